@@ -1,0 +1,80 @@
+"""The errors a caller can mend. Each carries its HTTP status and a sentence that says what to do.
+
+A programmer's error is a `ValueError` ("expected, got"); it is never turned into an answer.
+"""
+
+from __future__ import annotations
+
+
+class AppError(Exception):
+    """A refusal that reaches the caller as RFC 9457 `problem+json`, or as one sentence on the command line.
+
+    Args:
+        detail: What is wrong with this request and what to do about it.
+        field: The name of the request's field that is at fault, if there is one.
+        retry_after_s: Seconds after which the same call may succeed; becomes `Retry-After`.
+    """
+
+    status: int = 500
+    title: str = "Internal error"
+
+    def __init__(self, detail: str, *, field: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.field = field
+        self.retry_after_s = retry_after_s
+
+
+class InvalidInputError(AppError):
+    """The request was understood and its content can't be used."""
+
+    status = 422
+    title = "Invalid input"
+
+
+class TooLargeError(AppError):
+    """A size limit was exceeded; the sentence names the limit and its setting."""
+
+    status = 413
+    title = "Too large"
+
+
+class UnsupportedMediaError(AppError):
+    """The upload is of a kind that isn't read."""
+
+    status = 415
+    title = "Unsupported media type"
+
+
+class NotFoundError(AppError):
+    """The thing named does not exist."""
+
+    status = 404
+    title = "Not found"
+
+
+class ConflictError(AppError):
+    """The state of the thing named does not allow this."""
+
+    status = 409
+    title = "Conflict"
+
+
+class OverloadedError(AppError):
+    """The queue is full; the same call will succeed later."""
+
+    status = 503
+    title = "Overloaded"
+
+    def __init__(self, detail: str, *, field: str | None = None, retry_after_s: int = 1) -> None:
+        super().__init__(detail, field=field, retry_after_s=retry_after_s)
+
+
+class UnavailableError(AppError):
+    """A part that the service needs (the store, a model) does not answer."""
+
+    status = 503
+    title = "Unavailable"
+
+    def __init__(self, detail: str, *, field: str | None = None, retry_after_s: int = 5) -> None:
+        super().__init__(detail, field=field, retry_after_s=retry_after_s)

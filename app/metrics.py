@@ -1,0 +1,74 @@
+"""Every metric of the service, in one place. HTTP metrics are labelled by route template, never by path or category."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+# From one text pass (milliseconds) to a tuning job or a 1,000-category request (a minute).
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class Metrics:
+    """The metrics of one process, on a registry of their own so that several services can live in one test process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        on = self.registry
+        self.requests = Counter(
+            "exemplar_requests", "HTTP requests by outcome.", ["route", "method", "status"], registry=on
+        )
+        self.request_duration = Histogram(
+            "exemplar_request_duration_seconds",
+            "Time from the first byte of a request to the last of its answer.",
+            ["route", "method"],
+            buckets=_SECONDS,
+            registry=on,
+        )
+        self.inflight = Gauge("exemplar_inflight_requests", "HTTP requests being answered.", registry=on)
+        self.rejected = Counter("exemplar_rejected", "Requests refused before any work.", ["reason"], registry=on)
+        self.stage_duration = Histogram(
+            "exemplar_inference_duration_seconds",
+            "Time of one stage of a segmentation, as in timings_ms.",
+            ["backbone", "stage"],
+            buckets=_SECONDS,
+            registry=on,
+        )
+        self.queue_wait = Histogram(
+            "exemplar_queue_wait_seconds",
+            "Time from asking for a model to having it.",
+            ["backbone", "kind"],
+            buckets=_SECONDS,
+            registry=on,
+        )
+        self.queue_depth = Gauge("exemplar_queue_depth", "Calls waiting for a model.", ["backbone"], registry=on)
+        self.jobs = Counter("exemplar_jobs", "Jobs ended, by outcome.", ["kind", "outcome"], registry=on)
+        self.job_duration = Histogram(
+            "exemplar_job_duration_seconds",
+            "Time from a job's start to its end.",
+            ["kind"],
+            buckets=_SECONDS,
+            registry=on,
+        )
+        self.jobs_running = Gauge("exemplar_jobs_running", "Jobs this process is working on.", ["kind"], registry=on)
+        self.job_redeliveries = Counter(
+            "exemplar_job_redeliveries", "Jobs taken over from a worker that died or stopped.", registry=on
+        )
+        self.adapter_cache_hits = Counter("exemplar_adapter_cache_hits", "Adapters found in memory.", registry=on)
+        self.adapter_cache_misses = Counter("exemplar_adapter_cache_misses", "Adapters read from the store.", registry=on)
+        self.adapter_cache_evictions = Counter(
+            "exemplar_adapter_cache_evictions", "Adapters dropped from memory to make room.", registry=on
+        )
+        self.adapters_loaded = Gauge("exemplar_adapters_loaded", "Adapters in memory.", registry=on)
+        self.adapter_cache_bytes = Gauge("exemplar_adapter_cache_bytes", "Memory held by loaded adapters.", registry=on)
+        self.adapter_load_duration = Histogram(
+            "exemplar_adapter_load_seconds", "Time to read one adapter from the store.", buckets=_SECONDS, registry=on
+        )
+        self.backbone_warm = Gauge(
+            "exemplar_backbone_warm", "1 when a model has answered its warm-up.", ["backbone", "revision"], registry=on
+        )
+        self.backbone_memory = Gauge(
+            "exemplar_backbone_memory_bytes", "Memory of a model's weights.", ["backbone", "device"], registry=on
+        )
+        self.redis_up = Gauge("exemplar_redis_up", "1 when the store answered its last probe.", registry=on)
+        self.ready = Gauge("exemplar_ready", "1 when /readyz answered 200 last.", registry=on)
+        self.build_info = Gauge("exemplar_build_info", "Always 1; the version is in the label.", ["version"], registry=on)

@@ -1,0 +1,90 @@
+"""Every setting of the service, defined once. Read from the environment as `EXEMPLAR_<NAME>`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MEBIBYTE = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """Settings of one process. A field's description is its row in the README's table."""
+
+    model_config = SettingsConfigDict(env_prefix="EXEMPLAR_", env_ignore_empty=True, frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    data_dir: Path = Field(Path("var"), description="Folder of the embedded server: its socket, lock and append-only file.")
+    redis_url: str | None = Field(
+        None, description="Redis or Valkey to use instead of the embedded one (`redis://`, `rediss://`, `unix://`)."
+    )
+    log: Literal["text", "json"] = Field("text", description="Form of the log lines.")
+
+    backbone: str = Field(
+        "embedded",
+        description="Models to load, comma-separated, the first is the default: `embedded`, or family and "
+        "transformers id or folder, such as `blip:Salesforce/blip-itm-large-coco`.",
+    )
+    device: str = Field("auto", description="`auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1`, …")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Number format of the network; `auto` is float32 on a CPU and bfloat16 on a GPU."
+    )
+    threads: int = Field(0, ge=0, description="Threads of one tensor operation; 0 = one per core.")
+
+    method: Literal["tuned", "paper"] = Field(
+        "tuned", description="`tuned` = what measured best; `paper` = the paper's own choices."
+    )
+    layers: str = Field("", description="Layers to read, such as `0,3`; empty = InfoScore if ranked, else the default.")
+    ensemble: Literal["mean", "learned"] = Field("mean", description="How the chosen layers of a taught category are mixed.")
+    background: str = Field("", description="Background words, comma-separated; empty = the method's own list.")
+
+    worker: bool = Field(True, description="Run jobs inside this process; off where `python -m app worker` runs.")
+    job_concurrency: int = Field(2, ge=1, le=64, description="Jobs that one process runs at a time.")
+    job_redelivery_s: float = Field(45.0, ge=1.0, description="Seconds after which a dead worker's job is taken over.")
+    job_ttl_s: float = Field(7 * 86400.0, ge=60.0, description="Seconds that an ended job can be read.")
+    queue_limit: int = Field(64, ge=1, description="Requests that may wait for a model; one more is answered 503.")
+    versions_kept: int = Field(5, ge=1, description="Adapter versions kept per category.")
+    adapter_cache_bytes: int = Field(512 * MEBIBYTE, ge=0, description="Memory for loaded adapters.")
+
+    max_upload_bytes: int = Field(20 * MEBIBYTE, ge=1, description="Largest request body.")
+    max_image_pixels: int = Field(40_000_000, ge=1, description="Largest photo, in pixels.")
+    max_categories: int = Field(1000, ge=1, description="Most categories in one request.")
+    max_batch_images: int = Field(64, ge=1, description="Most photos in one request.")
+    max_examples: int = Field(64, ge=1, description="Most examples (shots) of one category.")
+
+    api_keys: str = Field("", description="SHA-256 hashes of API keys with scopes; none = loopback only.")
+    allow_anonymous: bool = Field(False, description="Serve other machines although no key is set.")
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_are_numbers(cls, value: str) -> str:
+        if value and not all(part.strip().isdigit() for part in value.split(",")):
+            raise ValueError("expected layer numbers separated by commas, such as 0,3")
+        return value
+
+    @field_validator("job_redelivery_s", "job_ttl_s")
+    @classmethod
+    def _is_finite(cls, value: float) -> float:
+        if not math.isfinite(value):
+            raise ValueError("expected a finite number of seconds")
+        return value
+
+    @property
+    def backbone_specs(self) -> tuple[str, ...]:
+        """The backbones to load, the default first."""
+        return tuple(part.strip() for part in self.backbone.split(",") if part.strip())
+
+    @property
+    def layer_numbers(self) -> tuple[int, ...] | None:
+        """The layers set by hand, or None."""
+        return tuple(int(part) for part in self.layers.split(",")) if self.layers else None
+
+    @property
+    def background_words(self) -> tuple[str, ...] | None:
+        """The background words set by hand, or None."""
+        return tuple(part.strip() for part in self.background.split(",") if part.strip()) or None
