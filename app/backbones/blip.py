@@ -1,0 +1,137 @@
+"""BLIP image-text retrieval models (Li et al. 2022, https://arxiv.org/abs/2201.12086), from the hub or a folder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoTokenizer, BlipForImageTextRetrieval
+
+from app.errors import InvalidInputError
+from app.method.backbone import CrossAttention, TextTokens
+from app.method.frame import Frame, fit_and_pad, imagenet_normalise
+from app.method.prompts import phrase
+
+from .blip_text import BlipText, revision_of
+
+_INPUT_SIZE = 512
+# The paper's choice on BLIP-large, found with InfoScore.
+_DEFAULT_LAYERS = (0, 3)
+
+
+def load(source: str, *, device: str, dtype: str) -> "Blip":
+    """Load `source`, a transformers id such as `Salesforce/blip-itm-large-coco` or a local folder.
+
+    Raises:
+        InvalidInputError: If it is not there or not such a model.
+    """
+    if not source:
+        raise InvalidInputError("BLIP needs an id or a folder: EXEMPLAR_BACKBONE=blip:Salesforce/blip-itm-large-coco.")
+    try:
+        model = BlipForImageTextRetrieval.from_pretrained(source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            f"No BLIP model could be read from {source!r}: give a folder made by save_pretrained, or an id of the hub while "
+            f"it can be reached ({str(error).splitlines()[0]})."
+        ) from error
+    name = f"blip:{Path(source).name if Path(source).exists() else source}"
+    return Blip(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
+
+
+class Blip:
+    """A `Backbone`; see `app.method.backbone`.
+
+    Args:
+        model: Any `BlipForImageTextRetrieval`.
+        tokenizer: Its tokenizer, or None if prompts come as tokens.
+        name: What the service calls it.
+        input_size: Side of the square input; position embeddings are interpolated to it.
+    """
+
+    family = "blip"
+
+    def __init__(
+        self,
+        model: BlipForImageTextRetrieval,
+        tokenizer: object | None,
+        *,
+        name: str = "blip",
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        input_size: int = _INPUT_SIZE,
+    ) -> None:
+        self.name = name
+        self.input_size = input_size
+        self.revision = revision_of(model.state_dict().items(), "blip-1", str(input_size))
+        self._model = model.to(device, dtype).eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._device, self._dtype = torch.device(device), dtype
+        config = model.config.text_config
+        self.layer_count: int = config.num_hidden_layers
+        self.default_layers = tuple(layer for layer in _DEFAULT_LAYERS if layer < self.layer_count)
+        side = input_size // model.config.vision_config.patch_size
+        self.patch_grid_hw = (side, side)
+        weights = dict(self._model.text_encoder.state_dict())
+        self._text = BlipText(
+            weights, heads=config.num_attention_heads, layer_count=self.layer_count, eps=config.layer_norm_eps
+        )
+
+    @property
+    def device(self) -> str:
+        """Where the weights are."""
+        return str(self._device)
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the network."""
+        return str(self._dtype).removeprefix("torch.")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(p.numel() * p.element_size() for p in self._model.parameters())
+
+    def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
+        """The photo fitted into the square and padded, as in the authors' loader."""
+        return fit_and_pad(photo, self.input_size)
+
+    @torch.no_grad()
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
+        """One CLS token and the patch tokens."""
+        pixels = imagenet_normalise(rgb).to(self._device, self._dtype)
+        tokens: Tensor = self._model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
+        expected = 1 + self.patch_grid_hw[0] * self.patch_grid_hw[1]
+        if tokens.shape[1] != expected:
+            raise ValueError(f"expected {expected} image tokens, got {tokens.shape[1]}")
+        return tokens
+
+    def tokenize(self, words: Sequence[str]) -> TextTokens:
+        """Prompts to word pieces of BLIP's vocabulary."""
+        if self._tokenizer is None:
+            raise ValueError("expected a model with a tokenizer; this one takes tokens only")
+        batch = self._tokenizer(  # type: ignore[operator]  # transformers' tokenizers are untyped
+            [phrase(word) for word in words], padding=True, truncation=True, max_length=80, return_tensors="pt"
+        )
+        return TextTokens(batch["input_ids"].to(self._device), batch["attention_mask"].to(self._device))
+
+    def attend(
+        self,
+        image_tokens: Float[Tensor, "image_token width"],
+        text: TextTokens,
+        *,
+        layers: Sequence[int],
+        adapters: Mapping[str, Tensor] | None = None,
+    ) -> CrossAttention:
+        """See `Backbone.attend`. The match head reads every text token and the best one counts, as in the authors' code."""
+        logits, hidden = self._text.attend(image_tokens, text, layers=layers, adapters=adapters)
+        head = self._model.itm_head
+        match = F.linear(hidden, head.weight, head.bias).float().softmax(dim=-1)[..., 1]
+        return CrossAttention(logits, match.amax(dim=1))
+
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+        """See `Backbone.trainable`."""
+        return self._text.trainable(layers, text)

@@ -1,0 +1,193 @@
+"""BLIP's text tower with cross-attention, as pure functions of its parameters, so that adapters are arguments.
+
+The layout and names of the parameters are those of transformers' `BlipTextModel`.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
+from app.method.backbone import TextTokens
+
+_CROSS_ATTENTION = (
+    "self.query.weight", "self.query.bias", "self.key.weight", "self.key.bias", "self.value.weight", "self.value.bias",
+    "output.dense.weight", "output.dense.bias", "output.LayerNorm.weight", "output.LayerNorm.bias",
+)  # fmt: skip
+
+# Added to the logits of padding before the softmax, as in BERT.
+_MASKED = -1e4
+
+
+@dataclass(frozen=True)
+class BlipText:
+    """A text tower.
+
+    Attributes:
+        weights: Parameters by name, never written.
+        heads: Attention heads of a layer.
+        layer_count: Number of layers, each with cross-attention.
+        eps: Of the layer norms.
+    """
+
+    weights: Mapping[str, Tensor]
+    heads: int
+    layer_count: int
+    eps: float
+
+    def attend(
+        self,
+        image_tokens: Float[Tensor, "image_token width"],
+        text: TextTokens,
+        *,
+        layers: Sequence[int],
+        adapters: Mapping[str, Tensor] | None,
+    ) -> tuple[dict[int, Float[Tensor, "prompt head token image_token"]], Float[Tensor, "prompt token hidden"]]:
+        """Run prompts over one image; see `Backbone.attend`.
+
+        Returns:
+            Cross-attention logits of the layers asked for, and the last hidden states.
+        """
+        adapters = adapters or {}
+        count = len(next(iter(adapters.values()))) if adapters else 1
+        if len(text.input_ids) % count:
+            raise ValueError(f"expected a multiple of {count} prompts, one share per adapter, got {len(text.input_ids)}")
+        x = self._embed(text, adapters)
+        hidden_mask = (1 - text.attention_mask[:, None, None, :].to(x.dtype)) * _MASKED
+        logits = {}
+        for layer in range(self.layer_count):
+            x = self._self_attention(x, hidden_mask, f"encoder.layer.{layer}.attention.")
+            prefix = f"encoder.layer.{layer}.crossattention."
+            own = {name[len(prefix) :]: tensor for name, tensor in adapters.items() if name.startswith(prefix)}
+            if own:
+                x, seen = adapted_cross_attention(x, image_tokens, own, heads=self.heads, eps=self.eps)
+            else:
+                x, seen = cross_attention(x, image_tokens, self._under(prefix), heads=self.heads, eps=self.eps)
+            if layer in layers:
+                logits[layer] = seen
+            x = self._feed_forward(x, f"encoder.layer.{layer}.")
+        return logits, x
+
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+        """The parameters one example may change (paper, section 3.4): cross-attention, and rows of the tokens used."""
+        tokens = text.input_ids.unique()
+        table = self.weights["embeddings.word_embeddings.weight"]
+        copies = {
+            name: self.weights[name].detach().clone().float()
+            for layer in layers
+            for name in (f"encoder.layer.{layer}.crossattention.{part}" for part in _CROSS_ATTENTION)
+        }
+        return {**copies, TOKEN_IDS: tokens, TOKEN_ROWS: table[tokens].detach().clone().float()}
+
+    def _embed(self, text: TextTokens, adapters: Mapping[str, Tensor]) -> Float[Tensor, "prompt token hidden"]:
+        table = self.weights["embeddings.word_embeddings.weight"]
+        words = table[text.input_ids]
+        if TOKEN_IDS in adapters:
+            words = replace_rows(words, text.input_ids, adapters[TOKEN_IDS], adapters[TOKEN_ROWS].to(words))
+        x = words + self.weights["embeddings.position_embeddings.weight"][: text.input_ids.shape[1]]
+        return self._norm(x, "embeddings.LayerNorm.")
+
+    def _self_attention(self, x: Tensor, mask: Tensor, prefix: str) -> Tensor:
+        q, k, v = (_heads(self._linear(x, f"{prefix}self.{part}."), self.heads) for part in ("query", "key", "value"))
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self._norm(x + self._linear(_merge(context), f"{prefix}output.dense."), f"{prefix}output.LayerNorm.")
+
+    def _feed_forward(self, x: Tensor, prefix: str) -> Tensor:
+        inner = F.gelu(self._linear(x, f"{prefix}intermediate.dense."))
+        return self._norm(x + self._linear(inner, f"{prefix}output.dense."), f"{prefix}output.LayerNorm.")
+
+    def _linear(self, x: Tensor, prefix: str) -> Tensor:
+        return F.linear(x, self.weights[prefix + "weight"], self.weights[prefix + "bias"])
+
+    def _norm(self, x: Tensor, prefix: str) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.weights[prefix + "weight"], self.weights[prefix + "bias"], self.eps)
+
+    def _under(self, prefix: str) -> dict[str, Tensor]:
+        return {part: self.weights[prefix + part] for part in _CROSS_ATTENTION}
+
+
+def cross_attention(
+    x: Float[Tensor, "prompt token hidden"],
+    image_tokens: Float[Tensor, "image_token width"],
+    w: Mapping[str, Tensor],
+    *,
+    heads: int,
+    eps: float,
+) -> tuple[Float[Tensor, "prompt token hidden"], Float[Tensor, "prompt head token image_token"]]:
+    """All prompts under the same parameters: keys and values of the image are projected once for all of them."""
+    q = _heads(F.linear(x, w["self.query.weight"], w["self.query.bias"]), heads)
+    k = _heads(F.linear(image_tokens, w["self.key.weight"], w["self.key.bias"])[None], heads)
+    v = _heads(F.linear(image_tokens, w["self.value.weight"], w["self.value.bias"])[None], heads)
+    logits = q @ k.mT / math.sqrt(q.shape[-1])
+    context = F.linear(_merge(logits.softmax(dim=-1) @ v), w["output.dense.weight"], w["output.dense.bias"])
+    norm = (w["output.LayerNorm.weight"], w["output.LayerNorm.bias"])
+    return F.layer_norm(x + context, x.shape[-1:], *norm, eps), logits
+
+
+def adapted_cross_attention(
+    x: Float[Tensor, "prompt token hidden"],
+    image_tokens: Float[Tensor, "image_token width"],
+    adapters: Mapping[str, Tensor],
+    *,
+    heads: int,
+    eps: float,
+) -> tuple[Float[Tensor, "prompt token hidden"], Float[Tensor, "prompt head token image_token"]]:
+    """Each adapter's share of the prompts under its own parameters, which have a leading adapter axis.
+
+    No adapter projects the image: q·(X·Wk)ᵀ = (q·Wk)·Xᵀ and softmax·(X·Wv) = (softmax·X)·Wv, exactly, so that its key and
+    value weights are folded into its few text tokens instead of the many image tokens.
+    """
+    w = {name: tensor.to(x.dtype) for name, tensor in adapters.items()}
+    prompts, tokens, hidden = x.shape
+    count, width = len(w["self.key.weight"]), image_tokens.shape[1]
+    size = hidden // heads
+    rows = x.reshape(count, -1, hidden)
+    q = torch.baddbmm(w["self.query.bias"][:, None], rows, w["self.query.weight"].mT)
+    q = q.view(count, -1, heads, size).transpose(1, 2) / math.sqrt(size)
+    key = w["self.key.weight"].view(count, heads, size, width)
+    value = w["self.value.weight"].view(count, heads, size, width)
+    logits = (q @ key) @ image_tokens.T + q @ w["self.key.bias"].view(count, heads, size, 1)
+    context = (logits.softmax(dim=-1) @ image_tokens) @ value.mT + w["self.value.bias"].view(count, heads, 1, size)
+    merged = context.transpose(1, 2).reshape(count, -1, hidden)
+    out = rows + torch.baddbmm(w["output.dense.bias"][:, None], merged, w["output.dense.weight"].mT)
+    scale, shift = w["output.LayerNorm.weight"][:, None], w["output.LayerNorm.bias"][:, None]
+    out = F.layer_norm(out, (hidden,), eps=eps) * scale + shift
+    per_prompt = logits.view(count, heads, prompts // count, tokens, -1).transpose(1, 2)
+    return out.view(prompts, tokens, hidden), per_prompt.reshape(prompts, heads, tokens, -1)
+
+
+def replace_rows(
+    words: Float[Tensor, "prompt token hidden"],
+    input_ids: Int[Tensor, "prompt token"],
+    token_ids: Int[Tensor, "adapter row"],
+    rows: Float[Tensor, "adapter row hidden"],
+) -> Float[Tensor, "prompt token hidden"]:
+    """Word embeddings with each adapter's own rows put in where its prompts use those tokens."""
+    count = len(token_ids)
+    ids = input_ids.reshape(count, -1)
+    hit = ids[:, :, None] == token_ids[:, None, :]
+    own = torch.bmm(hit.to(rows.dtype), rows).view_as(words)
+    return torch.where(hit.any(dim=2).view(*input_ids.shape, 1), own, words)
+
+
+def revision_of(tensors: Iterable[tuple[str, Tensor]], *context: str) -> str:
+    """Hash of a model's weights and whatever else decides its output: 16 hex digits of SHA-256."""
+    digest = hashlib.sha256("\0".join(context).encode())
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _heads(x: Float[Tensor, "prompt token hidden"], heads: int) -> Float[Tensor, "prompt head token size"]:
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _merge(x: Float[Tensor, "prompt head token size"]) -> Float[Tensor, "prompt token hidden"]:
+    return x.transpose(1, 2).flatten(2)

@@ -1,0 +1,135 @@
+"""The model that ships with the service: EfficientNet-Lite2 image tokens under a BLIP-style text tower (MiniLM-L6)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BertTokenizer
+
+from app.method.backbone import CrossAttention, TextTokens
+from app.method.frame import Frame, stretch
+from app.method.prompts import phrase
+
+from . import efficientnet
+from .blip_text import BlipText, revision_of
+
+WEIGHTS = Path(__file__).parent / "weights" / "embedded.safetensors"
+VOCABULARY = Path(__file__).parent / "weights" / "vocab.txt"
+
+_INPUT_SIZE = 384
+_GRID = 24
+_HEADS = 12
+_LAYERS = 6
+_TEXT_EPS = 1e-12
+# Length of the semantic part relative to a unit sentence embedding, as the weights were trained with.
+_SEMANTIC_SCALE = 19.6
+_FEATURE_LIMIT = 6.0
+# Layer 2 alone scored best on photos not trained on; see the README's figures.
+_DEFAULT_LAYERS = (2, 3)
+
+
+def load(source: str, *, device: str, dtype: str) -> "Embedded":
+    """Load the weights in this package, or a file of the same form if `source` names one."""
+    return Embedded(Path(source) if source else WEIGHTS, device=device, dtype=getattr(torch, dtype))
+
+
+class Embedded:
+    """A `Backbone`; see `app.method.backbone`."""
+
+    family = "embedded"
+    layer_count = _LAYERS
+    default_layers = _DEFAULT_LAYERS
+    patch_grid_hw = (_GRID, _GRID)
+    input_size = _INPUT_SIZE
+
+    def __init__(self, weights: Path, *, device: str, dtype: torch.dtype) -> None:
+        stored = load_file(weights)
+        self.name = "embedded" if weights == WEIGHTS else f"embedded:{weights}"
+        self.revision = revision_of(stored.items(), "embedded-1")
+        self._device, self._dtype = torch.device(device), dtype
+        tower = {name.removeprefix("image_tower."): t.float() for name, t in stored.items() if name.startswith("image_tower.")}
+        self._tower = efficientnet.build({name: t.to(device) for name, t in tower.items()}, dtype)
+        self._weights = {
+            # The two statistics stay float32: bfloat16 has too few digits for them.
+            name: t.to(device, torch.float32 if name in ("mu", "sd") else dtype)
+            for name, t in stored.items()
+            if not name.startswith("image_tower.")
+        }
+        self._text = BlipText(self._weights, heads=_HEADS, layer_count=_LAYERS, eps=_TEXT_EPS)
+        self._tokenizer = BertTokenizer(vocab=str(VOCABULARY))
+
+    @property
+    def device(self) -> str:
+        """Where the weights are."""
+        return str(self._device)
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the network."""
+        return str(self._dtype).removeprefix("torch.")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the weights (the folded image tower aside, which is a tenth of them)."""
+        return sum(t.numel() * t.element_size() for t in self._weights.values())
+
+    def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
+        """The whole photo stretched to the square, as the weights were trained."""
+        return stretch(photo, _INPUT_SIZE)
+
+    @torch.no_grad()
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
+        """One global token and 24 × 24 patch tokens."""
+        w = self._weights
+        fine, deep = (m.flatten(2).transpose(1, 2) for m in self._tower(rgb.to(self._device)))
+        # Visual part: both maps, standardised.
+        head = F.relu6(F.linear(deep, w["head_w"], w["head_b"]))
+        features = torch.cat([head, fine], dim=-1).float()
+        features = ((features - w["mu"]) / w["sd"]).clamp(-_FEATURE_LIMIT, _FEATURE_LIMIT).to(self._dtype)
+        patches = F.linear(features, w["vis.proj.weight"], w["vis.proj.bias"])
+        overall = F.linear(2 * features.mean(dim=1, keepdim=True), w["vis.gproj.weight"], w["vis.gproj.bias"])
+        tokens = torch.cat([overall, patches], dim=1)
+        # Semantic part (ConSE, Norouzi et al. 2014): the names of what ImageNet's classifier sees at each patch.
+        logits = F.linear(head, w["fc_w"], w["fc_b"]).float()
+        classes = torch.cat([logits.mean(dim=1, keepdim=True), logits], dim=1).softmax(dim=-1).to(self._dtype)
+        meaning = _SEMANTIC_SCALE * (classes @ w["E"])
+        tokens = tokens + F.linear(meaning, w["vis.sem.weight"], w["vis.sem.bias"])
+        tokens = self._norm(tokens, "vis.ln")
+        inner = F.linear(self._norm(tokens, "vis.mlp.0"), w["vis.mlp.1.weight"], w["vis.mlp.1.bias"])
+        return tokens + F.linear(F.gelu(inner), w["vis.mlp.3.weight"], w["vis.mlp.3.bias"])
+
+    def tokenize(self, words: Sequence[str]) -> TextTokens:
+        """Prompts to word pieces of MiniLM's vocabulary."""
+        return tokenize(self._tokenizer, words, self._device)
+
+    def attend(
+        self,
+        image_tokens: Float[Tensor, "image_token width"],
+        text: TextTokens,
+        *,
+        layers: Sequence[int],
+        adapters: Mapping[str, Tensor] | None = None,
+    ) -> CrossAttention:
+        """See `Backbone.attend`. The match head reads the first token, as it was trained."""
+        logits, hidden = self._text.attend(image_tokens, text, layers=layers, adapters=adapters)
+        match = F.linear(hidden[:, 0], self._weights["itm_head.weight"], self._weights["itm_head.bias"])
+        return CrossAttention(logits, match.float().softmax(dim=-1)[:, 1])
+
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+        """See `Backbone.trainable`."""
+        return self._text.trainable(layers, text)
+
+    def _norm(self, x: Tensor, prefix: str) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self._weights[f"{prefix}.weight"], self._weights[f"{prefix}.bias"])
+
+
+def tokenize(tokenizer: BertTokenizer, words: Sequence[str], device: torch.device) -> TextTokens:
+    """Prompts of these words as one padded batch."""
+    # 64 pieces hold any name of 64 characters that BERT splits by letters with room for the sentence around it.
+    batch = tokenizer([phrase(word) for word in words], padding=True, truncation=True, max_length=80, return_tensors="pt")
+    return TextTokens(batch["input_ids"].to(device), batch["attention_mask"].to(device))

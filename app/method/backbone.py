@@ -1,0 +1,90 @@
+"""What the method needs of a vision-language model; `app/backbones` has one file per family that provides it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from .frame import Frame
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """Tokenised prompts, padded to the longest. `attention_mask` is 1 on tokens and 0 on padding."""
+
+    input_ids: Int[Tensor, "prompt token"]
+    attention_mask: Int[Tensor, "prompt token"]
+
+
+@dataclass(frozen=True)
+class CrossAttention:
+    """What the text tower saw in one image.
+
+    Attributes:
+        logits: Per layer asked for, q·k/√d **before** the softmax (paper, section 3.2), `[prompt, head, token, 1 + patch]`;
+            the first image token is the global one.
+        match_score: Probability that image and prompt belong together, `[prompt]`, in [0, 1].
+    """
+
+    logits: Mapping[int, Float[Tensor, "prompt head token image_token"]]
+    match_score: Float[Tensor, "prompt"]
+
+
+class Backbone(Protocol):
+    """A loaded model. Its parameters are never written after loading: what one example changes is an argument."""
+
+    name: str
+    family: str
+    revision: str
+    layer_count: int
+    default_layers: tuple[int, ...]
+    patch_grid_hw: tuple[int, int]
+    input_size: int
+
+    @property
+    def device(self) -> str:
+        """Where the weights are, such as `cpu` or `cuda:0`."""
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the network, such as `float32`."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the weights."""
+
+    def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
+        """Photo to square input with values in [0, 1], and where the photo lies in it."""
+
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
+        """Inputs in [0, 1] to image tokens, the global one first. Constant under tuning, so it may be cached."""
+
+    def tokenize(self, words: Sequence[str]) -> TextTokens:
+        """Words to the tokens of their prompts."""
+
+    def attend(
+        self,
+        image_tokens: Float[Tensor, "image_token width"],
+        text: TextTokens,
+        *,
+        layers: Sequence[int],
+        adapters: Mapping[str, Tensor] | None = None,
+    ) -> CrossAttention:
+        """Run prompts over one image.
+
+        Args:
+            image_tokens: Of one image, from `encode_image`.
+            text: P prompts.
+            layers: Layers whose logits are wanted.
+            adapters: None for the base model, or parameters named as in `trainable`, each with a leading axis of A
+                adapters; prompts 0 … P/A − 1 run under the first adapter, and so on.
+
+        Raises:
+            ValueError: If P is not a multiple of A.
+        """
+
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+        """Copies of the parameters that one example may change when it is tuned on these layers with these prompts."""

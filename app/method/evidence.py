@@ -1,0 +1,125 @@
+"""Run every prompt over one image, each under its own category's adapter, and keep what the class map needs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .adapter import TOKEN_IDS, TOKEN_ROWS, Adapter
+from .backbone import Backbone
+from .class_map import head_max, token_sum
+from .prompts import prompt_set
+
+# Prompts of one pass: bounds the logits [prompt, head, token, patch] to some tens of megabytes however many categories
+# are asked for.
+PROMPTS_PER_PASS = 128
+
+
+class PromptGroup(Protocol):
+    """Prompts that belong together: the background's, or one category's."""
+
+    @property
+    def words(self) -> tuple[str, ...]: ...
+
+    @property
+    def adapter(self) -> Adapter | None: ...
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an image says to each prompt.
+
+    Attributes:
+        patch_logits: Head-max, token-summed attention logits.
+        match_score: Image-text score, in [0, 1].
+        spans: Per group the half-open range of its prompts; the background first.
+    """
+
+    patch_logits: Float[Tensor, "layer prompt patch"]
+    match_score: Float[Tensor, "prompt"]
+    spans: tuple[tuple[int, int], ...]
+
+
+def prompt_evidence(
+    backbone: Backbone,
+    image_tokens: Float[Tensor, "image_token width"],
+    groups: Sequence[PromptGroup],
+    layers: Sequence[int],
+) -> Evidence:
+    """Evidence of all groups' prompts, whichever adapters they run under.
+
+    Groups without an adapter share passes; groups with one are batched with those of the same shape, their adapters stacked.
+    """
+    asked = prompt_set(groups[0].words, [group.words for group in groups[1:]])
+    logits: list[Tensor | None] = [None] * len(groups)
+    match: list[Tensor | None] = [None] * len(groups)
+    for members in batches(groups):
+        words = [word for index in members for word in groups[index].words]
+        adapters = [groups[index].adapter for index in members]
+        found = _attend(backbone, image_tokens, words, layers, stack([a for a in adapters if a is not None]))
+        sizes = [len(groups[index].words) for index in members]
+        for index, part, score in zip(members, found[0].split(sizes, dim=1), found[1].split(sizes), strict=True):
+            logits[index], match[index] = part, score
+    return Evidence(
+        patch_logits=torch.cat([part for part in logits if part is not None], dim=1),
+        match_score=torch.cat([score for score in match if score is not None]),
+        spans=asked.spans,
+    )
+
+
+def batches(groups: Sequence[PromptGroup]) -> list[list[int]]:
+    """Indices of the groups that run in one pass: of one kind, and not too many prompts."""
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for index, group in enumerate(groups):
+        adapter = group.adapter
+        # Stacked adapters need tensors of the same names and as many prompts each.
+        kind = () if adapter is None else (len(group.words), *sorted(adapter.tensors))
+        kinds.setdefault(kind, []).append(index)
+    passes: list[list[int]] = []
+    for members in kinds.values():
+        room = 0
+        for index in members:
+            if room < len(groups[index].words):
+                passes.append([])
+                room = PROMPTS_PER_PASS
+            passes[-1].append(index)
+            room -= len(groups[index].words)
+    return passes
+
+
+def stack(adapters: Sequence[Adapter]) -> dict[str, Tensor] | None:
+    """Adapters of the same shape as one batch, `[adapter, …]`; None for no adapter.
+
+    Each replaces rows of its own tokens, as many as it has: shorter lists are padded with token −1, which matches nothing.
+    """
+    if not adapters:
+        return None
+    rows = max(len(adapter.tensors[TOKEN_IDS]) for adapter in adapters)
+    stacked = {}
+    for name in adapters[0].tensors:
+        tensors = [adapter.tensors[name] for adapter in adapters]
+        if name in (TOKEN_IDS, TOKEN_ROWS):
+            tensors = [_pad_rows(tensor, rows, -1 if name == TOKEN_IDS else 0) for tensor in tensors]
+        stacked[name] = torch.stack(tensors)
+    return stacked
+
+
+def _attend(
+    backbone: Backbone,
+    image_tokens: Tensor,
+    words: Sequence[str],
+    layers: Sequence[int],
+    adapters: Mapping[str, Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    text = backbone.tokenize(words)
+    seen = backbone.attend(image_tokens, text, layers=layers, adapters=adapters)
+    summed = [token_sum(head_max(seen.logits[layer]), text.attention_mask).float() for layer in layers]
+    return torch.stack(summed), seen.match_score.float()
+
+
+def _pad_rows(tensor: Tensor, rows: int, value: int) -> Tensor:
+    padding = tensor.new_full((rows - len(tensor), *tensor.shape[1:]), value)
+    return torch.cat([tensor, padding])

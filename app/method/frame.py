@@ -1,0 +1,75 @@
+"""Photo to network input and class map back to photo: the two directions of one geometry, side by side."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+# METHOD: the authors feed BLIP with the ImageNet statistics, not with those of BLIP's own processor.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a photo lies in the square network input.
+
+    Attributes:
+        photo_hw: Height and width of the photo in pixels.
+        input_size: Side of the square input.
+        content_hw: The part of the input, from its top left corner, that the photo fills; the rest is padding.
+    """
+
+    photo_hw: tuple[int, int]
+    input_size: int
+    content_hw: tuple[int, int]
+
+
+def stretch(photo: UInt8[np.ndarray, "height width 3"], size: int) -> tuple[Float[Tensor, "3 size size"], Frame]:
+    """Resize a photo to the square, its proportions not kept; values in [0, 1]."""
+    height, width = photo.shape[:2]
+    return _resize(photo, (size, size)), Frame((height, width), size, (size, size))
+
+
+def fit_and_pad(photo: UInt8[np.ndarray, "height width 3"], size: int) -> tuple[Float[Tensor, "3 size size"], Frame]:
+    """Resize a photo so that its long side fills the square, pad right and bottom with 0; values in [0, 1].
+
+    The short side is floored to a multiple of 8, as in the authors' loader.
+    """
+    height, width = photo.shape[:2]
+    scale = size / max(height, width)
+    content = tuple(max(8, int(side * scale + 1e-6) // 8 * 8) for side in (height, width))
+    rgb = torch.zeros(3, size, size)
+    rgb[:, : content[0], : content[1]] = _resize(photo, (content[0], content[1]))
+    return rgb, Frame((height, width), size, (content[0], content[1]))
+
+
+def to_photo(maps: Float[Tensor, "class size size"], frame: Frame) -> Float[Tensor, "class height width"]:
+    """Crop the padding away and bring maps of the input back to the photo's own size."""
+    height, width = frame.content_hw
+    content = maps[None, :, :height, :width]
+    return F.interpolate(content, size=frame.photo_hw, mode="bilinear", align_corners=False)[0]
+
+
+def labels_to_input(labels: UInt8[np.ndarray, "height width"], frame: Frame, *, outside: int) -> UInt8[np.ndarray, "size size"]:
+    """Bring labels of the photo into the input (nearest), the padding filled with `outside`."""
+    height, width = frame.content_hw
+    square = np.full((frame.input_size, frame.input_size), outside, np.uint8)
+    square[:height, :width] = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+    return square
+
+
+def imagenet_normalise(rgb: Float[Tensor, "*batch 3 height width"]) -> Float[Tensor, "*batch 3 height width"]:
+    """Values in [0, 1] to ImageNet's zero mean and unit deviation."""
+    mean = rgb.new_tensor(IMAGENET_MEAN)[:, None, None]
+    std = rgb.new_tensor(IMAGENET_STD)[:, None, None]
+    return (rgb - mean) / std
+
+
+def _resize(photo: UInt8[np.ndarray, "height width 3"], hw: tuple[int, int]) -> Float[Tensor, "3 h w"]:
+    resized = Image.fromarray(photo).resize((hw[1], hw[0]), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255

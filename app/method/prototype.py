@@ -1,0 +1,38 @@
+"""The baseline that one-shot tuning must beat: masked-average prototypes of the frozen image tokens."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from .class_map import upsample
+from .tuning import Shot
+
+
+def prototypes(shots: Sequence[Shot], grid_hw: tuple[int, int]) -> Float[Tensor, "2 width"]:
+    """Mean image token outside (row 0) and inside (row 1) the masks of one category's examples, of unit length."""
+    sums = torch.zeros(2, shots[0].image_tokens.shape[1])
+    for example in shots:
+        tokens = F.normalize(example.image_tokens[1:].float(), dim=1)
+        inside = F.adaptive_avg_pool2d((example.target * example.inside)[None], grid_hw).flatten()
+        outside = F.adaptive_avg_pool2d(((1 - example.target) * example.inside)[None], grid_hw).flatten()
+        for row, weight in enumerate((outside, inside)):
+            sums[row] += (weight @ tokens) / weight.sum().clamp_min(1e-6)
+    return F.normalize(sums, dim=1)
+
+
+def prototype_map(
+    image_tokens: Float[Tensor, "image_token width"],
+    categories: Sequence[Float[Tensor, "2 width"]],
+    *,
+    grid_hw: tuple[int, int],
+    size_hw: tuple[int, int],
+    temperature: float = 0.05,
+) -> Float[Tensor, "class height width"]:
+    """Class probabilities by cosine similarity; the background is as similar as its nearest "outside" prototype."""
+    tokens = F.normalize(image_tokens[1:].float(), dim=1)
+    similarity = torch.stack([tokens @ rows.T for rows in categories])  # [category, patch, 2]
+    maps = torch.cat([similarity[:, :, 0].amax(dim=0, keepdim=True), similarity[:, :, 1]])
+    return upsample(maps / temperature, grid_hw, size_hw).softmax(dim=0)

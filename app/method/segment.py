@@ -1,0 +1,121 @@
+"""The whole method on one screen: a photo and the categories to look for, to a probability per class and pixel.
+
+`segment` names the steps in order and each step is a file: `frame` (photo to input and back), the backbone (image tokens,
+attention), `prompts`, `class_map`, `ensemble`, `crf`. `tuning` makes the adapters, `infoscore` chooses the layers, `masks`
+gives the result its outside form.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from .adapter import Adapter
+from .backbone import Backbone
+from .class_map import normalise, upsample
+from .crf import CrfParameters, conv_crf
+from .ensemble import LayerWeights, layer_weights, weighted_scores
+from .evidence import prompt_evidence
+from .frame import Frame, imagenet_normalise, to_photo
+from .prompts import BACKGROUND_WORDS, free_background
+
+
+@dataclass(frozen=True)
+class Query:
+    """A category to look for: the words for it and, if it was taught, its adapter."""
+
+    words: tuple[str, ...]
+    adapter: Adapter | None = None
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """Result of the network for one photo.
+
+    Attributes:
+        probabilities: Per class (0 = background, then the queries in order) and input pixel; sum 1 over classes.
+        match_score: Per query the best image-text score of its prompts, in [0, 1].
+        layers: The layers that were read.
+    """
+
+    probabilities: Float[Tensor, "class size size"]
+    match_score: Float[Tensor, "category"]
+    layers: tuple[int, ...]
+
+
+def segment(
+    backbone: Backbone,
+    photo: UInt8[np.ndarray, "height width 3"],
+    queries: Sequence[Query],
+    *,
+    layers: Sequence[int] | None = None,
+    background: Sequence[str] = BACKGROUND_WORDS,
+    crf: CrfParameters | None = None,
+) -> Float[Tensor, "class height width"]:
+    """Segment a photo into the background and the categories asked for.
+
+    Args:
+        backbone: A loaded model.
+        photo: RGB, 0 … 255.
+        queries: The categories, taught ones and merely named ones alike.
+        layers: Layers read for categories without an adapter; the backbone's default if None.
+        background: Words for "none of them"; those that name a category in play are left out.
+        crf: Parameters of the refinement; None leaves it out.
+
+    Returns:
+        Probabilities at the photo's own size, `[1 + category, height, width]`.
+    """
+    # 1. Photo to network input.
+    rgb, frame = backbone.preprocess(photo)
+    # 2. Image tokens, once for all prompts.
+    image_tokens = encode(backbone, rgb)
+    # 3. Attention of every prompt, to a map per class.
+    found = class_map(backbone, image_tokens, queries, layers=layers, background=background)
+    # 4. Edges.
+    probabilities = refine(found.probabilities, rgb, crf) if crf else found.probabilities
+    # 5. Back to the photo.
+    return to_photo(probabilities, frame)
+
+
+@torch.no_grad()
+def encode(backbone: Backbone, rgb: Float[Tensor, "3 size size"]) -> Float[Tensor, "image_token width"]:
+    """Image tokens of one input."""
+    return backbone.encode_image(rgb[None])[0]
+
+
+@torch.no_grad()
+def class_map(
+    backbone: Backbone,
+    image_tokens: Float[Tensor, "image_token width"],
+    queries: Sequence[Query],
+    *,
+    layers: Sequence[int] | None = None,
+    background: Sequence[str] = BACKGROUND_WORDS,
+) -> ClassMap:
+    """The classes' probabilities on the network's input, before refinement (METHOD steps 1 to 6)."""
+    words = [word for query in queries for word in query.words]
+    groups = [Query(free_background(background, words)), *queries]
+    weights = layer_weights([query.adapter for query in groups], layers or backbone.default_layers)
+    evidence = prompt_evidence(backbone, image_tokens, groups, weights.layers)
+    scores = weighted_scores(evidence, weights)
+    size = backbone.input_size
+    probabilities = normalise(upsample(scores, backbone.patch_grid_hw, (size, size)))
+    match = torch.stack([evidence.match_score[start:stop].amax() for start, stop in evidence.spans[1:]]) if queries else None
+    return ClassMap(
+        probabilities=probabilities,
+        match_score=evidence.match_score.new_zeros(0) if match is None else match,
+        layers=weights.layers,
+    )
+
+
+def refine(
+    probabilities: Float[Tensor, "class size size"], rgb: Float[Tensor, "3 size size"], crf: CrfParameters
+) -> Float[Tensor, "class size size"]:
+    """ConvCRF on the network's input, so that its cost doesn't grow with the photo."""
+    return conv_crf(probabilities, imagenet_normalise(rgb).to(probabilities.device), crf)
+
+
+__all__ = ["ClassMap", "Frame", "LayerWeights", "Query", "class_map", "encode", "refine", "segment"]

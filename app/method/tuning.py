@@ -1,0 +1,312 @@
+"""One-shot tuning: a category's own copy of a few parameters, fitted to its examples (paper, section 3.4).
+
+`CategoryTuning` is the service's way: categories come one at a time and each owns its adapter. `JointTuning` is the authors':
+one set of parameters for all classes at once. Both go step by step, so that a caller can do other work between steps.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from .adapter import TOKEN_IDS
+from .backbone import Backbone, TextTokens
+from .class_map import class_scores, head_max, normalise, prompt_scores, token_sum, upsample
+from .evidence import PromptGroup, prompt_evidence
+from .prompts import PromptSet
+
+IGNORE = 255  # label of pixels that count for neither side
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a category is tuned.
+
+    Attributes:
+        steps: Optimiser steps.
+        learning_rate: Of AdamW (the authors': 2e-4).
+        weight_decay: Of AdamW (the authors': 0.05).
+        balanced: Object and background count the same however small the object is; otherwise the authors' way, each pixel
+            counts, background pixels half.
+        background_weight: Weight of a background pixel when not balanced (the authors': 0.5).
+        learned_ensemble: Learn the weights of the layers too; otherwise their mean.
+        ensemble_learning_rate: Rate of those weights' logits.
+        shots_per_step: Examples that one step looks at, in turn.
+        label_scale: Loss resolution, in pixels per patch.
+    """
+
+    steps: int = 20
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.05
+    balanced: bool = True
+    background_weight: float = 0.5
+    learned_ensemble: bool = False
+    ensemble_learning_rate: float = 0.02
+    shots_per_step: int = 4
+    label_scale: int = 4
+
+
+PAPER_RECIPE = Recipe(balanced=False)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One example, ready for tuning.
+
+    Attributes:
+        image_tokens: Of its photo; the image tower is frozen, so they are computed once.
+        target: Share of each cell that the category covers, in [0, 1].
+        inside: Share of each cell that the photo covers (0 in the padding).
+    """
+
+    image_tokens: Float[Tensor, "image_token width"]
+    target: Float[Tensor, "y x"]
+    inside: Float[Tensor, "y x"]
+
+
+def shot(
+    backbone: Backbone,
+    image_tokens: Float[Tensor, "image_token width"],
+    labels: Int[Tensor, "size size"],
+    *,
+    label_scale: int,
+) -> Shot:
+    """Make a shot of an example.
+
+    Args:
+        labels: On the network's input: 1 the category, 0 not the category, 255 padding or unknown.
+        label_scale: Resolution of the loss, in pixels per patch.
+    """
+    cells = tuple(side * label_scale for side in backbone.patch_grid_hw)
+    inside = F.adaptive_avg_pool2d((labels != IGNORE).float()[None], cells)[0]
+    category = F.adaptive_avg_pool2d((labels == 1).float()[None], cells)[0]
+    return Shot(image_tokens, category / inside.clamp_min(1e-6), inside)
+
+
+@dataclass(frozen=True)
+class _Word:
+    """A prompt group that runs under the base model."""
+
+    words: tuple[str, ...]
+    adapter: None = None
+
+
+class CategoryTuning:
+    """Tune one category's adapter while everything else stands still.
+
+    The background's prompts and the other categories' run under the base model, so their attention is a constant of each
+    example: computed once, here. A step runs forward and backward for the category's own one to three prompts only.
+
+    Args:
+        backbone: A loaded model; its parameters are only read.
+        shots: The category's examples, at least one.
+        words: The category's name and other words for it.
+        background: Words for "none of them".
+        others: Names of the other known categories: a pixel outside the mask is one of them or background.
+        layers: Layers to tune and read.
+        recipe: How.
+
+    Raises:
+        ValueError: If there is no shot.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        shots: Sequence[Shot],
+        words: Sequence[str],
+        *,
+        background: Sequence[str],
+        others: Sequence[str] = (),
+        layers: Sequence[int],
+        recipe: Recipe,
+    ) -> None:
+        if not shots:
+            raise ValueError("expected at least one shot, got none")
+        self.backbone, self.shots, self.layers, self.recipe = backbone, shots, tuple(layers), recipe
+        self.text = backbone.tokenize(words)
+        groups: list[PromptGroup] = [_Word(tuple(background)), *(_Word((name,)) for name in others)]
+        with torch.no_grad():
+            self._constant = [prompt_evidence(backbone, s.image_tokens, groups, layers) for s in shots]
+        stop = self._constant[0].spans[-1][1]
+        self._spans = (*self._constant[0].spans, (stop, stop + len(words)))
+        self.parameters = {
+            name: tensor.requires_grad_(name != TOKEN_IDS) for name, tensor in backbone.trainable(layers, self.text).items()
+        }
+        self._layer_logits = torch.zeros(len(self.layers), requires_grad=recipe.learned_ensemble)
+        self._optimiser = torch.optim.AdamW(
+            [
+                {"params": [p for p in self.parameters.values() if p.requires_grad], "weight_decay": recipe.weight_decay},
+                {"params": [self._layer_logits], "lr": recipe.ensemble_learning_rate, "weight_decay": 0.0},
+            ],
+            lr=recipe.learning_rate,
+        )
+        self._turn = self._turns()
+
+    @property
+    def ensemble(self) -> tuple[float, ...]:
+        """Weight of each layer, sum 1."""
+        return tuple(self._layer_logits.detach().softmax(dim=0).tolist())
+
+    def step(self) -> float:
+        """One optimiser step; returns its loss."""
+        losses = [self._loss(index) for index in next(self._turn)]
+        loss = torch.stack(losses).mean()
+        self._optimiser.zero_grad()
+        loss.backward()
+        self._optimiser.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def example_iou(self, *, adapted: bool) -> float:
+        """Mean intersection over union on the category's own examples, under the tuned parameters or the words alone."""
+        scores = [self._iou(index, adapted=adapted) for index in range(len(self.shots))]
+        return sum(scores) / len(scores)
+
+    def tensors(self, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+        """The tuned parameters, as an adapter keeps them."""
+        return {
+            name: tensor.detach().clone() if name == TOKEN_IDS else tensor.detach().to(dtype)
+            for name, tensor in self.parameters.items()
+        }
+
+    def _turns(self) -> Iterator[list[int]]:
+        """Examples of each step: as many as the recipe says, in turn."""
+        size, start = min(self.recipe.shots_per_step, len(self.shots)), 0
+        while True:
+            yield [(start + offset) % len(self.shots) for offset in range(size)]
+            start += size
+
+    def _scores(self, index: int, *, adapted: bool) -> Float[Tensor, "class patch"]:
+        """Class scores of one example: background, the other categories, and this one last."""
+        example, constant = self.shots[index], self._constant[index]
+        adapters = {name: tensor[None] for name, tensor in self.parameters.items()} if adapted else None
+        seen = self.backbone.attend(example.image_tokens, self.text, layers=self.layers, adapters=adapters)
+        match = torch.cat([constant.match_score, seen.match_score.float()])
+        mix = self._layer_logits.softmax(dim=0)
+        total = torch.zeros(())
+        for row, layer in enumerate(self.layers):
+            own = token_sum(head_max(seen.logits[layer]), self.text.attention_mask).float()
+            logits = torch.cat([constant.patch_logits[row], own])
+            scores = class_scores(prompt_scores(logits, match), self._spans)
+            # Only this category's weights are learned; the other classes average, as they will at request time.
+            weight = torch.cat([mix.new_full((len(self._spans) - 1,), 1 / len(self.layers)), mix[row : row + 1]])
+            total = total.to(scores) + weight.to(scores)[:, None] * scores
+        return total
+
+    def _loss(self, index: int) -> Float[Tensor, ""]:
+        example = self.shots[index]
+        scores = self._scores(index, adapted=True)
+        either = torch.stack([scores[:-1].sum(dim=0), scores[-1]])
+        log_p = normalise(upsample(either, self.backbone.patch_grid_hw, tuple(example.target.shape))).clamp_min(1e-12).log()
+        weight = object_and_background_weight(example, self.recipe)
+        return -(weight * log_p.flip(0)).sum()
+
+    def _iou(self, index: int, *, adapted: bool) -> float:
+        example = self.shots[index]
+        maps = upsample(self._scores(index, adapted=adapted), self.backbone.patch_grid_hw, tuple(example.target.shape))
+        return binary_iou(maps.argmax(dim=0) == len(maps) - 1, example)
+
+
+def object_and_background_weight(example: Shot, recipe: Recipe) -> Float[Tensor, "2 y x"]:
+    """Weight of each cell's "is the category" and "is not" in the loss; all weights sum to 1."""
+    sides = torch.stack([example.target, 1 - example.target]) * example.inside
+    if recipe.balanced:
+        return 0.5 * sides / sides.sum(dim=(1, 2), keepdim=True).clamp_min(1e-6)
+    sides = torch.stack([sides[0], recipe.background_weight * sides[1]])
+    return sides / sides.sum()
+
+
+def binary_iou(predicted: Bool[Tensor, "y x"], example: Shot) -> float:
+    """Intersection over union of a prediction and an example, cells weighted by how much they hold; in [0, 1]."""
+    chosen = predicted.float() * example.inside
+    wanted = example.target * example.inside
+    overlap = (chosen * example.target).sum()
+    return float(overlap / (chosen.sum() + wanted.sum() - overlap).clamp_min(1e-6))
+
+
+class JointTuning:
+    """The authors' tuning: one copy of the parameters for all prompts, on supports of all classes at once.
+
+    Args:
+        backbone: A loaded model; its parameters are only read.
+        image_tokens: Of each support.
+        labels: Of each support, on the network's input; values are classes, 255 is ignored.
+        text: Tokens of all prompts.
+        prompts: Which prompts make up which class.
+        layers: Layers to tune and read.
+        recipe: `steps` is not used: call `epoch` as often as wanted (the authors: 5 on PASCAL, 2 on COCO).
+        supports_per_step: Supports of one optimiser step (the authors': 2).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        image_tokens: Sequence[Float[Tensor, "image_token width"]],
+        labels: Sequence[Int[Tensor, "size size"]],
+        *,
+        text: TextTokens,
+        prompts: PromptSet,
+        layers: Sequence[int],
+        recipe: Recipe = PAPER_RECIPE,
+        supports_per_step: int = 2,
+    ) -> None:
+        self.backbone, self.image_tokens, self.labels = backbone, image_tokens, labels
+        self.text, self.prompts, self.layers = text, prompts, tuple(layers)
+        self.recipe, self.supports_per_step = recipe, supports_per_step
+        self.parameters = {
+            name: tensor.requires_grad_(name != TOKEN_IDS) for name, tensor in backbone.trainable(layers, text).items()
+        }
+        self._optimiser = torch.optim.AdamW(
+            [p for p in self.parameters.values() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+
+    def epoch(self) -> Iterator[float]:
+        """One pass over the supports, in order; yields the loss of each step."""
+        for start in range(0, len(self.labels), self.supports_per_step):
+            indices = range(start, min(start + self.supports_per_step, len(self.labels)))
+            loss = self._loss(indices)
+            self._optimiser.zero_grad()
+            loss.backward()
+            self._optimiser.step()
+            yield loss.item()
+
+    @torch.no_grad()
+    def class_map(
+        self, image_tokens: Float[Tensor, "image_token width"], text: TextTokens, prompts: PromptSet
+    ) -> Float[Tensor, "class size size"]:
+        """Class probabilities of an image under the tuned parameters, at the network's input size."""
+        return self._class_map(image_tokens, text, prompts)
+
+    def _loss(self, indices: Sequence[int]) -> Float[Tensor, ""]:
+        """One weighted mean over the pixels of all supports of the step, not a mean of means."""
+        log_p = torch.stack([self._class_map(self.image_tokens[index], self.text, self.prompts) for index in indices]).clamp_min(1e-12).log()
+        weight = torch.ones(len(self.prompts.spans))
+        weight[0] = self.recipe.background_weight
+        labels = torch.stack([self.labels[index] for index in indices])
+        return F.nll_loss(log_p, labels, weight=weight.to(log_p), ignore_index=IGNORE)
+
+    def _class_map(self, image_tokens: Tensor, text: TextTokens, prompts: PromptSet) -> Tensor:
+        adapters = {name: tensor[None] for name, tensor in self.parameters.items()}
+        return class_map_of(self.backbone, image_tokens, text, prompts, self.layers, adapters)
+
+
+def class_map_of(
+    backbone: Backbone,
+    image_tokens: Float[Tensor, "image_token width"],
+    text: TextTokens,
+    prompts: PromptSet,
+    layers: Sequence[int],
+    adapters: Mapping[str, Tensor] | None = None,
+) -> Float[Tensor, "class size size"]:
+    """Class probabilities of one image, all prompts under the base model or under one adapter; the layers' mean."""
+    seen = backbone.attend(image_tokens, text, layers=layers, adapters=adapters)
+    maps = []
+    for layer in layers:
+        logits = token_sum(head_max(seen.logits[layer]), text.attention_mask).float()
+        maps.append(class_scores(prompt_scores(logits, seen.match_score.float()), prompts.spans))
+    mean = torch.stack(maps).mean(dim=0)
+    return normalise(upsample(mean, backbone.patch_grid_hw, (backbone.input_size,) * 2))

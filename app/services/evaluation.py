@@ -1,0 +1,388 @@
+"""Measure segmentation quality on a folder of photos with masks: the paper's protocols, at original size, ± CRF."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from app.errors import InvalidInputError
+from app.method.adapter import Adapter
+from app.method.backbone import Backbone
+from app.method.crf import CrfParameters
+from app.method.frame import Frame, labels_to_input, to_photo
+from app.method.prompts import free_background, prompt_set
+from app.method.prototype import prototype_map, prototypes
+from app.method.segment import Query, class_map, encode, refine
+from app.method.tuning import IGNORE, CategoryTuning, JointTuning, Recipe, Shot, shot
+
+Protocol = Literal["words", "one-shot", "joint"]
+Prompts = Literal["present", "all"]
+Predict = Callable[["Photo", "Sequence[int]"], Tensor]
+
+# A support must show its class: at least this share of the photo.
+_SUPPORT_AREA = 0.005
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo of the data set; `labels` are class numbers on it, 255 to be ignored."""
+
+    id: str
+    image: Path
+    labels: Path
+    classes: tuple[int, ...]
+
+    def read(self) -> np.ndarray:
+        """The photo, RGB uint8 [height, width, 3]."""
+        with Image.open(self.image) as image:
+            return np.array(image.convert("RGB"))
+
+    def read_labels(self) -> np.ndarray:
+        """The labels, uint8 [height, width]."""
+        with Image.open(self.labels) as image:
+            return np.array(image)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A folder of photos with masks: `index.json`, `images/<id>.jpg`, `masks/<id>.png`."""
+
+    classes: tuple[str, ...]
+    photos: tuple[Photo, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured; see `python -m app evaluate --help`."""
+
+    protocol: Protocol = "words"
+    method: Literal["attention", "prototype"] = "attention"
+    prompts: Prompts = "present"
+    seeds: int = 1
+    shots: int = 1
+    joint_epochs: int = 2
+    size: Literal["original", "input"] = "original"
+    crf: bool = True
+    layers: tuple[int, ...] | None = None
+    background: tuple[str, ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Intersection over union per class number, over all photos of one seed together; absent classes are left out."""
+
+    iou: dict[int, float]
+
+    @property
+    def mean(self) -> float:
+        """mIoU with background."""
+        return statistics.fmean(self.iou.values())
+
+
+@dataclass(frozen=True)
+class Report:
+    """Scores per column (`words`, `one-shot`, …, each also `+ CRF`), one entry per seed."""
+
+    classes: tuple[str, ...]
+    photos: int
+    scores: dict[str, list[Score]]
+
+    def mean(self, column: str) -> tuple[float, float]:
+        """Mean over seeds of the mIoU, and its population deviation."""
+        values = [score.mean for score in self.scores[column]]
+        return statistics.fmean(values), statistics.pstdev(values)
+
+    def by_class(self, column: str) -> dict[int, float]:
+        """Mean IoU over the seeds in which the class occurs."""
+        values: dict[int, list[float]] = {}
+        for score in self.scores[column]:
+            for number, iou in score.iou.items():
+                values.setdefault(number, []).append(iou)
+        return {number: statistics.fmean(ious) for number, ious in sorted(values.items())}
+
+
+def read_dataset(folder: Path, *, split: str | None, ids: Path | None, limit: int | None) -> Dataset:
+    """Read the index of a data set.
+
+    Args:
+        folder: Holds `index.json`, `images/` and `masks/`.
+        split: Only photos of this split; None for all.
+        ids: A JSON list of photo ids to keep; None for all.
+        limit: At most this many photos.
+
+    Raises:
+        InvalidInputError: If the folder is not of this form, or nothing is left of it.
+    """
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        keep = None if ids is None else {str(item) for item in json.loads(ids.read_text())}
+        photos = [
+            Photo(
+                id=item["id"],
+                image=folder / "images" / f"{item['id']}.jpg",
+                labels=folder / "masks" / f"{item['id']}.png",
+                classes=tuple(item["classes"]),
+            )
+            for item in index["images"]
+            if (split is None or item.get("split") == split) and (keep is None or str(item["id"]) in keep)
+        ]
+        classes = tuple(str(name) for name in index["classes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidInputError(
+            f"{folder} is not a data set: it needs index.json with classes and images, images/<id>.jpg and masks/<id>.png "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    if not photos:
+        raise InvalidInputError(f"No photo is left of {folder}: check --split and --ids.")
+    return Dataset(classes, tuple(photos[:limit]))
+
+
+class Evaluation:
+    """One measurement.
+
+    Args:
+        backbone: A loaded model.
+        dataset: Photos with labels.
+        options: Protocol and settings.
+        progress: Called with (step, steps, what) as work goes on.
+    """
+
+    def __init__(
+        self, backbone: Backbone, dataset: Dataset, options: Options, progress: Callable[[int, int, str], None]
+    ) -> None:
+        self.backbone, self.dataset, self.options, self._progress = backbone, dataset, options, progress
+        self.layers = options.layers or backbone.default_layers
+        self._encoded: dict[str, tuple[Tensor, Tensor, Frame]] = {}
+
+    def run(self) -> Report:
+        """Measure; the words alone are a column beside every other protocol, on the same photos."""
+        scores: dict[str, list[Score]] = {}
+        photos = 0
+        for seed in range(1 if self.options.protocol == "words" else self.options.seeds):
+            supports = {} if self.options.protocol == "words" else self._supports(seed)
+            taught = {photo.id for support in supports.values() for photo in support}
+            rest = [photo for photo in self.dataset.photos if photo.id not in taught]
+            if not rest:
+                raise InvalidInputError("No photo is left to evaluate on: every one is a support. Give more photos.")
+            photos = len(rest)
+            columns: dict[str, Predict] = {"words": self._words}
+            if self.options.method == "prototype":
+                columns["prototype"] = self._prototype(supports)
+            elif self.options.protocol == "one-shot":
+                columns["one-shot"] = self._independent(supports)
+            elif self.options.protocol == "joint":
+                columns["joint"] = self._joint(supports, seed)
+            for column, score in self._score(rest, columns, f"seed {seed}").items():
+                scores.setdefault(column, []).append(score)
+        return Report(self.dataset.classes, photos, scores)
+
+    def _supports(self, seed: int) -> dict[int, list[Photo]]:
+        """Per class the photos it is taught from; a class with too few photos to leave one for the test is not taught."""
+        rng = random.Random(seed)
+        order = list(self.dataset.photos)
+        rng.shuffle(order)
+        supports: dict[int, list[Photo]] = {}
+        for number in range(1, len(self.dataset.classes)):
+            having = [photo for photo in order if number in photo.classes]
+            found: list[Photo] = []
+            for photo in having:
+                if len(found) == self.options.shots or len(having) <= self.options.shots:
+                    break
+                if (photo.read_labels() == number).mean() >= _SUPPORT_AREA:
+                    found.append(photo)
+            if found:
+                supports[number] = found
+        return supports
+
+    def _score(self, photos: Sequence[Photo], columns: dict[str, Predict], what: str) -> dict[str, Score]:
+        variants = [""] + ([" + CRF"] if self.options.crf else [])
+        counts = {column + variant: _Counts(len(self.dataset.classes)) for column in columns for variant in variants}
+        for step, photo in enumerate(photos):
+            self._progress(step, len(photos), f"{what}: segmenting")
+            asked = self._asked(photo)
+            if not asked:
+                continue
+            _, rgb, frame = self._encode(photo)
+            for column, predict in columns.items():
+                maps = predict(photo, asked)
+                counts[column].add(*self._compare(maps, frame, photo, asked))
+                if self.options.crf:
+                    refined = refine(maps, rgb, CrfParameters())
+                    counts[column + " + CRF"].add(*self._compare(refined, frame, photo, asked))
+        self._progress(len(photos), len(photos), f"{what}: segmenting")
+        return {column: count.score() for column, count in counts.items()}
+
+    def _asked(self, photo: Photo) -> tuple[int, ...]:
+        if self.options.prompts == "all":
+            return tuple(range(1, len(self.dataset.classes)))
+        return photo.classes
+
+    def _compare(
+        self, maps: Tensor, frame: Frame, photo: Photo, asked: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted and true class numbers, both at the photo's size or both at the network's input."""
+        numbers = np.array([0, *asked])
+        labels = photo.read_labels()
+        if self.options.size == "input":
+            return numbers[maps.argmax(dim=0).cpu().numpy()], labels_to_input(labels, frame, outside=IGNORE)
+        return numbers[to_photo(maps, frame).argmax(dim=0).cpu().numpy()], labels
+
+    def _encode(self, photo: Photo) -> tuple[Tensor, Tensor, Frame]:
+        """Image tokens, input and frame of a photo; the tokens are kept, in half the space, for the next seed."""
+        if photo.id not in self._encoded:
+            try:
+                rgb, frame = self.backbone.preprocess(photo.read())
+            except (OSError, UnidentifiedImageError) as error:
+                raise InvalidInputError(f"{photo.image} can't be read: {error}.") from error
+            self._encoded[photo.id] = (encode(self.backbone, rgb), (rgb * 255).round().to(torch.uint8), frame)
+        tokens, rgb, frame = self._encoded[photo.id]
+        return tokens, rgb.float() / 255, frame
+
+    def _query(self, number: int, adapter: Adapter | None = None) -> Query:
+        return Query((self.dataset.classes[number],), adapter)
+
+    def _words(self, photo: Photo, asked: Sequence[int]) -> Tensor:
+        return self._attention(photo, [self._query(number) for number in asked])
+
+    def _attention(self, photo: Photo, queries: Sequence[Query]) -> Tensor:
+        found = class_map(
+            self.backbone, self._encode(photo)[0], queries, layers=self.layers, background=self.options.background
+        )
+        return found.probabilities
+
+    def _independent(self, supports: dict[int, list[Photo]]) -> Predict:
+        """An adapter per class, each tuned alone."""
+        adapters: dict[int, Adapter] = {}
+        for step, (number, photos) in enumerate(supports.items()):
+            self._progress(step, len(supports), "tuning")
+            adapters[number] = self._tune(number, photos)
+
+        def predict(photo: Photo, asked: Sequence[int]) -> Tensor:
+            queries = []
+            for number in asked:
+                adapter = adapters.get(number)
+                queries.append(self._query(number, adapter if adapter and adapter.tensors else None))
+            return self._attention(photo, queries)
+
+        return predict
+
+    def _tune(self, number: int, photos: Sequence[Photo]) -> Adapter:
+        name = self.dataset.classes[number]
+        others = [other for index, other in enumerate(self.dataset.classes) if index not in (0, number)]
+        tuning = CategoryTuning(
+            self.backbone,
+            [self._shot(photo, number) for photo in photos],
+            [name],
+            background=free_background(self.options.background, [name]),
+            others=others,
+            layers=self.layers,
+            recipe=self.options.recipe,
+        )
+        for _ in range(self.options.recipe.steps):
+            tuning.step()
+        tuned, words = tuning.example_iou(adapted=True), tuning.example_iou(adapted=False)
+        return Adapter(
+            backbone=self.backbone.name,
+            revision=self.backbone.revision,
+            category=name,
+            version=1,
+            prompts=(name,),
+            layers=self.layers,
+            ensemble=tuning.ensemble,
+            tensors=tuning.tensors() if tuned >= words else {},
+            example_iou=tuned,
+            zero_shot_example_iou=words,
+            created_at="",
+        )
+
+    def _shot(self, photo: Photo, number: int) -> Shot:
+        tokens, _, frame = self._encode(photo)
+        labels = photo.read_labels()
+        binary = np.where(labels == IGNORE, IGNORE, labels == number).astype(np.uint8)
+        on_input = torch.from_numpy(labels_to_input(binary, frame, outside=IGNORE)).long()
+        return shot(self.backbone, tokens, on_input, label_scale=self.options.recipe.label_scale)
+
+    def _joint(self, supports: dict[int, list[Photo]], seed: int) -> Predict:
+        """The authors' way: every class in one set of parameters, which the background's prompts use too."""
+        names = [[name] for name in self.dataset.classes[1:]]
+        background = free_background(self.options.background, self.dataset.classes[1:])
+        prompts = prompt_set(background, names)
+        photos = list({photo.id: photo for support in supports.values() for photo in support}.values())
+        random.Random(seed).shuffle(photos)
+        tuning = JointTuning(
+            self.backbone,
+            [self._encode(photo)[0] for photo in photos],
+            [torch.from_numpy(labels_to_input(p.read_labels(), self._encode(p)[2], outside=IGNORE)).long() for p in photos],
+            text=self.backbone.tokenize(prompts.words),
+            prompts=prompts,
+            layers=self.layers,
+            recipe=self.options.recipe,
+        )
+        for step in range(self.options.joint_epochs):
+            for done, _ in enumerate(tuning.epoch()):
+                self._progress(done, (len(photos) + 1) // 2, f"tuning jointly, pass {step + 1}")
+
+        def predict(photo: Photo, asked: Sequence[int]) -> Tensor:
+            here = prompt_set(free_background(self.options.background, [self.dataset.classes[n] for n in asked]),
+                              [names[number - 1] for number in asked])  # fmt: skip
+            return tuning.class_map(self._encode(photo)[0], self.backbone.tokenize(here.words), here)
+
+        return predict
+
+    def _prototype(self, supports: dict[int, list[Photo]]) -> Predict:
+        grid = self.backbone.patch_grid_hw
+        rows = {
+            number: prototypes([self._shot(photo, number) for photo in photos], grid)
+            for number, photos in supports.items()
+        }
+        side = self.backbone.input_size
+
+        def predict(photo: Photo, asked: Sequence[int]) -> Tensor:
+            taught = [number for number in asked if number in rows]
+            tokens = self._encode(photo)[0]
+            maps = torch.zeros(1 + len(asked), side, side)
+            if not taught:
+                maps[0] = 1
+                return maps
+            found = prototype_map(tokens, [rows[n] for n in taught], grid_hw=grid, size_hw=(side, side))
+            maps[[0, *(1 + list(asked).index(number) for number in taught)]] = found
+            return maps
+
+        return predict
+
+
+class _Counts:
+    """Pixels of intersection and union per class."""
+
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+        self._confusion = np.zeros((classes, classes), np.int64)
+
+    def add(self, predicted: np.ndarray, labels: np.ndarray) -> None:
+        known = labels != IGNORE
+        pairs = labels[known].astype(np.int64) * self._classes + predicted[known]
+        self._confusion += np.bincount(pairs, minlength=self._classes**2).reshape(self._classes, self._classes)
+
+    def score(self) -> Score:
+        hit = np.diag(self._confusion)
+        true, predicted = self._confusion.sum(axis=1), self._confusion.sum(axis=0)
+        union = true + predicted - hit
+        return Score({int(number): float(hit[number] / union[number]) for number in np.flatnonzero(true)})
+
+
+def rows(report: Report) -> Iterator[tuple[str, dict[str, float]]]:
+    """Per class its name and its score in each column."""
+    columns = {column: report.by_class(column) for column in report.scores}
+    for number in sorted({number for scores in columns.values() for number in scores}):
+        yield report.classes[number], {c: scores[number] for c, scores in columns.items() if number in scores}

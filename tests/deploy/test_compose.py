@@ -1,0 +1,153 @@
+"""docker-compose.yml is well formed, closed to the outside, and agrees with the settings and the files it mounts."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+import yaml
+
+from app.settings import Settings
+
+# The part of the Compose specification that the file uses; a key outside it is a typing error until added here.
+TOP_LEVEL = {"name", "services", "volumes", "x-hardened"}
+SERVICE = {
+    "build", "cap_drop", "command", "depends_on", "environment", "healthcheck", "image", "init", "ports", "read_only",
+    "restart", "security_opt", "stop_grace_period", "tmpfs", "user", "volumes",
+}  # fmt: skip
+HEALTHCHECK = {"test", "interval", "timeout", "start_period", "retries"}
+DURATION = re.compile(r"(\d+(us|ms|s|m|h))+")
+
+
+@pytest.fixture(scope="session")
+def compose(root):
+    return yaml.safe_load((root / "docker-compose.yml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def services(compose):
+    return compose["services"]
+
+
+@pytest.fixture(scope="session")
+def mounts(services):
+    """Each service's mounts as source, target, options."""
+    return [(name, *(volume + ":rw").split(":")[:3]) for name, at in services.items() for volume in at["volumes"]]
+
+
+def test_only_known_keys(compose, services):
+    assert compose.keys() <= TOP_LEVEL
+    for name, service in services.items():
+        assert service.keys() <= SERVICE, name
+        assert service["healthcheck"].keys() == HEALTHCHECK, name
+
+
+def test_the_services(services):
+    assert set(services) == {"exemplar", "redis", "prometheus", "grafana"}
+
+
+def test_images_are_pinned_to_a_version(services):
+    for name, service in services.items():
+        assert ("image" in service) != ("build" in service), name
+        if "image" in service:
+            assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", service["image"]), service["image"]
+
+
+def test_every_service_is_hardened(services):
+    for name, service in services.items():
+        assert service["read_only"] is True, name
+        assert service["init"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["restart"] == "unless-stopped", name
+
+
+def test_ports_are_open_to_this_machine_only(services):
+    ports = {name: service["ports"] for name, service in services.items() if "ports" in service}
+
+    assert ports == {
+        "exemplar": ["127.0.0.1:8000:8000"],
+        "prometheus": ["127.0.0.1:9090:9090"],
+        "grafana": ["127.0.0.1:3000:3000"],
+    }
+
+
+def test_healthchecks_run_without_a_shell_and_end(services):
+    for name, service in services.items():
+        check = service["healthcheck"]
+        assert check["test"][0] == "CMD", name
+        assert all(DURATION.fullmatch(check[key]) for key in ("interval", "timeout", "start_period")), name
+
+
+def test_dependencies_wait_for_health(services):
+    assert services["exemplar"]["depends_on"] == {"redis": {"condition": "service_healthy"}}
+    for service in services.values():
+        for needed, how in service.get("depends_on", {}).items():
+            assert needed in services
+            assert how == {"condition": "service_healthy"}
+
+
+def test_mounted_files_are_in_the_repository_and_read_only(root, mounts):
+    files = [(source, options) for _, source, _, options in mounts if source.startswith(".")]
+
+    assert files
+    for source, options in files:
+        assert any((root / source).iterdir()), source
+        assert options == "ro", source
+
+
+def test_named_volumes_are_declared_and_used(compose, mounts):
+    assert {source for _, source, _, _ in mounts if not source.startswith(".")} == set(compose["volumes"])
+
+
+def test_settings_of_the_service_exist_and_are_accepted(services, monkeypatch):
+    environment = services["exemplar"]["environment"]
+    for name in [name for name in os.environ if name.startswith("EXEMPLAR_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        assert name.removeprefix("EXEMPLAR_").lower() in Settings.model_fields, name
+        assert isinstance(value, str), f"{name}: YAML would change it"
+        monkeypatch.setenv(name, value)
+
+    settings = Settings()
+    assert settings.redis_url == "redis://redis:6379/0"
+    assert settings.allow_anonymous is True
+
+
+def test_settings_named_in_comments_exist(root):
+    for file in ["Dockerfile", "docker-compose.yml", "deploy/grafana/dashboard.py", "deploy/prometheus/alerts.yml"]:
+        for name in re.findall(r"EXEMPLAR_([A-Z_]+)", (root / file).read_text(encoding="utf-8")):
+            assert name.lower() in Settings.model_fields, f"{file}: EXEMPLAR_{name}"
+
+
+def test_the_store_loses_at_most_a_second(services, mounts):
+    command = services["redis"]["command"]
+
+    assert command[command.index("--appendonly") + 1] == "yes"
+    assert command[command.index("--appendfsync") + 1] == "everysec"
+    assert ("redis", "redis-data", "/data", "rw") in mounts
+
+
+def test_prometheus_and_grafana_look_where_things_are(root, services, mounts):
+    prometheus = yaml.safe_load((root / "deploy/prometheus/prometheus.yml").read_text())
+    (datasource,) = yaml.safe_load((root / "deploy/grafana/provisioning/datasources/prometheus.yaml").read_text())[
+        "datasources"
+    ]
+    (provider,) = yaml.safe_load((root / "deploy/grafana/provisioning/dashboards/exemplar.yaml").read_text())[
+        "providers"
+    ]
+    mounted = {target: root / source for name, source, target, _ in mounts if name == "grafana"}
+
+    assert prometheus["scrape_configs"][0]["static_configs"] == [{"targets": ["exemplar:8000"]}]
+    assert datasource["url"] == "http://prometheus:9090"
+    assert (mounted[provider["options"]["path"]] / "exemplar.json").is_file()
+    home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home == provider["options"]["path"] + "/exemplar.json"
+
+
+def test_readiness_probe_tells_200_from_503(services, probe):
+    command = services["exemplar"]["healthcheck"]["test"][1:]
+
+    assert probe(command, path="/readyz", status=200, port=8000) is True
+    assert probe(command, path="/readyz", status=503, port=8000) is False
