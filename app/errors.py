@@ -53,6 +53,13 @@ class NotFoundError(AppError):
     title = "Not found"
 
 
+class ForbiddenError(AppError):
+    """The caller may not do this."""
+
+    status = 403
+    title = "Forbidden"
+
+
 class ConflictError(AppError):
     """The state of the thing named does not allow this."""
 

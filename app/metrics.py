@@ -54,7 +54,9 @@ class Metrics:
             "exemplar_job_redeliveries", "Jobs taken over from a worker that died or stopped.", registry=on
         )
         self.adapter_cache_hits = Counter("exemplar_adapter_cache_hits", "Adapters found in memory.", registry=on)
-        self.adapter_cache_misses = Counter("exemplar_adapter_cache_misses", "Adapters read from the store.", registry=on)
+        self.adapter_cache_misses = Counter(
+            "exemplar_adapter_cache_misses", "Adapters read from the store.", registry=on
+        )
         self.adapter_cache_evictions = Counter(
             "exemplar_adapter_cache_evictions", "Adapters dropped from memory to make room.", registry=on
         )
@@ -71,4 +73,6 @@ class Metrics:
         )
         self.redis_up = Gauge("exemplar_redis_up", "1 when the store answered its last probe.", registry=on)
         self.ready = Gauge("exemplar_ready", "1 when /readyz answered 200 last.", registry=on)
-        self.build_info = Gauge("exemplar_build_info", "Always 1; the version is in the label.", ["version"], registry=on)
+        self.build_info = Gauge(
+            "exemplar_build_info", "Always 1; the version is in the label.", ["version"], registry=on
+        )

@@ -19,7 +19,9 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
-    data_dir: Path = Field(Path("var"), description="Folder of the embedded server: its socket, lock and append-only file.")
+    data_dir: Path = Field(
+        Path("var"), description="Folder of the embedded server: its socket, lock and append-only file."
+    )
     redis_url: str | None = Field(
         None, description="Redis or Valkey to use instead of the embedded one (`redis://`, `rediss://`, `unix://`)."
     )
@@ -40,12 +42,14 @@ class Settings(BaseSettings):
         "tuned", description="`tuned` = what measured best; `paper` = the paper's own choices."
     )
     layers: str = Field("", description="Layers to read, such as `0,3`; empty = InfoScore if ranked, else the default.")
-    ensemble: Literal["mean", "learned"] = Field("mean", description="How the chosen layers of a taught category are mixed.")
+    ensemble: Literal["mean", "learned"] = Field(
+        "mean", description="How the chosen layers of a taught category are mixed."
+    )
     background: str = Field("", description="Background words, comma-separated; empty = the method's own list.")
 
     worker: bool = Field(True, description="Run jobs inside this process; off where `python -m app worker` runs.")
     job_concurrency: int = Field(2, ge=1, le=64, description="Jobs that one process runs at a time.")
-    job_redelivery_s: float = Field(45.0, ge=1.0, description="Seconds after which a dead worker's job is taken over.")
+    job_redelivery_s: float = Field(30.0, ge=1.0, description="Seconds after which a dead worker's job is taken over.")
     job_ttl_s: float = Field(7 * 86400.0, ge=60.0, description="Seconds that an ended job can be read.")
     queue_limit: int = Field(64, ge=1, description="Requests that may wait for a model; one more is answered 503.")
     versions_kept: int = Field(5, ge=1, description="Adapter versions kept per category.")
@@ -57,8 +61,7 @@ class Settings(BaseSettings):
     max_batch_images: int = Field(64, ge=1, description="Most photos in one request.")
     max_examples: int = Field(64, ge=1, description="Most examples (shots) of one category.")
 
-    api_keys: str = Field("", description="SHA-256 hashes of API keys with scopes; none = loopback only.")
-    allow_anonymous: bool = Field(False, description="Serve other machines although no key is set.")
+    allow_anonymous: bool = Field(False, description="Answer other machines too, not only this one.")
 
     @field_validator("layers")
     @classmethod

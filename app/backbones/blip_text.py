@@ -57,7 +57,9 @@ class BlipText:
         adapters = adapters or {}
         count = len(next(iter(adapters.values()))) if adapters else 1
         if len(text.input_ids) % count:
-            raise ValueError(f"expected a multiple of {count} prompts, one share per adapter, got {len(text.input_ids)}")
+            raise ValueError(
+                f"expected a multiple of {count} prompts, one share per adapter, got {len(text.input_ids)}"
+            )
         x = self._embed(text, adapters)
         hidden_mask = (1 - text.attention_mask[:, None, None, :].to(x.dtype)) * _MASKED
         logits = {}

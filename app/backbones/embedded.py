@@ -52,7 +52,11 @@ class Embedded:
         self.name = "embedded" if weights == WEIGHTS else f"embedded:{weights}"
         self.revision = revision_of(stored.items(), "embedded-1")
         self._device, self._dtype = torch.device(device), dtype
-        tower = {name.removeprefix("image_tower."): t.float() for name, t in stored.items() if name.startswith("image_tower.")}
+        tower = {
+            name.removeprefix("image_tower."): t.float()
+            for name, t in stored.items()
+            if name.startswith("image_tower.")
+        }
         self._tower = efficientnet.build({name: t.to(device) for name, t in tower.items()}, dtype)
         self._weights = {
             # The two statistics stay float32: bfloat16 has too few digits for them.
@@ -131,5 +135,7 @@ class Embedded:
 def tokenize(tokenizer: BertTokenizer, words: Sequence[str], device: torch.device) -> TextTokens:
     """Prompts of these words as one padded batch."""
     # 64 pieces hold any name of 64 characters that BERT splits by letters with room for the sentence around it.
-    batch = tokenizer([phrase(word) for word in words], padding=True, truncation=True, max_length=80, return_tensors="pt")
+    batch = tokenizer(
+        [phrase(word) for word in words], padding=True, truncation=True, max_length=80, return_tensors="pt"
+    )
     return TextTokens(batch["input_ids"].to(device), batch["attention_mask"].to(device))

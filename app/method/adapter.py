@@ -107,7 +107,9 @@ def _check(adapter: Adapter, *, known_format: bool) -> None:
         raise ValueError(f"expected an adapter of format {FORMAT}")
     if not adapter.prompts or not adapter.layers or len(adapter.layers) != len(adapter.ensemble):
         raise ValueError("expected an adapter with at least one prompt and one ensemble weight per layer")
-    if not all(math.isfinite(w) and w >= 0 for w in adapter.ensemble) or not math.isclose(sum(adapter.ensemble), 1, abs_tol=1e-3):
+    if not all(math.isfinite(w) and w >= 0 for w in adapter.ensemble) or not math.isclose(
+        sum(adapter.ensemble), 1, abs_tol=1e-3
+    ):
         raise ValueError("expected ensemble weights that are not negative and sum to 1")
     if not all(0 <= iou <= 1 for iou in (adapter.example_iou, adapter.zero_shot_example_iou)):
         raise ValueError("expected example scores in [0, 1]")

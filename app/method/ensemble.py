@@ -29,7 +29,11 @@ def layer_weights(adapters: Sequence[Adapter | None], chosen: Sequence[int]) -> 
     column = {layer: index for index, layer in enumerate(layers)}
     weights = torch.zeros(len(adapters), len(layers))
     for row, adapter in enumerate(adapters):
-        own = zip(adapter.layers, adapter.ensemble, strict=True) if adapter else ((layer, 1 / len(chosen)) for layer in chosen)
+        own = (
+            zip(adapter.layers, adapter.ensemble, strict=True)
+            if adapter
+            else ((layer, 1 / len(chosen)) for layer in chosen)
+        )
         for layer, weight in own:
             weights[row, column[layer]] = weight
     return LayerWeights(layers, weights)

@@ -55,7 +55,9 @@ def to_photo(maps: Float[Tensor, "class size size"], frame: Frame) -> Float[Tens
     return F.interpolate(content, size=frame.photo_hw, mode="bilinear", align_corners=False)[0]
 
 
-def labels_to_input(labels: UInt8[np.ndarray, "height width"], frame: Frame, *, outside: int) -> UInt8[np.ndarray, "size size"]:
+def labels_to_input(
+    labels: UInt8[np.ndarray, "height width"], frame: Frame, *, outside: int
+) -> UInt8[np.ndarray, "size size"]:
     """Bring labels of the photo into the input (nearest), the padding filled with `outside`."""
     height, width = frame.content_hw
     square = np.full((frame.input_size, frame.input_size), outside, np.uint8)

@@ -46,6 +46,15 @@ class LayerStatistics:
             share_square_sum=self.share_square_sum + q**2,
         )
 
+    def merge(self, other: "LayerStatistics") -> "LayerStatistics":
+        """The statistics of both sets of images, for the same layers and prompts."""
+        return LayerStatistics(
+            images=self.images + other.images,
+            entropy_sum=self.entropy_sum + other.entropy_sum,
+            share_sum=self.share_sum + other.share_sum,
+            share_square_sum=self.share_square_sum + other.share_square_sum,
+        )
+
 
 @dataclass(frozen=True)
 class LayerScores:

@@ -25,7 +25,7 @@ from pycocotools import mask as coco_mask
 
 Mask: TypeAlias = Bool[np.ndarray, "height width"]
 Rgb: TypeAlias = UInt8[np.ndarray, "height width 3"]
-Ring: TypeAlias = Float[np.ndarray, "corner 2"]  # x, y in pixels; the last corner joins the first
+Ring: TypeAlias = Float[np.ndarray, "_ 2"]  # corners (x, y) in pixels, any number; the last joins the first
 Colour: TypeAlias = tuple[int, int, int]  # red, green, blue, 0…255
 _Place: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom: the last pixel that belongs to it
 
@@ -104,14 +104,16 @@ def rle_size(rle: object) -> tuple[int, int]:
         rle: `{"size": [height, width], …}`.
 
     Returns:
-        (height, width), both 1 or more.
+        (height, width), both in 1…2³¹ − 1.
 
     Raises:
         ValueError: There is no such size.
     """
     size = rle.get("size") if isinstance(rle, dict) else None
-    if not (isinstance(size, list | tuple) and len(size) == 2 and all(_is_whole(side) and side > 0 for side in size)):
-        raise ValueError('expected "size" to be [height, width], two whole numbers above 0')
+    if not (
+        isinstance(size, list | tuple) and len(size) == 2 and all(_is_whole(side) and 0 < side < 2**31 for side in size)
+    ):
+        raise ValueError('expected "size" to be [height, width], two whole numbers from 1 to 2³¹ − 1')
     return size[0], size[1]
 
 
@@ -120,16 +122,16 @@ def _is_whole(value: object) -> bool:
 
 
 def _runs_of(counts: object) -> Int[np.ndarray, " run"] | None:
-    """The run lengths in `counts`, possibly negative; None if `counts` has no such form."""
+    """The run lengths in `counts`, some perhaps negative; None if `counts` has no such form."""
     if isinstance(counts, str):
-        return _decompressed(counts)
+        return _inflated(counts)
     # 2**40 is above every image and small enough for int64.
     if isinstance(counts, list) and all(_is_whole(count) and 0 <= count < 2**40 for count in counts):
         return np.array(counts, dtype=np.int64)
     return None
 
 
-def _decompressed(counts: str) -> Int[np.ndarray, " run"] | None:
+def _inflated(counts: str) -> Int[np.ndarray, " run"] | None:
     """The inverse of `rleToString` in maskApi.c: 5 bits per character, low first; differences after the third run."""
     digits = np.frombuffer(counts.encode("utf-8", "surrogatepass"), dtype=np.uint8).astype(np.int64) - 48
     is_last = digits & 0x20 == 0  # a set sixth bit says that the number goes on
@@ -206,13 +208,14 @@ def _draw(ring: Ring, *, mask: Mask) -> None:
     # In the ring's own frame: pycocotools' union goes through the whole image for every ring. It rounds corners to
     # fifths of a pixel; so do we, before the shift, which then changes nothing.
     ring = np.floor(5 * ring + 0.5) / 5
-    left, top = np.floor(ring.min(axis=0)).astype(int)
-    right, bottom = np.ceil(ring.max(axis=0)).astype(int)
+    left, top = map(math.floor, ring.min(axis=0))
+    right, bottom = map(math.ceil, ring.max(axis=0))
     if left < right and top < bottom:
         # Three corners or more are six numbers or more: pycocotools takes four for a box.
         corners = (ring - [left, top]).ravel().tolist()
-        part = coco_mask.decode(coco_mask.frPyObjects([corners], bottom - top, right - left)[0])
-        mask[top:bottom, left:right] |= part != 0
+        rle = coco_mask.frPyObjects([corners], bottom - top, right - left)[0]
+        # Not pycocotools' `decode` here either: under NumPy 2 it warns on every call.
+        mask[top:bottom, left:right] |= rle_to_mask({"size": rle["size"], "counts": rle["counts"].decode("ascii")})
 
 
 def _ring_of(polygon: object) -> Ring:
@@ -244,7 +247,7 @@ def _clipped(ring: Ring, image_hw: tuple[int, int]) -> Ring:
     return ring
 
 
-def _half_plane(ring: Ring, *, axis: int, limit: float, sign: int) -> Ring:
+def _half_plane(ring: Ring, *, axis: int, limit: int, sign: int) -> Ring:
     """The part of a ring with sign · coordinate ≤ sign · limit."""
     inside = sign * ring[:, axis] <= sign * limit
     if inside.all():

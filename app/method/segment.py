@@ -103,7 +103,11 @@ def class_map(
     scores = weighted_scores(evidence, weights)
     size = backbone.input_size
     probabilities = normalise(upsample(scores, backbone.patch_grid_hw, (size, size)))
-    match = torch.stack([evidence.match_score[start:stop].amax() for start, stop in evidence.spans[1:]]) if queries else None
+    match = (
+        torch.stack([evidence.match_score[start:stop].amax() for start, stop in evidence.spans[1:]])
+        if queries
+        else None
+    )
     return ClassMap(
         probabilities=probabilities,
         match_score=evidence.match_score.new_zeros(0) if match is None else match,

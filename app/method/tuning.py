@@ -134,12 +134,16 @@ class CategoryTuning:
         stop = self._constant[0].spans[-1][1]
         self._spans = (*self._constant[0].spans, (stop, stop + len(words)))
         self.parameters = {
-            name: tensor.requires_grad_(name != TOKEN_IDS) for name, tensor in backbone.trainable(layers, self.text).items()
+            name: tensor.requires_grad_(name != TOKEN_IDS)
+            for name, tensor in backbone.trainable(layers, self.text).items()
         }
         self._layer_logits = torch.zeros(len(self.layers), requires_grad=recipe.learned_ensemble)
         self._optimiser = torch.optim.AdamW(
             [
-                {"params": [p for p in self.parameters.values() if p.requires_grad], "weight_decay": recipe.weight_decay},
+                {
+                    "params": [p for p in self.parameters.values() if p.requires_grad],
+                    "weight_decay": recipe.weight_decay,
+                },
                 {"params": [self._layer_logits], "lr": recipe.ensemble_learning_rate, "weight_decay": 0.0},
             ],
             lr=recipe.learning_rate,
@@ -201,7 +205,9 @@ class CategoryTuning:
         example = self.shots[index]
         scores = self._scores(index, adapted=True)
         either = torch.stack([scores[:-1].sum(dim=0), scores[-1]])
-        log_p = normalise(upsample(either, self.backbone.patch_grid_hw, tuple(example.target.shape))).clamp_min(1e-12).log()
+        log_p = (
+            normalise(upsample(either, self.backbone.patch_grid_hw, tuple(example.target.shape))).clamp_min(1e-12).log()
+        )
         weight = object_and_background_weight(example, self.recipe)
         return -(weight * log_p.flip(0)).sum()
 
@@ -261,7 +267,9 @@ class JointTuning:
             name: tensor.requires_grad_(name != TOKEN_IDS) for name, tensor in backbone.trainable(layers, text).items()
         }
         self._optimiser = torch.optim.AdamW(
-            [p for p in self.parameters.values() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+            [p for p in self.parameters.values() if p.requires_grad],
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
         )
 
     def epoch(self) -> Iterator[float]:
@@ -283,7 +291,11 @@ class JointTuning:
 
     def _loss(self, indices: Sequence[int]) -> Float[Tensor, ""]:
         """One weighted mean over the pixels of all supports of the step, not a mean of means."""
-        log_p = torch.stack([self._class_map(self.image_tokens[index], self.text, self.prompts) for index in indices]).clamp_min(1e-12).log()
+        log_p = (
+            torch.stack([self._class_map(self.image_tokens[index], self.text, self.prompts) for index in indices])
+            .clamp_min(1e-12)
+            .log()
+        )
         weight = torch.ones(len(self.prompts.spans))
         weight[0] = self.recipe.background_weight
         labels = torch.stack([self.labels[index] for index in indices])

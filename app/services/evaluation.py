@@ -228,9 +228,7 @@ class Evaluation:
             return tuple(range(1, len(self.dataset.classes)))
         return photo.classes
 
-    def _compare(
-        self, maps: Tensor, frame: Frame, photo: Photo, asked: Sequence[int]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _compare(self, maps: Tensor, frame: Frame, photo: Photo, asked: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Predicted and true class numbers, both at the photo's size or both at the network's input."""
         numbers = np.array([0, *asked])
         labels = photo.read_labels()
@@ -323,7 +321,10 @@ class Evaluation:
         tuning = JointTuning(
             self.backbone,
             [self._encode(photo)[0] for photo in photos],
-            [torch.from_numpy(labels_to_input(p.read_labels(), self._encode(p)[2], outside=IGNORE)).long() for p in photos],
+            [
+                torch.from_numpy(labels_to_input(p.read_labels(), self._encode(p)[2], outside=IGNORE)).long()
+                for p in photos
+            ],
             text=self.backbone.tokenize(prompts.words),
             prompts=prompts,
             layers=self.layers,

@@ -1,0 +1,185 @@
+"""Teach, look at and manage categories."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
+from fastapi.responses import JSONResponse
+
+from app.api.context import Live, read_upload
+from app.api.problems import documented
+from app.api.schemas import AdapterOut, CategoryOut, ExampleOut, JobOut, Rollback, Taught, VersionOut
+from app.services.categories import clean_name, clean_names
+from app.services.decode import decode_photo, one_mask
+from app.services.teaching import Lesson, teaching_words
+from app.wiring import Service
+
+router = APIRouter(prefix="/categories", tags=["categories"])
+
+IdempotencyKey = Annotated[
+    str | None, Header(alias="Idempotency-Key", description="A retry with the same key gets the first answer.")
+]
+ADAPTER_MEDIA_TYPE = "application/octet-stream"
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+
+@router.post(
+    "/{name}/example",
+    status_code=202,
+    response_model=Taught,
+    responses=documented(400, 409, 413, 415, 422)
+    | {202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "The job."}}}},
+)
+async def teach(
+    name: str,
+    live: Live,
+    request: Request,
+    image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, BMP or TIFF.")],
+    mask: Annotated[UploadFile | None, File(description="Image of the photo's size; non-zero = the category.")] = None,
+    segmentation: Annotated[str | None, Form(description="COCO RLE or polygons, as JSON.")] = None,
+    box: Annotated[str | None, Form(description="[x, y, width, height] in pixels, as JSON: a coarse mask.")] = None,
+    prompts: Annotated[list[str] | None, Form(description="Other words for the category.")] = None,
+    mode: Annotated[Literal["append", "replace"], Form(description="One more shot, or start anew.")] = "append",
+    idempotency_key: IdempotencyKey = None,
+) -> JSONResponse:
+    """Teach a category from one photo and exactly one of mask, segmentation and box."""
+    cleaned = clean_name(name)
+    words = clean_names(prompts or [], field="prompts", limit=live.settings.max_categories)
+    raw_image = await read_upload(image, field="image", service=live)
+    raw_mask = await read_upload(mask, field="mask", service=live) if mask is not None else None
+
+    async def work() -> dict[str, Any]:
+        lesson = await asyncio.to_thread(
+            _lesson, live, cleaned, words, raw_image, raw_mask, segmentation, box, mode == "replace"
+        )
+        job, category = await live.teaching.teach(lesson)
+        taught = Taught(job=JobOut.of(job), category=CategoryOut.of(category), note=lesson.photo.note)
+        return taught.model_dump(exclude={"note"} if taught.note is None else None)
+
+    fields = [request.url.path, segmentation or "", box or "", mode, *words]
+    answer = await live.idempotency.once(
+        idempotency_key, [*(text.encode() for text in fields), raw_image, raw_mask or b""], work
+    )
+    return JSONResponse(answer, status_code=202, headers={"Location": f"/jobs/{answer['job']['id']}"})
+
+
+def _lesson(
+    live: Service,
+    name: str,
+    words: tuple[str, ...],
+    raw_image: bytes,
+    raw_mask: bytes | None,
+    segmentation: str | None,
+    box: str | None,
+    replace: bool,
+) -> Lesson:
+    max_pixels = live.settings.max_image_pixels
+    photo = decode_photo(raw_image, max_pixels=max_pixels)
+    height, width = photo.rgb.shape[:2]
+    mask = one_mask(mask=raw_mask, segmentation=segmentation, box=box, photo_hw=(height, width), max_pixels=max_pixels)
+    return Lesson(name=name, photo=photo, mask=mask, prompts=teaching_words(words, name), replace=replace)
+
+
+@router.get("", responses=documented())
+async def list_categories(live: Live) -> list[CategoryOut]:
+    """All categories, the oldest first."""
+    return [CategoryOut.of(record) for record in await live.categories.list()]
+
+
+@router.get("/{name}", responses=documented(404, 422))
+async def get_category(name: str, live: Live) -> CategoryOut:
+    """One category."""
+    return CategoryOut.of(await live.categories.get(name))
+
+
+@router.delete("/{name}", status_code=204, responses=documented(404, 422))
+async def delete_category(name: str, live: Live) -> None:
+    """Remove a category with its examples and its adapter's versions."""
+    await live.categories.delete(name)
+
+
+@router.get("/{name}/versions", responses=documented(404, 422))
+async def list_versions(name: str, live: Live) -> list[VersionOut]:
+    """The adapter's history, the newest first."""
+    record = await live.categories.get(name)
+    current = record.adapter.version if record.adapter else None
+    return [
+        VersionOut(**AdapterOut.of(info).model_dump(), current=info.version == current)
+        for info in await live.categories.versions(name)
+    ]
+
+
+@router.post("/{name}/rollback", responses=documented(400, 404, 413, 422))
+async def rollback(name: str, body: Rollback, live: Live) -> CategoryOut:
+    """Use an older version again."""
+    return CategoryOut.of(await live.categories.rollback(name, body.version))
+
+
+@router.get(
+    "/{name}/adapter",
+    response_class=Response,
+    responses=documented(404, 422) | {200: {"content": {ADAPTER_MEDIA_TYPE: _BINARY}}},
+)
+async def export_adapter(name: str, live: Live) -> Response:
+    """The adapter in use, as safetensors."""
+    return Response(
+        await live.categories.export(name),
+        media_type=ADAPTER_MEDIA_TYPE,
+        headers={"Content-Disposition": 'attachment; filename="adapter.safetensors"'},
+    )
+
+
+@router.put(
+    "/{name}/adapter",
+    responses=documented(404, 409, 413, 422),
+    openapi_extra={"requestBody": {"required": True, "content": {ADAPTER_MEDIA_TYPE: _BINARY}}},
+)
+async def import_adapter(name: str, request: Request, live: Live) -> CategoryOut:
+    """Use an adapter that another deployment of the same backbone exported."""
+    return CategoryOut.of(await live.categories.import_(name, await request.body()))
+
+
+@router.get("/{name}/examples", responses=documented(404, 422))
+async def list_examples(name: str, live: Live) -> list[ExampleOut]:
+    """What the category was taught from."""
+    return [ExampleOut.of(example) for example in await live.categories.examples(name)]
+
+
+@router.get(
+    "/{name}/examples/{id}/image",
+    response_class=Response,
+    responses=documented(404, 422) | {200: {"content": {"image/*": _BINARY}}},
+)
+async def example_image(name: str, id: str, live: Live) -> Response:
+    """The photo as it was sent."""
+    example = await live.categories.example(name, id)
+    return Response(example.image, media_type=example.media_type)
+
+
+@router.get(
+    "/{name}/examples/{id}/mask",
+    response_class=Response,
+    responses=documented(404, 422) | {200: {"content": {"image/png": _BINARY}}},
+)
+async def example_mask(name: str, id: str, live: Live) -> Response:
+    """The mask as a PNG of the photo's size after EXIF rotation; 255 = the category."""
+    return Response((await live.categories.example(name, id)).mask, media_type="image/png")
+
+
+@router.delete(
+    "/{name}/examples/{id}",
+    status_code=202,
+    response_model=Taught,
+    responses=documented(404, 422) | {204: {"description": "No example is left: the category has no adapter now."}},
+)
+async def delete_example(name: str, id: str, live: Live) -> Response:
+    """Take an example away; the category is tuned anew on those that are left."""
+    job = await live.teaching.forget(clean_name(name), id)
+    if job is None:
+        return Response(status_code=204)
+    category = CategoryOut.of(await live.categories.get(name))
+    taught = Taught(job=JobOut.of(job), category=category)
+    return JSONResponse(taught.model_dump(exclude={"note"}), status_code=202, headers={"Location": f"/jobs/{job.id}"})

@@ -1,0 +1,38 @@
+"""Liveness, readiness, metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from app.api.context import Live
+from app.api.problems import documented
+from app.api.schemas import Healthy, Ready
+from app.errors import UnavailableError
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz", responses=documented())
+async def healthz() -> Healthy:
+    """The process answers."""
+    return Healthy()
+
+
+@router.get("/readyz", responses=documented(503))
+async def readyz(live: Live) -> Ready:
+    """A warm model, a store that takes writes and room in the queue; 503 with the reasons otherwise."""
+    reasons = await live.health.reasons()
+    if reasons:
+        raise UnavailableError(" ".join(reasons), retry_after_s=1)
+    return Ready()
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses=documented() | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(live: Live) -> Response:
+    """Prometheus metrics of this process."""
+    return Response(generate_latest(live.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,99 @@
+"""Rank layers, and see which are read; see the loaded models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi.responses import JSONResponse
+
+from app.api.categories import IdempotencyKey
+from app.api.context import Live, read_upload
+from app.api.problems import documented
+from app.api.schemas import BackboneOut, JobOut, LayerOut, Started
+from app.errors import InvalidInputError
+from app.services.categories import clean_names
+from app.services.models import Model
+from app.wiring import Service
+
+router = APIRouter(tags=["layers"])
+
+
+@router.post(
+    "/layers/rank",
+    status_code=202,
+    response_model=Started,
+    responses=documented(400, 409, 413, 415, 422)
+    | {202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "The job."}}}},
+)
+async def rank_layers(
+    live: Live,
+    request: Request,
+    images: Annotated[list[UploadFile], File(description="Unlabelled photos.")],
+    categories: Annotated[
+        list[str] | None, Form(description="Names to rank with; none = every category taught.")
+    ] = None,
+    idempotency_key: IdempotencyKey = None,
+) -> JSONResponse:
+    """Rank the default backbone's layers by InfoScore; the best two are read from then on."""
+    limit = live.settings.max_batch_images
+    if len(images) > limit:
+        raise InvalidInputError(
+            f"{len(images)} photos are too many: at most {limit} in one request (EXEMPLAR_MAX_BATCH_IMAGES).",
+            field="images",
+        )
+    names = clean_names(categories or [], field="categories", limit=live.settings.max_categories)
+    raw = [await read_upload(image, field="images", service=live) for image in images]
+
+    async def work() -> dict[str, Any]:
+        job = await live.ranking.start(raw, names)
+        return Started(job=JobOut.of(job)).model_dump()
+
+    parts = [request.url.path.encode(), *(name.encode() for name in names), *raw]
+    answer = await live.idempotency.once(idempotency_key, parts, work)
+    return JSONResponse(answer, status_code=202, headers={"Location": f"/jobs/{answer['job']['id']}"})
+
+
+@router.get("/layers", responses=documented())
+async def list_layers(live: Live) -> list[LayerOut]:
+    """Every layer of every loaded backbone."""
+    return [layer for model in live.models for layer in await _layers(live, model)]
+
+
+@router.get("/backbones", responses=documented())
+async def list_backbones(live: Live) -> list[BackboneOut]:
+    """The loaded models, the default first."""
+    return [_backbone(model) for model in live.models]
+
+
+async def _layers(live: Service, model: Model) -> list[LayerOut]:
+    choice = await live.models.layers_of(model)
+    scores = choice.scores
+    return [
+        LayerOut(
+            backbone=model.backbone.name,
+            layer=layer,
+            infoscore=float(scores.infoscore[layer]) if scores else None,
+            entropy_ratio=float(scores.entropy_ratio[layer]) if scores else None,
+            cov=float(scores.cov[layer]) if scores else None,
+            images=choice.images,
+            chosen=layer in choice.layers,
+            chosen_by=choice.chosen_by,
+        )
+        for layer in range(model.backbone.layer_count)
+    ]
+
+
+def _backbone(model: Model) -> BackboneOut:
+    backbone = model.backbone
+    return BackboneOut(
+        name=backbone.name,
+        family=backbone.family,
+        revision=backbone.revision,
+        device=backbone.device,
+        dtype=backbone.dtype,
+        memory_bytes=backbone.memory_bytes,
+        layers=backbone.layer_count,
+        patch_grid=list(backbone.patch_grid_hw),
+        warm=model.warm,
+    )

@@ -1,0 +1,106 @@
+"""Errors as RFC 9457 `application/problem+json`, in one place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+
+from app.errors import AppError, UnavailableError
+
+_log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class FieldError(BaseModel):
+    """One field that is at fault."""
+
+    field: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """Why a request was refused, and what to do about it (RFC 9457)."""
+
+    type: str = Field(examples=["urn:exemplar:problem:not-found"])
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldError] = []
+
+
+def problem(
+    status: int, title: str, detail: str, *, errors: Sequence[FieldError] = (), headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """An answer that says what went wrong."""
+    slug = title.lower().replace(" ", "-")
+    body = Problem(type=f"urn:exemplar:problem:{slug}", title=title, status=status, detail=detail, errors=list(errors))
+    return JSONResponse(body.model_dump(), status_code=status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def of(error: AppError) -> JSONResponse:
+    """The answer to a caller's error."""
+    errors = [FieldError(field=error.field, detail=error.detail)] if error.field else []
+    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s is not None else None
+    return problem(error.status, error.title, error.detail, errors=errors, headers=headers)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's entry for the problems that a route may answer with; those of every route are among them."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in sorted({*statuses, 403, 503})
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the application with a problem."""
+    app.add_exception_handler(AppError, _app_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RedisError, _store_error)
+    app.add_exception_handler(Exception, _bug)
+
+
+async def _app_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, AppError)
+    return of(error)
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    errors = [
+        FieldError(field=".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0]), detail=item["msg"])
+        for item in error.errors()
+    ]
+    detail = "; ".join(f"{item.field}: {item.detail}" for item in errors)
+    return problem(422, "Invalid input", f"The request can't be used: {detail}.", errors=errors)
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    title = HTTPStatus(error.status_code).phrase
+    detail = error.detail if error.detail != title else f"{title}: see /docs for what can be called."
+    return problem(error.status_code, title, detail, headers=dict(error.headers or {}))
+
+
+async def _store_error(_: Request, error: Exception) -> JSONResponse:
+    _log.error("the store does not answer: %s", error)
+    return of(UnavailableError("The store does not answer: send the request again in a few seconds."))
+
+
+async def _bug(_: Request, error: Exception) -> JSONResponse:
+    # Starlette logs it and raises it on; what the caller gets has no trace in it.
+    return problem(500, "Internal error", "The service has a fault here: its log has the details.")

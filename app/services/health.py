@@ -1,0 +1,43 @@
+"""Whether this process can serve: a warm model, a store that takes writes, and room in the queue."""
+
+from __future__ import annotations
+
+import asyncio
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from app.metrics import Metrics
+from app.services.models import Models
+from app.storage import keys
+
+# A probe must answer although the store doesn't.
+_PROBE_TIMEOUT_S = 2.0
+
+
+class Health:
+    """Readiness, as `/readyz` tells it."""
+
+    def __init__(self, redis: Redis, models: Models, metrics: Metrics) -> None:
+        self._redis = redis
+        self._models = models
+        self._metrics = metrics
+
+    async def reasons(self) -> list[str]:
+        """Why this process isn't ready; empty if it is."""
+        reasons = [f"The model {m.backbone.name} is not warm yet." for m in self._models if not m.warm]
+        reasons += [f"The queue of {m.backbone.name} is full." for m in self._models if m.lane.full]
+        up = await self._store_takes_writes()
+        if not up:
+            reasons.append("The store does not take writes.")
+        self._metrics.redis_up.set(up)
+        self._metrics.ready.set(not reasons)
+        return reasons
+
+    async def _store_takes_writes(self) -> bool:
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                await self._redis.set(keys.PROBE, "1", px=1000)
+        except (RedisError, TimeoutError):
+            return False
+        return True

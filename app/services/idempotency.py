@@ -1,0 +1,82 @@
+"""Idempotency-Key: a retried request gets the first one's answer (draft-ietf-httpapi-idempotency-key-header-06)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from redis.asyncio import Redis
+
+from app.errors import ConflictError, InvalidInputError
+from app.storage import keys
+
+_MAX_KEY_LENGTH = 255
+
+Answer = dict[str, Any]
+
+
+class Idempotency:
+    """Remembers the answers of requests that carried a key, for a day."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def once(self, key: str | None, parts: Iterable[bytes], work: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Do the work once per key; without a key, always.
+
+        Args:
+            key: The header's value.
+            parts: What makes the request what it is: its path and all of its fields.
+            work: Gives the answer, as JSON values.
+
+        Raises:
+            InvalidInputError: If the key is malformed, or stands for a request with other content.
+            ConflictError: If the first request with this key is still at work.
+        """
+        if key is None:
+            return await work()
+        if not 1 <= len(key) <= _MAX_KEY_LENGTH or not key.isprintable():
+            raise InvalidInputError(
+                f"An Idempotency-Key has 1 to {_MAX_KEY_LENGTH} printable characters.", field="Idempotency-Key"
+            )
+        slot = keys.idempotency(hashlib.sha256(key.encode()).hexdigest())
+        request = digest(parts)
+        if not await self._redis.set(
+            slot, json.dumps({"request": request}), nx=True, ex=keys.IDEMPOTENCY_RUNNING_TTL_S
+        ):
+            return await self._known(slot, request)
+        try:
+            answer = await work()
+        except BaseException:
+            # A refused request did nothing, so that the key is free for a mended one.
+            await self._redis.delete(slot)
+            raise
+        await self._redis.set(slot, json.dumps({"request": request, "answer": answer}), ex=keys.IDEMPOTENCY_TTL_S)
+        return answer
+
+    async def _known(self, slot: str, request: str) -> Answer:
+        raw = await self._redis.get(slot)
+        known = json.loads(raw) if raw else {"request": request}
+        if known["request"] != request:
+            raise InvalidInputError(
+                "This Idempotency-Key stands for a request with other content: send a new key.", field="Idempotency-Key"
+            )
+        if "answer" not in known:
+            raise ConflictError(
+                "The first request with this Idempotency-Key is still at work: ask again in a second.",
+                field="Idempotency-Key",
+                retry_after_s=1,
+            )
+        answer: Answer = known["answer"]
+        return answer
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """One hash of several parts, their borders included."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(len(part).to_bytes(8, "big"))
+        total.update(part)
+    return total.hexdigest()

@@ -1,0 +1,170 @@
+"""Jobs: pydocket delivers them at least once, this runs them and keeps their records truthful."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+
+from docket import Docket, Retry, Worker
+from docket.dependencies import CurrentExecution
+from docket.execution import Execution
+
+from app.errors import AppError
+from app.metrics import Metrics
+from app.storage import keys
+from app.storage.jobs import Job, JobStore, Kind, Status
+
+Work = Callable[[Job], Awaitable[None]]
+
+# A job under which so many workers died is at fault itself (memory, most likely).
+_MAX_DEATHS = 5
+
+_log = logging.getLogger(__name__)
+
+
+class JobEngine:
+    """Queues jobs and, where a worker runs, works on them.
+
+    The record is the truth about a job; the engine's payload is its id alone. Whatever happens to a process, the engine
+    delivers the id again, and the job finds out from the record and the category what is left to do.
+
+    Args:
+        docket: Connected.
+        jobs: The records.
+        concurrency: Jobs at a time in this process.
+        redelivery_s: Seconds after which a dead worker's job is delivered to another.
+        metrics: Where outcomes are counted.
+    """
+
+    def __init__(
+        self, docket: Docket, jobs: JobStore, *, concurrency: int, redelivery_s: float, metrics: Metrics
+    ) -> None:
+        self._docket = docket
+        self._jobs = jobs
+        self._concurrency = concurrency
+        self._redelivery = timedelta(seconds=redelivery_s)
+        self._metrics = metrics
+        self._work: dict[Kind, Work] = {}
+        self._stopping = False
+        docket.register(self._run, names=["run_job"])
+
+    def register(self, kind: Kind, work: Work) -> None:
+        """Say what a kind of job does. `work` gives the job its final status unless it is stopped in between."""
+        self._work[kind] = work
+        for outcome in ("succeeded", "failed", "cancelled", "superseded"):
+            self._metrics.jobs.labels(kind, outcome)
+
+    async def add(self, job: Job) -> None:
+        """Queue a job; queueing it twice is the same as once while it isn't done."""
+        await self._docket.add("run_job", key=job_key(job))(job.id)
+
+    async def cancel(self, job: Job) -> bool:
+        """Cancel a job wherever it runs: its worker stops before the next step. False if it has ended already."""
+        cancelled = await self._jobs.end(job.id, "cancelled")
+        if cancelled and job.status == "queued":
+            await self._docket.cancel(job_key(job))
+            self._metrics.jobs.labels(job.kind, "cancelled").inc()
+        return cancelled
+
+    async def recover(self) -> None:
+        """Queue every job that hasn't ended: one whose process died between recording and queueing it is among them."""
+        for job in await self._jobs.list():
+            if not job.ended:
+                await self.add(job)
+
+    async def step(self, job: Job, *, step: int, steps: int, loss: float | None = None) -> bool:
+        """Record a step. False if the job isn't wanted any more: return at once.
+
+        Raises:
+            WorkerStopping: If this process stops: the job is given back, to be run by another or after the restart.
+        """
+        wanted = await self._jobs.step(job.id, step=step, steps=steps, loss=loss)
+        if wanted and self._stopping:
+            raise WorkerStopping
+        return wanted
+
+    async def stopped(self, job: Job) -> bool:
+        """Whether the job was cancelled or superseded."""
+        current = await self._jobs.get(job.id)
+        return current is None or current.ended
+
+    async def work(self) -> None:
+        """Work on jobs until cancelled; jobs in hand are then given back at their next step."""
+        async with Worker(
+            self._docket,
+            concurrency=self._concurrency,
+            redelivery_timeout=self._redelivery,
+            minimum_check_interval=timedelta(milliseconds=50),
+            scheduling_resolution=timedelta(milliseconds=100),
+            reconnection_delay=timedelta(seconds=1),
+        ) as worker:
+            running = asyncio.create_task(worker.run_forever(), name="job-worker")
+            try:
+                await asyncio.shield(running)
+            finally:
+                self._stopping = True
+                running.cancel()
+                with suppress(asyncio.CancelledError):
+                    await running
+
+    async def _run(
+        self,
+        job_id: str,
+        execution: Execution = CurrentExecution(),  # noqa: B008  # how pydocket injects
+        retry: Retry = Retry(attempts=None),  # noqa: B008
+    ) -> None:
+        """What the engine calls. It never raises but to be delivered again."""
+        job = await self._jobs.get(job_id)
+        if job is None or job.ended:
+            return
+        if execution.redelivered:
+            self._metrics.job_redeliveries.inc()
+            if await self._jobs.count_death(job_id) >= _MAX_DEATHS:
+                await self._end(job, "failed", error=f"The worker died {_MAX_DEATHS} times under this job.")
+                return
+        if not await self._jobs.start(job_id, steps=job.steps):
+            return
+        try:
+            with self._metrics.jobs_running.labels(job.kind).track_inprogress():
+                await self._timed(job)
+        except WorkerStopping:
+            await self._jobs.requeue(job_id)
+            retry.after(timedelta(0))
+
+    async def _timed(self, job: Job) -> None:
+        started = time.perf_counter()
+        try:
+            await self._work[job.kind](job)
+        except AppError as error:
+            await self._jobs.end(job.id, "failed", error=error.detail)
+        except WorkerStopping:
+            raise
+        except Exception as error:
+            # A bug, an exhausted memory: the job ends in a truthful state whatever happened, and the log has the rest.
+            _log.exception("job %s failed", job.id)
+            await self._jobs.end(
+                job.id, "failed", error=f"Internal error ({type(error).__name__}); the log has the rest."
+            )
+        ended = await self._jobs.get(job.id)
+        if ended and ended.ended:
+            self._metrics.jobs.labels(job.kind, ended.status).inc()
+            self._metrics.job_duration.labels(job.kind).observe(time.perf_counter() - started)
+
+    async def _end(self, job: Job, status: Status, *, error: str) -> None:
+        if await self._jobs.end(job.id, status, error=error):
+            self._metrics.jobs.labels(job.kind, status).inc()
+
+
+class WorkerStopping(Exception):
+    """This process stops: the job in hand is given back."""
+
+
+def job_key(job: Job) -> str:
+    """The engine drops a second job of the same key while the first lives."""
+    if job.kind == "tune":
+        return f"tune:{keys.category_id(job.category or '')}:{job.generation}"
+    return f"rank:{job.id}"

@@ -1,0 +1,109 @@
+"""One thread owns a model. Requests and tuning steps queue up for it; nothing else ever calls the model."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from app.errors import OverloadedError, UnavailableError
+from app.metrics import Metrics
+
+Result = TypeVar("Result")
+Kind = Literal["segment", "tune", "rank"]
+
+_Call = tuple[Callable[[], Any], "Future[Any]", Kind, float]
+
+
+class Lane:
+    """A thread that runs calls one after the other, in the order they came.
+
+    A job submits its next step only when the last one is done, so it has at most one call in the queue: a request waits for
+    the requests before it and for one step of each running job, never for a whole job.
+
+    Args:
+        name: The backbone's name, for metrics and the thread.
+        limit: Requests that may wait; jobs' steps don't count, since each job has at most one.
+        metrics: Where waiting is recorded.
+    """
+
+    def __init__(self, name: str, *, limit: int, metrics: Metrics) -> None:
+        self.name = name
+        self._limit = limit
+        self._metrics = metrics
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name=f"lane-{name}", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def full(self) -> bool:
+        """Whether one more request would be refused."""
+        return self._waiting >= self._limit
+
+    async def run(self, call: Callable[[], Result], *, kind: Kind) -> Result:
+        """Run a call on the lane's thread and return its result, or raise what it raised.
+
+        If the awaiting task is cancelled, a call that hasn't begun is dropped.
+
+        Raises:
+            OverloadedError: If the queue is full; jobs' steps are always taken.
+            UnavailableError: If the lane is closed.
+        """
+        future: Future[Result] = Future()
+        with self._lock:
+            if self._closed:
+                raise UnavailableError("The service is stopping: send the request again in a moment.")
+            if kind == "segment":
+                if self.full:
+                    self._metrics.rejected.labels(reason="queue_full").inc()
+                    raise OverloadedError(
+                        f"{self._limit} requests are waiting for the model {self.name}: send the request again in a second."
+                    )
+                self._waiting += 1
+                self._metrics.queue_depth.labels(self.name).set(self._waiting)
+            self._calls.put((call, future, kind, time.perf_counter()))
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """Finish the calls in the queue and end the thread."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._calls.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (item := self._calls.get()) is not None:
+            call, future, kind, asked_at = item
+            self._metrics.queue_wait.labels(self.name, kind).observe(time.perf_counter() - asked_at)
+            if kind == "segment":
+                with self._lock:
+                    self._waiting -= 1
+                    self._metrics.queue_depth.labels(self.name).set(self._waiting)
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = call()
+            except BaseException as error:  # whatever it is, it belongs to the caller, who would else wait for ever
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            # Don't keep the last call's tensors alive while waiting for the next.
+            del item, call, future

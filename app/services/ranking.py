@@ -1,0 +1,127 @@
+"""Rank the layers by InfoScore from unlabelled photos; the best are read from then on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import torch
+from redis.asyncio import Redis
+
+from app.errors import InvalidInputError
+from app.method.backbone import Backbone
+from app.method.class_map import prompt_scores
+from app.method.evidence import prompt_evidence
+from app.method.infoscore import LayerStatistics, prompt_shares
+from app.method.prompts import free_background
+from app.method.segment import Query, encode
+from app.services.decode import decode_photo
+from app.services.job_engine import JobEngine
+from app.services.models import Models
+from app.storage import keys
+from app.storage.categories import CategoryStore
+from app.storage.jobs import Job, JobStore
+from app.storage.layers import LayerStore
+
+
+class Ranking:
+    """The service's third verb.
+
+    Args:
+        models: The loaded backbones; the default's layers are ranked.
+        categories: Their names are prompts unless the request names others.
+        jobs: Job records.
+        engine: Runs the job.
+        layers: Where the statistics are kept.
+        redis: Where the photos wait for the job.
+        background: Background words; each is a class of its own here.
+        max_pixels: Largest photo.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        categories: CategoryStore,
+        jobs: JobStore,
+        engine: JobEngine,
+        layers: LayerStore,
+        redis: Redis,
+        *,
+        background: tuple[str, ...],
+        max_pixels: int,
+    ) -> None:
+        self._models = models
+        self._categories = categories
+        self._jobs = jobs
+        self._engine = engine
+        self._layers = layers
+        self._redis = redis
+        self._background = background
+        self._max_pixels = max_pixels
+        engine.register("rank", self.rank)
+
+    async def start(self, images: Sequence[bytes], names: Sequence[str]) -> Job:
+        """Store the photos and queue the job.
+
+        Raises:
+            InvalidInputError: If there is no photo, or one can't be read; nothing is stored then.
+        """
+        if not images:
+            raise InvalidInputError("Send at least one photo in the field images.", field="images")
+        for raw in images:
+            await asyncio.to_thread(decode_photo, raw, max_pixels=self._max_pixels, field="images")
+        job = await self._jobs.create("rank", category=None, steps=len(images))
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.rpush(keys.ranking_images(job.id), *images)
+            pipe.expire(keys.ranking_images(job.id), keys.RANKING_IMAGES_TTL_S)
+            if names:
+                pipe.rpush(keys.ranking_names(job.id), *names)
+                pipe.expire(keys.ranking_names(job.id), keys.RANKING_IMAGES_TTL_S)
+            await pipe.execute()
+        await self._engine.add(job)
+        return job
+
+    async def rank(self, job: Job) -> None:
+        """The job: one photo per step."""
+        model = self._models.default
+        prompts = await self._prompts(job)
+        statistics = LayerStatistics.empty(model.backbone.layer_count, len(prompts))
+        count = await self._redis.llen(keys.ranking_images(job.id))
+        if not count:
+            await self._jobs.end(job.id, "failed", error="Its photos have expired: send them again.")
+            return
+        for index in range(count):
+            raw = await self._redis.lindex(keys.ranking_images(job.id), index)
+            photo = await asyncio.to_thread(decode_photo, raw, max_pixels=self._max_pixels)
+            shares = await model.lane.run(
+                lambda rgb=photo.rgb: image_shares(model.backbone, rgb, prompts),  # type: ignore[misc]
+                kind="rank",
+            )
+            statistics = statistics.add(shares)
+            if not await self._engine.step(job, step=index + 1, steps=count):
+                return
+        if await self._engine.stopped(job):
+            return
+        await self._layers.add(model.backbone.revision, prompts, statistics)
+        await self._jobs.end(job.id, "succeeded")
+        await self._redis.delete(keys.ranking_images(job.id), keys.ranking_names(job.id))
+
+    async def _prompts(self, job: Job) -> tuple[str, ...]:
+        asked = [raw.decode() for raw in await self._redis.lrange(keys.ranking_names(job.id), 0, -1)]
+        names = asked or [record.name for record in await self._categories.list()]
+        return (*free_background(self._background, names), *names)
+
+
+@torch.no_grad()
+def image_shares(backbone: Backbone, rgb_photo: object, prompts: Sequence[str]) -> torch.Tensor:
+    """Each prompt's share of a photo at every layer, `[layer, prompt]`."""
+    rgb, _ = backbone.preprocess(rgb_photo)  # type: ignore[arg-type]
+    layers = range(backbone.layer_count)
+    evidence = prompt_evidence(backbone, encode(backbone, rgb), [Query((word,)) for word in prompts], layers)
+    size = (backbone.input_size, backbone.input_size)
+    return torch.stack(
+        [
+            prompt_shares(prompt_scores(logits, evidence.match_score), backbone.patch_grid_hw, size)
+            for logits in evidence.patch_logits
+        ]
+    )

@@ -1,0 +1,240 @@
+"""Teach a category from an example: store it, and start the job that tunes an adapter on all of its examples."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from app.errors import ConflictError, NotFoundError
+from app.method.adapter import Adapter
+from app.method.backbone import Backbone
+from app.method.frame import labels_to_input
+from app.method.masks import mask_to_png
+from app.method.prompts import free_background
+from app.method.segment import encode
+from app.method.tuning import IGNORE, CategoryTuning, Recipe, Shot, shot
+from app.services.decode import Photo, decode_mask, decode_photo
+from app.services.job_engine import JobEngine
+from app.services.models import Models
+from app.storage import keys
+from app.storage.categories import CategoryRecord, CategoryStore, Example, new_example
+from app.storage.jobs import Job, JobStore, now
+
+# The names of so many other categories take part in tuning one; the rest would cost time and change little.
+_MAX_OTHERS = 64
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """An example as it comes in: a photo, the mask on it, and how it joins what is there."""
+
+    name: str
+    photo: Photo
+    mask: np.ndarray
+    prompts: tuple[str, ...] = ()
+    replace: bool = False
+
+
+class Teaching:
+    """The service's second verb.
+
+    Args:
+        models: The loaded backbones; categories are tuned on the default.
+        categories: Where categories and examples are.
+        jobs: Where job records are.
+        engine: Runs the jobs.
+        recipe: How a category is tuned.
+        background: Background words.
+        max_pixels: Largest photo.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        categories: CategoryStore,
+        jobs: JobStore,
+        engine: JobEngine,
+        *,
+        recipe: Recipe,
+        background: tuple[str, ...],
+        max_pixels: int,
+    ) -> None:
+        self._models = models
+        self._categories = categories
+        self._jobs = jobs
+        self._engine = engine
+        self._recipe = recipe
+        self._background = background
+        self._max_pixels = max_pixels
+        engine.register("tune", self.tune)
+
+    async def teach(self, lesson: Lesson) -> tuple[Job, CategoryRecord]:
+        """Store an example and queue its job; a job that still works on fewer examples is superseded.
+
+        Raises:
+            ConflictError: If the category has as many examples as it may.
+        """
+        mask_png = await asyncio.to_thread(mask_to_png, lesson.mask)
+        height, width = lesson.mask.shape
+        example = new_example(
+            image=lesson.photo.raw,
+            media_type=lesson.photo.media_type,
+            mask=mask_png,
+            width=width,
+            height=height,
+            area=int(lesson.mask.sum()),
+            sha256=lesson.photo.sha256,
+        )
+        job = await self._jobs.create("tune", category=lesson.name, steps=self._recipe.steps)
+        generation, previous = await self._categories.teach(
+            lesson.name, example, prompts=lesson.prompts, replace=lesson.replace, job_id=job.id
+        )
+        if not generation:
+            await self._jobs.end(job.id, "failed", error="The category has as many examples as it may.")
+            raise ConflictError(
+                f"{lesson.name} has as many examples as it may (EXEMPLAR_MAX_EXAMPLES): delete one, or send mode=replace."
+            )
+        return await self._start(job, generation, previous), await self._get(lesson.name)
+
+    async def forget(self, name: str, example_id: str) -> Job | None:
+        """Take an example away and tune on those that are left; without any the category has no adapter.
+
+        Returns:
+            The new job, or None if no example is left.
+
+        Raises:
+            NotFoundError: If there is no such category or example.
+        """
+        record = await self._get(name)
+        job = await self._jobs.create("tune", category=record.name, steps=self._recipe.steps)
+        removed, left, generation, previous = await self._categories.forget(record.id, example_id, job_id=job.id)
+        if not removed:
+            await self._jobs.end(job.id, "failed", error="There was no such example.")
+            raise NotFoundError(f"{name} has no example {example_id!r}: see GET /categories/{{name}}/examples.")
+        if left:
+            return await self._start(job, generation, previous)
+        await self._supersede(previous)
+        await self._jobs.end(job.id, "superseded", error="No example is left.")
+        return None
+
+    async def tune(self, job: Job) -> None:
+        """The job: idempotent per generation, stops between steps when it isn't wanted any more."""
+        category = await self._categories.get(keys.category_id(job.category or ""))
+        if category is None or category.generation != job.generation:
+            await self._jobs.end(job.id, "superseded", error="The category was taught anew or deleted.")
+            return
+        if category.adapter and category.adapter_generation == job.generation:
+            # An earlier run committed and died before it could say so.
+            await self._succeed(job, category.adapter.version, category.adapter.example_iou)
+            return
+        tuning = await self._prepare(category)
+        model = self._models.default
+        steps = self._recipe.steps
+        for step in range(1, steps + 1):
+            loss = await model.lane.run(tuning.step, kind="tune")
+            if not await self._engine.step(job, step=step, steps=steps, loss=loss):
+                return
+        adapter = await model.lane.run(lambda: finished_adapter(tuning, category, model.backbone), kind="tune")
+        version = await self._categories.next_version(category.id)
+        adapter = Adapter(**{**vars(adapter), "version": version})
+        if await self._engine.stopped(job):
+            return
+        if await self._categories.commit(category.id, adapter, generation=job.generation):
+            await self._succeed(job, version, adapter.example_iou)
+        else:
+            await self._jobs.end(job.id, "superseded", error="The category was taught anew or deleted.")
+
+    async def _prepare(self, category: CategoryRecord) -> CategoryTuning:
+        """Encode the examples and lay out the tuning; one call on the lane per example."""
+        model = self._models.default
+        examples = await self._categories.examples(category.id)
+        others = [other.name for other in await self._categories.list() if other.id != category.id][-_MAX_OTHERS:]
+        layers = (await self._models.layers_of(model)).layers
+        shots: list[Shot] = []
+        for example in examples:
+            photo, mask = await asyncio.to_thread(self._decode, example)
+            shots.append(
+                await model.lane.run(
+                    lambda photo=photo, mask=mask: make_shot(model.backbone, photo, mask, self._recipe),  # type: ignore[misc]
+                    kind="tune",
+                )
+            )
+        background = free_background(self._background, [*category.words, *others])
+        return await model.lane.run(
+            lambda: CategoryTuning(
+                model.backbone,
+                shots,
+                category.words,
+                background=background,
+                others=others,
+                layers=layers,
+                recipe=self._recipe,
+            ),
+            kind="tune",
+        )
+
+    def _decode(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
+        photo = decode_photo(example.image, max_pixels=self._max_pixels)
+        mask = decode_mask(example.mask, photo_hw=(example.height, example.width), max_pixels=self._max_pixels)
+        return photo.rgb, mask
+
+    async def _start(self, job: Job, generation: int, previous: str | None) -> Job:
+        job = await self._jobs.set_generation(job, generation)
+        await self._supersede(previous)
+        await self._engine.add(job)
+        return job
+
+    async def _supersede(self, previous: str | None) -> None:
+        if previous and await self._jobs.end(previous, "superseded", error="A newer example came in."):
+            _log.info("job %s superseded", previous)
+
+    async def _succeed(self, job: Job, version: int, example_iou: float) -> None:
+        await self._jobs.end(
+            job.id, "succeeded", adapter_version=version, example_iou=round(example_iou, 4), step=job.steps
+        )
+
+    async def _get(self, name: str) -> CategoryRecord:
+        record = await self._categories.get(keys.category_id(name))
+        if record is None:
+            raise NotFoundError(f"There is no category {name!r}.", field="name")
+        return record
+
+
+def make_shot(backbone: Backbone, photo: np.ndarray, mask: np.ndarray, recipe: Recipe) -> Shot:
+    """An example on the network's input, its image encoded once."""
+    rgb, frame = backbone.preprocess(photo)
+    labels = torch.from_numpy(labels_to_input(mask.astype(np.uint8), frame, outside=IGNORE)).long()
+    return shot(backbone, encode(backbone, rgb), labels, label_scale=recipe.label_scale)
+
+
+def finished_adapter(tuning: CategoryTuning, category: CategoryRecord, backbone: Backbone) -> Adapter:
+    """The outcome, not yet numbered. If the tuned parameters score below the words alone on the category's own examples,
+    it holds no tensors: the category keeps the words, and the two scores say so.
+    """
+    tuned, words = tuning.example_iou(adapted=True), tuning.example_iou(adapted=False)
+    return Adapter(
+        backbone=backbone.name,
+        revision=backbone.revision,
+        category=category.name,
+        version=0,
+        prompts=category.words,
+        layers=tuning.layers,
+        ensemble=tuning.ensemble,
+        tensors=tuning.tensors() if tuned >= words else {},
+        example_iou=round(tuned, 4),
+        zero_shot_example_iou=round(words, 4),
+        created_at=now(),
+    )
+
+
+def teaching_words(prompts: Sequence[str], name: str) -> tuple[str, ...]:
+    """Other words for a category: each once, the name itself left out."""
+    own = keys.category_id(name)
+    return tuple({keys.category_id(word): word for word in prompts if keys.category_id(word) != own}.values())

@@ -1,0 +1,354 @@
+"""Categories, their examples and their adapters' versions. A name is a pointer to a version; a version never changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from redis.asyncio import Redis
+
+from app.method.adapter import Adapter, adapter_from_bytes, adapter_to_bytes
+
+from . import keys
+from .jobs import now
+
+# Add an example (or replace them all) and make `job` the one whose result the category waits for.
+# KEYS: category, counters, example ids, example, categories   ARGV: name, prompts, job, time, score, example id, replace,
+# limit, id, then the example's fields.   Returns {generation, previous job} or {0, ''} where the limit is reached.
+_TEACH = """
+local old = redis.call('LRANGE', KEYS[3], 0, -1)
+if ARGV[7] == '1' then
+  for _, id in ipairs(old) do redis.call('DEL', KEYS[1] .. ':example:' .. id) end
+  redis.call('DEL', KEYS[3])
+elseif #old >= tonumber(ARGV[8]) then return {0, ''} end
+redis.call('HSETNX', KEYS[1], 'name', ARGV[1])
+redis.call('HSETNX', KEYS[1], 'created_at', ARGV[4])
+redis.call('ZADD', KEYS[5], 'NX', ARGV[5], ARGV[9])
+local prompts = cjson.decode(ARGV[2])
+if ARGV[7] ~= '1' then
+  local known = cjson.decode(redis.call('HGET', KEYS[1], 'prompts') or '[]')
+  local seen = {}
+  for _, word in ipairs(known) do seen[word] = true end
+  for _, word in ipairs(prompts) do if not seen[word] then known[#known + 1] = word end end
+  prompts = known
+end
+redis.call('HSET', KEYS[1], 'prompts', #prompts == 0 and '[]' or cjson.encode(prompts))
+redis.call('RPUSH', KEYS[3], ARGV[6])
+redis.call('HSET', KEYS[4], unpack(ARGV, 10))
+local generation = redis.call('HINCRBY', KEYS[2], 'generation', 1)
+local previous = redis.call('HGET', KEYS[1], 'job') or ''
+redis.call('HSET', KEYS[1], 'generation', generation, 'job', ARGV[3])
+return {generation, previous}
+"""
+
+# Take an example away. KEYS: category, counters, example ids, example   ARGV: example id, job
+# Returns {removed, left, generation, previous job}; with nothing left the category has no adapter any more.
+_FORGET = """
+if redis.call('LREM', KEYS[3], 1, ARGV[1]) == 0 then return {0, 0, 0, ''} end
+redis.call('DEL', KEYS[4])
+local left = redis.call('LLEN', KEYS[3])
+local generation = redis.call('HINCRBY', KEYS[2], 'generation', 1)
+local previous = redis.call('HGET', KEYS[1], 'job') or ''
+redis.call('HSET', KEYS[1], 'generation', generation)
+if left == 0 then redis.call('HDEL', KEYS[1], 'job', 'adapter_version', 'adapter_generation')
+else redis.call('HSET', KEYS[1], 'job', ARGV[2]) end
+return {1, left, generation, previous}
+"""
+
+# Store an adapter and point the category at it, if the category still waits for this generation.
+# KEYS: category, versions, adapter   ARGV: generation, version, description, bytes, versions kept
+_COMMIT = """
+if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[3], ARGV[4])
+redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+redis.call('HSET', KEYS[1], 'adapter_version', ARGV[2], 'adapter_generation', ARGV[1])
+local versions = redis.call('HKEYS', KEYS[2])
+table.sort(versions, function(a, b) return tonumber(a) > tonumber(b) end)
+for i = tonumber(ARGV[5]) + 1, #versions do
+  redis.call('HDEL', KEYS[2], versions[i])
+  redis.call('DEL', KEYS[1] .. ':adapter:' .. versions[i])
+end
+return 1
+"""
+
+# Point a category back at a version it still has. KEYS: category, versions   ARGV: version
+_ROLLBACK = """
+if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], 'adapter_version', ARGV[1])
+return 1
+"""
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What is told of an adapter; the fields and their names are the HTTP contract's."""
+
+    version: int
+    backbone: str
+    layers: tuple[int, ...]
+    ensemble: tuple[float, ...]
+    example_iou: float
+    zero_shot_example_iou: float
+    bytes: int
+    created_at: str
+
+
+@dataclass(frozen=True)
+class CategoryRecord:
+    """A category as it is stored.
+
+    Attributes:
+        id: The key of its name.
+        name: As first given.
+        prompts: Other words for it, without the name.
+        generation: Counts what it was taught; a job's result counts for one generation only.
+        job: The job it waits for or waited for last.
+        adapter_version: The version in use, or None.
+        adapter_generation: The generation that version came from.
+    """
+
+    id: str
+    name: str
+    prompts: tuple[str, ...]
+    examples: int
+    generation: int
+    job: str | None
+    adapter: AdapterInfo | None
+    adapter_generation: int | None
+    created_at: str
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Its name and the other words for it."""
+        return (self.name, *self.prompts)
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a category was taught from. The mask is a PNG of the photo's size after EXIF rotation."""
+
+    id: str
+    image: bytes
+    media_type: str
+    mask: bytes
+    width: int
+    height: int
+    area: int
+    sha256: str
+    created_at: str
+
+
+class CategoryStore:
+    """Categories in Redis.
+
+    Args:
+        redis: Connection that returns bytes.
+        versions_kept: Adapter versions kept per category.
+        max_examples: Most examples of one category.
+    """
+
+    def __init__(self, redis: Redis, *, versions_kept: int, max_examples: int) -> None:
+        self._redis = redis
+        self._versions_kept = versions_kept
+        self._max_examples = max_examples
+
+    async def get(self, category_id: str) -> CategoryRecord | None:
+        """The category, or None."""
+        return (await self.get_many([category_id]))[0]
+
+    async def list(self) -> list[CategoryRecord]:
+        """All categories, the oldest first."""
+        ids = [raw.decode() for raw in await self._redis.zrange(keys.CATEGORIES, 0, -1)]
+        return [record for record in await self.get_many(ids) if record is not None]
+
+    async def get_many(self, category_ids: Sequence[str]) -> list[CategoryRecord | None]:
+        """The categories with these ids, None where there is none, in one round trip."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for category_id in category_ids:
+                pipe.hgetall(keys.category(category_id))
+                pipe.llen(keys.example_ids(category_id))
+                pipe.hgetall(keys.versions(category_id))
+            answers = await pipe.execute()
+        triples = zip(answers[::3], answers[1::3], answers[2::3], strict=True)
+        return [
+            _category(category_id, fields, examples, versions) if fields else None
+            for category_id, (fields, examples, versions) in zip(category_ids, triples, strict=True)
+        ]
+
+    async def teach(
+        self, name: str, example: Example, *, prompts: Sequence[str], replace: bool, job_id: str
+    ) -> tuple[int, str | None]:
+        """Add an example; the category waits for `job_id` from now on.
+
+        Returns:
+            The category's new generation (0 if it has as many examples as it may), and the job it waited for before.
+        """
+        category_id = keys.category_id(name)
+        generation, previous = await self._redis.eval(
+            _TEACH, 5,
+            keys.category(category_id), keys.counters(category_id), keys.example_ids(category_id),
+            keys.example(category_id, example.id), keys.CATEGORIES,
+            name, json.dumps(list(prompts), ensure_ascii=False), job_id, now(), datetime.now(UTC).timestamp(), example.id,
+            int(replace), self._max_examples, category_id, *_flat(example),
+        )  # fmt: skip
+        return int(generation), previous.decode() or None
+
+    async def forget(self, category_id: str, example_id: str, *, job_id: str) -> tuple[bool, int, int, str | None]:
+        """Take an example away; the category waits for `job_id` if any is left.
+
+        Returns:
+            Whether there was such an example, how many are left, the new generation, the job it waited for before.
+        """
+        removed, left, generation, previous = await self._redis.eval(
+            _FORGET, 4,
+            keys.category(category_id), keys.counters(category_id), keys.example_ids(category_id),
+            keys.example(category_id, example_id), example_id, job_id,
+        )  # fmt: skip
+        return bool(removed), int(left), int(generation), previous.decode() or None
+
+    async def delete(self, category_id: str) -> bool:
+        """Remove a category with its examples and versions. Its counters stay: no version number comes back."""
+        examples = [raw.decode() for raw in await self._redis.lrange(keys.example_ids(category_id), 0, -1)]
+        versions = [int(raw) for raw in await self._redis.hkeys(keys.versions(category_id))]
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(
+                keys.category(category_id),
+                keys.example_ids(category_id),
+                keys.versions(category_id),
+                *(keys.example(category_id, example_id) for example_id in examples),
+                *(keys.adapter(category_id, version) for version in versions),
+            )
+            pipe.zrem(keys.CATEGORIES, category_id)
+            _, removed = await pipe.execute()
+        return bool(removed)
+
+    async def example_ids(self, category_id: str) -> list[str]:
+        """Ids of its examples, in the order they were given."""
+        return [raw.decode() for raw in await self._redis.lrange(keys.example_ids(category_id), 0, -1)]
+
+    async def example(self, category_id: str, example_id: str) -> Example | None:
+        """One example, or None."""
+        fields = await self._redis.hgetall(keys.example(category_id, example_id))
+        return _example(example_id, fields) if fields else None
+
+    async def examples(self, category_id: str) -> list[Example]:
+        """All of its examples."""
+        found = [await self.example(category_id, example_id) for example_id in await self.example_ids(category_id)]
+        return [example for example in found if example is not None]
+
+    async def next_version(self, category_id: str) -> int:
+        """A version number that was never used for this name."""
+        return int(await self._redis.hincrby(keys.counters(category_id), "version", 1))
+
+    async def commit(self, category_id: str, adapter: Adapter, *, generation: int) -> bool:
+        """Put an adapter in use if the category still waits for this generation. False if it doesn't."""
+        raw = adapter_to_bytes(adapter)
+        committed = await self._redis.eval(
+            _COMMIT, 3,
+            keys.category(category_id), keys.versions(category_id), keys.adapter(category_id, adapter.version),
+            generation, adapter.version, json.dumps(asdict(_info(adapter, len(raw)))), raw, self._versions_kept,
+        )  # fmt: skip
+        return bool(committed)
+
+    async def install(self, name: str, prompts: Sequence[str]) -> int:
+        """Make sure a category of this name exists, for an adapter that comes from elsewhere; returns its new generation."""
+        category_id = keys.category_id(name)
+        generation = int(await self._redis.hincrby(keys.counters(category_id), "generation", 1))
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hsetnx(keys.category(category_id), "name", name)
+            pipe.hsetnx(keys.category(category_id), "created_at", now())
+            pipe.hset(
+                keys.category(category_id),
+                mapping={"generation": generation, "prompts": json.dumps(list(prompts), ensure_ascii=False)},
+            )
+            pipe.zadd(keys.CATEGORIES, {category_id: datetime.now(UTC).timestamp()}, nx=True)
+            await pipe.execute()
+        return generation
+
+    async def adapter_bytes(self, category_id: str, version: int) -> bytes | None:
+        """An adapter's safetensors, or None."""
+        raw: bytes | None = await self._redis.get(keys.adapter(category_id, version))
+        return raw
+
+    async def adapter(self, category_id: str, version: int) -> Adapter | None:
+        """An adapter, or None."""
+        raw = await self.adapter_bytes(category_id, version)
+        return adapter_from_bytes(raw) if raw is not None else None
+
+    async def versions(self, category_id: str) -> list[AdapterInfo]:
+        """The versions that are kept, the newest first."""
+        found = [_read_info(raw) for raw in (await self._redis.hgetall(keys.versions(category_id))).values()]
+        return sorted(found, key=lambda info: info.version, reverse=True)
+
+    async def rollback(self, category_id: str, version: int) -> bool:
+        """Point the category at an older version. False if it isn't kept."""
+        return bool(
+            await self._redis.eval(_ROLLBACK, 2, keys.category(category_id), keys.versions(category_id), version)
+        )
+
+
+def new_example(
+    *, image: bytes, media_type: str, mask: bytes, width: int, height: int, area: int, sha256: str
+) -> Example:
+    """An example with an id of its own."""
+    return Example(uuid4().hex, image, media_type, mask, width, height, area, sha256, now())
+
+
+def _flat(example: Example) -> list[Any]:
+    fields = asdict(example)
+    del fields["id"]
+    return [part for item in fields.items() for part in item]
+
+
+def _example(example_id: str, fields: Mapping[bytes, bytes]) -> Example:
+    return Example(
+        id=example_id,
+        image=fields[b"image"],
+        media_type=fields[b"media_type"].decode(),
+        mask=fields[b"mask"],
+        width=int(fields[b"width"]),
+        height=int(fields[b"height"]),
+        area=int(fields[b"area"]),
+        sha256=fields[b"sha256"].decode(),
+        created_at=fields[b"created_at"].decode(),
+    )
+
+
+def _category(
+    category_id: str, fields: Mapping[bytes, bytes], examples: int, versions: Mapping[bytes, bytes]
+) -> CategoryRecord:
+    version = fields.get(b"adapter_version")
+    described = versions.get(version) if version else None
+    return CategoryRecord(
+        id=category_id,
+        name=fields[b"name"].decode(),
+        prompts=tuple(json.loads(fields.get(b"prompts", b"[]"))),
+        examples=examples,
+        generation=int(fields.get(b"generation", 0)),
+        job=fields[b"job"].decode() if b"job" in fields else None,
+        adapter=_read_info(described) if described else None,
+        adapter_generation=int(fields[b"adapter_generation"]) if b"adapter_generation" in fields else None,
+        created_at=fields[b"created_at"].decode(),
+    )
+
+
+def _info(adapter: Adapter, size: int) -> AdapterInfo:
+    return AdapterInfo(
+        version=adapter.version,
+        backbone=adapter.backbone,
+        layers=adapter.layers,
+        ensemble=adapter.ensemble,
+        example_iou=adapter.example_iou,
+        zero_shot_example_iou=adapter.zero_shot_example_iou,
+        bytes=size,
+        created_at=adapter.created_at,
+    )
+
+
+def _read_info(raw: bytes) -> AdapterInfo:
+    fields = json.loads(raw)
+    return AdapterInfo(**{**fields, "layers": tuple(fields["layers"]), "ensemble": tuple(fields["ensemble"])})

@@ -1,0 +1,178 @@
+"""Job records: what a caller is told of a job. Delivery is the job engine's business; this is the truth about the outcome."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+from uuid import uuid4
+
+from redis.asyncio import Redis
+
+from . import keys
+
+Kind = Literal["tune", "rank"]
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "superseded"]
+ENDED: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled", "superseded"})
+
+# How long an event stream waits for a change before it looks for itself: a message may be lost when the store restarts.
+_LOOK_AGAIN_S = 2.0
+
+# Change a record unless it has ended. Returns 1 if it was changed.
+_UPDATE = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status or not cjson.decode(ARGV[1])[cjson.decode(status)] then return 0 end
+for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+if ARGV[2] ~= '' then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
+redis.call('PUBLISH', ARGV[3], 'changed')
+return 1
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's record; the fields and their names are the HTTP contract's, but for the last two, which are ours."""
+
+    id: str
+    kind: Kind
+    category: str | None
+    status: Status
+    progress: float
+    step: int
+    steps: int
+    loss: float | None
+    example_iou: float | None
+    error: str | None
+    adapter_version: int | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    generation: int = 0
+    deaths: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.status in ENDED
+
+
+def now() -> str:
+    """RFC 3339 time in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class JobStore:
+    """Job records in Redis.
+
+    Args:
+        redis: Connection that returns bytes.
+        ttl_s: Seconds that an ended job can be read.
+    """
+
+    def __init__(self, redis: Redis, *, ttl_s: float) -> None:
+        self._redis = redis
+        self._ttl_s = int(ttl_s)
+
+    async def create(self, kind: Kind, *, category: str | None, steps: int) -> Job:
+        """Record a new job as queued."""
+        job = Job(
+            id=uuid4().hex,
+            kind=kind,
+            category=category,
+            status="queued",
+            progress=0.0,
+            step=0,
+            steps=steps,
+            loss=None,
+            example_iou=None,
+            error=None,
+            adapter_version=None,
+            created_at=now(),
+            started_at=None,
+            finished_at=None,
+        )
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(keys.job(job.id), mapping={name: json.dumps(value) for name, value in asdict(job).items()})
+            pipe.zadd(keys.JOBS, {job.id: datetime.now(UTC).timestamp()})
+            await pipe.execute()
+        return job
+
+    async def get(self, job_id: str) -> Job | None:
+        """The record, or None."""
+        fields = await self._redis.hgetall(keys.job(job_id))
+        return _parse(fields) if fields else None
+
+    async def list(self, *, category_id: str | None = None, status: Status | None = None) -> list[Job]:
+        """Records, the newest first."""
+        ids = [raw.decode() for raw in await self._redis.zrevrange(keys.JOBS, 0, -1)]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hgetall(keys.job(job_id))
+            records = await pipe.execute()
+        expired = [job_id for job_id, fields in zip(ids, records, strict=True) if not fields]
+        if expired:
+            await self._redis.zrem(keys.JOBS, *expired)
+        return [
+            job
+            for job in map(_parse, filter(None, records))
+            if (status is None or job.status == status)
+            and (category_id is None or (job.category is not None and keys.category_id(job.category) == category_id))
+        ]
+
+    async def set_generation(self, job: Job, generation: int) -> Job:
+        """Tie a tuning job to its category's generation."""
+        await self._redis.hset(keys.job(job.id), "generation", json.dumps(generation))
+        return replace(job, generation=generation)
+
+    async def start(self, job_id: str, *, steps: int) -> bool:
+        """Mark as running. False if it has ended in the meantime."""
+        return await self._update(
+            job_id, {"queued", "running"}, status="running", started_at=now(), steps=steps, step=0, progress=0.0
+        )
+
+    async def count_death(self, job_id: str) -> int:
+        """Note that the job's process died under it; returns how often that has happened."""
+        return int(await self._redis.hincrby(keys.job(job_id), "deaths", 1))
+
+    async def requeue(self, job_id: str) -> bool:
+        """Give a running job back, because its worker stops. False if it has ended."""
+        return await self._update(job_id, {"queued", "running"}, status="queued")
+
+    async def step(self, job_id: str, *, step: int, steps: int, loss: float | None = None) -> bool:
+        """Record progress. False if the job was cancelled or superseded: its worker stops."""
+        return await self._update(
+            job_id, {"running"}, step=step, steps=steps, progress=round(step / steps, 4), loss=loss
+        )
+
+    async def end(self, job_id: str, status: Status, **fields: object) -> bool:
+        """Give a job its final status, unless it has one already. False if it had."""
+        if status == "succeeded":
+            fields["progress"] = 1.0
+        return await self._update(job_id, {"queued", "running"}, ended=True, status=status, finished_at=now(), **fields)
+
+    async def events(self, job_id: str) -> AsyncIterator[Job]:
+        """The record now and at every change, the terminal one last. Nothing if there is no such job."""
+        async with self._redis.pubsub() as changes:
+            await changes.subscribe(keys.job_channel(job_id))
+            seen: Job | None = None
+            while (job := await self.get(job_id)) is not None:
+                if job != seen:
+                    yield job
+                if job.ended:
+                    return
+                seen = job
+                await changes.get_message(ignore_subscribe_messages=True, timeout=_LOOK_AGAIN_S)
+
+    async def _update(self, job_id: str, while_: set[Status], *, ended: bool = False, **fields: object) -> bool:
+        pairs = [text for name, value in fields.items() for text in (name, json.dumps(value))]
+        ttl = str(self._ttl_s) if ended else ""
+        allowed = json.dumps({status: True for status in while_})
+        changed = await self._redis.eval(_UPDATE, 1, keys.job(job_id), allowed, ttl, keys.job_channel(job_id), *pairs)
+        return bool(changed)
+
+
+def _parse(fields: Mapping[bytes, bytes]) -> Job:
+    values: dict[str, Any] = {name.decode(): json.loads(value) for name, value in fields.items()}
+    return Job(**values)

@@ -1,0 +1,218 @@
+"""The only file that turns settings into live objects. `service` is what both entry points, HTTP and worker, run on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+
+import redis.asyncio as aioredis
+import torch
+from docket import Docket
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
+
+import app
+from app import backbones
+from app.errors import InvalidInputError
+from app.method.backbone import Backbone
+from app.method.prompts import BACKGROUND_WORDS
+from app.method.tuning import PAPER_RECIPE, Recipe
+from app.metrics import Metrics
+from app.services.adapter_cache import AdapterCache
+from app.services.categories import Categories
+from app.services.health import Health
+from app.services.idempotency import Idempotency
+from app.services.job_engine import JobEngine
+from app.services.lane import Lane
+from app.services.models import Model, Models, check_layers
+from app.services.ranking import Ranking
+from app.services.segmentation import Segmentation
+from app.services.teaching import Teaching
+from app.settings import Settings
+from app.storage.categories import CategoryStore
+from app.storage.jobs import JobStore
+from app.storage.layers import LayerStore
+from app.storage.server import EmbeddedServer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Service:
+    """Everything a route may call."""
+
+    settings: Settings
+    metrics: Metrics
+    redis: aioredis.Redis
+    models: Models
+    categories: Categories
+    jobs: JobStore
+    engine: JobEngine
+    segmentation: Segmentation
+    teaching: Teaching
+    ranking: Ranking
+    health: Health
+    idempotency: Idempotency
+
+
+@asynccontextmanager
+async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = None) -> AsyncIterator[Service]:
+    """Start the service's parts in order, and stop them in the reverse order.
+
+    Args:
+        settings: Of this process.
+        loaded: Backbones to use instead of those that the settings name; for programs that have them already.
+
+    Raises:
+        AppError: If a part can't be started; the sentence says what to do.
+    """
+    metrics = Metrics()
+    metrics.build_info.labels(app.__version__).set(1)
+    async with AsyncExitStack() as stack:
+        url = settings.redis_url or await _embedded_server(settings, stack)
+        client = await stack.enter_async_context(connect(url))
+        docket = await stack.enter_async_context(
+            Docket(name="exemplar:docket", url=url, execution_ttl=timedelta(seconds=settings.job_ttl_s))
+        )
+        models_loaded = [
+            _model(b, settings, metrics) for b in loaded or await asyncio.to_thread(load_backbones, settings)
+        ]
+        for model in models_loaded:
+            stack.callback(model.lane.close)
+        layer_store = LayerStore(client)
+        models = Models(models_loaded, layer_store=layer_store, layers=settings.layer_numbers, metrics=metrics)
+        jobs = JobStore(client, ttl_s=settings.job_ttl_s)
+        store = CategoryStore(client, versions_kept=settings.versions_kept, max_examples=settings.max_examples)
+        engine = JobEngine(
+            docket,
+            jobs,
+            concurrency=settings.job_concurrency,
+            redelivery_s=settings.job_redelivery_s,
+            metrics=metrics,
+        )
+        background = settings.background_words or BACKGROUND_WORDS
+        cache = AdapterCache(store, max_bytes=settings.adapter_cache_bytes, metrics=metrics)
+        live = Service(
+            settings=settings,
+            metrics=metrics,
+            redis=client,
+            models=models,
+            categories=Categories(store, jobs, models),
+            jobs=jobs,
+            engine=engine,
+            segmentation=Segmentation(models, store, cache, background=background, metrics=metrics),
+            teaching=Teaching(
+                models,
+                store,
+                jobs,
+                engine,
+                recipe=recipe_of(settings),
+                background=background,
+                max_pixels=settings.max_image_pixels,
+            ),
+            ranking=Ranking(
+                models,
+                store,
+                jobs,
+                engine,
+                layer_store,
+                client,
+                background=background,
+                max_pixels=settings.max_image_pixels,
+            ),
+            health=Health(client, models, metrics),
+            idempotency=Idempotency(client),
+        )
+        await stack.enter_async_context(_in_background(models.warm_up(), "warm-up"))
+        await engine.recover()
+        if settings.worker:
+            await stack.enter_async_context(_in_background(engine.work(), "worker"))
+        yield live
+
+
+def load_backbones(settings: Settings) -> list[Backbone]:
+    """The backbones that the settings name, the default first.
+
+    Raises:
+        InvalidInputError: If one can't be loaded, or doesn't have the layers that are set.
+    """
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = settings.dtype
+    if dtype == "auto":
+        # bfloat16 is exact enough on a GPU and twice as fast; on a CPU it is slower wherever AVX512-bf16 or AMX is missing.
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    if not settings.backbone_specs:
+        raise InvalidInputError(f"EXEMPLAR_BACKBONE is empty: set it to one of {', '.join(backbones.families())}.")
+    _log.info("loading %s on %s in %s", ", ".join(settings.backbone_specs), device, dtype)
+    try:
+        loaded = [backbones.load(spec, device=device, dtype=dtype) for spec in settings.backbone_specs]
+    except RuntimeError as error:  # torch's word for a device that doesn't exist
+        raise InvalidInputError(
+            f"EXEMPLAR_DEVICE={settings.device} can't be used: {str(error).splitlines()[0]}"
+        ) from error
+    for backbone in loaded:
+        check_layers(backbone, settings.layer_numbers)
+    return loaded
+
+
+def recipe_of(settings: Settings) -> Recipe:
+    """How categories are tuned: what measured best, or the paper's way."""
+    if settings.method == "paper":
+        return PAPER_RECIPE
+    return Recipe(learned_ensemble=settings.ensemble == "learned")
+
+
+@asynccontextmanager
+async def connect(url: str) -> AsyncIterator[aioredis.Redis]:
+    """A connection that answers bytes and rides out a restart of the server."""
+    try:
+        client = aioredis.from_url(
+            url,
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=8),
+            retry_on_error=[ConnectionError, TimeoutError, BusyLoadingError],
+            socket_connect_timeout=5,
+        )
+    except ValueError as error:
+        raise InvalidInputError(f"EXEMPLAR_REDIS_URL can't be used: {error}") from error
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+def _model(backbone: Backbone, settings: Settings, metrics: Metrics) -> Model:
+    return Model(backbone, Lane(backbone.name, limit=settings.queue_limit, metrics=metrics))
+
+
+async def _embedded_server(settings: Settings, stack: AsyncExitStack) -> str:
+    server = await asyncio.to_thread(EmbeddedServer.start, settings.data_dir)
+    stack.push_async_callback(asyncio.to_thread, server.stop)
+    _log.info("embedded server at %s", server.url)
+    return server.url
+
+
+@asynccontextmanager
+async def _in_background(work: object, name: str) -> AsyncIterator[None]:
+    """Run a coroutine beside the body; cancel it and wait for its end when the body is left."""
+    task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    task.add_done_callback(lambda done: _tell(done, name))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def _tell(task: asyncio.Task[None], name: str) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        _log.error("%s ended: %s", name, error, exc_info=error)
