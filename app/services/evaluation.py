@@ -111,6 +111,14 @@ class Report:
                 values.setdefault(number, []).append(iou)
         return {number: statistics.fmean(ious) for number, ious in sorted(values.items())}
 
+    def worse_than(self, baseline: str, column: str) -> float | None:
+        """Share of the classes (background aside) that score more than half a point below the baseline."""
+        if column.split(" + ")[0] == baseline:
+            return None
+        base = self.by_class(baseline + column.removeprefix(column.split(" + ")[0]))
+        pairs = [(iou, base[number]) for number, iou in self.by_class(column).items() if number]
+        return sum(iou < before - 0.005 for iou, before in pairs) / max(1, len(pairs))
+
 
 def read_dataset(folder: Path, *, split: str | None, ids: Path | None, limit: int | None) -> Dataset:
     """Read the index of a data set.

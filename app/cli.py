@@ -1,0 +1,262 @@
+"""Commands: serve, worker, demo, register, segment, evaluate, parity. An error is one sentence and a non-zero exit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from app.errors import AppError, InvalidInputError
+from app.settings import Settings
+
+app = typer.Typer(
+    help="Exemplar: learn to segment a category from one example.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Url = Annotated[str, typer.Option(help="Address of a running service.")]
+
+
+def main() -> None:
+    """Run a command; a refusal is one sentence, not a traceback."""
+    try:
+        app(standalone_mode=False)
+    except AppError as error:
+        _fail(error.detail)
+    except ValidationError as error:
+        problems = "; ".join(f"EXEMPLAR_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        _fail(f"The settings can't be used: {problems}.")
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        # Typer's own complaints about options have a show(); anything else is a bug and keeps its traceback.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(error.format_message(), code=2)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (EXEMPLAR_HOST).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one (EXEMPLAR_PORT).")] = None,
+) -> None:
+    """Run the HTTP service."""
+    import uvicorn
+
+    from app.main import create_app
+
+    settings = _settings(host=host, port=port)
+    configure_logging(settings)
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        # Long enough for a request in hand; an event stream that is still open then is cut, and its client asks again.
+        timeout_graceful_shutdown=10,
+        lifespan="on",
+    )
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        raise typer.Exit(1)
+
+
+@app.command()
+def worker() -> None:
+    """Work on jobs without HTTP, beside services that share the store."""
+    from app.worker import run_worker
+
+    settings = Settings()
+    configure_logging(settings)
+    asyncio.run(run_worker(settings))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the overlay is written.")] = Path("build/demo.png"),
+) -> None:
+    """Start a service of its own, teach two categories, segment other photos, show the result."""
+    from app.demo import run_demo
+
+    run_demo(console, out)
+
+
+@app.command()
+def register(
+    name: Annotated[str, typer.Argument(help="The category's name.")],
+    image: Annotated[Path, typer.Argument(help="A photo.", exists=True, dir_okay=False)],
+    mask: Annotated[Path, typer.Argument(help="A mask of the photo's size; non-zero = the category.", exists=True)],
+    prompt: Annotated[list[str] | None, typer.Option(help="Another word for it; repeatable.")] = None,
+    replace: Annotated[bool, typer.Option(help="Start anew instead of adding a shot.")] = False,
+    url: Url = "http://127.0.0.1:8000",
+) -> None:
+    """Teach a running service a category from one photo and mask, and wait for its job."""
+    from app.client import Client
+
+    with Client(url) as client:
+        job = client.teach(name, image, mask, prompts=prompt or [], replace=replace)
+        with progress_bar(console) as bar:
+            task = bar.add_task(f"teaching {name}", total=1.0)
+            for state in client.follow(job["id"]):
+                bar.update(task, completed=state["progress"])
+        if state["status"] != "succeeded":
+            raise InvalidInputError(f"The job {state['status']}: {state['error']}")
+        adapter = client.category(name)["adapter"]
+        console.print(
+            f"{name}: version {adapter['version']}, IoU on its examples {adapter['example_iou']:.2f} "
+            f"(words alone {adapter['zero_shot_example_iou']:.2f})"
+        )
+
+
+@app.command()
+def segment(
+    image: Annotated[Path, typer.Argument(help="A photo.", exists=True, dir_okay=False)],
+    category: Annotated[list[str] | None, typer.Option(help="A name; repeatable; none = every one taught.")] = None,
+    overlay: Annotated[Path | None, typer.Option(help="Write the photo with masks and names here, as PNG.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the service's answer.")] = False,
+    url: Url = "http://127.0.0.1:8000",
+) -> None:
+    """Segment a photo with a running service."""
+    from app.client import Client
+
+    with Client(url) as client:
+        answer = client.segment(image, category or [])
+        if overlay:
+            overlay.write_bytes(client.overlay(image, category or []))
+    if as_json:
+        print(json.dumps(answer, ensure_ascii=False, indent=2))
+        return
+    table = Table("category", "taught", "match", "probability", "area")
+    for found in answer["categories"]:
+        table.add_row(
+            found["name"],
+            "yes" if found["adapted"] else "named",
+            f"{found['match_score']:.2f}",
+            f"{found['mean_probability']:.2f}",
+            f"{found['area']:,}",
+        )
+    console.print(table)
+
+
+@app.command()
+def parity(files: Annotated[list[Path], typer.Argument(help="Golden cases (safetensors).", exists=True)]) -> None:
+    """Compare the method with outputs of the authors' code; exit 1 where it is too far off."""
+    from app.services.parity import check
+
+    good = True
+    for file in files:
+        table = Table("output", "largest error", "allowed", "", title=file.name)
+        for row in check(file):
+            table.add_row(row.output, f"{row.error:.2e}", f"{row.allowed:.0e}", "ok" if row.ok else "TOO FAR")
+            good &= row.ok
+        console.print(table)
+    if not good:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(help="Folder with index.json, images/ and masks/.")],
+    protocol: Annotated[
+        Literal["words", "one-shot", "joint"],
+        typer.Option(help="Names only; an adapter per class from --shots photos; or the authors' joint tuning."),
+    ] = "words",
+    method: Annotated[
+        Literal["attention", "prototype"], typer.Option(help="prototype = the baseline of frozen features.")
+    ] = "attention",
+    prompts: Annotated[Literal["present", "all"], typer.Option(help="Classes asked for in a photo.")] = "present",
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of the supports.")] = 3,
+    shots: Annotated[int, typer.Option(min=1, help="Supports per class.")] = 1,
+    split: Annotated[str | None, typer.Option(help="Only this split of the index.")] = None,
+    ids: Annotated[Path | None, typer.Option(help="JSON list of photo ids to keep.", exists=True)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many photos.")] = None,
+    size: Annotated[Literal["original", "input"], typer.Option(help="Where masks are compared.")] = "original",
+    crf: Annotated[bool, typer.Option(help="Also with the CRF.")] = True,
+    layers: Annotated[str | None, typer.Option(help="Layers to read, such as 0,3.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="As EXEMPLAR_BACKBONE.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
+) -> None:
+    """Measure mIoU on a folder of photos with masks, each protocol beside the words alone."""
+    from app.method.prompts import BACKGROUND_WORDS
+    from app.services.evaluation import Evaluation, Options, read_dataset
+    from app.wiring import load_backbones, recipe_of
+
+    settings = _settings(backbone=backbone, layers=layers)
+    dataset = read_dataset(data, split=split, ids=ids, limit=limit)
+    if method == "prototype" and protocol == "words":
+        protocol = "one-shot"
+    with progress_bar(console) as bar:
+        task = bar.add_task("loading the model", total=None)
+        model = load_backbones(settings)[0]
+        options = Options(
+            protocol=protocol,
+            method=method,
+            prompts=prompts,
+            seeds=seeds,
+            shots=shots,
+            size=size,
+            crf=crf,
+            layers=settings.layer_numbers,
+            background=settings.background_words or BACKGROUND_WORDS,
+            recipe=recipe_of(settings),
+        )
+        report = Evaluation(
+            model,
+            dataset,
+            options,
+            lambda step, steps, what: bar.update(task, completed=step, total=steps, description=what),
+        ).run()
+    from app.report import as_json, as_table
+
+    console.print(as_table(report))
+    if json_file:
+        json_file.write_text(
+            json.dumps(as_json(report, dataset=str(data.name), backbone=model, options=options), indent=2)
+        )
+
+
+def progress_bar(on: Console) -> Progress:
+    """The bar of every long command."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=on
+    )
+
+
+def configure_logging(settings: Settings) -> None:
+    """Log lines as text, or one JSON object each."""
+    handler = logging.StreamHandler()
+    if settings.log == "json":
+        from pythonjsonlogger.json import JsonFormatter
+
+        handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s  %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("docket").setLevel(logging.WARNING)
+
+
+def _settings(**given: object) -> Settings:
+    return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def _fail(sentence: str, *, code: int = 1) -> None:
+    errors.print(f"[red]Error:[/red] {sentence}", highlight=False, soft_wrap=True)
+    sys.exit(code)
