@@ -54,7 +54,7 @@ class BlipText:
         Returns:
             Cross-attention logits of the layers asked for, and the last hidden states.
         """
-        adapters = adapters or {}
+        adapters = {name: tensor.to(image_tokens.device) for name, tensor in (adapters or {}).items()}
         count = len(next(iter(adapters.values()))) if adapters else 1
         if len(text.input_ids) % count:
             raise ValueError(

@@ -48,7 +48,7 @@ class Embedded:
     input_size = _INPUT_SIZE
 
     def __init__(self, weights: Path, *, device: str, dtype: torch.dtype) -> None:
-        stored = load_file(weights)
+        stored = _dequantised(load_file(weights))
         self.name = "embedded" if weights == WEIGHTS else f"embedded:{weights}"
         self.revision = revision_of(stored.items(), "embedded-1")
         self._device, self._dtype = torch.device(device), dtype
@@ -130,6 +130,13 @@ class Embedded:
 
     def _norm(self, x: Tensor, prefix: str) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], self._weights[f"{prefix}.weight"], self._weights[f"{prefix}.bias"])
+
+
+def _dequantised(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The embedding table, a third of the parameters, is kept as int8 by row: value = weight * scale."""
+    scale = stored.pop("embeddings.word_embeddings.scale")
+    table = stored["embeddings.word_embeddings.weight"].float() * scale[:, None]
+    return {**stored, "embeddings.word_embeddings.weight": table}
 
 
 def tokenize(tokenizer: BertTokenizer, words: Sequence[str], device: torch.device) -> TextTokens:

@@ -13,7 +13,7 @@ from .tuning import Shot
 
 def prototypes(shots: Sequence[Shot], grid_hw: tuple[int, int]) -> Float[Tensor, "2 width"]:
     """Mean image token outside (row 0) and inside (row 1) the masks of one category's examples, of unit length."""
-    sums = torch.zeros(2, shots[0].image_tokens.shape[1])
+    sums = torch.zeros(2, shots[0].image_tokens.shape[1], device=shots[0].image_tokens.device)
     for example in shots:
         tokens = F.normalize(example.image_tokens[1:].float(), dim=1)
         inside = F.adaptive_avg_pool2d((example.target * example.inside)[None], grid_hw).flatten()

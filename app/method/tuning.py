@@ -81,6 +81,7 @@ def shot(
         label_scale: Resolution of the loss, in pixels per patch.
     """
     cells = tuple(side * label_scale for side in backbone.patch_grid_hw)
+    labels = labels.to(image_tokens.device)
     inside = F.adaptive_avg_pool2d((labels != IGNORE).float()[None], cells)[0]
     category = F.adaptive_avg_pool2d((labels == 1).float()[None], cells)[0]
     return Shot(image_tokens, category / inside.clamp_min(1e-6), inside)
@@ -137,7 +138,8 @@ class CategoryTuning:
             name: tensor.requires_grad_(name != TOKEN_IDS)
             for name, tensor in backbone.trainable(layers, self.text).items()
         }
-        self._layer_logits = torch.zeros(len(self.layers), requires_grad=recipe.learned_ensemble)
+        device = shots[0].image_tokens.device
+        self._layer_logits = torch.zeros(len(self.layers), device=device, requires_grad=recipe.learned_ensemble)
         self._optimiser = torch.optim.AdamW(
             [
                 {
@@ -298,7 +300,7 @@ class JointTuning:
         )
         weight = torch.ones(len(self.prompts.spans))
         weight[0] = self.recipe.background_weight
-        labels = torch.stack([self.labels[index] for index in indices])
+        labels = torch.stack([self.labels[index] for index in indices]).to(log_p.device)
         return F.nll_loss(log_p, labels, weight=weight.to(log_p), ignore_index=IGNORE)
 
     def _class_map(self, image_tokens: Tensor, text: TextTokens, prompts: PromptSet) -> Tensor:

@@ -1,0 +1,114 @@
+"""A small client of the HTTP API, for the command line and the demo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx2 as httpx
+
+from app.errors import AppError, UnavailableError
+
+# A thousand categories on a slow machine take a while.
+_TIMEOUT_S = 300.0
+
+Json = dict[str, Any]
+
+
+class Client:
+    """Talks to a running service.
+
+    Args:
+        url: Its address.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._http = httpx.Client(base_url=url, timeout=_TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def ready(self) -> bool:
+        """Whether the service is ready; False too while nobody listens yet."""
+        try:
+            return bool(self._http.get("/readyz").status_code == 200)
+        except httpx.TransportError:
+            return False
+
+    def teach(
+        self, name: str, image: Path, mask: Path, *, prompts: Sequence[str] = (), replace: bool = False
+    ) -> Json:
+        """Send an example; returns its job.
+
+        Raises:
+            AppError: If the service refuses it or can't be reached; the same holds for every call.
+        """
+        answer = self._send(
+            "POST",
+            f"/categories/{quote(name, safe='')}/example",
+            files={"image": image.read_bytes(), "mask": mask.read_bytes()},
+            data={"prompts": list(prompts), "mode": "replace" if replace else "append"},
+        )
+        job: Json = answer.json()["job"]
+        return job
+
+    def follow(self, job_id: str) -> Iterator[Json]:
+        """The job at every change, the terminal state last."""
+        try:
+            with self._http.stream("GET", f"/jobs/{job_id}/events") as stream:
+                for line in stream.iter_lines():
+                    if line.startswith("data: "):
+                        yield json.loads(line.removeprefix("data: "))
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def category(self, name: str) -> Json:
+        """One category."""
+        answer: Json = self._send("GET", f"/categories/{quote(name, safe='')}").json()
+        return answer
+
+    def segment(self, image: Path, categories: Sequence[str], **fields: str) -> Json:
+        """Segment a photo; no categories = every one taught."""
+        answer: Json = self._send(
+            "POST", "/segment", files={"image": image.read_bytes()}, data={"categories": list(categories), **fields}
+        ).json()
+        return answer
+
+    def overlay(self, image: Path, categories: Sequence[str]) -> bytes:
+        """The photo with coloured masks and names, as PNG."""
+        answer = self._send(
+            "POST",
+            "/segment?overlay=true",
+            files={"image": image.read_bytes()},
+            data={"categories": list(categories)},
+        )
+        return bytes(answer.content)
+
+    def _send(self, method: str, path: str, **body: Any) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, **body)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if answer.is_error:
+            raise AppError(_detail(answer))
+        return answer
+
+    def _unreachable(self, error: Exception) -> UnavailableError:
+        return UnavailableError(f"No service answers at {self._url}: start one with `make serve` ({error}).")
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"The service answered {answer.status_code}."

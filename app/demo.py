@@ -1,0 +1,174 @@
+"""The demo: a service of its own on a free port, two categories taught from one photo each, other photos segmented."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from app.client import Client
+from app.errors import UnavailableError
+from app.method.masks import rle_to_mask
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+_START_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A category and the one photo it is taught from."""
+
+    name: str
+    photo: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A photo, the categories to look for in it, and for some of them the true mask, drawn by hand."""
+
+    photo: str
+    masks: dict[str, str]
+
+
+LESSONS = (
+    Lesson("person", "astronaut"),
+    Lesson("cat", "kitten"),
+    Lesson("giraffe", "giraffes"),
+)
+QUESTIONS = (
+    Question("grace_hopper", {"person": "grace_hopper_mask", "flag": "grace_hopper_flag_mask"}),
+    Question("chelsea", {"cat": "chelsea_mask"}),
+    Question("giraffe_head", {"giraffe": "giraffe_head_mask"}),
+    Question("dog", {"dog": "dog_mask", "cat": ""}),
+)
+
+
+def run_demo(console: Console, out: Path) -> None:
+    """Run it; every number in the table comes from the service's own answers.
+
+    Raises:
+        AppError: If the service doesn't start or refuses something.
+    """
+    with running_service(console) as url, Client(url) as client:
+        for lesson in LESSONS:
+            _teach(console, client, lesson)
+        table = Table("photo", "category", "", "score", "area", "IoU", "ms")
+        pictures = []
+        for question in QUESTIONS:
+            _ask(client, question, table)
+            pictures.append(client.overlay(EXAMPLES / f"{question.photo}.jpg", list(question.masks)))
+        console.print(table)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        side_by_side(pictures).save(out)
+        console.print(f"Overlay: [bold]{out}[/bold]")
+
+
+def side_by_side(pictures: list[bytes], height: int = 320) -> Image.Image:
+    """Pictures of one height in a row."""
+    images = [Image.open(BytesIO(picture)).convert("RGB") for picture in pictures]
+    images = [image.resize((round(image.width * height / image.height), height)) for image in images]
+    row = Image.new("RGB", (sum(image.width for image in images), height))
+    left = 0
+    for image in images:
+        row.paste(image, (left, 0))
+        left += image.width
+    return row
+
+
+@contextmanager
+def running_service(console: Console) -> Iterator[str]:
+    """A service on its embedded parts, in a folder and on a port of its own, stopped at the end whatever happens."""
+    with tempfile.TemporaryDirectory(prefix="exemplar-demo-") as folder:
+        port = _free_port()
+        log = Path(folder) / "service.log"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("EXEMPLAR_")}
+        environment |= {"EXEMPLAR_DATA_DIR": str(Path(folder) / "data"), "EXEMPLAR_PORT": str(port)}
+        with log.open("w") as sink:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "app", "serve"], env=environment, stdout=sink, stderr=subprocess.STDOUT
+            )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            with console.status("starting the service"):
+                _wait_until_ready(process, url, log)
+            console.print(f"The service runs at {url} (only for this demo).")
+            yield url
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _teach(console: Console, client: Client, lesson: Lesson) -> None:
+    photo = EXAMPLES / f"{lesson.photo}.jpg"
+    job = client.teach(lesson.name, photo, EXAMPLES / f"{lesson.photo}_mask.png")
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(f"teaching [bold]{lesson.name}[/bold] from {photo.name}", total=1.0, told="")
+        state = job
+        for state in client.follow(job["id"]):
+            bar.update(task, completed=state["progress"], told=f"step {state['step']}/{state['steps']}")
+    if state["status"] != "succeeded":
+        raise UnavailableError(f"The job ended as {state['status']}: {state['error']}")
+
+
+def _ask(client: Client, question: Question, table: Table) -> None:
+    started = time.perf_counter()
+    answer = client.segment(EXAMPLES / f"{question.photo}.jpg", list(question.masks))
+    milliseconds = 1000 * (time.perf_counter() - started)
+    for found in answer["categories"]:
+        truth = question.masks[found["name"]]
+        table.add_row(
+            question.photo,
+            found["name"],
+            f"taught (v{found['adapter_version']})" if found["adapted"] else "named",
+            f"{found['mean_probability']:.2f}",
+            f"{found['area']:,}",
+            f"{_iou(found['segmentation'], truth):.2f}" if truth else "–",
+            f"{milliseconds:.0f}",
+        )
+    table.add_section()
+
+
+def _iou(segmentation: dict[str, object], truth: str) -> float:
+    found = rle_to_mask(segmentation)
+    with Image.open(EXAMPLES / f"{truth}.png") as image:
+        wanted = np.array(image.convert("L")) > 0
+    return float((found & wanted).sum() / max(1, (found | wanted).sum()))
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    with Client(url) as client:
+        while not client.ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                last = "\n".join(log.read_text().splitlines()[-5:])
+                raise UnavailableError(f"The service did not start; the last lines of its log:\n{last}")
+            time.sleep(0.1)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
