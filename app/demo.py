@@ -53,7 +53,7 @@ LESSONS = (
     Lesson("giraffe", "giraffes"),
 )
 QUESTIONS = (
-    Question("grace_hopper", {"person": "grace_hopper_mask", "flag": "grace_hopper_flag_mask"}),
+    Question("grace_hopper", {"person": "grace_hopper_mask"}),
     Question("chelsea", {"cat": "chelsea_mask"}),
     Question("giraffe_head", {"giraffe": "giraffe_head_mask"}),
     Question("dog", {"dog": "dog_mask", "cat": ""}),

@@ -1,0 +1,137 @@
+"""`evaluate`: counts by hand, the folder's form, and the protocols on the real sample photos."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app import backbones
+from app.errors import InvalidInputError
+from app.method.backbone import Backbone
+from app.method.prompts import BACKGROUND_WORDS
+from app.method.tuning import Recipe
+from app.services.evaluation import Dataset, Evaluation, Options, Report, Score, _Counts, read_dataset
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+# Two photos each, so that one can teach and the other can test.
+PHOTOS = {"astronaut": 1, "grace_hopper": 1, "kitten": 2, "chelsea": 2}
+OPTIONS = Options(crf=False, background=BACKGROUND_WORDS, recipe=Recipe(steps=2))
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Backbone:
+    return backbones.load("embedded", device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The sample photos in the form that `evaluate` reads."""
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    images = []
+    for name, number in PHOTOS.items():
+        (tmp_path / "images" / f"{name}.jpg").write_bytes((EXAMPLES / f"{name}.jpg").read_bytes())
+        with Image.open(EXAMPLES / f"{name}_mask.png") as mask:
+            labels = (np.array(mask.convert("L")) > 0).astype(np.uint8) * number
+        Image.fromarray(labels).save(tmp_path / "masks" / f"{name}.png")
+        images.append({"id": name, "classes": [number], "split": "val" if name == "chelsea" else "train"})
+    index = {"classes": ["background", "person", "cat"], "images": images}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    return tmp_path
+
+
+def everything(folder: Path) -> Dataset:
+    return read_dataset(folder, split=None, ids=None, limit=None)
+
+
+def quiet(step: int, steps: int, what: str) -> None:
+    """No bar."""
+
+
+def test_iou_is_counted_over_all_photos_together() -> None:
+    counts = _Counts(3)
+    # Background: 3 hits, 1 taken by class 1, 1 taken from class 2. Class 1: 2 hits and 1 false. Class 2: 1 hit, 1 missed.
+    counts.add(np.array([[0, 0, 0, 1], [1, 1, 2, 0]]), np.array([[0, 0, 0, 0], [1, 1, 2, 2]]))
+    assert counts.score().iou == {0: 3 / 5, 1: 2 / 3, 2: 1 / 2}
+    counts.add(np.array([[2, 2]]), np.array([[2, 255]]))
+    assert counts.score().iou[2] == 2 / 3, "an ignored pixel counts for nobody"
+
+
+def test_mean_spread_and_share_of_worse_classes() -> None:
+    report = Report(
+        ("background", "a", "b"),
+        photos=2,
+        scores={
+            "words": [Score({0: 0.5, 1: 0.1, 2: 0.3}), Score({0: 0.7, 1: 0.3, 2: 0.5})],
+            "one-shot": [Score({0: 0.5, 1: 0.4, 2: 0.3}), Score({0: 0.7, 1: 0.4, 2: 0.3})],
+        },
+    )
+    assert report.mean("words") == pytest.approx((0.4, 0.1))
+    assert report.by_class("one-shot") == pytest.approx({0: 0.6, 1: 0.4, 2: 0.3})
+    assert report.worse_than("words", "one-shot") == 0.5
+    assert report.worse_than("words", "words") is None
+
+
+def test_split_ids_and_limit_choose_photos(folder: Path, tmp_path: Path) -> None:
+    assert [photo.id for photo in read_dataset(folder, split="val", ids=None, limit=None).photos] == ["chelsea"]
+    keep = tmp_path / "ids.json"
+    keep.write_text('["kitten", "astronaut"]')
+    assert [p.id for p in read_dataset(folder, split=None, ids=keep, limit=None).photos] == ["astronaut", "kitten"]
+    assert len(read_dataset(folder, split=None, ids=None, limit=3).photos) == 3
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"classes": ["a"]}', '{"classes": 3, "images": [{"id": 1}]}'])
+def test_a_folder_of_another_form_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "index.json").write_text(content)
+    with pytest.raises(InvalidInputError, match="index"):
+        read_dataset(tmp_path, split=None, ids=None, limit=None)
+
+
+def test_nothing_left_is_refused(folder: Path) -> None:
+    with pytest.raises(InvalidInputError, match="--split"):
+        read_dataset(folder, split="no such split", ids=None, limit=None)
+
+
+def test_words_find_people_and_cats(folder: Path, embedded: Backbone) -> None:
+    report = Evaluation(embedded, everything(folder), OPTIONS, quiet).run()
+    assert report.photos == 4
+    assert set(report.scores) == {"words"}
+    assert all(iou > 0.5 for iou in report.by_class("words").values())
+
+
+@pytest.mark.parametrize(
+    ("options", "column"),
+    [
+        (replace(OPTIONS, protocol="one-shot", crf=True), "one-shot"),
+        (replace(OPTIONS, protocol="joint", joint_epochs=1), "joint"),
+        (replace(OPTIONS, protocol="one-shot", method="prototype"), "prototype"),
+        (replace(OPTIONS, protocol="one-shot", prompts="all", size="input"), "one-shot"),
+    ],
+)
+def test_every_protocol_leaves_its_supports_out_and_has_words_beside_it(
+    folder: Path, embedded: Backbone, options: Options, column: str
+) -> None:
+    report = Evaluation(embedded, everything(folder), options, quiet).run()
+    assert report.photos == 2
+    expected = {"words", column} | ({"words + CRF", f"{column} + CRF"} if options.crf else set())
+    assert set(report.scores) == expected
+    assert all(0 <= iou <= 1 for name in expected for iou in report.by_class(name).values())
+    assert report.mean(column)[0] > 0.4
+
+
+def test_the_same_seed_gives_the_same_scores(folder: Path, embedded: Backbone) -> None:
+    options = replace(OPTIONS, protocol="one-shot")
+    first, second = (Evaluation(embedded, everything(folder), options, quiet).run() for _ in range(2))
+    assert first == second
+
+
+def test_too_few_photos_to_test_on_is_refused(folder: Path, embedded: Backbone) -> None:
+    photos = everything(folder).photos[:1]
+    options = replace(OPTIONS, protocol="one-shot", shots=1)
+    report = Evaluation(embedded, Dataset(("background", "person", "cat"), photos), options, quiet).run()
+    assert report.photos == 1, "a class with a single photo isn't taught, so that the photo can be tested on"

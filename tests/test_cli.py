@@ -1,0 +1,97 @@
+"""The command line: every command runs as a person would run it, and an error is one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden" / "case_a.safetensors"
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("EXEMPLAR_")}
+    return subprocess.run(
+        [sys.executable, "-m", "app", *words],
+        cwd=ROOT,
+        env=clean | {"COLUMNS": "100"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_help_names_every_command() -> None:
+    told = run("--help").stdout
+    for command in ("serve", "worker", "demo", "register", "segment", "evaluate", "parity"):
+        assert command in told
+
+
+def test_parity_prints_a_table_and_succeeds() -> None:
+    done = run("parity", str(GOLDEN))
+    assert done.returncode == 0, done.stderr
+    for output in ("unary", "attention_head_max.0", "itm_scores", "infoscore", "tune_losses", "tuned_unary", "crf"):
+        assert output in done.stdout
+    assert "TOO FAR" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "told"),
+    [
+        (["parity", "README.md"], {}, "not a golden case"),
+        (["parity", "no-such-file"], {}, "no-such-file"),
+        (["evaluate", "--data", "app"], {}, "index.json"),
+        (["evaluate", "--data", "app", "--protocol", "none"], {}, "--protocol"),
+        (["segment", "README.md", "--url", "http://127.0.0.1:9"], {}, "make serve"),
+        (["serve"], {"EXEMPLAR_PORT": "many"}, "EXEMPLAR_PORT"),
+        (["serve"], {"EXEMPLAR_BACKBONE": "unknown"}, "blip, embedded"),
+        (["serve"], {"EXEMPLAR_LAYERS": "0,99"}, "layers 0 to 5"),
+        (["serve"], {"EXEMPLAR_DEVICE": "toaster"}, "EXEMPLAR_DEVICE"),
+        (["serve"], {"EXEMPLAR_REDIS_URL": "http://nowhere"}, "EXEMPLAR_REDIS_URL"),
+        (["serve"], {"EXEMPLAR_REDIS_URL": "redis://127.0.0.1:9"}, "EXEMPLAR_REDIS_URL"),
+        (["worker"], {"EXEMPLAR_BACKBONE": "blip:no-such-folder"}, "no-such-folder"),
+    ],
+)
+def test_an_error_is_one_sentence_and_no_traceback(
+    words: list[str], environment: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    done = run(*words, EXEMPLAR_DATA_DIR=str(tmp_path / "data"), HF_HUB_OFFLINE="1", **environment)
+    assert done.returncode not in (0, None)
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_demo_teaches_segments_and_leaves_nothing_running(tmp_path: Path) -> None:
+    out = tmp_path / "demo.png"
+    done = run("demo", "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "taught (v1)" in done.stdout
+    assert "named" in done.stdout
+    assert out.read_bytes().startswith(b"\x89PNG")
+    left = subprocess.run(["pgrep", "-f", "exemplar-demo-"], capture_output=True, text=True)
+    assert left.stdout == ""
+
+
+def test_evaluate_writes_its_scores(tmp_path: Path) -> None:
+    data = tmp_path / "set"
+    for part in ("images", "masks"):
+        (data / part).mkdir(parents=True)
+    from PIL import Image
+
+    (data / "images" / "cat.jpg").write_bytes((ROOT / "examples" / "chelsea.jpg").read_bytes())
+    with Image.open(ROOT / "examples" / "chelsea_mask.png") as mask:
+        mask.convert("L").point(lambda value: 1 if value else 0).save(data / "masks" / "cat.png")
+    index = {"classes": ["background", "cat"], "images": [{"id": "cat", "classes": [1]}]}
+    (data / "index.json").write_text(json.dumps(index))
+    scores = tmp_path / "scores.json"
+    done = run("evaluate", "--data", str(data), "--json", str(scores))
+    assert done.returncode == 0, done.stderr
+    assert "mIoU" in done.stdout
+    written = json.loads(scores.read_text())
+    assert set(written["columns"]) == {"words", "words + CRF"}
+    assert written["columns"]["words"]["classes"]["cat"] > 0.5
