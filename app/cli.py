@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from app.errors import AppError, InvalidInputError
+from app.errors import AppError, InvalidInputError, UnavailableError
 from app.settings import Settings
 
 app = typer.Typer(
@@ -57,26 +57,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one (EXEMPLAR_PORT).")] = None,
 ) -> None:
     """Run the HTTP service."""
-    import uvicorn
-
-    from app.main import create_app
-
     settings = _settings(host=host, port=port)
     configure_logging(settings)
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        # Long enough for a request in hand; an event stream that is still open then is cut, and its client asks again.
-        timeout_graceful_shutdown=10,
-        lifespan="on",
-    )
-    server = uvicorn.Server(config)
-    with suppress(KeyboardInterrupt):
-        server.run()
-    if not server.started:
-        raise typer.Exit(1)
+    asyncio.run(_serve(settings))
 
 
 @app.command()
@@ -231,6 +214,31 @@ def evaluate(
         json_file.write_text(
             json.dumps(as_json(report, dataset=str(data.name), backbone=model, options=options), indent=2)
         )
+
+
+async def _serve(settings: Settings) -> None:
+    """Start the parts first, so that what is missing is one sentence; then listen until SIGINT or SIGTERM."""
+    import uvicorn
+
+    from app.main import create_app
+    from app.wiring import service
+
+    async with service(settings) as live:
+        config = uvicorn.Config(
+            create_app(settings, live=live),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            # Enough for a request in hand; an event stream that is open then is cut, and its client asks again.
+            timeout_graceful_shutdown=10,
+        )
+        # uvicorn raises the signal again when it has stopped: the parts are still to be stopped then.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        server = uvicorn.Server(config)
+        await server.serve()
+        if not server.started:
+            raise UnavailableError(f"Nothing can listen at {settings.host}:{settings.port}: is the port taken?")
 
 
 def progress_bar(on: Console) -> Progress:

@@ -45,9 +45,7 @@ class Client:
         except httpx.TransportError:
             return False
 
-    def teach(
-        self, name: str, image: Path, mask: Path, *, prompts: Sequence[str] = (), replace: bool = False
-    ) -> Json:
+    def teach(self, name: str, image: Path, mask: Path, *, prompts: Sequence[str] = (), replace: bool = False) -> Json:
         """Send an example; returns its job.
 
         Raises:

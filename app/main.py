@@ -13,7 +13,7 @@ from app.api import categories, health, jobs, layers, problems, segment
 from app.api.middleware import BodyLimit, LoopbackOnly, Measured
 from app.method.backbone import Backbone
 from app.settings import Settings
-from app.wiring import service
+from app.wiring import Service, service
 
 _MANY_IMAGES = frozenset({"/layers/rank"})
 
@@ -21,21 +21,27 @@ _MANY_IMAGES = frozenset({"/layers/rank"})
 _MAX_FORM_FIELDS = 20_000
 
 
-def create_app(settings: Settings | None = None, *, loaded: Sequence[Backbone] | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None, *, loaded: Sequence[Backbone] | None = None, live: Service | None = None
+) -> FastAPI:
     """The application.
 
     Args:
         settings: From the environment if None.
         loaded: Backbones to use instead of those that the settings name.
+        live: A service that runs already; without one, the application's lifespan starts and stops its own.
     """
     resolved = settings or Settings()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        async with service(resolved, loaded=loaded) as live:
+        if live is not None:
             yield {"service": live}
+            return
+        async with service(resolved, loaded=loaded) as own:
+            yield {"service": own}
 
-    app = FastAPI(
+    app = _Application(
         title="Exemplar",
         version=package.__version__,
         description="Learns to segment a category from one example.",
@@ -49,21 +55,18 @@ def create_app(settings: Settings | None = None, *, loaded: Sequence[Backbone] |
     app.add_middleware(BodyLimit, max_upload_bytes=resolved.max_upload_bytes, many_images_paths=_MANY_IMAGES)
     app.add_middleware(LoopbackOnly, allow_anonymous=resolved.allow_anonymous)
     app.add_middleware(Measured)
-    _describe_problems(app)
     return app
 
 
-def _describe_problems(app: FastAPI) -> None:
-    """Put the schema that every error has into the OpenAPI document."""
-    original = app.openapi
+class _Application(FastAPI):
+    """FastAPI with the schema that every error has in its OpenAPI document."""
 
-    def openapi() -> dict[str, Any]:
-        document = original()
+    def openapi(self) -> dict[str, Any]:
+        """The document; made once."""
+        document = super().openapi()
         schemas = document["components"]["schemas"]
         if "Problem" not in schemas:
             described = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(described.pop("$defs"))
             schemas["Problem"] = described
         return document
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way of extending the document

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import redis.asyncio as aioredis
 import torch
@@ -80,13 +81,13 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         docket = await stack.enter_async_context(
             Docket(name="exemplar:docket", url=url, execution_ttl=timedelta(seconds=settings.job_ttl_s))
         )
-        models_loaded = [
-            _model(b, settings, metrics) for b in loaded or await asyncio.to_thread(load_backbones, settings)
-        ]
-        for model in models_loaded:
+        if not loaded:
+            loaded = await asyncio.to_thread(load_backbones, settings)
+        with_lanes = [_model(backbone, settings, metrics) for backbone in loaded]
+        for model in with_lanes:
             stack.callback(model.lane.close)
         layer_store = LayerStore(client)
-        models = Models(models_loaded, layer_store=layer_store, layers=settings.layer_numbers, metrics=metrics)
+        models = Models(with_lanes, layer_store=layer_store, layers=settings.layer_numbers, metrics=metrics)
         jobs = JobStore(client, ttl_s=settings.job_ttl_s)
         store = CategoryStore(client, versions_kept=settings.versions_kept, max_examples=settings.max_examples)
         engine = JobEngine(
@@ -103,7 +104,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             metrics=metrics,
             redis=client,
             models=models,
-            categories=Categories(store, jobs, models),
+            categories=Categories(store, engine, models),
             jobs=jobs,
             engine=engine,
             segmentation=Segmentation(models, store, cache, background=background, metrics=metrics),
@@ -148,7 +149,7 @@ def load_backbones(settings: Settings) -> list[Backbone]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = settings.dtype
     if dtype == "auto":
-        # bfloat16 is exact enough on a GPU and twice as fast; on a CPU it is slower wherever AVX512-bf16 or AMX is missing.
+        # bfloat16 is exact enough on a GPU and twice as fast; on a CPU without AVX512-bf16 or AMX it is slower.
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     if not settings.backbone_specs:
         raise InvalidInputError(f"EXEMPLAR_BACKBONE is empty: set it to one of {', '.join(backbones.families())}.")
@@ -166,9 +167,8 @@ def load_backbones(settings: Settings) -> list[Backbone]:
 
 def recipe_of(settings: Settings) -> Recipe:
     """How categories are tuned: what measured best, or the paper's way."""
-    if settings.method == "paper":
-        return PAPER_RECIPE
-    return Recipe(learned_ensemble=settings.ensemble == "learned")
+    recipe = Recipe(learned_ensemble=settings.ensemble == "learned") if settings.method == "tuned" else PAPER_RECIPE
+    return replace(recipe, steps=settings.tune_steps) if settings.tune_steps else recipe
 
 
 @asynccontextmanager
@@ -201,16 +201,15 @@ async def _embedded_server(settings: Settings, stack: AsyncExitStack) -> str:
 
 
 @asynccontextmanager
-async def _in_background(work: object, name: str) -> AsyncIterator[None]:
+async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
     """Run a coroutine beside the body; cancel it and wait for its end when the body is left."""
-    task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    task = asyncio.create_task(work, name=name)
     task.add_done_callback(lambda done: _tell(done, name))
     try:
         yield
     finally:
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait([task])
 
 
 def _tell(task: asyncio.Task[None], name: str) -> None:

@@ -11,9 +11,9 @@ from fastapi.responses import JSONResponse
 from app.api.context import Live, read_upload
 from app.api.problems import documented
 from app.api.schemas import AdapterOut, CategoryOut, ExampleOut, JobOut, Rollback, Taught, VersionOut
-from app.services.categories import clean_name, clean_names
+from app.services.categories import clean_name, clean_names, teaching_words
 from app.services.decode import decode_photo, one_mask
-from app.services.teaching import Lesson, teaching_words
+from app.services.teaching import Lesson
 from app.wiring import Service
 
 router = APIRouter(prefix="/categories", tags=["categories"])
@@ -86,7 +86,7 @@ def _lesson(
 @router.get("", responses=documented())
 async def list_categories(live: Live) -> list[CategoryOut]:
     """All categories, the oldest first."""
-    return [CategoryOut.of(record) for record in await live.categories.list()]
+    return [CategoryOut.of(record) for record in await live.categories.all()]
 
 
 @router.get("/{name}", responses=documented(404, 422))

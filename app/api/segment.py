@@ -124,7 +124,8 @@ def _label_map(segmented: Segmented) -> Response:
     names = [found.name for found in segmented.found]
     if len(names) > MAX_LABELS:
         raise InvalidInputError(
-            f"A label map has room for {MAX_LABELS} categories and {len(names)} are asked for: name fewer, or ask for JSON.",
+            f"A label map has room for {MAX_LABELS} categories and {len(names)} are asked for: name fewer, or ask for "
+            "JSON.",
             field="categories",
         )
     png = label_map_to_png(segmented.labels.astype(np.uint8), names, palette(len(names)))

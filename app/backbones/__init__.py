@@ -1,6 +1,7 @@
 """One vision-language model family per file; a family is known as soon as its file is here.
 
-Each module has `load(source, *, device, dtype) -> Backbone`, where `source` is what follows the colon in `family:source`.
+Each module has `load(source, *, device, dtype) -> Backbone`, where `source` is what follows the colon in
+`family:source`.
 """
 
 import importlib

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BlipForImageTextRetrieval
@@ -31,13 +32,19 @@ def load(source: str, *, device: str, dtype: str) -> "Blip":
     if not source:
         raise InvalidInputError("BLIP needs an id or a folder: EXEMPLAR_BACKBONE=blip:Salesforce/blip-itm-large-coco.")
     try:
-        model = BlipForImageTextRetrieval.from_pretrained(source, dtype=torch.float32)
+        model, found = BlipForImageTextRetrieval.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InvalidInputError(
-            f"No BLIP model could be read from {source!r}: give a folder made by save_pretrained, or an id of the hub while "
-            f"it can be reached ({str(error).splitlines()[0]})."
+            f"No BLIP model could be read from {source!r}: give a folder made by save_pretrained, or an id of the hub "
+            f"while it can be reached ({str(error).splitlines()[0]})."
         ) from error
+    # transformers fills missing weights with random numbers and a missing vocabulary with nothing, and goes on.
+    if found["missing_keys"] or tokenizer.unk_token_id in tokenizer(phrase("dog"))["input_ids"]:
+        raise InvalidInputError(
+            f"{source!r} is not a whole BLIP retrieval model: {len(found['missing_keys'])} of its weights are "
+            "missing, or its tokenizer. Give a folder that holds both, as save_pretrained writes them."
+        )
     name = f"blip:{Path(source).name if Path(source).exists() else source}"
     return Blip(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
 
@@ -50,6 +57,8 @@ class Blip:
         tokenizer: Its tokenizer, or None if prompts come as tokens.
         name: What the service calls it.
         input_size: Side of the square input; position embeddings are interpolated to it.
+        match_on_padding: Let the match head read padding too, as the authors' code does. Golden cases need it; here a
+            prompt's score must not depend on how long its neighbours in the batch are.
     """
 
     family = "blip"
@@ -63,12 +72,14 @@ class Blip:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         input_size: int = _INPUT_SIZE,
+        match_on_padding: bool = False,
     ) -> None:
         self.name = name
         self.input_size = input_size
         self.revision = revision_of(model.state_dict().items(), "blip-1", str(input_size))
         self._model = model.to(device, dtype).eval().requires_grad_(False)
         self._tokenizer = tokenizer
+        self._match_on_padding = match_on_padding
         self._device, self._dtype = torch.device(device), dtype
         config = model.config.text_config
         self.layer_count: int = config.num_hidden_layers
@@ -126,11 +137,12 @@ class Blip:
         layers: Sequence[int],
         adapters: Mapping[str, Tensor] | None = None,
     ) -> CrossAttention:
-        """See `Backbone.attend`. The match head reads every text token and the best one counts, as in the authors' code."""
+        """See `Backbone.attend`. The match head reads every text token and the best one counts."""
         logits, hidden = self._text.attend(image_tokens, text, layers=layers, adapters=adapters)
         head = self._model.itm_head
         match = F.linear(hidden, head.weight, head.bias).float().softmax(dim=-1)[..., 1]
-        return CrossAttention(logits, match.amax(dim=1))
+        counted = torch.ones_like(text.attention_mask) if self._match_on_padding else text.attention_mask
+        return CrossAttention(logits, (match * counted).amax(dim=1))
 
     def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
         """See `Backbone.trainable`."""

@@ -78,7 +78,7 @@ class BlipText:
 
     def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
         """The parameters one example may change (paper, section 3.4): cross-attention, and rows of the tokens used."""
-        tokens = text.input_ids.unique()
+        tokens = torch.unique(text.input_ids)
         table = self.weights["embeddings.word_embeddings.weight"]
         copies = {
             name: self.weights[name].detach().clone().float()
@@ -142,8 +142,8 @@ def adapted_cross_attention(
 ) -> tuple[Float[Tensor, "prompt token hidden"], Float[Tensor, "prompt head token image_token"]]:
     """Each adapter's share of the prompts under its own parameters, which have a leading adapter axis.
 
-    No adapter projects the image: q·(X·Wk)ᵀ = (q·Wk)·Xᵀ and softmax·(X·Wv) = (softmax·X)·Wv, exactly, so that its key and
-    value weights are folded into its few text tokens instead of the many image tokens.
+    No adapter projects the image: q·(X·Wk)ᵀ = (q·Wk)·Xᵀ and softmax·(X·Wv) = (softmax·X)·Wv, exactly, so that its key
+    and value weights are folded into its few text tokens instead of the many image tokens.
     """
     w = {name: tensor.to(x.dtype) for name, tensor in adapters.items()}
     prompts, tokens, hidden = x.shape
@@ -183,7 +183,7 @@ def revision_of(tensors: Iterable[tuple[str, Tensor]], *context: str) -> str:
     digest = hashlib.sha256("\0".join(context).encode())
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -1,7 +1,7 @@
 """EfficientNet-Lite2 with dilated last stages: the frozen image tower of the embedded backbone.
 
-Stages as in Tan & Le 2019 (https://arxiv.org/abs/1905.11946), the Lite variant without squeeze-and-excite; batch norms are
-folded into the convolutions when it is loaded.
+Stages as in Tan & Le 2019 (https://arxiv.org/abs/1905.11946), the Lite variant without squeeze-and-excite; batch norms
+are folded into the convolutions when it is loaded.
 """
 
 import math
@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 _BATCH_NORM_EPS = 1e-3
 
-# Per stage: blocks, kernel, stride, expansion. Stage 6 runs at stride 1, and all after its first block with dilation 2, so
-# that every map from stage 5 on is 1/16 of the input.
+# Per stage: blocks, kernel, stride, expansion. Stage 6 runs at stride 1, and all after its first block with dilation 2,
+# so that every map from stage 5 on is 1/16 of the input.
 _STAGES = ((1, 3, 1, 1), (3, 3, 2, 6), (3, 5, 2, 6), (4, 3, 2, 6), (4, 5, 1, 6), (5, 5, 1, 6), (1, 3, 1, 6))
 _DILATED_STAGE = 5
 
@@ -51,7 +51,7 @@ class _Block:
 
 @dataclass(frozen=True)
 class EfficientNetLite2:
-    """The tower. Calling it gives the input of stage 6 ("fine", 120 channels) and the last map ("deep", 352 channels)."""
+    """The tower: gives the input of stage 6 ("fine", 120 channels) and the last map ("deep", 352 channels)."""
 
     stem: _Conv
     before: tuple[_Block, ...]

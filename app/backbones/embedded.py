@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertTokenizer
 
+from app.errors import InvalidInputError
 from app.method.backbone import CrossAttention, TextTokens
 from app.method.frame import Frame, stretch
 from app.method.prompts import phrase
@@ -34,8 +36,19 @@ _DEFAULT_LAYERS = (2, 3)
 
 
 def load(source: str, *, device: str, dtype: str) -> "Embedded":
-    """Load the weights in this package, or a file of the same form if `source` names one."""
-    return Embedded(Path(source) if source else WEIGHTS, device=device, dtype=getattr(torch, dtype))
+    """Load the weights in this package, or a file of the same form if `source` names one.
+
+    Raises:
+        InvalidInputError: If that file is not there or not of that form.
+    """
+    weights = Path(source) if source else WEIGHTS
+    try:
+        return Embedded(weights, device=device, dtype=getattr(torch, dtype))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InvalidInputError(
+            f"No embedded model could be read from {str(weights)!r} ({type(error).__name__}: {error}): "
+            "set EXEMPLAR_BACKBONE=embedded for the weights that ship with the service."
+        ) from error
 
 
 class Embedded:

@@ -13,6 +13,9 @@ from torch import Tensor
 
 FORMAT = "exemplar-adapter-1"
 
+# Of parameters, and of token ids: adapters that run in one pass are stacked, so others could not stand next to them.
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int64)
+
 # The rows of the word-embedding table that an adapter replaces, and the tokens they belong to.
 TOKEN_IDS = "embeddings.word_embeddings.token_ids"
 TOKEN_ROWS = "embeddings.word_embeddings.rows"
@@ -87,9 +90,9 @@ def adapter_from_bytes(raw: bytes) -> Adapter:
             revision=_text(header["revision"]),
             category=_text(header["category"]),
             version=int(header["version"]),
-            prompts=tuple(_text(word) for word in header["prompts"]),
-            layers=tuple(int(layer) for layer in header["layers"]),
-            ensemble=tuple(float(weight) for weight in header["ensemble"]),
+            prompts=tuple(_text(word) for word in _items(header["prompts"])),
+            layers=tuple(int(layer) for layer in _items(header["layers"])),
+            ensemble=tuple(float(weight) for weight in _items(header["ensemble"])),
             tensors=tensors,
             example_iou=float(header["example_iou"]),
             zero_shot_example_iou=float(header["zero_shot_example_iou"]),
@@ -107,6 +110,8 @@ def _check(adapter: Adapter, *, known_format: bool) -> None:
         raise ValueError(f"expected an adapter of format {FORMAT}")
     if not adapter.prompts or not adapter.layers or len(adapter.layers) != len(adapter.ensemble):
         raise ValueError("expected an adapter with at least one prompt and one ensemble weight per layer")
+    if len(set(adapter.layers)) != len(adapter.layers) or min(adapter.layers) < 0:
+        raise ValueError("expected layers that are not negative, each named once")
     if not all(math.isfinite(w) and w >= 0 for w in adapter.ensemble) or not math.isclose(
         sum(adapter.ensemble), 1, abs_tol=1e-3
     ):
@@ -114,6 +119,8 @@ def _check(adapter: Adapter, *, known_format: bool) -> None:
     if not all(0 <= iou <= 1 for iou in (adapter.example_iou, adapter.zero_shot_example_iou)):
         raise ValueError("expected example scores in [0, 1]")
     for name, tensor in adapter.tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(f"expected one of {_DTYPES} for {name}, got {tensor.dtype}")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"expected finite numbers in {name}")
 
@@ -121,6 +128,12 @@ def _check(adapter: Adapter, *, known_format: bool) -> None:
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise TypeError("expected text")
+    return value
+
+
+def _items(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError("expected a list")
     return value
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -24,8 +24,8 @@ class CrossAttention:
     """What the text tower saw in one image.
 
     Attributes:
-        logits: Per layer asked for, q·k/√d **before** the softmax (paper, section 3.2), `[prompt, head, token, 1 + patch]`;
-            the first image token is the global one.
+        logits: Per layer asked for, q·k/√d **before** the softmax (paper, section 3.2), `[prompt, head, token,
+            1 + patch]`; the first image token is the global one.
         match_score: Probability that image and prompt belong together, `[prompt]`, in [0, 1].
     """
 
@@ -33,6 +33,7 @@ class CrossAttention:
     match_score: Float[Tensor, "prompt"]
 
 
+@runtime_checkable  # the tests check annotations
 class Backbone(Protocol):
     """A loaded model. Its parameters are never written after loading: what one example changes is an argument."""
 

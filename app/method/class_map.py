@@ -16,7 +16,10 @@ def head_max(logits: Float[Tensor, "prompt head token image_token"]) -> Float[Te
 def token_sum(
     strongest: Float[Tensor, "prompt token patch"], attention_mask: Int[Tensor, "prompt token"]
 ) -> Float[Tensor, "prompt patch"]:
-    """Sum over a prompt's tokens. Padding counts nothing; all others stay, also `[CLS]`, "image", "of", "." and `[SEP]`."""
+    """Sum over a prompt's tokens.
+
+    Padding counts nothing; all others stay, also `[CLS]`, "image", "of", "." and `[SEP]`.
+    """
     return (strongest * attention_mask[:, :, None].to(strongest.dtype)).sum(dim=1)
 
 
@@ -30,7 +33,7 @@ def prompt_scores(
 def class_scores(
     scores: Float[Tensor, "prompt patch"], spans: Sequence[tuple[int, int]]
 ) -> Float[Tensor, "class patch"]:
-    """Background is the sum over its prompts (it is all of them), a category the best of its prompts (they are synonyms)."""
+    """Background is the sum over its prompts (it is all of them), a category the best of them (they are synonyms)."""
     background, *categories = [scores[start:stop] for start, stop in spans]
     return torch.stack([background.sum(dim=0), *(prompts.amax(dim=0) for prompts in categories)])
 

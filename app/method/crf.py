@@ -18,8 +18,10 @@ class CrfParameters:
         filter_size: Side of the square of neighbours, in blurred pixels; odd.
         blur: Messages pass at 1/blur of the resolution.
         message_weight: Share of the neighbours' message; the rest is the pixel's own evidence.
-        position_deviation: Pixels over which nearness decays, and `position_weight` its compatibility.
-        colour_deviation: Distance of normalised colours over which likeness decays, and `colour_weight` its compatibility.
+        position_deviation: Pixels over which nearness decays.
+        position_weight: Compatibility of nearness.
+        colour_deviation: Distance of normalised colours over which likeness decays.
+        colour_weight: Compatibility of likeness.
     """
 
     iterations: int = 20

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from .prompts import prompt_set
 PROMPTS_PER_PASS = 128
 
 
+@runtime_checkable  # the tests check annotations
 class PromptGroup(Protocol):
     """Prompts that belong together: the background's, or one category's."""
 
@@ -51,17 +52,19 @@ def prompt_evidence(
 ) -> Evidence:
     """Evidence of all groups' prompts, whichever adapters they run under.
 
-    Groups without an adapter share passes; groups with one are batched with those of the same shape, their adapters stacked.
+    Groups without an adapter share passes; groups with one are batched with those of the same shape, their adapters
+    stacked.
     """
     asked = prompt_set(groups[0].words, [group.words for group in groups[1:]])
     logits: list[Tensor | None] = [None] * len(groups)
     match: list[Tensor | None] = [None] * len(groups)
     for members in batches(groups):
         words = [word for index in members for word in groups[index].words]
-        adapters = [groups[index].adapter for index in members]
-        found = _attend(backbone, image_tokens, words, layers, stack([a for a in adapters if a is not None]))
+        adapters = [adapter for index in members if (adapter := _tuned(groups[index])) is not None]
+        summed, scores = _attend(backbone, image_tokens, words, layers, stack(adapters))
         sizes = [len(groups[index].words) for index in members]
-        for index, part, score in zip(members, found[0].split(sizes, dim=1), found[1].split(sizes), strict=True):
+        parts = zip(members, torch.split(summed, sizes, dim=1), torch.split(scores, sizes), strict=True)
+        for index, part, score in parts:
             logits[index], match[index] = part, score
     return Evidence(
         patch_logits=torch.cat([part for part in logits if part is not None], dim=1),
@@ -74,7 +77,7 @@ def batches(groups: Sequence[PromptGroup]) -> list[list[int]]:
     """Indices of the groups that run in one pass: of one kind, and not too many prompts."""
     kinds: dict[tuple[object, ...], list[int]] = {}
     for index, group in enumerate(groups):
-        adapter = group.adapter
+        adapter = _tuned(group)
         # Stacked adapters need tensors of the same names and as many prompts each.
         kind = () if adapter is None else (len(group.words), *sorted(adapter.tensors))
         kinds.setdefault(kind, []).append(index)
@@ -93,7 +96,8 @@ def batches(groups: Sequence[PromptGroup]) -> list[list[int]]:
 def stack(adapters: Sequence[Adapter]) -> dict[str, Tensor] | None:
     """Adapters of the same shape as one batch, `[adapter, …]`; None for no adapter.
 
-    Each replaces rows of its own tokens, as many as it has: shorter lists are padded with token −1, which matches nothing.
+    Each replaces rows of its own tokens, as many as it has: shorter lists are padded with token −1, which matches
+    nothing.
     """
     if not adapters:
         return None
@@ -105,6 +109,11 @@ def stack(adapters: Sequence[Adapter]) -> dict[str, Tensor] | None:
             tensors = [_pad_rows(tensor, rows, -1 if name == TOKEN_IDS else 0) for tensor in tensors]
         stacked[name] = torch.stack(tensors)
     return stacked
+
+
+def _tuned(group: PromptGroup) -> Adapter | None:
+    """The adapter that a group's prompts run under; one without tensors says that the words alone were better."""
+    return group.adapter if group.adapter is not None and group.adapter.tensors else None
 
 
 def _attend(

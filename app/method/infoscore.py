@@ -38,7 +38,7 @@ class LayerStatistics:
 
     def add(self, shares: Float[Tensor, "layer prompt"]) -> "LayerStatistics":
         """The statistics with one more image. In float64: the deviation is a difference of large sums."""
-        q = shares.double()
+        q = shares.double().to(self.share_sum.device)
         return LayerStatistics(
             images=self.images + 1,
             entropy_sum=self.entropy_sum + _entropy(q),

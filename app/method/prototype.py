@@ -30,7 +30,7 @@ def prototype_map(
     grid_hw: tuple[int, int],
     size_hw: tuple[int, int],
     temperature: float = 0.05,
-) -> Float[Tensor, "class height width"]:
+) -> Float[Tensor, "class y x"]:
     """Class probabilities by cosine similarity; the background is as similar as its nearest "outside" prototype."""
     tokens = F.normalize(image_tokens[1:].float(), dim=1)
     similarity = torch.stack([tokens @ rows.T for rows in categories])  # [category, patch, 2]

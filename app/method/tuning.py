@@ -1,7 +1,8 @@
 """One-shot tuning: a category's own copy of a few parameters, fitted to its examples (paper, section 3.4).
 
-`CategoryTuning` is the service's way: categories come one at a time and each owns its adapter. `JointTuning` is the authors':
-one set of parameters for all classes at once. Both go step by step, so that a caller can do other work between steps.
+`CategoryTuning` is the service's way: categories come one at a time and each owns its adapter. `JointTuning` is the
+authors': one set of parameters for all classes at once. Both go step by step, so that a caller can do other work
+between steps.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,11 +30,14 @@ class Recipe:
         steps: Optimiser steps.
         learning_rate: Of AdamW (the authors': 2e-4).
         weight_decay: Of AdamW (the authors': 0.05).
-        balanced: Object and background count the same however small the object is; otherwise the authors' way, each pixel
-            counts, background pixels half.
+        balanced: Object and background count the same however small the object is; otherwise the authors' way, each
+            pixel counts, background pixels half.
         background_weight: Weight of a background pixel when not balanced (the authors': 0.5).
         learned_ensemble: Learn the weights of the layers too; otherwise their mean.
         ensemble_learning_rate: Rate of those weights' logits.
+        interpolation: How far the adapter goes from the base parameters to the tuned ones. All the way (1) is the
+            authors'; one photo teaches too much certainty, and half the way does better on other photos (Wortsman et
+            al. 2022, https://arxiv.org/abs/2109.01903).
         shots_per_step: Examples that one step looks at, in turn.
         label_scale: Loss resolution, in pixels per patch.
     """
@@ -45,11 +49,12 @@ class Recipe:
     background_weight: float = 0.5
     learned_ensemble: bool = False
     ensemble_learning_rate: float = 0.02
+    interpolation: float = 0.5
     shots_per_step: int = 4
     label_scale: int = 4
 
 
-PAPER_RECIPE = Recipe(balanced=False)
+PAPER_RECIPE = Recipe(balanced=False, interpolation=1.0)
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,12 @@ class Shot:
     target: Float[Tensor, "y x"]
     inside: Float[Tensor, "y x"]
 
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Cells from top to bottom and from left to right."""
+        height, width = self.target.shape
+        return height, width
+
 
 def shot(
     backbone: Backbone,
@@ -80,7 +91,8 @@ def shot(
         labels: On the network's input: 1 the category, 0 not the category, 255 padding or unknown.
         label_scale: Resolution of the loss, in pixels per patch.
     """
-    cells = tuple(side * label_scale for side in backbone.patch_grid_hw)
+    rows, columns = backbone.patch_grid_hw
+    cells = (rows * label_scale, columns * label_scale)
     labels = labels.to(image_tokens.device)
     inside = F.adaptive_avg_pool2d((labels != IGNORE).float()[None], cells)[0]
     category = F.adaptive_avg_pool2d((labels == 1).float()[None], cells)[0]
@@ -98,8 +110,9 @@ class _Word:
 class CategoryTuning:
     """Tune one category's adapter while everything else stands still.
 
-    The background's prompts and the other categories' run under the base model, so their attention is a constant of each
-    example: computed once, here. A step runs forward and backward for the category's own one to three prompts only.
+    The background's prompts and the other categories' run under the base model, so their attention is a constant of
+    each example: computed once, here. A step runs forward and backward for the category's own one to three prompts
+    only.
 
     Args:
         backbone: A loaded model; its parameters are only read.
@@ -139,6 +152,7 @@ class CategoryTuning:
             for name, tensor in backbone.trainable(layers, self.text).items()
         }
         device = shots[0].image_tokens.device
+        self._start = {name: tensor.detach().clone() for name, tensor in self.parameters.items()}
         self._layer_logits = torch.zeros(len(self.layers), device=device, requires_grad=recipe.learned_ensemble)
         self._optimiser = torch.optim.AdamW(
             [
@@ -162,21 +176,30 @@ class CategoryTuning:
         losses = [self._loss(index) for index in next(self._turn)]
         loss = torch.stack(losses).mean()
         self._optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
         self._optimiser.step()
         return loss.item()
 
     @torch.no_grad()
     def example_iou(self, *, adapted: bool) -> float:
-        """Mean intersection over union on the category's own examples, under the tuned parameters or the words alone."""
-        scores = [self._iou(index, adapted=adapted) for index in range(len(self.shots))]
+        """Mean intersection over union on the category's own examples, by the tuned parameters or the words alone."""
+        parameters = self.adapted() if adapted else None
+        scores = [self._iou(index, parameters) for index in range(len(self.shots))]
         return sum(scores) / len(scores)
 
-    def tensors(self, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
-        """The tuned parameters, as an adapter keeps them."""
+    @torch.no_grad()
+    def adapted(self) -> dict[str, Tensor]:
+        """The parameters of the adapter: the recipe's part of the way from the base parameters to the tuned ones."""
+        share = self.recipe.interpolation
         return {
-            name: tensor.detach().clone() if name == TOKEN_IDS else tensor.detach().to(dtype)
+            name: tensor if name == TOKEN_IDS else torch.lerp(self._start[name], tensor.detach(), share)
             for name, tensor in self.parameters.items()
+        }
+
+    def tensors(self, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+        """The adapter's parameters, as it keeps them."""
+        return {
+            name: tensor.clone() if name == TOKEN_IDS else tensor.to(dtype) for name, tensor in self.adapted().items()
         }
 
     def _turns(self) -> Iterator[list[int]]:
@@ -186,10 +209,14 @@ class CategoryTuning:
             yield [(start + offset) % len(self.shots) for offset in range(size)]
             start += size
 
-    def _scores(self, index: int, *, adapted: bool) -> Float[Tensor, "class patch"]:
-        """Class scores of one example: background, the other categories, and this one last."""
+    def _scores(self, index: int, parameters: Mapping[str, Tensor] | None) -> Float[Tensor, "class patch"]:
+        """Class scores of one example: background, the other categories, and this one last.
+
+        Args:
+            parameters: Of this category's adapter; None for the words alone.
+        """
         example, constant = self.shots[index], self._constant[index]
-        adapters = {name: tensor[None] for name, tensor in self.parameters.items()} if adapted else None
+        adapters = {name: tensor[None] for name, tensor in parameters.items()} if parameters else None
         seen = self.backbone.attend(example.image_tokens, self.text, layers=self.layers, adapters=adapters)
         match = torch.cat([constant.match_score, seen.match_score.float()])
         mix = self._layer_logits.softmax(dim=0)
@@ -205,17 +232,15 @@ class CategoryTuning:
 
     def _loss(self, index: int) -> Float[Tensor, ""]:
         example = self.shots[index]
-        scores = self._scores(index, adapted=True)
+        scores = self._scores(index, self.parameters)
         either = torch.stack([scores[:-1].sum(dim=0), scores[-1]])
-        log_p = (
-            normalise(upsample(either, self.backbone.patch_grid_hw, tuple(example.target.shape))).clamp_min(1e-12).log()
-        )
+        log_p = normalise(upsample(either, self.backbone.patch_grid_hw, example.size_hw)).clamp_min(1e-12).log()
         weight = object_and_background_weight(example, self.recipe)
         return -(weight * log_p.flip(0)).sum()
 
-    def _iou(self, index: int, *, adapted: bool) -> float:
+    def _iou(self, index: int, parameters: Mapping[str, Tensor] | None) -> float:
         example = self.shots[index]
-        maps = upsample(self._scores(index, adapted=adapted), self.backbone.patch_grid_hw, tuple(example.target.shape))
+        maps = upsample(self._scores(index, parameters), self.backbone.patch_grid_hw, example.size_hw)
         return binary_iou(maps.argmax(dim=0) == len(maps) - 1, example)
 
 
@@ -280,7 +305,7 @@ class JointTuning:
             indices = range(start, min(start + self.supports_per_step, len(self.labels)))
             loss = self._loss(indices)
             self._optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
             self._optimiser.step()
             yield loss.item()
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from app.errors import ConflictError, InvalidInputError, NotFoundError
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS, Adapter, adapter_from_bytes
+from app.method.backbone import Backbone
+from app.services.job_engine import JobEngine
 from app.services.models import Models
 from app.services.segmentation import fits
 from app.storage import keys
 from app.storage.categories import AdapterInfo, CategoryRecord, CategoryStore, Example
-from app.storage.jobs import JobStore
 
 MAX_NAME_LENGTH = 64
 
@@ -53,23 +55,29 @@ def clean_names(names: Sequence[str], *, field: str, limit: int) -> tuple[str, .
     return tuple({keys.category_id(name): name for name in reversed(cleaned)}.values())[::-1]
 
 
+def teaching_words(prompts: Sequence[str], name: str) -> tuple[str, ...]:
+    """Other words for a category: each once, the name itself left out."""
+    own = keys.category_id(name)
+    return tuple({keys.category_id(word): word for word in prompts if keys.category_id(word) != own}.values())
+
+
 class Categories:
     """Categories and their versions.
 
     Args:
         store: Where they are.
-        jobs: Records of the jobs that make them.
+        engine: Runs the jobs that make them.
         models: The loaded backbones; the default's adapters are what is imported.
     """
 
-    def __init__(self, store: CategoryStore, jobs: JobStore, models: Models) -> None:
+    def __init__(self, store: CategoryStore, engine: JobEngine, models: Models) -> None:
         self._store = store
-        self._jobs = jobs
+        self._engine = engine
         self._models = models
 
-    async def list(self) -> list[CategoryRecord]:
+    async def all(self) -> list[CategoryRecord]:
         """All categories, the oldest first."""
-        return await self._store.list()
+        return await self._store.all()
 
     async def get(self, name: str) -> CategoryRecord:
         """One category.
@@ -87,9 +95,8 @@ class Categories:
     async def delete(self, name: str) -> None:
         """Remove a category with its examples and versions, and supersede its job."""
         record = await self.get(name)
-        await self._store.delete(record.id)
-        if record.job:
-            await self._jobs.end(record.job, "superseded", error="The category was deleted.")
+        _, job_id = await self._store.delete(record.id)
+        await self._engine.supersede(job_id, error="The category was deleted.")
 
     async def versions(self, name: str) -> list[AdapterInfo]:
         """Adapter versions that are kept, the newest first."""
@@ -133,17 +140,12 @@ class Categories:
             raise InvalidInputError(
                 f"The body is not an adapter: send what GET /categories/{{name}}/adapter gave ({error}).", field="body"
             ) from error
-        self._check(adapter)
-        prompts = tuple(clean_name(word, field="prompts") for word in adapter.prompts)
-        words = [word for word in prompts if keys.category_id(word) != keys.category_id(cleaned)]
-        generation = await self._store.install(cleaned, words)
-        category_id = keys.category_id(cleaned)
-        version = await self._store.next_version(category_id)
-        adapter = replace(adapter, category=cleaned, version=version)
-        if not await self._store.commit(category_id, adapter, generation=generation):
-            raise ConflictError(
-                f"{cleaned} was taught at the same moment: send the adapter again if it should replace that."
-            )
+        model = self._models.default
+        await model.lane.run(partial(check_adapter, adapter, model.backbone), kind="tune")
+        words = teaching_words([clean_name(word, field="body") for word in adapter.prompts], cleaned)
+        version = await self._store.next_version(keys.category_id(cleaned))
+        job_id = await self._store.adopt(cleaned, replace(adapter, category=cleaned, version=version), prompts=words)
+        await self._engine.supersede(job_id, error="An adapter was imported.")
         return await self.get(cleaned)
 
     async def examples(self, name: str) -> list[Example]:
@@ -159,30 +161,34 @@ class Categories:
         record = await self.get(name)
         example = await self._store.example(record.id, example_id)
         if example is None:
-            raise NotFoundError(f"{record.name} has no example {example_id!r}: see GET /categories/{{name}}/examples.")
+            raise NotFoundError(
+                f"{record.name} has no example {example_id!r}: see GET /categories/{{name}}/examples.", field="id"
+            )
         return example
 
-    def _check(self, adapter: Adapter) -> None:
-        """Refuse an adapter that the default backbone can't run."""
-        backbone = self._models.default.backbone
-        if not fits(adapter, backbone):
-            raise ConflictError(
-                f"The adapter was tuned on {adapter.backbone} ({adapter.revision}) and this service runs {backbone.name} "
-                f"({backbone.revision}): teach the category here, or start the service with that backbone."
-            )
-        if max(adapter.layers) >= backbone.layer_count or min(adapter.layers) < 0:
-            raise InvalidInputError("The adapter names layers that the backbone doesn't have.", field="body")
-        if not adapter.tensors:
-            return
-        expected = backbone.trainable(adapter.layers, backbone.tokenize(adapter.prompts))
-        rows = len(adapter.tensors.get(TOKEN_IDS, ()))
-        for tensors in (expected, adapter.tensors):
-            if set(tensors) != set(expected):
-                raise InvalidInputError("The adapter's tensors are not those that the backbone tunes.", field="body")
-        for name, tensor in expected.items():
-            shape = (rows, *tensor.shape[1:]) if name in (TOKEN_IDS, TOKEN_ROWS) else tuple(tensor.shape)
-            given = adapter.tensors[name]
-            if tuple(given.shape) != shape or given.is_floating_point() != tensor.is_floating_point():
-                raise InvalidInputError(
-                    f"The adapter's {name} is not of the shape that the backbone tunes.", field="body"
-                )
+
+def check_adapter(adapter: Adapter, backbone: Backbone) -> None:
+    """Refuse an adapter that a backbone can't run.
+
+    Raises:
+        ConflictError: If it was tuned on other weights.
+        InvalidInputError: If its tensors are not those that these weights tune.
+    """
+    if not fits(adapter, backbone):
+        raise ConflictError(
+            f"The adapter was tuned on {adapter.backbone} ({adapter.revision}), this service runs {backbone.name} "
+            f"({backbone.revision}): teach the category here, or start the service with that backbone."
+        )
+    if max(adapter.layers) >= backbone.layer_count or min(adapter.layers) < 0:
+        raise InvalidInputError("The adapter names layers that the backbone doesn't have.", field="body")
+    if not adapter.tensors:
+        return
+    expected = backbone.trainable(adapter.layers, backbone.tokenize(adapter.prompts))
+    if set(adapter.tensors) != set(expected):
+        raise InvalidInputError("The adapter's tensors are not those that the backbone tunes.", field="body")
+    rows = len(adapter.tensors.get(TOKEN_IDS, ()))
+    for name, tensor in expected.items():
+        shape = (rows, *tensor.shape[1:]) if name in (TOKEN_IDS, TOKEN_ROWS) else tuple(tensor.shape)
+        given = adapter.tensors[name]
+        if tuple(given.shape) != shape or given.is_floating_point() != tensor.is_floating_point():
+            raise InvalidInputError(f"The adapter's {name} is not of the shape that the backbone tunes.", field="body")

@@ -58,7 +58,7 @@ class Idempotency:
 
     async def _known(self, slot: str, request: str) -> Answer:
         raw = await self._redis.get(slot)
-        known = json.loads(raw) if raw else {"request": request}
+        known: dict[str, Any] = json.loads(raw) if raw else {"request": request}
         if known["request"] != request:
             raise InvalidInputError(
                 "This Idempotency-Key stands for a request with other content: send a new key.", field="Idempotency-Key"

@@ -19,6 +19,7 @@ from app.storage import keys
 from app.storage.jobs import Job, JobStore, Kind, Status
 
 Work = Callable[[Job], Awaitable[None]]
+Withdraw = Callable[[Job], Awaitable[bool]]
 
 # A job under which so many workers died is at fault itself (memory, most likely).
 _MAX_DEATHS = 5
@@ -49,12 +50,21 @@ class JobEngine:
         self._redelivery = timedelta(seconds=redelivery_s)
         self._metrics = metrics
         self._work: dict[Kind, Work] = {}
+        self._withdraw: dict[Kind, Withdraw] = {}
         self._stopping = False
         docket.register(self._run, names=["run_job"])
 
-    def register(self, kind: Kind, work: Work) -> None:
-        """Say what a kind of job does. `work` gives the job its final status unless it is stopped in between."""
+    def register(self, kind: Kind, work: Work, *, withdraw: Withdraw | None = None) -> None:
+        """Say what a kind of job does.
+
+        Args:
+            kind: Of job.
+            work: Does it, and gives the job its final status unless it is stopped in between.
+            withdraw: Makes sure that the job's result is not used any more; False if it is in use already.
+        """
         self._work[kind] = work
+        if withdraw:
+            self._withdraw[kind] = withdraw
         for outcome in ("succeeded", "failed", "cancelled", "superseded"):
             self._metrics.jobs.labels(kind, outcome)
 
@@ -63,12 +73,26 @@ class JobEngine:
         await self._docket.add("run_job", key=job_key(job))(job.id)
 
     async def cancel(self, job: Job) -> bool:
-        """Cancel a job wherever it runs: its worker stops before the next step. False if it has ended already."""
-        cancelled = await self._jobs.end(job.id, "cancelled")
-        if cancelled and job.status == "queued":
-            await self._docket.cancel(job_key(job))
-            self._metrics.jobs.labels(job.kind, "cancelled").inc()
-        return cancelled
+        """Cancel a job wherever it is: it changes nothing any more. False if it has ended, or its result is in use."""
+        if (withdraw := self._withdraw.get(job.kind)) and not await withdraw(job):
+            return False
+        return await self.end(job, "cancelled")
+
+    async def end(self, job: Job, status: Status, **fields: object) -> bool:
+        """Give a job its final status, unless it has one already, and count it. False if it had.
+
+        A job that is running stops before its next step, wherever it runs; one that is queued never begins.
+        """
+        ended = await self._jobs.end(job.id, status, **fields)
+        if ended:
+            self._metrics.jobs.labels(job.kind, status).inc()
+        return ended
+
+    async def supersede(self, job_id: str | None, *, error: str) -> None:
+        """End the job that a category waited for, if there is one, since its result isn't wanted any more."""
+        job = await self._jobs.get(job_id) if job_id else None
+        if job and await self.end(job, "superseded", error=error):
+            _log.info("job %s superseded: %s", job.id, error)
 
     async def recover(self) -> None:
         """Queue every job that hasn't ended: one whose process died between recording and queueing it is among them."""
@@ -124,7 +148,7 @@ class JobEngine:
         if execution.redelivered:
             self._metrics.job_redeliveries.inc()
             if await self._jobs.count_death(job_id) >= _MAX_DEATHS:
-                await self._end(job, "failed", error=f"The worker died {_MAX_DEATHS} times under this job.")
+                await self.end(job, "failed", error=f"The worker died {_MAX_DEATHS} times under this job.")
                 return
         if not await self._jobs.start(job_id, steps=job.steps):
             return
@@ -139,24 +163,15 @@ class JobEngine:
         started = time.perf_counter()
         try:
             await self._work[job.kind](job)
-        except AppError as error:
-            await self._jobs.end(job.id, "failed", error=error.detail)
         except WorkerStopping:
             raise
+        except AppError as error:
+            await self.end(job, "failed", error=error.detail)
         except Exception as error:
             # A bug, an exhausted memory: the job ends in a truthful state whatever happened, and the log has the rest.
             _log.exception("job %s failed", job.id)
-            await self._jobs.end(
-                job.id, "failed", error=f"Internal error ({type(error).__name__}); the log has the rest."
-            )
-        ended = await self._jobs.get(job.id)
-        if ended and ended.ended:
-            self._metrics.jobs.labels(job.kind, ended.status).inc()
-            self._metrics.job_duration.labels(job.kind).observe(time.perf_counter() - started)
-
-    async def _end(self, job: Job, status: Status, *, error: str) -> None:
-        if await self._jobs.end(job.id, status, error=error):
-            self._metrics.jobs.labels(job.kind, status).inc()
+            await self.end(job, "failed", error=f"Internal error ({type(error).__name__}); the log has the rest.")
+        self._metrics.job_duration.labels(job.kind).observe(time.perf_counter() - started)
 
 
 class WorkerStopping(Exception):

@@ -23,8 +23,8 @@ _Call = tuple[Callable[[], Any], "Future[Any]", Kind, float]
 class Lane:
     """A thread that runs calls one after the other, in the order they came.
 
-    A job submits its next step only when the last one is done, so it has at most one call in the queue: a request waits for
-    the requests before it and for one step of each running job, never for a whole job.
+    A job submits its next step only when the last one is done, so it has at most one call in the queue: a request waits
+    for the requests before it and for one step of each running job, never for a whole job.
 
     Args:
         name: The backbone's name, for metrics and the thread.
@@ -73,7 +73,7 @@ class Lane:
                 if self.full:
                     self._metrics.rejected.labels(reason="queue_full").inc()
                     raise OverloadedError(
-                        f"{self._limit} requests are waiting for the model {self.name}: send the request again in a second."
+                        f"{self._limit} requests are waiting for the model {self.name}: try again in a second."
                     )
                 self._waiting += 1
                 self._metrics.queue_depth.labels(self.name).set(self._waiting)

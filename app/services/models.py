@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -58,7 +59,7 @@ class Models:
         self._layers = layers
         self._metrics = metrics
 
-    def __iter__(self) -> iter[Model]:  # type: ignore[valid-type]
+    def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
 
     def get(self, name: str | None) -> Model:
@@ -71,7 +72,7 @@ class Models:
             return self.default
         if name not in self._models:
             raise InvalidInputError(
-                f"The backbone {name!r} is not loaded: ask for one of {', '.join(self._models)} or leave the field out.",
+                f"The backbone {name!r} is not loaded: ask for one of {', '.join(self._models)}, or for none.",
                 field="backbone",
             )
         return self._models[name]
@@ -81,7 +82,7 @@ class Models:
         for model in self:
             backbone = model.backbone
             self._metrics.backbone_memory.labels(backbone.name, backbone.device).set(backbone.memory_bytes)
-            await model.lane.run(lambda backbone=backbone: _run_once(backbone), kind="rank")  # type: ignore[misc]
+            await model.lane.run(partial(_run_once, backbone), kind="rank")
             model.warm = True
             self._metrics.backbone_warm.labels(backbone.name, backbone.revision).set(1)
 
@@ -105,7 +106,7 @@ def check_layers(backbone: Backbone, layers: tuple[int, ...] | None) -> None:
     """
     if layers and max(layers) >= backbone.layer_count:
         raise InvalidInputError(
-            f"EXEMPLAR_LAYERS names layer {max(layers)}, but {backbone.name} has layers 0 to {backbone.layer_count - 1}."
+            f"EXEMPLAR_LAYERS names layer {max(layers)}: {backbone.name} has layers 0 to {backbone.layer_count - 1}."
         )
 
 

@@ -69,7 +69,7 @@ def read(file: Path) -> GoldenCase:
         model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
         crf = json.loads(facts["crf"])
         return GoldenCase(
-            backbone=Blip(model, None, input_size=int(facts["image_size"])),
+            backbone=Blip(model, None, input_size=int(facts["image_size"]), match_on_padding=True),
             text=TextTokens(tensors["input_ids"].long(), tensors["attention_mask"].long()),
             prompts=PromptSet((), tuple((start, stop) for start, stop in json.loads(facts["spans"]))),
             layers=tuple(json.loads(facts["layers"])),
@@ -80,11 +80,11 @@ def read(file: Path) -> GoldenCase:
                 iterations=int(facts["crf_iterations"]),
                 filter_size=crf["filter_size"],
                 blur=crf["blur"],
-                message_weight=crf["weight"],
-                position_deviation=crf["pos_sdims"],
-                position_weight=crf["pos_compat"],
-                colour_deviation=crf["col_schan"],
-                colour_weight=crf["col_compat"],
+                message_weight=float(crf["weight"]),
+                position_deviation=float(crf["pos_sdims"]),
+                position_weight=float(crf["pos_compat"]),
+                colour_deviation=float(crf["col_schan"]),
+                colour_weight=float(crf["col_compat"]),
             ),
             recipe=Recipe(
                 learning_rate=float(facts["learning_rate"]),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from redis.asyncio import Redis
 
 from app.errors import InvalidInputError
@@ -21,7 +24,8 @@ from app.services.models import Models
 from app.storage import keys
 from app.storage.categories import CategoryStore
 from app.storage.jobs import Job, JobStore
-from app.storage.layers import LayerStore
+from app.storage.layers import LayerStore, StoredStatistics
+from app.storage.replies import as_bytes, as_texts
 
 
 class Ranking:
@@ -88,34 +92,33 @@ class Ranking:
         statistics = LayerStatistics.empty(model.backbone.layer_count, len(prompts))
         count = await self._redis.llen(keys.ranking_images(job.id))
         if not count:
-            await self._jobs.end(job.id, "failed", error="Its photos have expired: send them again.")
+            await self._engine.end(job, "failed", error="Its photos have expired: send them again.")
             return
         for index in range(count):
-            raw = await self._redis.lindex(keys.ranking_images(job.id), index)
+            raw = as_bytes(await self._redis.lindex(keys.ranking_images(job.id), index))
             photo = await asyncio.to_thread(decode_photo, raw, max_pixels=self._max_pixels)
-            shares = await model.lane.run(
-                lambda rgb=photo.rgb: image_shares(model.backbone, rgb, prompts),  # type: ignore[misc]
-                kind="rank",
-            )
+            shares = await model.lane.run(partial(image_shares, model.backbone, photo.rgb, prompts), kind="rank")
             statistics = statistics.add(shares)
             if not await self._engine.step(job, step=index + 1, steps=count):
                 return
         if await self._engine.stopped(job):
             return
-        await self._layers.add(model.backbone.revision, prompts, statistics)
-        await self._jobs.end(job.id, "succeeded")
+        await self._layers.add(model.backbone.revision, StoredStatistics(prompts, statistics, job.id))
+        await self._engine.end(job, "succeeded")
         await self._redis.delete(keys.ranking_images(job.id), keys.ranking_names(job.id))
 
     async def _prompts(self, job: Job) -> tuple[str, ...]:
-        asked = [raw.decode() for raw in await self._redis.lrange(keys.ranking_names(job.id), 0, -1)]
-        names = asked or [record.name for record in await self._categories.list()]
+        asked = as_texts(await self._redis.lrange(keys.ranking_names(job.id), 0, -1))
+        names = asked or [record.name for record in await self._categories.all()]
         return (*free_background(self._background, names), *names)
 
 
 @torch.no_grad()
-def image_shares(backbone: Backbone, rgb_photo: object, prompts: Sequence[str]) -> torch.Tensor:
-    """Each prompt's share of a photo at every layer, `[layer, prompt]`."""
-    rgb, _ = backbone.preprocess(rgb_photo)  # type: ignore[arg-type]
+def image_shares(
+    backbone: Backbone, photo: UInt8[np.ndarray, "height width 3"], prompts: Sequence[str]
+) -> Float[torch.Tensor, "layer prompt"]:
+    """Each prompt's share of a photo at every layer."""
+    rgb, _ = backbone.preprocess(photo)
     layers = range(backbone.layer_count)
     evidence = prompt_evidence(backbone, encode(backbone, rgb), [Query((word,)) for word in prompts], layers)
     size = (backbone.input_size, backbone.input_size)

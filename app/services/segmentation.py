@@ -33,7 +33,7 @@ class Request:
         photo: Decoded.
         categories: Names; empty for every category taught.
         background: Words for "none of them"; empty for the service's own.
-        threshold: A pixel belongs to a category if its probability is at least this; None: if no class is more probable.
+        threshold: A pixel belongs to a category whose probability is at least this; None: to the most probable class.
         refine: Whether edges are refined by the CRF.
         adapters: Whether taught categories use what they learned; otherwise all are segmented from words alone.
         backbone: Name of a loaded model; None for the default.
@@ -147,7 +147,7 @@ class Segmentation:
             records = await self._store.get_many([keys.category_id(name) for name in request.categories])
             names = request.categories
         else:
-            records = list(await self._store.list())
+            records = list(await self._store.all())
             names = tuple(record.name for record in records if record)
         adapters: list[Adapter | None] = [None] * len(records)
         if request.adapters:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from app.storage.jobs import Job, JobStore, now
 # The names of so many other categories take part in tuning one; the rest would cost time and change little.
 _MAX_OTHERS = 64
 
-_log = logging.getLogger(__name__)
+_NOT_WANTED = "The category was taught anew or deleted."
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Teaching:
         self._recipe = recipe
         self._background = background
         self._max_pixels = max_pixels
-        engine.register("tune", self.tune)
+        engine.register("tune", self.tune, withdraw=self._withdraw)
 
     async def teach(self, lesson: Lesson) -> tuple[Job, CategoryRecord]:
         """Store an example and queue its job; a job that still works on fewer examples is superseded.
@@ -97,9 +96,11 @@ class Teaching:
             lesson.name, example, prompts=lesson.prompts, replace=lesson.replace, job_id=job.id
         )
         if not generation:
-            await self._jobs.end(job.id, "failed", error="The category has as many examples as it may.")
+            await self._jobs.discard(job.id)
             raise ConflictError(
-                f"{lesson.name} has as many examples as it may (EXEMPLAR_MAX_EXAMPLES): delete one, or send mode=replace."
+                f"{lesson.name} has as many examples as it may (EXEMPLAR_MAX_EXAMPLES): delete one, or send "
+                "mode=replace.",
+                field="image",
             )
         return await self._start(job, generation, previous), await self._get(lesson.name)
 
@@ -116,69 +117,84 @@ class Teaching:
         job = await self._jobs.create("tune", category=record.name, steps=self._recipe.steps)
         removed, left, generation, previous = await self._categories.forget(record.id, example_id, job_id=job.id)
         if not removed:
-            await self._jobs.end(job.id, "failed", error="There was no such example.")
-            raise NotFoundError(f"{name} has no example {example_id!r}: see GET /categories/{{name}}/examples.")
+            await self._jobs.discard(job.id)
+            raise NotFoundError(
+                f"{record.name} has no example {example_id!r}: see GET /categories/{{name}}/examples.", field="id"
+            )
         if left:
             return await self._start(job, generation, previous)
-        await self._supersede(previous)
-        await self._jobs.end(job.id, "superseded", error="No example is left.")
+        await self._jobs.discard(job.id)
+        await self._engine.supersede(previous, error="No example is left.")
         return None
 
     async def tune(self, job: Job) -> None:
         """The job: idempotent per generation, stops between steps when it isn't wanted any more."""
         category = await self._categories.get(keys.category_id(job.category or ""))
+        if category and category.job == job.id and not job.generation:
+            # The process died between storing the example and noting its generation.
+            job = replace(job, generation=category.generation)
         if category is None or category.generation != job.generation:
-            await self._jobs.end(job.id, "superseded", error="The category was taught anew or deleted.")
+            await self._engine.end(job, "superseded", error=_NOT_WANTED)
             return
-        if category.adapter and category.adapter_generation == job.generation:
-            # An earlier run committed and died before it could say so.
-            await self._succeed(job, category.adapter.version, category.adapter.example_iou)
-            return
-        tuning = await self._prepare(category)
-        model = self._models.default
-        steps = self._recipe.steps
-        for step in range(1, steps + 1):
-            loss = await model.lane.run(tuning.step, kind="tune")
-            if not await self._engine.step(job, step=step, steps=steps, loss=loss):
+        if category.adapter_generation != job.generation:
+            tuning = await self._prepare(category)
+            if not await self._run(job, tuning):
                 return
-        adapter = await model.lane.run(lambda: finished_adapter(tuning, category, model.backbone), kind="tune")
-        version = await self._categories.next_version(category.id)
-        adapter = Adapter(**{**vars(adapter), "version": version})
-        if await self._engine.stopped(job):
+            await self._commit(job, category, tuning)
+        await self._conclude(job, category.id)
+
+    async def _run(self, job: Job, tuning: CategoryTuning) -> bool:
+        """All steps, each a call of its own on the lane. False if the job isn't wanted any more."""
+        lane, steps = self._models.default.lane, self._recipe.steps
+        for step in range(1, steps + 1):
+            loss = await lane.run(tuning.step, kind="tune")
+            if not await self._engine.step(job, step=step, steps=steps, loss=loss):
+                return False
+        return True
+
+    async def _commit(self, job: Job, category: CategoryRecord, tuning: CategoryTuning) -> None:
+        """Put the outcome in use, unless the category waits for a newer one by now or has this one already."""
+        model = self._models.default
+        adapter = await model.lane.run(partial(finished_adapter, tuning, category, model.backbone), kind="tune")
+        numbered = replace(adapter, version=await self._categories.next_version(category.id))
+        await self._categories.commit(category.id, numbered, generation=job.generation)
+
+    async def _conclude(self, job: Job, category_id: str) -> None:
+        """End the job by what the category says: this run may have committed, or one before it that died then."""
+        category = await self._categories.get(category_id)
+        if category is None or category.adapter is None or category.adapter_generation != job.generation:
+            await self._engine.end(job, "superseded", error=_NOT_WANTED)
             return
-        if await self._categories.commit(category.id, adapter, generation=job.generation):
-            await self._succeed(job, version, adapter.example_iou)
-        else:
-            await self._jobs.end(job.id, "superseded", error="The category was taught anew or deleted.")
+        await self._engine.end(
+            job,
+            "succeeded",
+            adapter_version=category.adapter.version,
+            example_iou=category.adapter.example_iou,
+            step=job.steps,
+        )
 
     async def _prepare(self, category: CategoryRecord) -> CategoryTuning:
         """Encode the examples and lay out the tuning; one call on the lane per example."""
         model = self._models.default
         examples = await self._categories.examples(category.id)
-        others = [other.name for other in await self._categories.list() if other.id != category.id][-_MAX_OTHERS:]
+        others = [other.name for other in await self._categories.all() if other.id != category.id][-_MAX_OTHERS:]
         layers = (await self._models.layers_of(model)).layers
         shots: list[Shot] = []
         for example in examples:
             photo, mask = await asyncio.to_thread(self._decode, example)
-            shots.append(
-                await model.lane.run(
-                    lambda photo=photo, mask=mask: make_shot(model.backbone, photo, mask, self._recipe),  # type: ignore[misc]
-                    kind="tune",
-                )
-            )
-        background = free_background(self._background, [*category.words, *others])
-        return await model.lane.run(
-            lambda: CategoryTuning(
-                model.backbone,
-                shots,
-                category.words,
-                background=background,
-                others=others,
-                layers=layers,
-                recipe=self._recipe,
-            ),
-            kind="tune",
+            make = partial(make_shot, model.backbone, photo, mask, self._recipe)
+            shots.append(await model.lane.run(make, kind="tune"))
+        lay_out = partial(
+            CategoryTuning,
+            model.backbone,
+            shots,
+            category.words,
+            background=free_background(self._background, [*category.words, *others]),
+            others=others,
+            layers=layers,
+            recipe=self._recipe,
         )
+        return await model.lane.run(lay_out, kind="tune")
 
     def _decode(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
         photo = decode_photo(example.image, max_pixels=self._max_pixels)
@@ -187,18 +203,12 @@ class Teaching:
 
     async def _start(self, job: Job, generation: int, previous: str | None) -> Job:
         job = await self._jobs.set_generation(job, generation)
-        await self._supersede(previous)
+        await self._engine.supersede(previous, error="A newer example came in.")
         await self._engine.add(job)
         return job
 
-    async def _supersede(self, previous: str | None) -> None:
-        if previous and await self._jobs.end(previous, "superseded", error="A newer example came in."):
-            _log.info("job %s superseded", previous)
-
-    async def _succeed(self, job: Job, version: int, example_iou: float) -> None:
-        await self._jobs.end(
-            job.id, "succeeded", adapter_version=version, example_iou=round(example_iou, 4), step=job.steps
-        )
+    async def _withdraw(self, job: Job) -> bool:
+        return await self._categories.withdraw(keys.category_id(job.category or ""), generation=job.generation)
 
     async def _get(self, name: str) -> CategoryRecord:
         record = await self._categories.get(keys.category_id(name))
@@ -215,8 +225,10 @@ def make_shot(backbone: Backbone, photo: np.ndarray, mask: np.ndarray, recipe: R
 
 
 def finished_adapter(tuning: CategoryTuning, category: CategoryRecord, backbone: Backbone) -> Adapter:
-    """The outcome, not yet numbered. If the tuned parameters score below the words alone on the category's own examples,
-    it holds no tensors: the category keeps the words, and the two scores say so.
+    """The outcome, not yet numbered.
+
+    If the tuned parameters score below the words alone on the category's own examples, it holds no tensors: the
+    category keeps the words, and the two scores say so.
     """
     tuned, words = tuning.example_iou(adapted=True), tuning.example_iou(adapted=False)
     return Adapter(
@@ -232,9 +244,3 @@ def finished_adapter(tuning: CategoryTuning, category: CategoryRecord, backbone:
         zero_shot_example_iou=round(words, 4),
         created_at=now(),
     )
-
-
-def teaching_words(prompts: Sequence[str], name: str) -> tuple[str, ...]:
-    """Other words for a category: each once, the name itself left out."""
-    own = keys.category_id(name)
-    return tuple({keys.category_id(word): word for word in prompts if keys.category_id(word) != own}.values())

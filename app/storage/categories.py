@@ -1,4 +1,4 @@
-"""Categories, their examples and their adapters' versions. A name is a pointer to a version; a version never changes."""
+"""Categories, their examples and their adapters' versions. A name points to a version; a version never changes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from app.method.adapter import Adapter, adapter_from_bytes, adapter_to_bytes
 
 from . import keys
 from .jobs import now
+from .replies import as_bytes, as_fields, as_texts
 
 # Add an example (or replace them all) and make `job` the one whose result the category waits for.
-# KEYS: category, counters, example ids, example, categories   ARGV: name, prompts, job, time, score, example id, replace,
-# limit, id, then the example's fields.   Returns {generation, previous job} or {0, ''} where the limit is reached.
+# KEYS: category, counters, example ids, example, categories   ARGV: name, prompts, job, time, score, example id,
+# replace, limit, id, then the example's fields.   Returns {generation, previous job}, {0, ''} if the limit is reached.
 _TEACH = """
 local old = redis.call('LRANGE', KEYS[3], 0, -1)
 if ARGV[7] == '1' then
@@ -59,20 +60,60 @@ else redis.call('HSET', KEYS[1], 'job', ARGV[2]) end
 return {1, left, generation, previous}
 """
 
-# Store an adapter and point the category at it, if the category still waits for this generation.
-# KEYS: category, versions, adapter   ARGV: generation, version, description, bytes, versions kept
-_COMMIT = """
-if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[3], ARGV[4])
-redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
-redis.call('HSET', KEYS[1], 'adapter_version', ARGV[2], 'adapter_generation', ARGV[1])
-local versions = redis.call('HKEYS', KEYS[2])
-table.sort(versions, function(a, b) return tonumber(a) > tonumber(b) end)
-for i = tonumber(ARGV[5]) + 1, #versions do
-  redis.call('HDEL', KEYS[2], versions[i])
-  redis.call('DEL', KEYS[1] .. ':adapter:' .. versions[i])
+# Remove a category; its counters stay. KEYS: category, example ids, versions, categories   ARGV: id
+# Returns {removed, job}. A script, so that no example or version that comes in meanwhile is left behind.
+_DELETE = """
+local removed = redis.call('EXISTS', KEYS[1])
+local job = redis.call('HGET', KEYS[1], 'job') or ''
+for _, id in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do redis.call('DEL', KEYS[1] .. ':example:' .. id) end
+for _, version in ipairs(redis.call('HKEYS', KEYS[3])) do redis.call('DEL', KEYS[1] .. ':adapter:' .. version) end
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+redis.call('ZREM', KEYS[4], ARGV[1])
+return {removed, job}
+"""
+
+# Store an adapter, point the category at it, and drop the oldest versions.
+# KEYS: category, versions, adapter, …   ARGV: version, description, bytes, versions kept, …
+_USE = """
+local function use(generation)
+  redis.call('SET', KEYS[3], ARGV[3])
+  redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+  redis.call('HSET', KEYS[1], 'adapter_version', ARGV[1], 'adapter_generation', generation)
+  local versions = redis.call('HKEYS', KEYS[2])
+  table.sort(versions, function(a, b) return tonumber(a) > tonumber(b) end)
+  for i = tonumber(ARGV[4]) + 1, #versions do
+    redis.call('HDEL', KEYS[2], versions[i])
+    redis.call('DEL', KEYS[1] .. ':adapter:' .. versions[i])
+  end
 end
+"""
+
+# Use an adapter if the category still waits for this generation and has no result of it yet. ARGV: …, generation
+_COMMIT = f"""{_USE}
+if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[5] then return 0 end
+if redis.call('HGET', KEYS[1], 'adapter_generation') == ARGV[5] then return 0 end
+use(ARGV[5])
 return 1
+"""
+
+# Make sure that a generation's result is not used any more. KEYS: category, counters   ARGV: generation
+_WITHDRAW = """
+if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[1] then return 0 end
+if redis.call('HGET', KEYS[1], 'adapter_generation') == ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'generation', redis.call('HINCRBY', KEYS[2], 'generation', 1))
+return 1
+"""
+
+# Use an adapter that comes from elsewhere, whatever the category waits for; make the category if there is none.
+# KEYS: …, counters, categories   ARGV: …, name, prompts, time, score, id.   Returns the job it waited for.
+_ADOPT = f"""{_USE}
+local generation = redis.call('HINCRBY', KEYS[4], 'generation', 1)
+redis.call('HSETNX', KEYS[1], 'name', ARGV[5])
+redis.call('HSETNX', KEYS[1], 'created_at', ARGV[7])
+redis.call('HSET', KEYS[1], 'generation', generation, 'prompts', ARGV[6])
+redis.call('ZADD', KEYS[5], 'NX', ARGV[8], ARGV[9])
+use(generation)
+return redis.call('HGET', KEYS[1], 'job') or ''
 """
 
 # Point a category back at a version it still has. KEYS: category, versions   ARGV: version
@@ -160,9 +201,9 @@ class CategoryStore:
         """The category, or None."""
         return (await self.get_many([category_id]))[0]
 
-    async def list(self) -> list[CategoryRecord]:
+    async def all(self) -> list[CategoryRecord]:
         """All categories, the oldest first."""
-        ids = [raw.decode() for raw in await self._redis.zrange(keys.CATEGORIES, 0, -1)]
+        ids = as_texts(await self._redis.zrange(keys.CATEGORIES, 0, -1))
         return [record for record in await self.get_many(ids) if record is not None]
 
     async def get_many(self, category_ids: Sequence[str]) -> list[CategoryRecord | None]:
@@ -192,8 +233,8 @@ class CategoryStore:
             _TEACH, 5,
             keys.category(category_id), keys.counters(category_id), keys.example_ids(category_id),
             keys.example(category_id, example.id), keys.CATEGORIES,
-            name, json.dumps(list(prompts), ensure_ascii=False), job_id, now(), datetime.now(UTC).timestamp(), example.id,
-            int(replace), self._max_examples, category_id, *_flat(example),
+            name, json.dumps(list(prompts), ensure_ascii=False), job_id, now(), datetime.now(UTC).timestamp(),
+            example.id, int(replace), self._max_examples, category_id, *_flat(example),
         )  # fmt: skip
         return int(generation), previous.decode() or None
 
@@ -210,29 +251,26 @@ class CategoryStore:
         )  # fmt: skip
         return bool(removed), int(left), int(generation), previous.decode() or None
 
-    async def delete(self, category_id: str) -> bool:
-        """Remove a category with its examples and versions. Its counters stay: no version number comes back."""
-        examples = [raw.decode() for raw in await self._redis.lrange(keys.example_ids(category_id), 0, -1)]
-        versions = [int(raw) for raw in await self._redis.hkeys(keys.versions(category_id))]
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(
-                keys.category(category_id),
-                keys.example_ids(category_id),
-                keys.versions(category_id),
-                *(keys.example(category_id, example_id) for example_id in examples),
-                *(keys.adapter(category_id, version) for version in versions),
-            )
-            pipe.zrem(keys.CATEGORIES, category_id)
-            _, removed = await pipe.execute()
-        return bool(removed)
+    async def delete(self, category_id: str) -> tuple[bool, str | None]:
+        """Remove a category with its examples and versions. Its counters stay: no version number comes back.
+
+        Returns:
+            Whether there was such a category, and the job it waited for.
+        """
+        removed, job = await self._redis.eval(
+            _DELETE, 4,
+            keys.category(category_id), keys.example_ids(category_id), keys.versions(category_id), keys.CATEGORIES,
+            category_id,
+        )  # fmt: skip
+        return bool(removed), job.decode() or None
 
     async def example_ids(self, category_id: str) -> list[str]:
         """Ids of its examples, in the order they were given."""
-        return [raw.decode() for raw in await self._redis.lrange(keys.example_ids(category_id), 0, -1)]
+        return as_texts(await self._redis.lrange(keys.example_ids(category_id), 0, -1))
 
     async def example(self, category_id: str, example_id: str) -> Example | None:
         """One example, or None."""
-        fields = await self._redis.hgetall(keys.example(category_id, example_id))
+        fields = as_fields(await self._redis.hgetall(keys.example(category_id, example_id)))
         return _example(example_id, fields) if fields else None
 
     async def examples(self, category_id: str) -> list[Example]:
@@ -246,33 +284,39 @@ class CategoryStore:
 
     async def commit(self, category_id: str, adapter: Adapter, *, generation: int) -> bool:
         """Put an adapter in use if the category still waits for this generation. False if it doesn't."""
-        raw = adapter_to_bytes(adapter)
         committed = await self._redis.eval(
             _COMMIT, 3,
             keys.category(category_id), keys.versions(category_id), keys.adapter(category_id, adapter.version),
-            generation, adapter.version, json.dumps(asdict(_info(adapter, len(raw)))), raw, self._versions_kept,
+            *self._described(adapter), generation,
         )  # fmt: skip
         return bool(committed)
 
-    async def install(self, name: str, prompts: Sequence[str]) -> int:
-        """Make sure a category of this name exists, for an adapter that comes from elsewhere; returns its new generation."""
+    async def withdraw(self, category_id: str, *, generation: int) -> bool:
+        """Refuse this generation's adapter from now on. False if it is in use already, or wasn't waited for."""
+        category, counters = keys.category(category_id), keys.counters(category_id)
+        return bool(await self._redis.eval(_WITHDRAW, 2, category, counters, generation))
+
+    async def adopt(self, name: str, adapter: Adapter, *, prompts: Sequence[str]) -> str | None:
+        """Put an adapter in use that comes from elsewhere; returns the job that the category waited for."""
         category_id = keys.category_id(name)
-        generation = int(await self._redis.hincrby(keys.counters(category_id), "generation", 1))
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hsetnx(keys.category(category_id), "name", name)
-            pipe.hsetnx(keys.category(category_id), "created_at", now())
-            pipe.hset(
-                keys.category(category_id),
-                mapping={"generation": generation, "prompts": json.dumps(list(prompts), ensure_ascii=False)},
-            )
-            pipe.zadd(keys.CATEGORIES, {category_id: datetime.now(UTC).timestamp()}, nx=True)
-            await pipe.execute()
-        return generation
+        previous = await self._redis.eval(
+            _ADOPT, 5,
+            keys.category(category_id), keys.versions(category_id), keys.adapter(category_id, adapter.version),
+            keys.counters(category_id), keys.CATEGORIES,
+            *self._described(adapter), name, json.dumps(list(prompts), ensure_ascii=False), now(),
+            datetime.now(UTC).timestamp(), category_id,
+        )  # fmt: skip
+        return as_bytes(previous).decode() or None
+
+    def _described(self, adapter: Adapter) -> tuple[int, str, bytes, int]:
+        """What `_USE` is told of an adapter."""
+        raw = adapter_to_bytes(adapter)
+        return adapter.version, json.dumps(asdict(_info(adapter, len(raw)))), raw, self._versions_kept
 
     async def adapter_bytes(self, category_id: str, version: int) -> bytes | None:
         """An adapter's safetensors, or None."""
-        raw: bytes | None = await self._redis.get(keys.adapter(category_id, version))
-        return raw
+        raw = await self._redis.get(keys.adapter(category_id, version))
+        return as_bytes(raw) if raw is not None else None
 
     async def adapter(self, category_id: str, version: int) -> Adapter | None:
         """An adapter, or None."""
@@ -281,7 +325,8 @@ class CategoryStore:
 
     async def versions(self, category_id: str) -> list[AdapterInfo]:
         """The versions that are kept, the newest first."""
-        found = [_read_info(raw) for raw in (await self._redis.hgetall(keys.versions(category_id))).values()]
+        described = as_fields(await self._redis.hgetall(keys.versions(category_id)))
+        found = [_read_info(raw) for raw in described.values()]
         return sorted(found, key=lambda info: info.version, reverse=True)
 
     async def rollback(self, category_id: str, version: int) -> bool:

@@ -1,4 +1,4 @@
-"""Job records: what a caller is told of a job. Delivery is the job engine's business; this is the truth about the outcome."""
+"""Job records: what a caller is told of a job. Delivery is the job engine's business; the outcome is told here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from uuid import uuid4
 from redis.asyncio import Redis
 
 from . import keys
+from .replies import as_fields, as_texts
 
 Kind = Literal["tune", "rank"]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "superseded"]
@@ -99,14 +100,21 @@ class JobStore:
             await pipe.execute()
         return job
 
+    async def discard(self, job_id: str) -> None:
+        """Take back a record that nobody was told of."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(keys.job(job_id))
+            pipe.zrem(keys.JOBS, job_id)
+            await pipe.execute()
+
     async def get(self, job_id: str) -> Job | None:
         """The record, or None."""
         fields = await self._redis.hgetall(keys.job(job_id))
-        return _parse(fields) if fields else None
+        return _parse(as_fields(fields)) if fields else None
 
     async def list(self, *, category_id: str | None = None, status: Status | None = None) -> list[Job]:
         """Records, the newest first."""
-        ids = [raw.decode() for raw in await self._redis.zrevrange(keys.JOBS, 0, -1)]
+        ids = as_texts(await self._redis.zrevrange(keys.JOBS, 0, -1))
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hgetall(keys.job(job_id))

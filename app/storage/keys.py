@@ -1,7 +1,7 @@
-"""Every key of the store and every time to live, with its reason. Values are JSON, safetensors or image bytes, never pickle.
+"""Every key of the store and every time to live, with its reason.
 
-A category's keys share a hash tag, so that its scripts stay on one node of a cluster. Category ids are percent-encoded, so
-a name can't reach into another key.
+Values are JSON, safetensors or image bytes, never pickle. A category's keys share a hash tag, so that its scripts stay
+on one node of a cluster. Category ids are percent-encoded, so a name can't reach into another key.
 """
 
 from __future__ import annotations

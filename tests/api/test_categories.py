@@ -1,0 +1,362 @@
+"""Teach, look at and manage categories, as DESIGN §3 has it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import unicodedata
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+JOB = {
+    "id", "kind", "category", "status", "progress", "step", "steps", "loss", "example_iou", "error", "adapter_version",
+    "created_at", "started_at", "finished_at",
+}  # fmt: skip
+CATEGORY = {"name", "prompts", "examples", "adapter", "job"}
+ADAPTER = {
+    "version", "backbone", "layers", "ensemble", "example_iou", "zero_shot_example_iou", "bytes", "created_at",
+}  # fmt: skip
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+def stored_mask(api, name="cat", number=-1) -> np.ndarray:
+    """What became of an example's mask."""
+    example = api.http.get(f"/categories/{name}/examples").json()[number]
+    raw = api.http.get(f"/categories/{name}/examples/{example['id']}/mask").content
+    return np.asarray(Image.open(io.BytesIO(raw)))
+
+
+class TestTeaching:
+    def test_the_answer_names_the_job_and_the_category(self, api) -> None:
+        answer = api.teach("cat", prompts=["kitten", "tomcat"])
+        job, category = answer.json()["job"], answer.json()["category"]
+        assert answer.status_code == 202
+        assert answer.json().keys() == {"job", "category"}
+        assert answer.headers["location"] == f"/jobs/{job['id']}"
+        assert job.keys() == JOB
+        assert job["kind"] == "tune"
+        assert job["category"] == "cat"
+        assert job["status"] == "queued"
+        assert (job["progress"], job["step"], job["steps"]) == (0, 0, 20)
+        assert TIME.fullmatch(job["created_at"])
+        assert category == {
+            "name": "cat", "prompts": ["cat", "kitten", "tomcat"], "examples": 1, "adapter": None, "job": job["id"],
+        }  # fmt: skip
+
+    def test_the_job_gives_the_category_an_adapter(self, api) -> None:
+        job = api.taught("cat")
+        category = api.category("cat")
+        adapter = category["adapter"]
+        assert category.keys() == CATEGORY
+        assert adapter.keys() == ADAPTER
+        assert (job["progress"], job["step"], job["steps"], job["error"]) == (1, 20, 20, None)
+        assert job["adapter_version"] == adapter["version"] == 1
+        assert job["example_iou"] == adapter["example_iou"]
+        assert adapter["backbone"] == "tiny"
+        assert adapter["layers"] == [0, 3]
+        assert adapter["ensemble"] == [0.5, 0.5]
+        assert adapter["bytes"] > 0
+        assert 0 <= adapter["zero_shot_example_iou"] <= 1
+        assert all(TIME.fullmatch(job[name]) for name in ("created_at", "started_at", "finished_at"))
+        assert job["created_at"] <= job["started_at"] <= job["finished_at"]
+
+    @pytest.mark.parametrize("compressed", [True, False])
+    def test_a_mask_as_run_lengths(self, api, compressed) -> None:
+        rle = coco.encode(np.asfortranarray(api.marked.astype(np.uint8)))
+        counts = rle["counts"].decode()
+        if not compressed:
+            columns = api.marked.T.ravel()
+            changes = np.flatnonzero(np.diff(columns)) + 1
+            counts = np.diff([0, *changes.tolist(), columns.size]).tolist()
+        answer = api.teach(segmentation=json.dumps({"size": api.hw, "counts": counts}))
+        assert answer.status_code == 202
+        assert np.array_equal(stored_mask(api) == 255, api.marked)
+
+    def test_a_mask_as_polygons(self, api) -> None:
+        answer = api.teach(segmentation="[[10, 5, 30, 5, 30, 20, 10, 20]]")
+        assert answer.status_code == 202
+        assert np.array_equal(stored_mask(api) == 255, api.marked)
+
+    def test_a_box_as_a_coarse_mask(self, api) -> None:
+        answer = api.teach(box="[10, 5, 20, 15]")
+        assert answer.status_code == 202
+        assert np.array_equal(stored_mask(api) == 255, api.marked)
+
+    @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+    def test_every_format_of_photo(self, start, file_format) -> None:
+        with start(worker=False) as api:
+            file = io.BytesIO()
+            Image.open(io.BytesIO(api.photo)).save(file, file_format)
+            answer = api.teach(photo=file.getvalue())
+            example = api.http.get("/categories/cat/examples").json()[0]
+            assert answer.status_code == 202
+            assert example["media_type"] == f"image/{file_format.lower()}"
+            image = api.http.get(f"/categories/cat/examples/{example['id']}/image")
+            assert image.content == file.getvalue()
+            assert image.headers["content-type"] == example["media_type"]
+
+    def test_more_shots_are_appended_with_their_words(self, api) -> None:
+        api.taught(prompts=["kitten"])
+        api.taught(photo=api.other_photo, prompts=["kitten", "tomcat"])
+        category = api.category()
+        assert category["examples"] == 2
+        assert category["prompts"] == ["cat", "kitten", "tomcat"]
+        assert category["adapter"]["version"] == 2
+
+    def test_replace_starts_anew(self, api) -> None:
+        api.taught(prompts=["kitten"])
+        old = api.http.get("/categories/cat/examples").json()[0]["id"]
+        api.taught(photo=api.other_photo, prompts="tomcat", mode="replace")
+        examples = api.http.get("/categories/cat/examples").json()
+        assert [example["sha256"] for example in examples] == [hashlib.sha256(api.other_photo).hexdigest()]
+        assert api.category()["prompts"] == ["cat", "tomcat"]
+        assert api.http.get(f"/categories/cat/examples/{old}/image").status_code == 404
+
+    def test_more_examples_than_a_category_may_have(self, start) -> None:
+        with start(max_examples=2, worker=False) as api:
+            api.teach()
+            api.teach()
+            before = api.stored()
+            answer = api.teach()
+            assert answer.status_code == 409
+            assert "EXEMPLAR_MAX_EXAMPLES" in answer.json()["detail"]
+            assert api.stored() == before
+            assert api.teach(mode="replace").status_code == 202
+
+    def test_a_prompt_that_is_the_name_is_not_asked_twice(self, start) -> None:
+        with start(worker=False) as api:
+            answer = api.teach("Cat", prompts=["CAT", " kitten ", "Kitten"])
+            assert answer.json()["category"]["prompts"] == ["Cat", "Kitten"]
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["猫", "🦒", "Füße", "fire truck", "a.b", "{x}", "50%", "x" * 64, "?", "#1", "*"])
+    def test_any_script_and_sign(self, start, name) -> None:
+        with start(worker=False) as api:
+            answer = api.teach(quote(name, safe=""))
+            assert answer.status_code == 202
+            assert answer.json()["category"]["name"] == name
+            assert api.category(quote(name, safe=""))["name"] == name
+            assert [category["name"] for category in api.http.get("/categories").json()] == [name]
+
+    def test_spellings_of_one_name_are_one_category(self, start) -> None:
+        composed, decomposed = (unicodedata.normalize(form, "Füße") for form in ("NFC", "NFD"))
+        assert composed != decomposed
+        with start(worker=False) as api:
+            api.teach(quote(decomposed))
+            for spelling in (composed, composed.upper(), f"%20{quote(decomposed)} "):
+                category = api.teach(spelling).json()["category"]
+                assert category["name"] == composed
+            assert category["examples"] == 4
+
+    def test_names_do_not_reach_into_each_other(self, start) -> None:
+        with start(worker=False) as api:
+            api.teach("a")
+            api.teach("a:examples")
+            api.teach("{a}")
+            api.http.delete("/categories/a%3Aexamples")
+            assert api.category("a")["examples"] == 1
+            assert api.category("{a}")["examples"] == 1
+
+
+class TestLooking:
+    def test_categories_are_listed_the_oldest_first(self, start) -> None:
+        with start(worker=False) as api:
+            assert api.http.get("/categories").json() == []
+            for name in ("zebra", "ant", "cat"):
+                api.teach(name)
+            listed = api.http.get("/categories").json()
+            assert [category["name"] for category in listed] == ["zebra", "ant", "cat"]
+            assert all(category.keys() == CATEGORY for category in listed)
+
+    def test_examples_are_told_and_shown(self, start) -> None:
+        with start(worker=False) as api:
+            api.teach()
+            (example,) = api.http.get("/categories/cat/examples").json()
+            assert example.keys() == {"id", "width", "height", "area", "sha256", "media_type", "created_at"}
+            assert (example["width"], example["height"], example["area"]) == (47, 31, 300)
+            assert example["sha256"] == hashlib.sha256(api.photo).hexdigest()
+            path = f"/categories/cat/examples/{example['id']}"
+            assert api.http.get(f"{path}/image").content == api.photo
+            mask = api.http.get(f"{path}/mask")
+            assert mask.headers["content-type"] == "image/png"
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(mask.content))) == 255, api.marked)
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [
+            ("GET", ""),
+            ("DELETE", ""),
+            ("GET", "/versions"),
+            ("GET", "/adapter"),
+            ("GET", "/examples"),
+            ("GET", "/examples/1/image"),
+            ("GET", "/examples/1/mask"),
+            ("DELETE", "/examples/1"),
+            ("POST", "/rollback"),
+        ],
+    )
+    def test_an_unknown_category_is_not_found(self, api, method, path) -> None:
+        answer = api.http.request(method, f"/categories/nobody{path}", json={"version": 1} if method == "POST" else None)
+        assert answer.status_code == 404
+        assert answer.json()["errors"][0]["field"] == "name"
+        assert "nobody" in answer.json()["detail"]
+
+
+class TestDeleting:
+    def test_a_deleted_category_leaves_its_counters_only(self, api) -> None:
+        before = api.stored()
+        api.taught()
+        api.taught()
+        answer = api.http.delete("/categories/cat")
+        assert (answer.status_code, answer.content) == (204, b"")
+        assert api.http.get("/categories/cat").status_code == 404
+        assert api.http.delete("/categories/cat").status_code == 404
+        new = api.stored().keys() - before.keys()
+        assert {key for key in new if not key.startswith(b"exemplar:job")} == {b"exemplar:category:{cat}:counters"}
+
+    def test_version_numbers_never_come_back(self, api) -> None:
+        assert api.taught()["adapter_version"] == 1
+        api.http.delete("/categories/cat")
+        assert api.taught()["adapter_version"] == 2
+        assert api.category()["examples"] == 1
+
+    def test_an_example_less_means_a_new_job(self, api) -> None:
+        api.taught()
+        api.taught(photo=api.other_photo)
+        first, second = api.http.get("/categories/cat/examples").json()
+        answer = api.http.delete(f"/categories/cat/examples/{first['id']}")
+        job = answer.json()["job"]
+        assert answer.status_code == 202
+        assert answer.headers["location"] == f"/jobs/{job['id']}"
+        assert answer.json()["category"]["examples"] == 1
+        assert api.wait(job["id"])["adapter_version"] == 3
+        assert api.http.get("/categories/cat/examples").json() == [second]
+
+    def test_without_its_last_example_a_category_has_no_adapter(self, api) -> None:
+        api.taught()
+        (example,) = api.http.get("/categories/cat/examples").json()
+        jobs = api.http.get("/jobs").json()
+        answer = api.http.delete(f"/categories/cat/examples/{example['id']}")
+        assert (answer.status_code, answer.content) == (204, b"")
+        category = api.category()
+        assert (category["examples"], category["adapter"], category["job"]) == (0, None, None)
+        assert api.http.get("/jobs").json() == jobs
+        assert api.segment("cat").json()["categories"][0]["adapted"] is False
+        assert api.taught()["adapter_version"] == 2
+
+    def test_an_unknown_example_is_not_found_and_changes_nothing(self, start) -> None:
+        with start(worker=False) as api:
+            api.teach()
+            before = api.stored()
+            answer = api.http.delete("/categories/cat/examples/none")
+            assert answer.status_code == 404
+            assert answer.json()["errors"][0]["field"] == "id"
+            assert api.stored() == before
+
+
+class TestVersions:
+    def test_the_history_is_told_the_newest_first(self, api) -> None:
+        api.taught()
+        api.taught(photo=api.other_photo)
+        versions = api.http.get("/categories/cat/versions").json()
+        assert [(one["version"], one["current"]) for one in versions] == [(2, True), (1, False)]
+        assert versions[0].keys() == ADAPTER | {"current"}
+        assert {key: value for key, value in versions[0].items() if key != "current"} == api.category()["adapter"]
+
+    def test_rollback_uses_an_older_version_bit_by_bit(self, api) -> None:
+        api.taught()
+        first = api.segment("cat", refine="none", heatmaps="true").json()["categories"]
+        api.taught(photo=api.other_photo)
+        second = api.segment("cat", refine="none", heatmaps="true").json()["categories"]
+        answer = api.http.post("/categories/cat/rollback", json={"version": 1})
+        assert answer.status_code == 200
+        assert answer.json()["adapter"]["version"] == 1
+        assert api.segment("cat", refine="none", heatmaps="true").json()["categories"] == first
+        api.http.post("/categories/cat/rollback", json={"version": 2})
+        assert api.segment("cat", refine="none", heatmaps="true").json()["categories"] == second
+        assert first != second
+
+    def test_a_version_that_is_not_kept(self, api) -> None:
+        api.taught()
+        answer = api.http.post("/categories/cat/rollback", json={"version": 7})
+        assert answer.status_code == 404
+        assert answer.json()["errors"][0]["field"] == "version"
+        assert "kept are 1" in answer.json()["detail"]
+
+    def test_so_many_versions_are_kept(self, start) -> None:
+        with start(versions_kept=2) as api:
+            for _ in range(3):
+                api.taught(mode="replace")
+            assert [one["version"] for one in api.http.get("/categories/cat/versions").json()] == [3, 2]
+            adapters = sorted(key for key in api.stored() if b":adapter:" in key)
+            assert adapters == [b"exemplar:category:{cat}:adapter:2", b"exemplar:category:{cat}:adapter:3"]
+
+
+class TestExportAndImport:
+    def test_an_imported_adapter_segments_bit_by_bit_the_same(self, api) -> None:
+        api.taught("cat", prompts=["kitten"])
+        exported = api.http.get("/categories/cat/adapter")
+        assert exported.status_code == 200
+        answer = api.http.put("/categories/feline/adapter", content=exported.content)
+        assert answer.status_code == 200
+        assert answer.json()["name"] == "feline"
+        assert answer.json()["examples"] == 0
+        assert answer.json()["adapter"]["version"] == 1
+        of_cat, of_feline = (
+            api.segment(name, refine="none", heatmaps="true").json()["categories"][0] for name in ("cat", "feline")
+        )
+        assert of_cat.pop("name") != of_feline.pop("name")
+        assert of_cat["adapted"]
+        assert of_cat == of_feline
+
+    def test_an_import_is_one_more_version(self, api) -> None:
+        api.taught()
+        exported = api.http.get("/categories/cat/adapter").content
+        api.taught(photo=api.other_photo)
+        assert api.http.put("/categories/cat/adapter", content=exported).json()["adapter"]["version"] == 3
+        assert [one["version"] for one in api.http.get("/categories/cat/versions").json()] == [3, 2, 1]
+        assert api.http.post("/categories/cat/rollback", json={"version": 2}).status_code == 200
+
+    def test_an_import_supersedes_the_job_at_work(self, start) -> None:
+        with start(tune_steps=1) as api:
+            api.taught("dog")
+            exported = api.http.get("/categories/dog/adapter").content
+        with start(tune_steps=100_000) as api:
+            job = api.teach("cat").json()["job"]
+            api.wait_running(job["id"])
+            assert api.http.put("/categories/cat/adapter", content=exported).status_code == 200
+            assert api.wait(job["id"])["status"] == "superseded"
+            assert api.category()["adapter"]["version"] == 1
+
+    def test_an_untuned_category_has_nothing_to_export(self, start) -> None:
+        with start(worker=False) as api:
+            api.teach()
+            assert api.http.get("/categories/cat/adapter").status_code == 404
+
+    def test_an_adapter_of_other_weights_is_refused(self, api, start, tiny) -> None:
+        api.taught()
+        exported = api.http.get("/categories/cat/adapter").content
+        at = exported.index(tiny.revision.encode())
+        other = exported[:at] + b"0" * len(tiny.revision) + exported[at + len(tiny.revision) :]
+        before = api.stored()
+        answer = api.http.put("/categories/cat/adapter", content=other)
+        assert answer.status_code == 409
+        assert tiny.revision in answer.json()["detail"]
+        assert api.stored() == before
+
+    def test_garbage_is_refused(self, api) -> None:
+        api.taught()
+        exported = api.http.get("/categories/cat/adapter").content
+        before = api.stored()
+        for garbage in (b"", b"garbage", exported[:-1], exported[:100], api.photo, exported + b"x"):
+            answer = api.http.put("/categories/dog/adapter", content=garbage)
+            assert answer.status_code == 422, garbage[:20]
+            assert answer.json()["errors"][0]["field"] == "body"
+        assert api.stored() == before

@@ -1,0 +1,105 @@
+"""The fast ConvCRF against a plain one, and what it is for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from app.method.crf import CrfParameters, blurred, conv_crf, neighbour_weights, pass_messages
+
+
+def plain_crf(class_map: Tensor, colours: Tensor, *, iterations: int, size: int, blur: int) -> Tensor:
+    """METHOD, section 6, as the reference does it: all neighbours copied out with `unfold`."""
+    height, width = class_map.shape[1:]
+    top, left = ((-height) % blur + 1) // 2, ((-width) % blur + 1) // 2
+
+    def pooled(maps: Tensor) -> Tensor:
+        return F.avg_pool2d(maps[None], blur, padding=(top, left), count_include_pad=False)
+
+    def neighbours(maps: Tensor) -> Tensor:
+        return F.unfold(maps, size, padding=size // 2).view(maps.shape[1], size * size, *maps.shape[2:])
+
+    rows = torch.arange(height).float()[:, None].expand(height, width)
+    columns = torch.arange(width).float()[None].expand(height, width)
+    kernel = torch.zeros(())
+    for features, compatibility in ((torch.stack([rows, columns]) / 3, 3.0), (colours / 0.1, 10.0)):
+        small = pooled(features)
+        distance = (neighbours(small) - small[0][:, None]).square().sum(dim=0)
+        kernel = kernel + compatibility * torch.exp(-distance / 2)
+
+    unary = class_map.softmax(dim=0).log()
+    prediction = unary
+    for _ in range(iterations):
+        message = (neighbours(pooled(prediction)) * kernel).sum(dim=1)
+        fine = F.interpolate(message[None], scale_factor=float(blur), mode="bilinear", align_corners=False)[0]
+        message = fine[:, top : top + height, left : left + width]
+        prediction = (0.8 * unary + 0.2 * message).softmax(dim=0)
+    return prediction
+
+
+def an_image(classes: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Smooth colours (noise alone has no neighbours of like colour), and a random class map."""
+    generator = torch.Generator().manual_seed(height * width)
+    colours = F.interpolate(torch.randn(1, 3, 3, 3, generator=generator), size=(height, width), mode="bilinear")[0]
+    return (3 * torch.randn(classes, height, width, generator=generator)).softmax(dim=0), colours
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "blur", "size"),
+    [(23, 37, 4, 15), (22, 29, 4, 5), (41, 1, 4, 15), (1, 1, 4, 3), (24, 32, 4, 7), (19, 17, 3, 5), (13, 11, 1, 3)],
+)
+def test_it_equals_the_plain_one(height: int, width: int, blur: int, size: int) -> None:
+    class_map, colours = an_image(3, height, width)
+    fast = conv_crf(class_map, colours, CrfParameters(iterations=7, filter_size=size, blur=blur))
+    plain = plain_crf(class_map, colours, iterations=7, size=size, blur=blur)
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-4)
+    torch.testing.assert_close(fast.sum(dim=0), torch.ones(height, width), rtol=0, atol=1e-5)
+
+
+def test_the_authors_settings_are_the_default() -> None:
+    class_map, colours = an_image(2, 23, 31)
+    plain = plain_crf(class_map, colours, iterations=20, size=15, blur=4)
+    torch.testing.assert_close(conv_crf(class_map, colours), plain, rtol=0, atol=1e-3)
+
+
+def test_a_neighbour_of_like_colour_weighs_ten_and_its_nearness_up_to_three() -> None:
+    weights = neighbour_weights(torch.zeros(3, 5, 7), CrfParameters(filter_size=3, blur=1)).view(3, 3, 5, 7)
+    assert weights[1, 1, 2, 3] == pytest.approx(13)
+    assert weights[1, 2, 2, 3] == pytest.approx(10 + 3 * 0.9459595)  # exp(−1/18): one pixel, deviation 3
+    assert weights[2, 2, 2, 3] == pytest.approx(10 + 3 * 0.8948393)  # exp(−2/18)
+    assert weights[0, :, 0].abs().max() == 0  # nothing lies above the first row
+    assert weights[:, 2, :, 6].abs().max() == 0  # nor right of the last column
+
+
+def test_a_neighbour_of_another_colour_weighs_its_nearness_alone() -> None:
+    colours = torch.zeros(3, 1, 2)
+    colours[0, 0, 1] = 1  # ten deviations away
+    weights = neighbour_weights(colours, CrfParameters(filter_size=3, blur=1)).view(3, 3, 1, 2)
+    assert weights[1, 2, 0, 0] == pytest.approx(3 * 0.9459595)
+
+
+def test_a_message_is_the_weighted_sum_of_the_neighbours() -> None:
+    weights = torch.zeros(9, 1, 3)
+    weights[3], weights[5] = 2, 100  # the left and the right neighbour
+    message = pass_messages(torch.tensor([[[1.0, 3, 5]]]), weights)
+    assert message.tolist() == [[[300, 502, 6]]]
+
+
+def test_blurring_keeps_a_constant_and_the_size() -> None:
+    maps = torch.full((2, 23, 37), 0.7)
+    assert torch.allclose(blurred(maps, 4, lambda coarse: coarse), maps)
+
+
+def test_the_mask_s_edge_moves_to_the_photo_s_edge() -> None:
+    # The photo changes colour at column 32; the map gives class 1 the columns from 24 on, hesitantly.
+    colours = torch.zeros(3, 31, 64)
+    colours[:, :, 32:] = 2
+    class_map = torch.full((2, 31, 64), 0.1)
+    class_map[1, :, 24:] = 0.9
+    class_map[0] = 1 - class_map[1]
+    refined = conv_crf(class_map, colours)
+    edge = (refined[1] > 0.5).int().argmax(dim=1)
+    assert bool((edge >= 30).all())
+    assert bool((edge <= 34).all())
