@@ -222,13 +222,14 @@ Start = Callable[..., AbstractContextManager[Api]]
 
 @pytest.fixture
 def start(database: str, tmp_path: Path, tiny: Backbone) -> Start:
-    """Starts the application on this test's database: `with start(queue_limit=1) as api`."""
+    """Starts the application on this test's database: `with start(queue_limit=1) as api`. Jobs have three steps."""
 
     @contextmanager
     def started(
         loaded: Sequence[Backbone] = (tiny,), client: tuple[str, int] = ("127.0.0.1", 50007), **settings: Any
     ) -> Iterator[Api]:
-        app = create_app(Settings(redis_url=database, data_dir=tmp_path, **settings), loaded=loaded)
+        few_steps = {"tune_steps": 3} | settings
+        app = create_app(Settings(redis_url=database, data_dir=tmp_path, **few_steps), loaded=loaded)
         with TestClient(app, client=client) as http, Redis.from_url(database) as redis:
             deadline = time.monotonic() + DEADLINE_S
             while not all(backbone["warm"] for backbone in http.get("/backbones").json()):

@@ -165,7 +165,7 @@ async def example_image(name: str, id: str, live: Live) -> Response:
     responses=documented(404, 422) | {200: {"content": {"image/png": _BINARY}}},
 )
 async def example_mask(name: str, id: str, live: Live) -> Response:
-    """The mask as a PNG of the photo's size after EXIF rotation; 255 = the category."""
+    """The mask as a PNG of the photo's size after EXIF rotation; white = the category."""
     return Response((await live.categories.example(name, id)).mask, media_type="image/png")
 
 

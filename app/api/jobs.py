@@ -42,7 +42,11 @@ async def cancel_job(id: str, live: Live) -> JobOut:
     """Cancel a job; one that is running stops before its next step and changes nothing."""
     job = await _job(live, id)
     if not await live.engine.cancel(job):
-        raise ConflictError(f"The job has ended already ({(await _job(live, id)).status}): there is nothing to cancel.")
+        raise ConflictError(
+            f"The job has ended, or its result is in use already ({(await _job(live, id)).status}): there is nothing to "
+            "cancel.",
+            field="id",
+        )
     return JobOut.of(await _job(live, id))
 
 
@@ -71,5 +75,7 @@ async def _events(live: Service, id: str) -> AsyncIterator[str]:
 async def _job(live: Service, id: str) -> Job:
     job = await live.jobs.get(id)
     if job is None:
-        raise NotFoundError(f"There is no job {id!r}: it never was, or it ended too long ago (EXEMPLAR_JOB_TTL_S).")
+        raise NotFoundError(
+            f"There is no job {id!r}: it never was, or it ended too long ago (EXEMPLAR_JOB_TTL_S).", field="id"
+        )
     return job

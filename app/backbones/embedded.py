@@ -31,8 +31,8 @@ _TEXT_EPS = 1e-12
 # Length of the semantic part relative to a unit sentence embedding, as the weights were trained with.
 _SEMANTIC_SCALE = 19.6
 _FEATURE_LIMIT = 6.0
-# Layer 2 alone scored best on photos not trained on; see the README's figures.
-_DEFAULT_LAYERS = (2, 3)
+# The two layers that scored best by themselves on COCO photos not trained on (docs/quality.md).
+_DEFAULT_LAYERS = (0, 2)
 
 
 def load(source: str, *, device: str, dtype: str) -> "Embedded":

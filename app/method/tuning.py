@@ -36,8 +36,9 @@ class Recipe:
         learned_ensemble: Learn the weights of the layers too; otherwise their mean.
         ensemble_learning_rate: Rate of those weights' logits.
         interpolation: How far the adapter goes from the base parameters to the tuned ones. All the way (1) is the
-            authors'; one photo teaches too much certainty, and half the way does better on other photos (Wortsman et
-            al. 2022, https://arxiv.org/abs/2109.01903).
+            authors'; one photo teaches too much certainty, and a third of the way does better on other photos
+            (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903).
+        others: So many other categories' names compete while one is tuned.
         shots_per_step: Examples that one step looks at, in turn.
         label_scale: Loss resolution, in pixels per patch.
     """
@@ -49,7 +50,8 @@ class Recipe:
     background_weight: float = 0.5
     learned_ensemble: bool = False
     ensemble_learning_rate: float = 0.02
-    interpolation: float = 0.5
+    interpolation: float = 0.35
+    others: int = 16
     shots_per_step: int = 4
     label_scale: int = 4
 

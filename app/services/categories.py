@@ -42,7 +42,7 @@ def clean_name(name: str, *, field: str = "name") -> str:
 
 
 def clean_names(names: Sequence[str], *, field: str, limit: int) -> tuple[str, ...]:
-    """Names of a request, each once.
+    """Names of a request, each once, where and as it came first.
 
     Raises:
         InvalidInputError: If one is no name, or there are too many.
@@ -51,8 +51,11 @@ def clean_names(names: Sequence[str], *, field: str, limit: int) -> tuple[str, .
         raise InvalidInputError(
             f"{len(names)} {field} are too many: at most {limit} in one request (EXEMPLAR_MAX_CATEGORIES).", field=field
         )
-    cleaned = [clean_name(name, field=field) for name in names]
-    return tuple({keys.category_id(name): name for name in reversed(cleaned)}.values())[::-1]
+    first: dict[str, str] = {}
+    for name in names:
+        cleaned = clean_name(name, field=field)
+        first.setdefault(keys.category_id(cleaned), cleaned)
+    return tuple(first.values())
 
 
 def teaching_words(prompts: Sequence[str], name: str) -> tuple[str, ...]:

@@ -285,7 +285,8 @@ class Evaluation:
 
     def _tune(self, number: int, photos: Sequence[Photo]) -> Adapter:
         name = self.dataset.classes[number]
-        others = [other for index, other in enumerate(self.dataset.classes) if index not in (0, number)]
+        names = [other for index, other in enumerate(self.dataset.classes) if index not in (0, number)]
+        others = random.Random(number).sample(names, min(self.options.recipe.others, len(names)))
         tuning = CategoryTuning(
             self.backbone,
             [self._shot(photo, number) for photo in photos],

@@ -118,6 +118,8 @@ class JobEngine:
 
     async def work(self) -> None:
         """Work on jobs until cancelled; jobs in hand are then given back at their next step."""
+        # All it would say here is that a job is given back, as an error and with a traceback.
+        logging.getLogger("docket.dependencies").setLevel(logging.CRITICAL)
         async with Worker(
             self._docket,
             concurrency=self._concurrency,
@@ -157,6 +159,7 @@ class JobEngine:
                 await self._timed(job)
         except WorkerStopping:
             await self._jobs.requeue(job_id)
+            _log.info("job %s given back", job_id)
             retry.after(timedelta(0))
 
     async def _timed(self, job: Job) -> None:

@@ -24,9 +24,6 @@ from app.storage import keys
 from app.storage.categories import CategoryRecord, CategoryStore, Example, new_example
 from app.storage.jobs import Job, JobStore, now
 
-# The names of so many other categories take part in tuning one; the rest would cost time and change little.
-_MAX_OTHERS = 64
-
 _NOT_WANTED = "The category was taught anew or deleted."
 
 
@@ -177,7 +174,8 @@ class Teaching:
         """Encode the examples and lay out the tuning; one call on the lane per example."""
         model = self._models.default
         examples = await self._categories.examples(category.id)
-        others = [other.name for other in await self._categories.all() if other.id != category.id][-_MAX_OTHERS:]
+        names = [other.name for other in await self._categories.all() if other.id != category.id]
+        others = names[-self._recipe.others :]
         layers = (await self._models.layers_of(model)).layers
         shots: list[Shot] = []
         for example in examples:

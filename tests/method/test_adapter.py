@@ -126,7 +126,7 @@ def test_what_is_written_here_by_hand_is_an_adapter() -> None:
     ids=str,
 )
 def test_a_value_out_of_range_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected|invalid literal"):
+    with pytest.raises(ValueError, match=r"expected|invalid literal"):
         adapter_from_bytes(written({**HEADER, **change}))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+
 import torch
 
 from app.backbones.blip import Blip
@@ -24,7 +25,7 @@ def test_layers_are_named_once_and_in_order() -> None:
 
 
 def test_scores_are_mixed_by_hand() -> None:
-    # Background (1 prompt) and one category (2 synonyms) at 1 patch of 2 layers; both match scores of the category differ.
+    # The background (1 prompt) and a category (2 synonyms) at 1 patch of 2 layers.
     evidence = Evidence(
         patch_logits=torch.tensor([[[math.log(2)], [0.0], [0.0]], [[0.0], [math.log(3)], [0.0]]]),
         match_score=torch.tensor([1.0, 0.8, 0.4]),

@@ -1,0 +1,373 @@
+"""What can't be used is refused: 4xx, problem+json that names the field, nothing stored, and the service as ready as before."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from app.errors import AppError
+
+HW = (31, 47)
+MARKED = np.zeros(HW, dtype=np.uint8)
+MARKED[5:20, 10:30] = 255
+PHOTO = np.random.default_rng(3).integers(0, 256, (*HW, 3), dtype=np.uint8)
+
+
+def file_of(pixels: np.ndarray | Image.Image, file_format: str = "PNG", **options) -> bytes:
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def png_promising(width: int, height: int) -> bytes:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif
+
+
+@pytest.fixture(scope="module")
+def photo() -> bytes:
+    return file_of(PHOTO)
+
+
+@pytest.fixture(scope="module")
+def mask() -> bytes:
+    return file_of(MARKED)
+
+
+@pytest.fixture
+def untouched(start) -> Iterator:
+    """The application with one category; after the test all that is stored must be as before."""
+    with start(worker=False, max_upload_bytes=20_000) as api:
+        api.teach("known")
+        before = api.stored()
+        yield api
+        assert api.stored() == before
+        assert api.http.get("/readyz").status_code == 200
+
+
+def check(answer, status: int, field: str | None = None) -> dict:
+    """That this is a problem as RFC 9457 and DESIGN §3 have it."""
+    problem = answer.json()
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem.keys() == {"type", "title", "status", "detail", "errors"}
+    assert problem["status"] == status
+    assert problem["type"].startswith("urn:exemplar:problem:")
+    assert problem["title"]
+    assert problem["detail"]
+    if field is not None:
+        assert field in [error["field"] for error in problem["errors"]], problem
+        assert all(error["detail"] for error in problem["errors"])
+    return problem
+
+
+class TestMasks:
+    @pytest.mark.parametrize(
+        ("files", "data", "field"),
+        [
+            ({}, {}, "mask"),
+            ({"mask": file_of(MARKED)}, {"box": "[1, 2, 3, 4]"}, "box"),
+            ({"mask": file_of(MARKED)}, {"segmentation": "[[1, 2, 3, 4, 5, 9]]"}, "segmentation"),
+            ({}, {"box": "[1, 2, 3, 4]", "segmentation": "[[1, 2, 3, 4, 5, 9]]"}, "box"),
+            ({"mask": file_of(MARKED.T)}, {}, "mask"),
+            ({"mask": file_of(MARKED[1:])}, {}, "mask"),
+            ({"mask": file_of(MARKED * 0)}, {}, "mask"),
+            ({"mask": file_of(MARKED * 0 + 1)}, {}, "mask"),
+            ({"mask": file_of(MARKED)[:60]}, {}, "mask"),
+            ({"mask": b"no image"}, {}, "mask"),
+            ({"mask": png_promising(30_000, 30_000)}, {}, "mask"),
+            ({}, {"segmentation": "{"}, "segmentation"),
+            ({}, {"segmentation": "null"}, "segmentation"),
+            ({}, {"segmentation": "[]"}, "segmentation"),
+            ({}, {"segmentation": "[[1, 2]]"}, "segmentation"),
+            ({}, {"segmentation": "[[1, 2, 3, 4, 5, null]]"}, "segmentation"),
+            ({}, {"segmentation": "[[1, 2, 3, 4, NaN, 5]]"}, "segmentation"),
+            ({}, {"segmentation": "[[100, 100, 110, 100, 110, 110]]"}, "segmentation"),
+            ({}, {"segmentation": json.dumps({"size": [47, 31], "counts": "abc"})}, "segmentation"),
+            ({}, {"segmentation": json.dumps({"size": HW, "counts": "\x00"})}, "segmentation"),
+            ({}, {"segmentation": json.dumps({"size": HW, "counts": [5, 5]})}, "segmentation"),
+            ({}, {"segmentation": json.dumps({"size": HW, "counts": [-1, 1458]})}, "segmentation"),
+            ({}, {"segmentation": json.dumps({"size": [10**9, 10**9], "counts": [10**18]})}, "segmentation"),
+            ({}, {"segmentation": json.dumps({"size": HW})}, "segmentation"),
+            ({}, {"segmentation": "[" * 100_000}, "segmentation"),
+            ({}, {"box": "[1, 2, 3]"}, "box"),
+            ({}, {"box": "[1, 2, 0, 4]"}, "box"),
+            ({}, {"box": "[40, 2, 20, 4]"}, "box"),
+            ({}, {"box": "[-10, 2, 20, 4]"}, "box"),
+            ({}, {"box": "[0, 0, 47, 31]"}, "box"),
+            ({}, {"box": '"all of it"'}, "box"),
+            ({}, {"box": "1 2 3 4"}, "box"),
+        ],
+    )  # fmt: skip
+    def test_a_mask_that_cannot_be_used(self, untouched, photo, files, data, field) -> None:
+        answer = untouched.http.post("/categories/cat/example", files={"image": photo, **files}, data=data)
+        check(answer, 413 if "mask" in files and len(files["mask"]) == len(png_promising(1, 1)) else 422, field)
+
+    def test_the_refusal_of_an_unrotated_mask_says_so(self, untouched, mask) -> None:
+        photo = file_of(Image.fromarray(PHOTO), exif=turned(6))
+        answer = untouched.http.post("/categories/cat/example", files={"image": photo, "mask": mask})
+        assert "before its EXIF rotation" in check(answer, 422, "mask")["detail"]
+
+    @pytest.mark.parametrize("kind", ["1 bit", "16 bit", "palette", "alpha", "rgb", "tiff", "rotated", "both rotated"])
+    def test_masks_of_every_kind_are_taken(self, start, kind) -> None:
+        image = Image.fromarray(MARKED)
+        photo, options = PHOTO, {}
+        if kind == "1 bit":
+            image = image.convert("1")
+        elif kind == "16 bit":
+            image = Image.fromarray((MARKED // 255).astype(np.uint16))
+        elif kind == "palette":
+            image = Image.fromarray(MARKED // 255, mode=None).convert("P")
+        elif kind == "alpha":
+            image = Image.fromarray(np.dstack([np.zeros((*HW, 3), np.uint8), MARKED]))
+        elif kind == "rgb":
+            image = image.convert("RGB")
+        elif kind == "rotated":
+            image, options = Image.fromarray(np.rot90(MARKED).copy()), {"exif": turned(6)}
+        elif kind == "both rotated":
+            photo, options = Image.fromarray(PHOTO), {"exif": turned(6)}
+        with start(worker=False) as api:
+            answer = api.http.post(
+                "/categories/cat/example",
+                files={
+                    "image": file_of(photo, **(options if kind == "both rotated" else {})),
+                    "mask": file_of(image, "TIFF" if kind == "tiff" else "PNG", **options),
+                },
+            )
+            assert answer.status_code == 202, answer.text
+            (example,) = api.http.get("/categories/cat/examples").json()
+            assert example["area"] == 300
+            assert (example["height"], example["width"]) == (HW[::-1] if kind == "both rotated" else HW)
+
+
+class TestPhotos:
+    @pytest.mark.parametrize(
+        ("raw", "status"),
+        [
+            (b"", 422),
+            (b"no photo", 422),
+            (file_of(PHOTO)[:100], 422),
+            (file_of(PHOTO)[:-20], 422),
+            (b"\xff\xd8\xff" + bytes(100), 422),
+            (png_promising(30_000, 30_000), 413),
+            (png_promising(0, 5), 422),
+            (b"GIF89a" + bytes(50), 415),
+            (b"%PDF-1.7" + bytes(50), 415),
+            (b"<svg></svg>", 415),
+        ],
+    )
+    def test_a_photo_that_cannot_be_used(self, untouched, mask, raw, status) -> None:
+        check(untouched.http.post("/categories/cat/example", files={"image": raw, "mask": mask}), status, "image")
+        check(untouched.http.post("/segment", files={"image": raw}), status, "image")
+        check(untouched.http.post("/layers/rank", files={"images": raw}), status, "images")
+
+    def test_a_missing_photo(self, untouched, mask) -> None:
+        check(untouched.http.post("/categories/cat/example", files={"mask": mask}), 422, "image")
+        check(untouched.http.post("/segment", data={"categories": "cat"}), 422, "image")
+        check(untouched.http.post("/layers/rank"), 422, "images")
+
+    def test_a_photo_that_is_text(self, untouched) -> None:
+        check(untouched.http.post("/segment", data={"image": "text"}), 422, "image")
+
+    def test_a_rotated_photo_is_stored_as_sent_and_an_animation_is_noted(self, start, mask) -> None:
+        with start(worker=False) as api:
+            frames = [Image.fromarray(PHOTO), Image.fromarray(PHOTO[::-1].copy())]
+            raw = file_of(frames[0], save_all=True, append_images=frames[1:])
+            answer = api.http.post("/categories/cat/example", files={"image": raw, "mask": mask})
+            assert answer.status_code == 202
+            assert "first frame" in answer.json()["note"]
+            (example,) = api.http.get("/categories/cat/examples").json()
+            assert api.http.get(f"/categories/cat/examples/{example['id']}/image").content == raw
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        "name",
+        [" ", "\t", "a\nb", "\x00", "a\x7fb", "\x85x", "x" * 65, "x" * 300, "a/b", "/", "%2F", "a%2Fexample", "\ud800"],
+        ids=ascii,
+    )
+    def test_a_name_that_is_none(self, untouched, photo, mask, name) -> None:
+        quoted = quote(name, safe="", errors="surrogatepass") if not name.startswith(("%", "a%")) else name
+        files = {"image": photo, "mask": mask}
+        check(untouched.http.post(f"/categories/{quoted}/example", files=files), 422, "name")
+        check(untouched.http.get(f"/categories/{quoted}"), 422, "name")
+        check(untouched.http.delete(f"/categories/{quoted}"), 422, "name")
+        if name != "\ud800" and "%" not in name:
+            check(untouched.http.post("/segment", files={"image": photo}, data={"categories": name}), 422, "categories")
+            check(untouched.http.post("/segment", files={"image": photo}, data={"background": name}), 422, "background")
+            data = {"prompts": ["fine", name]}
+            check(untouched.http.post("/categories/cat/example", files=files, data=data), 422, "prompts")
+            check(untouched.http.post("/layers/rank", files={"images": photo}, data={"categories": name}), 422, "categories")
+
+    def test_an_empty_name(self, untouched, photo, mask) -> None:
+        check(untouched.http.post("/categories//example", files={"image": photo, "mask": mask}), 404)
+        check(untouched.http.post("/segment", files={"image": photo}, data={"categories": ""}), 422, "categories")
+
+    def test_an_encoded_slash_does_not_reach_another_route(self, untouched) -> None:
+        (example,) = untouched.http.get("/categories/known/examples").json()
+        check(untouched.http.delete(f"/categories/known%2Fexamples%2f{example['id']}"), 422, "name")
+
+
+class TestFields:
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("threshold", "1.01"),
+            ("threshold", "-0.1"),
+            ("threshold", "nan"),
+            ("threshold", "inf"),
+            ("threshold", "abc"),
+            ("output", "gif"),
+            ("refine", "maybe"),
+            ("heatmaps", "perhaps"),
+            ("adapters", "all"),
+            ("backbone", "resnet"),
+            ("categories", ["c%d" % n for n in range(5000)]),
+            ("background", ["c%d" % n for n in range(5000)]),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "many",
+    )
+    def test_of_segment(self, untouched, photo, field, value) -> None:
+        check(untouched.http.post("/segment", files={"image": photo}, data={field: value}), 422, field)
+
+    def test_of_the_query(self, untouched, photo) -> None:
+        check(untouched.http.post("/segment?overlay=perhaps", files={"image": photo}), 422, "overlay")
+        check(untouched.http.get("/jobs?status=lost"), 422, "status")
+        check(untouched.http.get("/jobs?category=%20"), 422, "category")
+
+    def test_of_teaching(self, untouched, photo, mask) -> None:
+        files = {"image": photo, "mask": mask}
+        check(untouched.http.post("/categories/cat/example", files=files, data={"mode": "merge"}), 422, "mode")
+        prompts = ["c%d" % n for n in range(5000)]
+        check(untouched.http.post("/categories/cat/example", files=files, data={"prompts": prompts}), 422, "prompts")
+
+    @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"1"', b"{}", b'{"version": "x"}', b'{"version": 1.5}', b"\xff"])
+    def test_of_rollback(self, untouched, body) -> None:
+        headers = {"Content-Type": "application/json"}
+        answer = untouched.http.post("/categories/known/rollback", content=body, headers=headers)
+        check(answer, 422)
+        assert answer.json()["errors"]
+
+    @pytest.mark.parametrize("version", [0, -1, 2**63, 10**30])
+    def test_a_version_that_never_was(self, untouched, version) -> None:
+        answer = untouched.http.post("/categories/known/rollback", json={"version": version})
+        check(answer, 404 if version > 0 else 422, "version")
+
+
+class TestRequests:
+    def test_a_malformed_multipart_body(self, untouched) -> None:
+        for body, kind in ((b"--x\r\nrubbish", "multipart/form-data; boundary=x"), (b"rubbish", "multipart/form-data")):
+            for path in ("/segment", "/categories/cat/example", "/layers/rank"):
+                check(untouched.http.post(path, content=body, headers={"Content-Type": kind}), 400)
+
+    def test_a_body_of_another_kind(self, untouched) -> None:
+        check(untouched.http.post("/segment", json={"image": "x"}), 422, "image")
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [
+            ("GET", "/segment"),
+            ("PUT", "/categories"),
+            ("POST", "/categories/cat"),
+            ("GET", "/categories/cat/example"),
+            ("POST", "/jobs"),
+            ("POST", "/healthz"),
+            ("BREW", "/segment"),
+        ],
+    )
+    def test_a_wrong_method(self, untouched, method, path) -> None:
+        answer = untouched.http.request(method, path)
+        check(answer, 405)
+        assert answer.headers["allow"]
+
+    @pytest.mark.parametrize("path", ["/nowhere", "/categories/cat/nowhere", "/jobs/1/2/3", "/segment/", "/categories/"])
+    def test_an_unknown_path(self, untouched, path) -> None:
+        check(untouched.http.get(path, follow_redirects=False), 404)
+
+    def test_an_upload_over_the_limit(self, untouched, photo, mask) -> None:
+        large = photo + bytes(20_001)
+        detail = check(untouched.http.post("/segment", files={"image": large}), 413, "image")["detail"]
+        assert "EXEMPLAR_MAX_UPLOAD_BYTES" in detail
+        files = {"image": large, "mask": mask}
+        check(untouched.http.post("/categories/cat/example", files=files), 413, "image")
+        files = {"image": photo, "mask": large}
+        check(untouched.http.post("/categories/cat/example", files=files), 413, "mask")
+        check(untouched.http.post("/layers/rank", files={"images": large}), 413, "images")
+
+    @pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [("POST", "/segment"), ("POST", "/categories/cat/example"), ("POST", "/layers/rank"),
+         ("PUT", "/categories/cat/adapter"), ("POST", "/categories/known/rollback")],
+    )  # fmt: skip
+    def test_a_body_over_the_limit(self, untouched, photo, method, path, chunked) -> None:
+        head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="i"\r\n\r\n'
+        body = head + photo + bytes(3 << 20) + b"\r\n--x--\r\n"
+        pieces = (body[at : at + 65_536] for at in range(0, len(body), 65_536))
+        kind = "multipart/form-data; boundary=x" if method == "POST" and "rollback" not in path else "application/json"
+        answer = untouched.http.request(
+            method, path, content=pieces if chunked else body, headers={"Content-Type": kind}
+        )
+        assert ("content-length" in answer.request.headers) is not chunked
+        problem = check(answer, 413)
+        assert "EXEMPLAR_MAX_UPLOAD_BYTES" in problem["detail"]
+        assert problem["type"] == "urn:exemplar:problem:too-large"
+
+    def test_a_text_field_over_the_limit(self, untouched, photo) -> None:
+        data = {"segmentation": "[" + " " * 30_000 + "]"}
+        check(untouched.http.post("/categories/cat/example", files={"image": photo}, data=data), 413, "segmentation")
+
+
+class TestCallers:
+    @pytest.mark.parametrize("address", ["10.0.0.7", "192.168.1.5", "2001:db8::1", "somewhere"])
+    def test_another_machine_is_refused(self, start, address) -> None:
+        with start() as api:
+            before = api.stored()
+            api.http._transport.client = (address, 50007)
+            for method, path in (("GET", "/healthz"), ("GET", "/categories"), ("POST", "/segment"), ("GET", "/docs")):
+                problem = check(api.http.request(method, path), 403)
+                assert "EXEMPLAR_ALLOW_ANONYMOUS" in problem["detail"]
+            assert api.stored() == before
+
+    @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
+    def test_this_machine_is_served(self, start, address) -> None:
+        with start(client=(address, 50007)) as api:
+            assert api.http.get("/healthz").status_code == 200
+
+    def test_others_are_served_where_it_is_allowed(self, start) -> None:
+        with start(client=("10.0.0.7", 50007), allow_anonymous=True) as api:
+            assert api.http.get("/healthz").status_code == 200
+
+
+class TestFaults:
+    def test_a_bug_is_a_500_without_its_trace(self, api) -> None:
+        @api.http.app.get("/bug")
+        async def bug() -> None:
+            raise KeyError("secret")
+
+        with pytest.raises(KeyError):
+            api.http.get("/bug")
+        api.http._transport.raise_server_exceptions = False
+        problem = check(api.http.get("/bug"), 500)
+        assert "secret" not in json.dumps(problem)
+
+    def test_an_error_of_ours_without_a_status_is_a_500(self) -> None:
+        assert AppError("x").status == 500

@@ -1,0 +1,121 @@
+"""What is the shipped model's own: its file, its table of int8, its image tower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from app.backbones.efficientnet import _pad_same
+from app.backbones.embedded import WEIGHTS, Embedded, _dequantised, load
+from app.errors import InvalidInputError
+from app.method.segment import Query, class_map, encode, segment
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def stored() -> dict[str, Tensor]:
+    return load_file(WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def model() -> Embedded:
+    return load("", device="cpu", dtype="float32")
+
+
+def test_the_weights_ship_with_the_service(model: Embedded) -> None:
+    assert model.name == "embedded"
+    assert (model.layer_count, model.patch_grid_hw, model.input_size) == (6, (24, 24), 384)
+
+
+def test_a_row_of_the_table_is_int8_times_its_scale() -> None:
+    name = "embeddings.word_embeddings"
+    table = {f"{name}.weight": torch.tensor([[2, -3], [127, 0]], dtype=torch.int8)}
+    scale = {f"{name}.scale": torch.tensor([0.5, 0.25], dtype=torch.float16)}
+    assert _dequantised({**table, **scale, "other": torch.ones(1)})[f"{name}.weight"].tolist() == [
+        [1, -1.5],
+        [31.75, 0],
+    ]
+
+
+@pytest.mark.parametrize("raw", [b"", b"garbage" * 9])
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(raw)
+    with pytest.raises(InvalidInputError, match="No embedded model could be read"):
+        load(str(tmp_path / "model.safetensors"), device="cpu", dtype="float32")
+
+
+def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
+    save_file({"encoder.weight": torch.ones(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(InvalidInputError, match="KeyError"):
+        load(str(tmp_path / "model.safetensors"), device="cpu", dtype="float32")
+
+
+def test_photos_are_stretched_to_the_square(model: Embedded) -> None:
+    rgb, frame = model.preprocess(np.full((37, 101, 3), 255, np.uint8))
+    assert frame.content_hw == (384, 384)
+    assert torch.equal(rgb, torch.ones(3, 384, 384))
+
+
+def test_the_tower_gives_two_maps_at_a_sixteenth(model: Embedded) -> None:
+    fine, deep = model._tower(torch.rand(1, 3, 96, 160))
+    assert fine.shape == (1, 120, 6, 10)
+    assert deep.shape == (1, 352, 6, 10)
+
+
+def test_batch_norms_are_folded_into_the_convolutions(model: Embedded, stored: dict[str, Tensor]) -> None:
+    weights = {n.removeprefix("image_tower."): t.float() for n, t in stored.items() if n.startswith("image_tower.")}
+
+    def normed(x: Tensor, name: str) -> Tensor:
+        mean, variance = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
+        return F.batch_norm(x, mean, variance, weights[f"{name}.weight"], weights[f"{name}.bias"], eps=1e-3)
+
+    # The stem, and the second block of stage 2: expansion, 3 × 3 depthwise, projection, and the way around them.
+    pixels = torch.rand(1, 3, 13, 11, generator=torch.Generator().manual_seed(0))
+    stem = normed(F.conv2d(F.pad(pixels, (1, 1, 1, 1)), weights["_conv_stem.weight"], stride=2), "_bn0")
+    torch.testing.assert_close(model._tower.stem(pixels), stem, rtol=1e-4, atol=1e-4)
+    x = torch.randn(1, 24, 7, 5, generator=torch.Generator().manual_seed(1))
+    prefix = "_blocks.2."
+    y = F.relu6(normed(F.conv2d(x, weights[prefix + "_expand_conv.weight"]), prefix + "_bn0"))
+    depthwise = F.conv2d(y, weights[prefix + "_depthwise_conv.weight"], padding=1, groups=y.shape[1])
+    y = normed(
+        F.conv2d(F.relu6(normed(depthwise, prefix + "_bn1")), weights[prefix + "_project_conv.weight"]), prefix + "_bn2"
+    )
+    torch.testing.assert_close(model._tower.before[2](x), x + y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("side", "kernel", "stride", "dilation", "padding"),
+    [
+        (11, 3, 1, 1, (1, 1)),
+        (11, 3, 2, 1, (1, 1)),
+        (12, 3, 2, 1, (0, 1)),  # the odd pixel goes right and bottom
+        (12, 5, 2, 1, (1, 2)),
+        (11, 5, 1, 2, (4, 4)),
+        (11, 1, 1, 1, (0, 0)),
+        (13, 1, 2, 1, (0, 0)),
+    ],
+)
+def test_padding_is_tensorflow_s(side: int, kernel: int, stride: int, dilation: int, padding: tuple[int, int]) -> None:
+    padded = _pad_same(torch.ones(1, 1, side, 2 * side), kernel, stride, dilation)
+    rows = padded[0, 0].sum(dim=1) > 0
+    before, after = padding
+    assert rows.tolist() == [False] * before + [True] * side + [False] * after
+
+
+@pytest.mark.parametrize(("photo", "word"), [("dog", "dog"), ("kitten", "cat")])
+def test_a_named_animal_is_found_without_an_example(model: Embedded, photo: str, word: str) -> None:
+    rgb = np.asarray(Image.open(EXAMPLES / f"{photo}.jpg").convert("RGB"))
+    marked = np.asarray(Image.open(EXAMPLES / f"{photo}_mask.png").convert("L")) > 0
+    words = ["cat", "dog", "giraffe", "cup"]
+    asked = class_map(model, encode(model, model.preprocess(rgb)[0]), [Query((one,)) for one in words])
+    assert words[int(asked.match_score.argmax())] == word
+    found = (segment(model, rgb, [Query((word,))]).argmax(dim=0) == 1).numpy()
+    assert (found & marked).sum() / (found | marked).sum() > 0.5
