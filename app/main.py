@@ -10,14 +10,13 @@ from fastapi import FastAPI
 
 import app as package
 from app.api import categories, health, jobs, layers, problems, segment
-from app.api.middleware import BodyLimit, LoopbackOnly, Measured
+from app.api.middleware import BodyLimit, LoopbackOnly, Measured, WholeNames
 from app.method.backbone import Backbone
-from app.settings import Settings
+from app.settings import MEBIBYTE, Settings
 from app.wiring import Service, service
 
 _MANY_IMAGES = frozenset({"/layers/rank"})
 
-# More fields than any request may use, so that a request with too many is refused by the limit's own name.
 _MAX_FORM_FIELDS = 20_000
 
 
@@ -46,12 +45,16 @@ def create_app(
         version=package.__version__,
         description="Learns to segment a category from one example.",
         lifespan=lifespan,
-        form_limits={"max_fields": _MAX_FORM_FIELDS, "max_part_size": resolved.max_upload_bytes},
+        # A path with one slash too many is a mistake to be told, not an address to be sent to.
+        redirect_slashes=False,
+        # Both beyond what is refused by its own name: too many names, too long a text.
+        form_limits={"max_fields": _MAX_FORM_FIELDS, "max_part_size": 2 * resolved.max_upload_bytes + MEBIBYTE},
     )
     for module in (categories, segment, jobs, layers, health):
         app.include_router(module.router)
     problems.install(app)
     # The last one added is the first to see a request.
+    app.add_middleware(WholeNames)
     app.add_middleware(BodyLimit, max_upload_bytes=resolved.max_upload_bytes, many_images_paths=_MANY_IMAGES)
     app.add_middleware(LoopbackOnly, allow_anonymous=resolved.allow_anonymous)
     app.add_middleware(Measured)

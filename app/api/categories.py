@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 
-from app.api.context import Live, read_upload
+from app.api.context import Live, check_text, read_upload
 from app.api.problems import documented
 from app.api.schemas import AdapterOut, CategoryOut, ExampleOut, JobOut, Rollback, Taught, VersionOut
 from app.services.categories import clean_name, clean_names, teaching_words
@@ -48,6 +48,8 @@ async def teach(
     """Teach a category from one photo and exactly one of mask, segmentation and box."""
     cleaned = clean_name(name)
     words = clean_names(prompts or [], field="prompts", limit=live.settings.max_categories)
+    check_text(segmentation, field="segmentation", service=live)
+    check_text(box, field="box", service=live)
     raw_image = await read_upload(image, field="image", service=live)
     raw_mask = await read_upload(mask, field="mask", service=live) if mask is not None else None
 

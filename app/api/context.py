@@ -18,15 +18,28 @@ def live_service(request: Request) -> Service:
 Live = Annotated[Service, Depends(live_service)]
 
 
+def check_text(text: str | None, *, field: str, service: Service) -> None:
+    """Refuse a text field that is longer than an upload may be, in characters.
+
+    Raises:
+        TooLargeError: If it is.
+    """
+    _check_size(len(text or ""), field=field, unit="characters", service=service)
+
+
 async def read_upload(file: UploadFile, *, field: str, service: Service) -> bytes:
     """An uploaded file's bytes.
 
     Raises:
         TooLargeError: If it is larger than one upload may be.
     """
-    limit = service.settings.max_upload_bytes
-    if (file.size or 0) > limit:
-        raise TooLargeError(
-            f"{field} has {file.size} bytes: at most {limit} are taken (EXEMPLAR_MAX_UPLOAD_BYTES).", field=field
-        )
+    _check_size(file.size or 0, field=field, unit="bytes", service=service)
     return await file.read()
+
+
+def _check_size(size: int, *, field: str, unit: str, service: Service) -> None:
+    limit = service.settings.max_upload_bytes
+    if size > limit:
+        raise TooLargeError(
+            f"{field} has {size} {unit}: at most {limit} are taken (EXEMPLAR_MAX_UPLOAD_BYTES).", field=field
+        )

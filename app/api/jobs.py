@@ -42,11 +42,8 @@ async def cancel_job(id: str, live: Live) -> JobOut:
     """Cancel a job; one that is running stops before its next step and changes nothing."""
     job = await _job(live, id)
     if not await live.engine.cancel(job):
-        raise ConflictError(
-            f"The job has ended, or its result is in use already ({(await _job(live, id)).status}): there is nothing to "
-            "cancel.",
-            field="id",
-        )
+        status = (await _job(live, id)).status
+        raise ConflictError(f"The job has ended or its result is in use ({status}): nothing to cancel.", field="id")
     return JobOut.of(await _job(live, id))
 
 

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
-from app.errors import ForbiddenError, TooLargeError
+from app.errors import ForbiddenError, InvalidInputError, TooLargeError
 from app.metrics import Metrics
 
 # A method is any word that a caller likes: as a label it would be a way to fill the memory.
@@ -65,6 +65,20 @@ class LoopbackOnly:
         await problems.of(error)(scope, receive, send)
 
 
+class WholeNames:
+    """Refuses an encoded slash: decoded it would end the name and make the rest of it another route."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application on a path that means what it says."""
+        if scope["type"] != "http" or b"%2f" not in scope.get("raw_path", b"").lower():
+            return await self._app(scope, receive, send)
+        error = InvalidInputError("A name has no slash: use a space or a hyphen.", field="name")
+        await problems.of(error)(scope, receive, send)
+
+
 class BodyLimit:
     """Refuses bodies that are too large, whether they say so or not."""
 
@@ -80,18 +94,11 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         limit = self._limit_of_many if scope["path"] in self._many_images_paths else self._limit
+        body = _Body(receive, limit=limit)
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdigit() and int(declared) > limit:
-            return await self._refuse(limit, scope, receive, send)
-        seen, answered = 0, False
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > limit:
-                raise _BodyTooLargeError
-            return message
+            return await self._refuse(body, scope, send)
+        answered = False
 
         async def watched(message: Message) -> None:
             nonlocal answered
@@ -99,24 +106,54 @@ class BodyLimit:
             await send(message)
 
         try:
-            await self._app(scope, counted, watched)
-        except _BodyTooLargeError:
+            await self._app(scope, body.receive, watched)
+        except _BodyTooLarge:
             if not answered:
-                await self._refuse(limit, scope, receive, send)
+                await self._refuse(body, scope, send)
 
-    async def _refuse(self, limit: int, scope: Scope, receive: Receive, send: Send) -> None:
-        drained = 0
-        while drained < _DRAINED_LIMITS * limit:
-            message = await receive()
-            drained += len(message.get("body", b""))
-            if not message.get("more_body"):
-                break
-        error = TooLargeError(f"The request has more than {limit} bytes (see EXEMPLAR_MAX_UPLOAD_BYTES).")
-        await problems.of(error)(scope, receive, send)
+    async def _refuse(self, body: _Body, scope: Scope, send: Send) -> None:
+        await body.drain()
+        error = TooLargeError(f"The request has more than {body.limit} bytes (see EXEMPLAR_MAX_UPLOAD_BYTES).")
+        await problems.of(error)(scope, body.receive, send)
 
 
-class _BodyTooLargeError(Exception):
-    """Ends the reading of a body that doesn't say its length. Not an AppError: no handler in between may catch it."""
+class _Body:
+    """A request's body while it is read, and what of it has been read."""
+
+    def __init__(self, receive: Receive, *, limit: int) -> None:
+        self.limit = limit
+        self._receive = receive
+        self._seen = 0
+        self._ended = False
+
+    async def receive(self) -> Message:
+        """The next piece.
+
+        Raises:
+            _BodyTooLarge: If it goes beyond the limit.
+        """
+        message = await self._next()
+        if self._seen > self.limit:
+            raise _BodyTooLarge
+        return message
+
+    async def drain(self) -> None:
+        """Read on to the end and forget it."""
+        while not self._ended and self._seen < _DRAINED_LIMITS * self.limit:
+            await self._next()
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._seen += len(message.get("body", b""))
+        self._ended = not message.get("more_body", False)
+        return message
+
+
+class _BodyTooLarge(BaseException):
+    """Ends the reading of a body that doesn't say its length.
+
+    No `Exception`: FastAPI makes a 400 of each that comes out of reading a body.
+    """
 
 
 def is_loopback(client: tuple[str, int] | None) -> bool:
@@ -124,6 +161,8 @@ def is_loopback(client: tuple[str, int] | None) -> bool:
     if client is None:
         return True
     try:
-        return ipaddress.ip_address(client[0]).is_loopback
+        address = ipaddress.ip_address(client[0])
     except ValueError:
         return False
+    # A socket that listens on both families tells 127.0.0.1 as ::ffff:127.0.0.1.
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

@@ -91,9 +91,9 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    title = HTTPStatus(error.status_code).phrase
-    detail = error.detail if error.detail != title else f"{title}: see /docs for what can be called."
-    return problem(error.status_code, title, detail, headers=dict(error.headers or {}))
+    phrase = HTTPStatus(error.status_code).phrase
+    detail = error.detail if error.detail != phrase else f"{phrase}: see /docs for what can be called."
+    return problem(error.status_code, phrase.capitalize(), detail, headers=dict(error.headers or {}))
 
 
 async def _store_error(_: Request, error: Exception) -> JSONResponse:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.storage.categories import AdapterInfo, CategoryRecord, Example
 from app.storage.jobs import Job, Kind, Status
@@ -82,7 +82,7 @@ class VersionOut(AdapterOut):
 class Rollback(BaseModel):
     """Which version to use again."""
 
-    version: int
+    version: Annotated[int, Field(strict=True, ge=1)]
 
 
 class Taught(BaseModel):

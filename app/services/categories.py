@@ -23,21 +23,23 @@ def clean_name(name: str, *, field: str = "name") -> str:
     """A name as it is stored: composed form, no blanks around it.
 
     Raises:
-        InvalidInputError: If it is empty, too long, or has a slash or a control character.
+        InvalidInputError: If it is empty, too long, not UTF-8, or has a slash or a control character.
     """
     try:
         cleaned = unicodedata.normalize("NFC", name).strip()
         cleaned.encode()
     except UnicodeEncodeError:
-        raise InvalidInputError("A name is Unicode text: this one has half a surrogate pair.", field=field) from None
+        raise InvalidInputError("A name is UTF-8: this one has half a surrogate pair.", field=field) from None
     if not 1 <= len(cleaned) <= MAX_NAME_LENGTH:
         raise InvalidInputError(
             f"A name has 1 to {MAX_NAME_LENGTH} characters: this one has {len(cleaned)}.", field=field
         )
     if "/" in cleaned:
         raise InvalidInputError("A name has no slash: use a space or a hyphen.", field=field)
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in cleaned):
+    if any(unicodedata.category(character) == "Cc" for character in cleaned):
         raise InvalidInputError("A name has no control characters: remove line breaks and tabs.", field=field)
+    if "\N{REPLACEMENT CHARACTER}" in cleaned:
+        raise InvalidInputError("A name is UTF-8: this one has bytes that are not.", field=field)
     return cleaned
 
 
