@@ -33,6 +33,7 @@ DEADLINE_S = 30.0
 ENDED = {"succeeded", "failed", "cancelled", "superseded"}
 
 Json = dict[str, Any]
+NewDatabase = Callable[[], AbstractContextManager[str]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,21 +49,29 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
         yield server
 
 
-@pytest.fixture
-def database(valkey: EmbeddedServer, _database_numbers: Iterator[int]) -> Iterator[str]:
-    """URL of a database of this test's own; what the test leaves there is deleted."""
-    url = f"{valkey.url}?db={next(_database_numbers)}"
-    with Redis.from_url(url) as redis:
-        assert not redis.dbsize()
-        yield url
-        if left := list(redis.scan_iter()):
-            redis.delete(*left)
-
-
 @pytest.fixture(scope="session")
-def _database_numbers() -> Iterator[int]:
+def new_database(valkey: EmbeddedServer) -> NewDatabase:
+    """Gives the URL of an empty database; what is left there at the end of the `with` is deleted."""
     # One after the other, so that a straggler of one test can't write into the next one's.
-    return itertools.cycle(range(16))
+    numbers = itertools.cycle(range(16))
+
+    @contextmanager
+    def database() -> Iterator[str]:
+        url = f"{valkey.url}?db={next(numbers)}"
+        with Redis.from_url(url) as redis:
+            assert not redis.dbsize()
+            yield url
+            if left := list(redis.scan_iter()):
+                redis.delete(*left)
+
+    return database
+
+
+@pytest.fixture
+def database(new_database: NewDatabase) -> Iterator[str]:
+    """URL of a database of this test's own."""
+    with new_database() as url:
+        yield url
 
 
 def random_blip(*, patch_px: int, image_px: int) -> tuple[BlipForImageTextRetrieval, BertTokenizer]:

@@ -31,13 +31,13 @@ async def list_jobs(
     return [JobOut.of(job) for job in await live.jobs.list(category_id=category_id, status=status)]
 
 
-@router.get("/{id}", responses=documented(404))
+@router.get("/{id}", responses=documented(404, 422))
 async def get_job(id: str, live: Live) -> JobOut:
     """One job."""
     return JobOut.of(await _job(live, id))
 
 
-@router.delete("/{id}", responses=documented(404, 409))
+@router.delete("/{id}", responses=documented(404, 409, 422))
 async def cancel_job(id: str, live: Live) -> JobOut:
     """Cancel a job; one that is running stops before its next step and changes nothing."""
     job = await _job(live, id)
@@ -50,7 +50,7 @@ async def cancel_job(id: str, live: Live) -> JobOut:
 @router.get(
     "/{id}/events",
     response_class=StreamingResponse,
-    responses=documented(404)
+    responses=documented(404, 422)
     | {
         200: {
             "description": "The job at every change.",

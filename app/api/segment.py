@@ -59,7 +59,7 @@ async def segment(
     adapters: Annotated[Literal["auto", "none"], Form(description="none = words alone, for comparison.")] = "auto",
     backbone: Annotated[str | None, Form(description="A loaded backbone's name.")] = None,
     with_overlay: Annotated[bool, Query(alias="overlay", description="The photo with masks and names.")] = False,
-    accept: Annotated[str, Header()] = "*/*",
+    accept: Annotated[str, Header(include_in_schema=False)] = "*/*",
 ) -> Response:
     """Segment a photo into categories, taught or merely named. Masks are of the photo's size after EXIF rotation."""
     limit = live.settings.max_categories

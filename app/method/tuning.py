@@ -221,7 +221,8 @@ class CategoryTuning:
         adapters = {name: tensor[None] for name, tensor in parameters.items()} if parameters else None
         seen = self.backbone.attend(example.image_tokens, self.text, layers=self.layers, adapters=adapters)
         match = torch.cat([constant.match_score, seen.match_score.float()])
-        mix = self._layer_logits.softmax(dim=0)
+        # The words alone average the layers, as a category without an adapter does.
+        mix = (self._layer_logits if parameters else torch.zeros_like(self._layer_logits)).softmax(dim=0)
         total = torch.zeros(())
         for row, layer in enumerate(self.layers):
             own = token_sum(head_max(seen.logits[layer]), self.text.attention_mask).float()

@@ -203,7 +203,9 @@ class TestLooking:
         ],
     )
     def test_an_unknown_category_is_not_found(self, api, method, path) -> None:
-        answer = api.http.request(method, f"/categories/nobody{path}", json={"version": 1} if method == "POST" else None)
+        answer = api.http.request(
+            method, f"/categories/nobody{path}", json={"version": 1} if method == "POST" else None
+        )
         assert answer.status_code == 404
         assert answer.json()["errors"][0]["field"] == "name"
         assert "nobody" in answer.json()["detail"]

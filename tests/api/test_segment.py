@@ -95,9 +95,7 @@ class TestAnswer:
         file = io.BytesIO()
         frames = [image_of(api.photo), image_of(api.other_photo)]
         frames[0].save(file, "PNG", save_all=True, append_images=frames[1:])
-        still, moving = (
-            api.segment("cat", photo=photo, **PLAIN).json() for photo in (api.photo, file.getvalue())
-        )
+        still, moving = (api.segment("cat", photo=photo, **PLAIN).json() for photo in (api.photo, file.getvalue()))
         assert "note" not in still["image"]
         assert "first frame" in moving["image"]["note"]
         assert moving["categories"] == still["categories"]

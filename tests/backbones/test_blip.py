@@ -70,10 +70,11 @@ def test_weights_of_another_size_than_the_config_says_are_refused(copied: Path) 
         load(str(copied), device="cpu", dtype="float32")
 
 
-def test_another_kind_of_model_is_refused(copied: Path) -> None:
-    """transformers only warns, and fills a BLIP with random numbers."""
+def test_weights_of_another_model_are_refused(copied: Path, tmp_path: Path) -> None:
+    """transformers only warns, and fills the BLIP with random numbers."""
     config = BertConfig(vocab_size=101, hidden_size=6, num_hidden_layers=1, num_attention_heads=2, intermediate_size=7)
-    BertModel(config).save_pretrained(copied)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    shutil.copy(tmp_path / "bert" / "model.safetensors", copied)
     with pytest.raises(InvalidInputError, match="not a whole BLIP"):
         load(str(copied), device="cpu", dtype="float32")
 

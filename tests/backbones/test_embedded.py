@@ -110,6 +110,16 @@ def test_padding_is_tensorflow_s(side: int, kernel: int, stride: int, dilation: 
     assert rows.tolist() == [False] * before + [True] * side + [False] * after
 
 
+def test_the_global_token_comes_first(model: Embedded) -> None:
+    """It sees a change of the bottom right corner; the first patch, at the top left, hardly does."""
+    rgb = torch.rand(1, 3, 384, 384, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
+    rgb[1, :, -48:, -48:] = 0
+    tokens = model.encode_image(rgb)
+    change = (tokens[0] - tokens[1]).norm(dim=1)
+    assert change[0] > 50 * change[1]
+    assert change[-1] > change[0]
+
+
 @pytest.mark.parametrize(("photo", "word"), [("dog", "dog"), ("kitten", "cat")])
 def test_a_named_animal_is_found_without_an_example(model: Embedded, photo: str, word: str) -> None:
     rgb = np.asarray(Image.open(EXAMPLES / f"{photo}.jpg").convert("RGB"))

@@ -173,13 +173,13 @@ def test_garbage_is_refused(raw: bytes) -> None:
         adapter_from_bytes(raw)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(position=st.integers(0, len(RAW) - 1), value=st.integers(0, 255))
 def test_a_changed_byte_is_read_or_refused(position: int, value: int) -> None:
     read_or_refused(RAW[:position] + bytes([value]) + RAW[position + 1 :])
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(name=st.sampled_from(list(HEADER)), value=json_values)
 def test_a_changed_value_is_read_or_refused(name: str, value: object) -> None:
     read_or_refused(written({**HEADER, name: value}))
