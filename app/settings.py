@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="`auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1`, …")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Number format of the network; `auto` is float32 on a CPU and bfloat16 on a GPU."
+        "auto", description="Number format of the network; `auto` is float32."
     )
     threads: int = Field(0, ge=0, description="Threads of one tensor operation; 0 = one per core.")
 

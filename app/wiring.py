@@ -16,11 +16,11 @@ import torch
 from docket import Docket
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
+from redis.exceptions import BusyLoadingError, ConnectionError, RedisError, TimeoutError
 
 import app
 from app import backbones
-from app.errors import InvalidInputError
+from app.errors import InvalidInputError, UnavailableError
 from app.method.backbone import Backbone
 from app.method.prompts import BACKGROUND_WORDS
 from app.method.tuning import PAPER_RECIPE, Recipe
@@ -147,10 +147,8 @@ def load_backbones(settings: Settings) -> list[Backbone]:
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = settings.dtype
-    if dtype == "auto":
-        # bfloat16 is exact enough on a GPU and twice as fast; on a CPU without AVX512-bf16 or AMX it is slower.
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    # float32 on every device: bfloat16 gains nothing on a CPU without AVX512-bf16 or AMX, and is unmeasured elsewhere.
+    dtype = "float32" if settings.dtype == "auto" else settings.dtype
     if not settings.backbone_specs:
         raise InvalidInputError(f"EXEMPLAR_BACKBONE is empty: set it to one of {', '.join(backbones.families())}.")
     _log.info("loading %s on %s in %s", ", ".join(settings.backbone_specs), device, dtype)
@@ -173,7 +171,12 @@ def recipe_of(settings: Settings) -> Recipe:
 
 @asynccontextmanager
 async def connect(url: str) -> AsyncIterator[aioredis.Redis]:
-    """A connection that answers bytes and rides out a restart of the server."""
+    """A connection that answers bytes and rides out a restart of the server.
+
+    Raises:
+        InvalidInputError: If the address is malformed.
+        UnavailableError: If nothing answers there.
+    """
     try:
         client = aioredis.from_url(
             url,
@@ -184,6 +187,12 @@ async def connect(url: str) -> AsyncIterator[aioredis.Redis]:
     except ValueError as error:
         raise InvalidInputError(f"EXEMPLAR_REDIS_URL can't be used: {error}") from error
     try:
+        try:
+            await client.ping()
+        except RedisError as error:
+            raise UnavailableError(
+                f"No Redis answers at EXEMPLAR_REDIS_URL: start it or correct the address ({error})."
+            ) from error
         yield client
     finally:
         await client.aclose()

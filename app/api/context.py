@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, cast
 
 from fastapi import Depends, Request, UploadFile
+from pydantic.json_schema import SkipJsonSchema
 
 from app.errors import TooLargeError
 from app.wiring import Service
@@ -16,6 +17,9 @@ def live_service(request: Request) -> Service:
 
 
 Live = Annotated[Service, Depends(live_service)]
+
+# A field that isn't sent. Neither a form nor a query can carry a null, so the document promises none.
+Absent = SkipJsonSchema[None]
 
 
 def check_text(text: str | None, *, field: str, service: Service) -> None:

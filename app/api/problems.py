@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app.errors import AppError, UnavailableError
 
@@ -89,11 +90,20 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     return problem(422, "Invalid input", f"The request can't be used: {detail}.", errors=errors)
 
 
-async def _http_error(_: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = _allowed_methods(request)
     phrase = HTTPStatus(error.status_code).phrase
     detail = error.detail if error.detail != phrase else f"{phrase}: see /docs for what can be called."
-    return problem(error.status_code, phrase.capitalize(), detail, headers=dict(error.headers or {}))
+    return problem(error.status_code, phrase.capitalize(), detail, headers=headers)
+
+
+def _allowed_methods(request: Request) -> str:
+    """All methods of a path: Starlette tells those of its first route only."""
+    matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return ", ".join(sorted({method for route in matching for method in getattr(route, "methods", None) or ()}))
 
 
 async def _store_error(_: Request, error: Exception) -> JSONResponse:

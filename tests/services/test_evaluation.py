@@ -55,7 +55,7 @@ def quiet(step: int, steps: int, what: str) -> None:
 
 def test_iou_is_counted_over_all_photos_together() -> None:
     counts = _Counts(3)
-    # Background: 3 hits, 1 taken by class 1, 1 taken from class 2. Class 1: 2 hits and 1 false. Class 2: 1 hit, 1 missed.
+    # Background: 3 hits, 1 taken by class 1, 1 taken from class 2. Class 1: 2 hits, 1 false. Class 2: 1 hit, 1 missed.
     counts.add(np.array([[0, 0, 0, 1], [1, 1, 2, 0]]), np.array([[0, 0, 0, 0], [1, 1, 2, 2]]))
     assert counts.score().iou == {0: 3 / 5, 1: 2 / 3, 2: 1 / 2}
     counts.add(np.array([[2, 2]]), np.array([[2, 255]]))
