@@ -1,6 +1,7 @@
 """`make bench`: times and ratios of one run, printed as tables and written to benchmarks/results.json.
 
-A ratio compares a path of the service with the plain path beside it, on the same machine in the same run. Medians throughout.
+A ratio compares a path of the service with the plain path beside it, on the same machine in the same run. All times
+are medians.
 """
 
 from __future__ import annotations

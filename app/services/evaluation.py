@@ -148,8 +148,8 @@ def read_dataset(folder: Path, *, split: str | None, ids: Path | None, limit: in
         classes = tuple(str(name) for name in index["classes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInputError(
-            f"{folder} is not a data set: it needs index.json with classes and images, images/<id>.jpg and masks/<id>.png "
-            f"({type(error).__name__}: {error})."
+            f"{folder} is not a data set: it needs index.json with classes and images, images/<id>.jpg and "
+            f"masks/<id>.png ({type(error).__name__}: {error})."
         ) from error
     if not photos:
         raise InvalidInputError(f"No photo is left of {folder}: check --split and --ids.")
@@ -196,7 +196,7 @@ class Evaluation:
         return Report(self.dataset.classes, photos, scores)
 
     def _supports(self, seed: int) -> dict[int, list[Photo]]:
-        """Per class the photos it is taught from; a class with too few photos to leave one for the test is not taught."""
+        """Per class the photos it is taught from; a class that would have none left to test on is not taught."""
         rng = random.Random(seed)
         order = list(self.dataset.photos)
         rng.shuffle(order)

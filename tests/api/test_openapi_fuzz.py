@@ -29,7 +29,7 @@ PHOTO = png(np.random.default_rng(5).integers(0, 256, (13, 17, 3), dtype=np.uint
 MASK = png(np.eye(13, 17, dtype=np.uint8) * 255)
 CONFIG = schemathesis.Config.from_dict(
     {
-        "generation": {"max-examples": 25, "deterministic": True},
+        "generation": {"max-examples": 15, "deterministic": True},
         "checks": {
             # That a file is an image, a text is a mask and a name has no slash is more than a schema says.
             "positive_data_acceptance": {"expected-statuses": ["2xx", 400, 404, 409, 413, 415, 422]},
@@ -90,8 +90,4 @@ def test_every_answer_is_documented(case: schemathesis.Case, running: Running) -
 def test_so_is_every_answer_to_a_request_that_makes_sense(case: schemathesis.Case, running: Running) -> None:
     assume(case.meta.generation.mode.is_positive)
     running.fill_in(case)
-    answer = case.call_and_validate(app=running.app)
-    STAT[(case.method, case.operation.path, answer.status_code)]+=1
-import collections, atexit
-STAT=collections.Counter()
-atexit.register(lambda: print(*sorted(STAT.items(), key=str), sep="\n"))
+    case.call_and_validate(app=running.app)

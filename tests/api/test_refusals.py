@@ -318,6 +318,10 @@ class TestRequests:
         check(answer, 405)
         assert answer.headers["allow"]
 
+    def test_allowed_methods_are_all_of_the_path(self, untouched) -> None:
+        for path, methods in (("/categories/cat", "DELETE, GET"), ("/categories/cat/adapter", "GET, PUT")):
+            assert untouched.http.post(path).headers["allow"] == methods
+
     @pytest.mark.parametrize(
         "path", ["/nowhere", "/categories/cat/nowhere", "/jobs/1/2/3", "/segment/", "/categories/"]
     )
