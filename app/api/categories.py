@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 
-from app.api.context import Absent, Live, check_text, read_upload
+from app.api.context import Live, Maybe, check_text, read_upload
 from app.api.problems import documented
 from app.api.schemas import AdapterOut, CategoryOut, ExampleOut, JobOut, Rollback, Taught, VersionOut
 from app.services.categories import clean_name, clean_names, teaching_words
@@ -19,7 +19,7 @@ from app.wiring import Service
 router = APIRouter(prefix="/categories", tags=["categories"])
 
 IdempotencyKey = Annotated[
-    str | Absent, Header(alias="Idempotency-Key", description="A retry with the same key gets the first answer.")
+    Maybe[str], Header(alias="Idempotency-Key", description="A retry with the same key gets the first answer.")
 ]
 ADAPTER_MEDIA_TYPE = "application/octet-stream"
 
@@ -38,10 +38,10 @@ async def teach(
     live: Live,
     request: Request,
     image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, BMP or TIFF.")],
-    mask: Annotated[UploadFile | Absent, File(description="Image of its size; non-zero = the category.")] = None,
-    segmentation: Annotated[str | Absent, Form(description="COCO RLE or polygons, as JSON.")] = None,
-    box: Annotated[str | Absent, Form(description="[x, y, width, height] in pixels, as JSON: a coarse mask.")] = None,
-    prompts: Annotated[list[str] | Absent, Form(description="Other words for the category.")] = None,
+    mask: Annotated[Maybe[UploadFile], File(description="Image of its size; non-zero = the category.")] = None,
+    segmentation: Annotated[Maybe[str], Form(description="COCO RLE or polygons, as JSON.")] = None,
+    box: Annotated[Maybe[str], Form(description="[x, y, width, height] in pixels, as JSON: a coarse mask.")] = None,
+    prompts: Annotated[Maybe[list[str]], Form(description="Other words for the category.")] = None,
     mode: Annotated[Literal["append", "replace"], Form(description="One more shot, or start anew.")] = "append",
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:

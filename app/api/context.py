@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from typing import Annotated, TypeVar, cast
 
 from fastapi import Depends, Request, UploadFile
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from app.errors import TooLargeError
 from app.wiring import Service
+
+Value = TypeVar("Value")
 
 
 def live_service(request: Request) -> Service:
@@ -18,8 +22,18 @@ def live_service(request: Request) -> Service:
 
 Live = Annotated[Service, Depends(live_service)]
 
-# A field that isn't sent. Neither a form nor a query can carry a null, so the document promises none.
-Absent = SkipJsonSchema[None]
+
+class _NeverNull:
+    """Takes null out of a field's schema: neither a form nor a query nor a header can carry one."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core)
+        choices = [choice for choice in schema.pop("anyOf", ()) if choice != {"type": "null"}]
+        return schema | (choices[0] if choices else {})
+
+
+# A field that may be left out.
+Maybe = Annotated[Value | None, _NeverNull()]
 
 
 def check_text(text: str | None, *, field: str, service: Service) -> None:

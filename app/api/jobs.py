@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 from fastapi.sse import EventSourceResponse
 
-from app.api.context import Absent, Live
+from app.api.context import Live, Maybe
 from app.api.problems import documented
 from app.api.schemas import JobOut
 from app.errors import ConflictError, NotFoundError
@@ -22,8 +22,8 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 @router.get("", responses=documented(422))
 async def list_jobs(
     live: Live,
-    category: Annotated[str | Absent, Query(description="Only this category's.")] = None,
-    status: Annotated[Status | Absent, Query(description="Only those in this state.")] = None,
+    category: Annotated[Maybe[str], Query(description="Only this category's.")] = None,
+    status: Annotated[Maybe[Status], Query(description="Only those in this state.")] = None,
 ) -> list[JobOut]:
     """Jobs, the newest first."""
     category_id = keys.category_id(clean_name(category, field="category")) if category is not None else None

@@ -8,7 +8,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse
 
 from app.api.categories import IdempotencyKey
-from app.api.context import Absent, Live, read_upload
+from app.api.context import Live, Maybe, read_upload
 from app.api.problems import documented
 from app.api.schemas import BackboneOut, JobOut, LayerOut, Started
 from app.errors import InvalidInputError
@@ -31,7 +31,7 @@ async def rank_layers(
     request: Request,
     images: Annotated[list[UploadFile], File(description="Unlabelled photos.")],
     categories: Annotated[
-        list[str] | Absent, Form(description="Names to rank with; none = every category taught.")
+        Maybe[list[str]], Form(description="Names to rank with; none = every category taught.")
     ] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:

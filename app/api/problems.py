@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
 
 from app.errors import AppError, UnavailableError
 
@@ -93,17 +92,17 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
-    if error.status_code == 405:
-        headers["Allow"] = _allowed_methods(request)
+    if error.status_code == 405 and (methods := _methods_of_path(request)):
+        headers["Allow"] = methods
     phrase = HTTPStatus(error.status_code).phrase
     detail = error.detail if error.detail != phrase else f"{phrase}: see /docs for what can be called."
     return problem(error.status_code, phrase.capitalize(), detail, headers=headers)
 
 
-def _allowed_methods(request: Request) -> str:
-    """All methods of a path: Starlette tells those of its first route only."""
-    matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
-    return ", ".join(sorted({method for route in matching for method in getattr(route, "methods", None) or ()}))
+def _methods_of_path(request: Request) -> str:
+    """All that a path can be called with: Starlette tells the methods of its first route only."""
+    template = getattr(request.scope.get("route"), "path", "")
+    return ", ".join(sorted(method.upper() for method in request.app.openapi()["paths"].get(template, ())))
 
 
 async def _store_error(_: Request, error: Exception) -> JSONResponse:

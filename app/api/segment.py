@@ -13,7 +13,7 @@ from fastapi import APIRouter, File, Form, Header, Query, Response, UploadFile
 from fastapi.responses import JSONResponse
 from PIL import Image
 
-from app.api.context import Absent, Live, read_upload
+from app.api.context import Live, Maybe, read_upload
 from app.api.problems import documented
 from app.api.schemas import BackboneRef, FoundOut, ImageOut, Rle, SegmentOut
 from app.errors import InvalidInputError
@@ -47,17 +47,17 @@ _PNG = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
 async def segment(
     live: Live,
     image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, BMP or TIFF.")],
-    categories: Annotated[list[str] | Absent, Form(description="Names; none = every category taught.")] = None,
-    background: Annotated[list[str] | Absent, Form(description="Words for none of them.")] = None,
+    categories: Annotated[Maybe[list[str]], Form(description="Names; none = every category taught.")] = None,
+    background: Annotated[Maybe[list[str]], Form(description="Words for none of them.")] = None,
     output: Annotated[Output, Form(description="Form of the masks.")] = "rle",
     threshold: Annotated[
-        float | Absent,
+        Maybe[float],
         Form(ge=0, le=1, allow_inf_nan=False, description="Least probability; none = the most probable class wins."),
     ] = None,
     refine: Annotated[Literal["crf", "none"], Form(description="Whether edges follow the photo's.")] = "crf",
     heatmaps: Annotated[bool, Form(description="Add each category's probability as a grey PNG.")] = False,
     adapters: Annotated[Literal["auto", "none"], Form(description="none = words alone, for comparison.")] = "auto",
-    backbone: Annotated[str | Absent, Form(description="A loaded backbone's name.")] = None,
+    backbone: Annotated[Maybe[str], Form(description="A loaded backbone's name.")] = None,
     with_overlay: Annotated[bool, Query(alias="overlay", description="The photo with masks and names.")] = False,
     accept: Annotated[str, Header(include_in_schema=False)] = "*/*",
 ) -> Response:

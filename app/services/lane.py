@@ -37,7 +37,7 @@ class Lane:
         self._limit = limit
         self._metrics = metrics
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._waiting = 0
+        self._waiting: set[Future[Any]] = set()
         self._lock = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name=f"lane-{name}", daemon=True)
@@ -54,12 +54,12 @@ class Lane:
     @property
     def full(self) -> bool:
         """Whether one more request would be refused."""
-        return self._waiting >= self._limit
+        return len(self._waiting) >= self._limit
 
     async def run(self, call: Callable[[], Result], *, kind: Kind) -> Result:
         """Run a call on the lane's thread and return its result, or raise what it raised.
 
-        If the awaiting task is cancelled, a call that hasn't begun is dropped.
+        If the awaiting task is cancelled, a call that hasn't begun is dropped and makes room at once.
 
         Raises:
             OverloadedError: If the queue is full; jobs' steps are always taken.
@@ -75,9 +75,10 @@ class Lane:
                     raise OverloadedError(
                         f"{self._limit} requests are waiting for the model {self.name}: try again in a second."
                     )
-                self._waiting += 1
-                self._metrics.queue_depth.labels(self.name).set(self._waiting)
+                self._waiting.add(future)
+                self._metrics.queue_depth.labels(self.name).set(len(self._waiting))
             self._calls.put((call, future, kind, time.perf_counter()))
+        future.add_done_callback(self._leave)
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
@@ -89,21 +90,26 @@ class Lane:
             self._calls.put(None)
         self._thread.join()
 
+    def _leave(self, future: Future[Any]) -> None:
+        """Take a call out of the count: it begins, or its caller has gone."""
+        with self._lock:
+            if future in self._waiting:
+                self._waiting.remove(future)
+                self._metrics.queue_depth.labels(self.name).set(len(self._waiting))
+
     def _work(self) -> None:
         while (item := self._calls.get()) is not None:
-            call, future, kind, asked_at = item
-            self._metrics.queue_wait.labels(self.name, kind).observe(time.perf_counter() - asked_at)
-            if kind == "segment":
-                with self._lock:
-                    self._waiting -= 1
-                    self._metrics.queue_depth.labels(self.name).set(self._waiting)
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                result = call()
-            except BaseException as error:  # whatever it is, it belongs to the caller, who would else wait for ever
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-            # Don't keep the last call's tensors alive while waiting for the next.
-            del item, call, future
+            self._answer(*item)
+            del item  # the last call's tensors would else live until the next
+
+    def _answer(self, call: Callable[[], Any], future: Future[Any], kind: Kind, asked_at: float) -> None:
+        self._leave(future)
+        if not future.set_running_or_notify_cancel():
+            return
+        self._metrics.queue_wait.labels(self.name, kind).observe(time.perf_counter() - asked_at)
+        try:
+            future.set_result(call())
+        except StopIteration as error:  # asyncio can't carry it: the caller would wait for ever
+            future.set_exception(RuntimeError(f"the call ended with {error!r}"))
+        except BaseException as error:  # whatever it is, it belongs to the caller
+            future.set_exception(error)

@@ -1,0 +1,213 @@
+"""Real processes: stopped, killed, started again, side by side."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from app.storage.server import EmbeddedServer
+
+REPOSITORY = Path(__file__).parents[2]
+DEADLINE_S = 60.0
+LONG = "100000"
+ENDED = {"succeeded", "failed", "cancelled", "superseded"}
+
+
+class Process:
+    """A running command of ours with its log."""
+
+    def __init__(self, child: subprocess.Popen[bytes], log: Path) -> None:
+        self.child = child
+        self._log = log
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def wait_for_log(self, pattern: str) -> str:
+        """The pattern's group when the log has it."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not (match := re.search(pattern, self.log)):
+            assert self.child.poll() is None, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.05)
+        return match.group(1)
+
+    def end(self, number: signal.Signals) -> int:
+        """Send a signal; the exit code."""
+        self.child.send_signal(number)
+        return self.child.wait(DEADLINE_S)
+
+
+class Service:
+    """A running service and its client."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        url = process.wait_for_log(r"running on (http://\S+)")
+        self.http = httpx2.Client(base_url=url, timeout=DEADLINE_S)
+
+    def teach(self, name: str, photo: bytes, mask: bytes) -> str:
+        answer = self.http.post(f"/categories/{name}/example", files={"image": photo, "mask": mask})
+        assert answer.status_code == 202, answer.text
+        return answer.json()["job"]["id"]
+
+    def wait(self, job_id: str, until: Callable[[dict], bool] = lambda job: job["status"] in ENDED) -> dict:
+        deadline = time.monotonic() + DEADLINE_S
+        while not until(job := self.http.get(f"/jobs/{job_id}").json()):
+            assert time.monotonic() < deadline, (job, self.process.log)
+            time.sleep(0.05)
+        return job
+
+
+Run = Callable[..., Process]
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_folder: Path) -> Iterator[Run]:
+    """Starts `python -m app …` with settings; whatever still runs at the end is killed, the embedded server too."""
+    started: list[Process] = []
+    data_dir = tmp_path / "var"
+
+    def command(*words: str, **settings: str) -> Process:
+        defaults = {
+            "data_dir": str(data_dir), "backbone": f"blip:{tiny_folder}", "threads": "1", "port": "0", "tune_steps": "3",
+        }  # fmt: skip
+        log = tmp_path / f"{len(started)}.log"
+        with log.open("wb") as file:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "app", *words], cwd=REPOSITORY, env=environment(defaults | settings),
+                stdout=file, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        started.append(Process(child, log))
+        return started[-1]
+
+    yield command
+    for process in started:
+        process.child.kill()
+        process.child.wait()
+    if (data_dir / "server.lock").exists():
+        EmbeddedServer.start(data_dir).stop()
+
+
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("EXEMPLAR_")}
+    return outer | {f"EXEMPLAR_{name.upper()}": value for name, value in settings.items()}
+
+
+@contextmanager
+def serving(run: Run, **settings: str) -> Iterator[Service]:
+    service = Service(run("serve", **settings))
+    with service.http:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def photo() -> bytes:
+    return (REPOSITORY / "examples" / "teacup.jpg").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def mask() -> bytes:
+    return (REPOSITORY / "examples" / "teacup_mask.png").read_bytes()
+
+
+def test_a_job_goes_on_after_sigterm_and_a_restart(run, photo, mask) -> None:
+    with serving(run, tune_steps=LONG) as service:
+        job_id = service.teach("cup", photo, mask)
+        service.wait(job_id, lambda job: job["step"] > 0)
+        second = run("serve")
+        assert second.child.wait(DEADLINE_S) == 1
+        assert "EXEMPLAR_DATA_DIR" in second.log
+        assert service.process.end(signal.SIGTERM) in (0, -signal.SIGTERM)
+        assert "Traceback" not in service.process.log
+    with serving(run) as service:
+        job = service.wait(job_id)
+        assert (job["status"], job["adapter_version"]) == ("succeeded", 1)
+        assert "exemplar_job_redeliveries_total 0.0" in service.http.get("/metrics").text
+        assert service.process.end(signal.SIGINT) in (0, -signal.SIGINT)
+        assert "Traceback" not in service.process.log
+
+
+def test_a_job_is_taken_over_after_kill_9_and_nothing_acknowledged_is_lost(run, photo, mask) -> None:
+    with serving(run, tune_steps=LONG, job_redelivery_s="1") as service:
+        running = service.teach("cup", photo, mask)
+        service.wait(running, lambda job: job["step"] > 0)
+        others = [service.teach(f"other {n}", photo, mask) for n in range(3)]
+        service.process.end(signal.SIGKILL)
+    with serving(run, job_redelivery_s="1") as service:
+        names = [category["name"] for category in service.http.get("/categories").json()]
+        assert names == ["cup", "other 0", "other 1", "other 2"]
+        for job_id in (running, *others):
+            assert service.wait(job_id)["status"] == "succeeded"
+        for name in names:
+            (example,) = service.http.get(f"/categories/{name}/examples").json()
+            assert service.http.get(f"/categories/{name}/examples/{example['id']}/image").content == photo
+            assert service.http.get(f"/categories/{name}").json()["adapter"]["version"] == 1
+        taken_over = re.search(r"exemplar_job_redeliveries_total (\S+)", service.http.get("/metrics").text)
+        assert float(taken_over[1]) >= 1
+
+
+def test_a_worker_beside_a_service_without_one(run, database, photo, mask) -> None:
+    with serving(run, redis_url=database, worker="false") as service:
+        job_id = service.teach("cup", photo, mask)
+        time.sleep(0.5)
+        assert service.http.get(f"/jobs/{job_id}").json()["status"] == "queued"
+        worker = run("worker", redis_url=database)
+        assert service.wait(job_id)["status"] == "succeeded"
+        found = service.http.post("/segment", files={"image": photo}, data={"categories": "cup"}).json()
+        assert found["categories"][0]["adapted"] is True
+        assert worker.end(signal.SIGTERM) == 0
+        assert "Traceback" not in worker.log
+
+
+def test_ten_clients_at_once(run, photo, mask) -> None:
+    def session(service: Service, number: int) -> list[int]:
+        name = f"client {number}"
+        job_id = service.teach(name, photo, mask)
+        answers = [
+            service.http.post("/segment", files={"image": photo}, data={"categories": [name, "sky"], "refine": "none"})
+            for _ in range(3)
+        ]
+        assert service.wait(job_id)["status"] == "succeeded"
+        found = service.http.post("/segment", files={"image": photo}, data={"categories": name}).json()["categories"]
+        assert found[0]["adapter_version"] == 1
+        return [answer.status_code for answer in answers]
+
+    with serving(run) as service, ThreadPoolExecutor(10) as pool:
+        assert set(sum(pool.map(lambda n: session(service, n), range(10)), [])) == {200}
+        assert len(service.http.get("/categories").json()) == 10
+        assert service.http.get("/readyz").status_code == 200
+        refuses_a_body_without_length(service, photo)
+        streams_events(service, photo, mask)
+
+
+def refuses_a_body_without_length(service: Service, photo: bytes) -> None:
+    """Over a real socket: sent in pieces, with the last one over the limit of 41 MiB."""
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="i"\r\n\r\n'
+    pieces = (piece for piece in [head, photo, *[bytes(1 << 20)] * 42])
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = service.http.post("/segment", content=pieces, headers=kind)
+    assert (answer.status_code, answer.headers["content-type"]) == (413, "application/problem+json")
+
+
+def streams_events(service: Service, photo: bytes, mask: bytes) -> None:
+    """Events come one by one, not all at the end."""
+    service.http.delete("/categories/client 0")
+    job_id = service.teach("client 0", photo, mask)
+    with service.http.stream("GET", f"/jobs/{job_id}/events") as stream, suppress(StopIteration):
+        lines = [(time.monotonic(), line) for line in stream.iter_lines() if line.startswith("data:")]
+    assert '"status":"succeeded"' in lines[-1][1]
+    assert len(lines) > 2
+    assert lines[0][0] < lines[-1][0]

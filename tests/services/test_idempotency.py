@@ -1,0 +1,84 @@
+"""One key, one answer: also while the first request is at work, and after it was refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from app.errors import ConflictError, InvalidInputError
+from app.services.idempotency import Idempotency, digest
+
+
+@pytest.fixture
+async def redis(database: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(database) as redis:
+        yield redis
+
+
+@pytest.fixture
+def idempotency(redis: Redis) -> Idempotency:
+    return Idempotency(redis)
+
+
+class Work:
+    """Counts how often it is done."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+
+    async def __call__(self) -> dict[str, int]:
+        self.times += 1
+        await self.may_end.wait()
+        return {"answer": self.times}
+
+
+async def test_without_a_key_it_is_done_each_time(idempotency) -> None:
+    work = Work()
+    assert [await idempotency.once(None, [b"x"], work) for _ in range(2)] == [{"answer": 1}, {"answer": 2}]
+
+
+async def test_with_a_key_it_is_done_once(idempotency, redis) -> None:
+    work = Work()
+    assert [await idempotency.once("k", [b"x"], work) for _ in range(3)] == [{"answer": 1}] * 3
+    assert await idempotency.once("other", [b"x"], work) == {"answer": 2}
+    (slot, _) = await redis.keys("exemplar:idempotency:*")
+    assert 86_000 < await redis.ttl(slot) <= 86_400
+
+
+async def test_while_the_first_is_at_work_the_second_is_told_to_wait(idempotency, redis) -> None:
+    work = Work()
+    work.may_end.clear()
+    first = asyncio.create_task(idempotency.once("k", [b"x"], work))
+    while not work.times:
+        await asyncio.sleep(0.001)
+    with pytest.raises(ConflictError) as refused:
+        await idempotency.once("k", [b"x"], work)
+    assert refused.value.retry_after_s == 1
+    with pytest.raises(InvalidInputError):
+        await idempotency.once("k", [b"y"], work)
+    (slot,) = await redis.keys("exemplar:idempotency:*")
+    assert 0 < await redis.ttl(slot) <= 120  # should this process die now, the key is not taken for a day
+    work.may_end.set()
+    assert await first == await idempotency.once("k", [b"x"], work) == {"answer": 1}
+
+
+@pytest.mark.parametrize("error", [InvalidInputError("x"), asyncio.CancelledError(), KeyError("bug")], ids=repr)
+async def test_work_that_came_to_nothing_leaves_the_key_free(idempotency, redis, error) -> None:
+    async def refused() -> dict[str, int]:
+        raise error
+
+    with pytest.raises(type(error)):
+        await idempotency.once("k", [b"x"], refused)
+    assert not await redis.keys("*")
+    assert await idempotency.once("k", [b"other"], Work()) == {"answer": 1}
+
+
+def test_a_digest_knows_where_a_part_ends() -> None:
+    assert digest([b"ab", b"c"]) != digest([b"a", b"bc"])
+    assert digest([b"ab", b""]) != digest([b"", b"ab"])
+    assert digest([b"a"]) == digest([b"a"])

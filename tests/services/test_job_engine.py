@@ -1,0 +1,160 @@
+"""Delivery and truth: what the engine makes of works that end, fail, or are stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from docket import Docket
+from redis.asyncio import Redis
+
+from app.errors import InvalidInputError
+from app.metrics import Metrics
+from app.services.job_engine import JobEngine
+from app.storage.jobs import Job, JobStore
+
+
+class Bench:
+    """An engine with its store."""
+
+    def __init__(self, engine: JobEngine, jobs: JobStore, metrics: Metrics) -> None:
+        self.engine, self.jobs, self.metrics = engine, jobs, metrics
+
+    async def add(self) -> Job:
+        job = await self.jobs.create("rank", category=None, steps=5)
+        await self.engine.add(job)
+        return job
+
+    async def ended(self, job: Job) -> Job:
+        async with asyncio.timeout(10):
+            async for state in self.jobs.events(job.id):
+                last = state
+        return last
+
+    def count(self, outcome: str) -> float | None:
+        return self.metrics.registry.get_sample_value("exemplar_jobs_total", {"kind": "rank", "outcome": outcome})
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.engine.work())
+        yield
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@pytest.fixture
+async def bench(database: str) -> AsyncIterator[Bench]:
+    metrics = Metrics()
+    async with Redis.from_url(database) as redis, Docket(name="exemplar:docket", url=database) as docket:
+        jobs = JobStore(redis, ttl_s=60)
+        yield Bench(JobEngine(docket, jobs, concurrency=2, redelivery_s=1, metrics=metrics), jobs, metrics)
+
+
+async def test_a_job_runs_and_ends_once(bench: Bench) -> None:
+    ran: list[str] = []
+
+    async def work(job: Job) -> None:
+        ran.append(job.id)
+        await bench.engine.end(job, "succeeded")
+
+    bench.engine.register("rank", work)
+    assert bench.count("succeeded") == 0
+    async with bench.working():
+        job = await bench.add()
+        await bench.engine.add(job)
+        assert (await bench.ended(job)).status == "succeeded"
+        assert not await bench.engine.end(job, "failed", error="too late")
+        await asyncio.sleep(0.2)
+    assert ran == [job.id]
+    assert (bench.count("succeeded"), bench.count("failed")) == (1, 0)
+    assert bench.metrics.registry.get_sample_value("exemplar_job_duration_seconds_count", {"kind": "rank"}) == 1
+
+
+async def test_an_error_the_caller_can_mend_is_told(bench: Bench) -> None:
+    async def work(_: Job) -> None:
+        raise InvalidInputError("Send it again.")
+
+    bench.engine.register("rank", work)
+    async with bench.working():
+        failed = await bench.ended(await bench.add())
+    assert (failed.status, failed.error) == ("failed", "Send it again.")
+    assert bench.count("failed") == 1
+
+
+async def test_a_job_may_be_queued_before_there_is_a_worker(bench: Bench) -> None:
+    async def work(job: Job) -> None:
+        await bench.engine.end(job, "succeeded")
+
+    bench.engine.register("rank", work)
+    job = await bench.add()
+    async with bench.working():
+        assert (await bench.ended(job)).status == "succeeded"
+
+
+async def test_what_was_recorded_but_not_queued_is_recovered(bench: Bench) -> None:
+    async def work(job: Job) -> None:
+        await bench.engine.end(job, "succeeded")
+
+    bench.engine.register("rank", work)
+    job = await bench.jobs.create("rank", category=None, steps=5)
+    done = await bench.jobs.create("rank", category=None, steps=5)
+    await bench.jobs.end(done.id, "cancelled")
+    async with bench.working():
+        await bench.engine.recover()
+        assert (await bench.ended(job)).status == "succeeded"
+    assert (await bench.jobs.get(done.id)).status == "cancelled"
+
+
+async def test_a_cancelled_job_never_begins(bench: Bench) -> None:
+    ran: list[str] = []
+
+    async def work(job: Job) -> None:
+        ran.append(job.id)
+        await bench.engine.end(job, "succeeded")
+
+    bench.engine.register("rank", work)
+    cancelled, other = await bench.add(), await bench.add()
+    assert await bench.engine.cancel(cancelled)
+    assert not await bench.engine.cancel(cancelled)
+    async with bench.working():
+        await bench.ended(other)
+        await asyncio.sleep(0.2)
+    assert ran == [other.id]
+    assert bench.count("cancelled") == 1
+
+
+async def test_a_step_says_when_to_stop(bench: Bench) -> None:
+    job = await bench.jobs.create("rank", category=None, steps=5)
+    await bench.jobs.start(job.id, steps=5)
+    assert await bench.engine.step(job, step=1, steps=5)
+    assert not await bench.engine.stopped(job)
+    await bench.engine.cancel(job)
+    assert not await bench.engine.step(job, step=2, steps=5)
+    assert await bench.engine.stopped(job)
+    assert (await bench.jobs.get(job.id)).step == 1
+
+
+async def test_a_superseded_job_that_is_gone_is_no_error(bench: Bench) -> None:
+    await bench.engine.supersede(None, error="x")
+    await bench.engine.supersede("gone", error="x")
+    assert not bench.count("superseded")
+
+
+async def test_a_stopping_worker_gives_its_job_back_without_a_word_of_error(bench: Bench, caplog) -> None:
+    begun = asyncio.Event()
+
+    async def work(job: Job) -> None:
+        for step in range(1, 1000):
+            begun.set()
+            await asyncio.sleep(0.01)
+            if not await bench.engine.step(job, step=step, steps=1000):
+                return
+
+    bench.engine.register("rank", work)
+    async with bench.working():
+        job = await bench.add()
+        await begun.wait()
+    assert (await bench.jobs.get(job.id)).status == "queued"
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]

@@ -1,0 +1,190 @@
+"""One thread, one queue: order, errors, refusals, cancelled callers, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from app.errors import OverloadedError, UnavailableError
+from app.metrics import Metrics
+from app.services.lane import Lane
+
+LIMIT = 3
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def lane(metrics: Metrics) -> Iterator[Lane]:
+    with Lane("tiny", limit=LIMIT, metrics=metrics) as lane:
+        yield lane
+
+
+class Gate:
+    """A call that holds the lane until it is opened."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._entered, self._opened = threading.Event(), threading.Event()
+        self.task = asyncio.create_task(lane.run(self._call, kind="tune"))
+
+    async def entered(self) -> None:
+        await asyncio.to_thread(self._entered.wait, 10)
+
+    async def open(self) -> None:
+        self._opened.set()
+        await self.task
+
+    def _call(self) -> None:
+        self._entered.set()
+        assert self._opened.wait(10)
+
+
+async def blocked(lane: Lane) -> Gate:
+    gate = Gate(lane)
+    await gate.entered()
+    return gate
+
+
+async def submitted(lane: Lane, call, *, kind="segment") -> asyncio.Task:
+    """A call in the queue."""
+    task = asyncio.create_task(lane.run(call, kind=kind))
+    await asyncio.sleep(0)
+    return task
+
+
+def refuse(error: BaseException) -> None:
+    raise error
+
+
+class TestCalls:
+    async def test_they_run_one_after_the_other_in_order_on_one_thread(self, lane: Lane) -> None:
+        seen: list[tuple[int, str]] = []
+
+        def note(number: int) -> int:
+            seen.append((number, threading.current_thread().name))
+            return number
+
+        results = await asyncio.gather(*(lane.run(partial(note, n), kind="tune") for n in range(7)))
+        assert results == list(range(7))
+        assert seen == [(n, "lane-tiny") for n in range(7)]
+
+    @pytest.mark.parametrize("error", [ValueError("x"), MemoryError(), SystemExit(3), KeyboardInterrupt()], ids=repr)
+    async def test_an_error_reaches_its_caller_and_nobody_else(self, lane: Lane, error: BaseException) -> None:
+        with pytest.raises(type(error)) as raised:
+            await lane.run(partial(refuse, error), kind="segment")
+        assert raised.value is error
+        assert await lane.run(lambda: 5, kind="segment") == 5
+
+    async def test_a_call_that_stops_an_iteration_does_not_leave_its_caller_waiting(self, lane: Lane) -> None:
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await asyncio.wait_for(lane.run(lambda: next(iter([])), kind="segment"), 5)
+
+    async def test_waiting_is_measured(self, lane: Lane, metrics: Metrics) -> None:
+        gate = await blocked(lane)
+        task = await submitted(lane, lambda: 1)
+        assert metrics.registry.get_sample_value("exemplar_queue_depth", {"backbone": "tiny"}) == 1
+        await gate.open()
+        await task
+        labels = {"backbone": "tiny", "kind": "segment"}
+        assert metrics.registry.get_sample_value("exemplar_queue_wait_seconds_count", labels) == 1
+        assert metrics.registry.get_sample_value("exemplar_queue_depth", {"backbone": "tiny"}) == 0
+
+
+class TestFullQueue:
+    async def test_one_more_request_is_refused_and_counted(self, lane: Lane, metrics: Metrics) -> None:
+        gate = await blocked(lane)
+        waiting = [await submitted(lane, lambda: 1) for _ in range(LIMIT)]
+        assert lane.full
+        with pytest.raises(OverloadedError) as refused:
+            await lane.run(lambda: 1, kind="segment")
+        assert refused.value.retry_after_s == 1
+        assert metrics.registry.get_sample_value("exemplar_rejected_total", {"reason": "queue_full"}) == 1
+        await gate.open()
+        assert await asyncio.gather(*waiting) == [1] * LIMIT
+        assert not lane.full
+        assert await lane.run(lambda: 2, kind="segment") == 2
+
+    async def test_steps_of_jobs_are_always_taken(self, lane: Lane) -> None:
+        gate = await blocked(lane)
+        requests = [await submitted(lane, lambda: 1) for _ in range(LIMIT)]
+        steps = [await submitted(lane, lambda: 2, kind=kind) for kind in ("tune", "rank")]
+        await gate.open()
+        assert await asyncio.gather(*requests, *steps) == [1] * LIMIT + [2, 2]
+
+
+class TestCancelledCallers:
+    async def test_a_call_that_has_not_begun_is_dropped(self, lane: Lane) -> None:
+        ran: list[int] = []
+        gate = await blocked(lane)
+        first, second, third = [await submitted(lane, partial(ran.append, n)) for n in range(3)]
+        second.cancel()
+        await asyncio.sleep(0)
+        await gate.open()
+        await asyncio.gather(first, third)
+        assert ran == [0, 2]
+
+    async def test_they_make_room_at_once(self, lane: Lane) -> None:
+        gate = await blocked(lane)
+        waiting = [await submitted(lane, lambda: 1) for _ in range(LIMIT)]
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert not lane.full
+        again = [await submitted(lane, lambda: 1) for _ in range(LIMIT)]
+        await gate.open()
+        assert await asyncio.gather(*again) == [1] * LIMIT
+
+    async def test_a_call_that_has_begun_is_finished_before_the_next(self, lane: Lane) -> None:
+        gate = await blocked(lane)
+        gate.task.cancel()
+        next_one = await submitted(lane, lambda: 1)
+        await asyncio.sleep(0.02)
+        assert not next_one.done()
+        gate._opened.set()
+        assert await next_one == 1
+
+
+class TestSteps:
+    async def test_a_request_waits_for_one_step_not_for_the_job(self, lane: Lane) -> None:
+        done: list[str] = []
+
+        async def job() -> None:
+            for step in range(11):
+                await lane.run(partial(done.append, f"step {step}"), kind="tune")
+
+        async def request() -> None:
+            while len(done) < 3:
+                await asyncio.sleep(0)
+            await lane.run(partial(done.append, "request"), kind="segment")
+
+        await asyncio.gather(job(), request())
+        assert len(done) == 12
+        assert done.index("request") < 11
+
+
+class TestClosing:
+    async def test_the_queue_is_finished_first(self, metrics: Metrics) -> None:
+        lane = Lane("tiny", limit=LIMIT, metrics=metrics)
+        gate = await blocked(lane)
+        waiting = [await submitted(lane, partial(int, n)) for n in range(LIMIT)]
+        closing = asyncio.create_task(asyncio.to_thread(lane.close))
+        await gate.open()
+        assert await asyncio.gather(*waiting) == [0, 1, 2]
+        await closing
+        assert "lane-tiny" not in [thread.name for thread in threading.enumerate()]
+
+    async def test_then_calls_are_refused(self, metrics: Metrics) -> None:
+        lane = Lane("tiny", limit=LIMIT, metrics=metrics)
+        lane.close()
+        lane.close()
+        for kind in ("segment", "tune"):
+            with pytest.raises(UnavailableError):
+                await lane.run(lambda: 1, kind=kind)
+

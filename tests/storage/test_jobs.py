@@ -1,0 +1,135 @@
+"""Job records: one end each, and every change is told."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from app.storage import jobs as jobs_module
+from app.storage import keys
+from app.storage.jobs import ENDED, Job, JobStore
+
+
+@pytest.fixture
+def jobs(redis: Redis) -> JobStore:
+    return JobStore(redis, ttl_s=61)
+
+
+async def new(jobs: JobStore, *, category: str | None = "cat") -> Job:
+    return await jobs.create("tune", category=category, steps=5)
+
+
+async def test_a_new_job_is_read_back(jobs: JobStore) -> None:
+    job = await new(jobs)
+    assert await jobs.get(job.id) == job
+    assert (job.status, job.progress, job.started_at, job.ended) == ("queued", 0, None, False)
+    assert await jobs.get("other") is None
+
+
+async def test_its_life(jobs: JobStore) -> None:
+    job = await jobs.set_generation(await new(jobs), 7)
+    assert await jobs.start(job.id, steps=5)
+    assert await jobs.step(job.id, step=2, steps=5, loss=0.25)
+    running = await jobs.get(job.id)
+    assert (running.status, running.step, running.progress, running.loss, running.generation) == ("running", 2, 0.4, 0.25, 7)
+    assert await jobs.requeue(job.id)
+    assert (await jobs.get(job.id)).status == "queued"
+    assert await jobs.start(job.id, steps=5)
+    assert (await jobs.get(job.id)).step == 0
+    assert await jobs.end(job.id, "succeeded", adapter_version=3)
+    done = await jobs.get(job.id)
+    assert (done.status, done.progress, done.adapter_version, done.ended) == ("succeeded", 1, 3, True)
+
+
+@pytest.mark.parametrize("status", sorted(ENDED))
+async def test_an_end_is_final(jobs: JobStore, redis: Redis, status: jobs_module.Status) -> None:
+    job = await new(jobs)
+    assert await redis.ttl(keys.job(job.id)) == -1
+    assert await jobs.end(job.id, status, error="why")
+    ended = await jobs.get(job.id)
+    assert 0 < await redis.ttl(keys.job(job.id)) <= 61
+    for change in (
+        jobs.start(job.id, steps=5),
+        jobs.step(job.id, step=1, steps=5),
+        jobs.requeue(job.id),
+        *(jobs.end(job.id, other) for other in sorted(ENDED)),
+    ):
+        assert not await change
+    assert await jobs.get(job.id) == ended
+
+
+async def test_of_many_ends_at_once_one_holds(jobs: JobStore) -> None:
+    job = await new(jobs)
+    answers = await asyncio.gather(*(jobs.end(job.id, status) for status in sorted(ENDED) * 5))
+    assert answers.count(True) == 1
+
+
+async def test_only_a_running_job_takes_steps(jobs: JobStore) -> None:
+    assert not await jobs.step((await new(jobs)).id, step=1, steps=5)
+    assert not await jobs.step("other", step=1, steps=5)
+    assert not await jobs.end("other", "failed")
+
+
+async def test_deaths_are_counted(jobs: JobStore) -> None:
+    job = await new(jobs)
+    assert [await jobs.count_death(job.id) for _ in range(3)] == [1, 2, 3]
+    assert (await jobs.get(job.id)).deaths == 3
+
+
+async def test_a_discarded_job_leaves_nothing(jobs: JobStore, redis: Redis) -> None:
+    await jobs.discard((await new(jobs)).id)
+    assert await redis.keys() == []
+
+
+async def test_the_list_is_the_newest_first_and_drops_what_expired(jobs: JobStore, redis: Redis) -> None:
+    first, second, third = await new(jobs), await new(jobs, category="Füße"), await new(jobs, category=None)
+    await jobs.end(third.id, "failed")
+    assert [job.id for job in await jobs.list()] == [third.id, second.id, first.id]
+    assert [job.id for job in await jobs.list(category_id=keys.category_id("FÜSSE"))] == [second.id]
+    assert [job.id for job in await jobs.list(status="failed")] == [third.id]
+    await redis.delete(keys.job(second.id))
+    assert [job.id for job in await jobs.list()] == [third.id, first.id]
+    assert await redis.zcard(keys.JOBS) == 2
+
+
+class TestEvents:
+    async def test_now_every_change_and_the_end(self, jobs: JobStore) -> None:
+        job = await new(jobs)
+        seen: list[Job] = []
+
+        async def follow() -> None:
+            async for state in jobs.events(job.id):
+                seen.append(state)
+
+        following = asyncio.create_task(follow())
+        for change in (jobs.start(job.id, steps=5), jobs.step(job.id, step=1, steps=5), jobs.end(job.id, "failed")):
+            before = len(seen)
+            while len(seen) == before and not seen:
+                await asyncio.sleep(0.001)
+            await change
+            while seen[-1] != await jobs.get(job.id):
+                await asyncio.sleep(0.001)
+        await following
+        assert [(state.status, state.step) for state in seen] == [
+            ("queued", 0), ("running", 0), ("running", 1), ("failed", 1),
+        ]  # fmt: skip
+
+    async def test_a_lost_message_delays_and_no_more(self, jobs, redis, monkeypatch) -> None:
+        monkeypatch.setattr(jobs_module, "_LOOK_AGAIN_S", 0.05)
+        job = await new(jobs)
+        events = jobs.events(job.id)
+        assert (await anext(events)).status == "queued"
+        await redis.hset(keys.job(job.id), "status", '"cancelled"')  # without a message
+        async with asyncio.timeout(5):
+            assert [state.status async for state in events] == ["cancelled"]
+
+    async def test_a_job_that_is_gone_ends_the_stream(self, jobs, redis, monkeypatch) -> None:
+        monkeypatch.setattr(jobs_module, "_LOOK_AGAIN_S", 0.05)
+        job = await new(jobs)
+        events = jobs.events(job.id)
+        await anext(events)
+        await redis.delete(keys.job(job.id))
+        assert [state async for state in events] == []
+        assert [state async for state in jobs.events("other")] == []
