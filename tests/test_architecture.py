@@ -63,7 +63,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
 
 # The method is plain torch: no model library, no store, no HTTP.
 OUTSIDE_OF_METHOD = {"jaxtyping", "numpy", "PIL", "pycocotools", "safetensors", "torch"}
-OUTSIDE_OF_API = {"fastapi", "numpy", "PIL", "prometheus_client", "pydantic", "redis", "starlette"}
+OUTSIDE_OF_API = {"fastapi", "numpy", "PIL", "prometheus_client", "pydantic", "pydantic_core", "redis", "starlette"}
 
 MODULES = sorted(APP.rglob("*.py"))
 

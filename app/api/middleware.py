@@ -11,10 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api import problems
 from app.errors import ForbiddenError, InvalidInputError, TooLargeError
 from app.metrics import Metrics
-from app.settings import MEBIBYTE
 
 # A method is any word that a caller likes: as a label it would be a way to fill the memory.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+# The form around the files: names, choices, borders.
+_FORM_BYTES = 1024 * 1024
 
 # A refused body is read to its end, up to this many times the limit, since most clients look for the answer only then.
 _DRAINED_LIMITS = 8
@@ -86,8 +88,8 @@ class BodyLimit:
     def __init__(self, app: ASGIApp, *, max_upload_bytes: int, many_images_paths: frozenset[str]) -> None:
         self._app = app
         # A photo and its mask, and the form around them.
-        self._limit = 2 * max_upload_bytes + MEBIBYTE
-        self._limit_of_many = 8 * max_upload_bytes + MEBIBYTE
+        self._limit = 2 * max_upload_bytes + _FORM_BYTES
+        self._limit_of_many = 8 * max_upload_bytes + _FORM_BYTES
         self._many_images_paths = many_images_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

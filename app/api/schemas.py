@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from app.storage.categories import AdapterInfo, CategoryRecord, Example
+from app.storage.categories import AdapterInfo, CategoryRecord, ExampleInfo
 from app.storage.jobs import Job, Kind, Status
 
 
@@ -111,7 +111,7 @@ class ExampleOut(BaseModel):
     created_at: str
 
     @classmethod
-    def of(cls, example: Example) -> ExampleOut:
+    def of(cls, example: ExampleInfo) -> ExampleOut:
         """From what is stored."""
         return cls(**{name: getattr(example, name) for name in cls.model_fields})
 

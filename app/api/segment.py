@@ -87,18 +87,23 @@ async def segment(
 
 def _json(photo: Photo, segmented: Segmented, output: Output, heatmaps: bool) -> JSONResponse:
     height, width = photo.rgb.shape[:2]
+    # Most of a thousand categories are not in a photo; writing the same empty mask a thousand times takes seconds.
+    nothing = _segmentation(np.zeros((height, width), bool), output)
     answer = SegmentOut(
         image=ImageOut(width=width, height=height, sha256=photo.sha256, note=photo.note),
         backbone=BackboneRef(name=segmented.backbone.name, revision=segmented.backbone.revision),
         layers=list(segmented.layers),
-        categories=[_found(found, output, heatmaps) for found in segmented.found],
+        categories=[
+            _found(found, _segmentation(found.mask, output) if found.area else nothing, heatmaps)
+            for found in segmented.found
+        ],
         timings_ms=segmented.timings_ms,
     )
     # Fields that are only there when asked for, or when there is something to say.
     return JSONResponse(answer.model_dump(exclude_defaults=True) | {"timings_ms": segmented.timings_ms})
 
 
-def _found(found: Found, output: Output, heatmaps: bool) -> FoundOut:
+def _found(found: Found, segmentation: Rle | list[list[float]] | str, heatmaps: bool) -> FoundOut:
     return FoundOut(
         name=found.name,
         adapted=found.adapted,
@@ -107,7 +112,7 @@ def _found(found: Found, output: Output, heatmaps: bool) -> FoundOut:
         mean_probability=round(found.mean_probability, 4),
         area=found.area,
         bbox=found.bbox,
-        segmentation=_segmentation(found.mask, output),
+        segmentation=segmentation,
         heatmap=_base64(probability_to_png(found.probability)) if heatmaps else None,
     )
 
@@ -134,7 +139,7 @@ def _label_map(segmented: Segmented) -> Response:
 
 
 def _overlay_png(photo: Photo, segmented: Segmented) -> bytes:
-    painted = overlay(photo.rgb, [found.mask for found in segmented.found], [found.name for found in segmented.found])
+    painted = overlay(photo.rgb, (found.mask for found in segmented.found), [found.name for found in segmented.found])
     buffer = io.BytesIO()
     Image.fromarray(painted).save(buffer, "PNG")
     return buffer.getvalue()

@@ -14,7 +14,7 @@ from app.services.job_engine import JobEngine
 from app.services.models import Models
 from app.services.segmentation import fits
 from app.storage import keys
-from app.storage.categories import AdapterInfo, CategoryRecord, CategoryStore, Example
+from app.storage.categories import AdapterInfo, CategoryRecord, CategoryStore, Example, ExampleInfo
 
 MAX_NAME_LENGTH = 64
 
@@ -153,9 +153,9 @@ class Categories:
         await self._engine.supersede(job_id, error="An adapter was imported.")
         return await self.get(cleaned)
 
-    async def examples(self, name: str) -> list[Example]:
+    async def examples(self, name: str) -> list[ExampleInfo]:
         """What the category was taught from."""
-        return await self._store.examples((await self.get(name)).id)
+        return await self._store.example_infos((await self.get(name)).id)
 
     async def example(self, name: str, example_id: str) -> Example:
         """One example.

@@ -7,14 +7,18 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, UInt16
+from torch import Tensor
 
+from app.errors import InvalidInputError
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone
 from app.method.crf import CrfParameters
-from app.method.frame import to_photo
+from app.method.frame import Frame, to_photo
 from app.method.masks import bbox_of
 from app.method.segment import Query, class_map, encode, refine
 from app.metrics import Metrics
@@ -48,6 +52,46 @@ class Request:
     backbone: str | None = None
 
 
+class PhotoMaps:
+    """Class probabilities at the photo's size, one class at a time.
+
+    All at once they don't fit: 1,000 categories on a photo of 12 megapixels are 48 GB.
+
+    Args:
+        maps: On the network's input; class 0 is the background.
+        frame: Where the photo lies in the input.
+        threshold: As `Request.threshold`.
+    """
+
+    def __init__(self, maps: Float[Tensor, "class size size"], frame: Frame, *, threshold: float | None) -> None:
+        self._maps = maps
+        self._frame = frame
+        self.threshold = threshold
+        # Interpolation keeps order and bounds: what is nowhere above the background (or the threshold) on the input is
+        # nowhere above it on the photo. Most of a thousand categories are not in a photo and cost nothing more.
+        bound = maps[:1] if threshold is None else torch.tensor(threshold)
+        above = maps > bound if threshold is None else maps >= bound
+        self.may_be_found = frozenset((above.flatten(1).any(dim=1).nonzero().flatten()).tolist()) - {0}
+
+    def probability(self, number: int) -> Float[np.ndarray, "height width"]:
+        """Probability of one class."""
+        probability: np.ndarray = to_photo(self._maps[number : number + 1], self._frame)[0].numpy()
+        return probability
+
+    def best(self) -> tuple[UInt16[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
+        """The class of each pixel and its probability; below the threshold, if there is one, it is the background."""
+        labels = np.zeros(self._frame.photo_hw, np.uint16)
+        best = self.probability(0).copy() if self.threshold is None else np.full(labels.shape, -1, np.float32)
+        for number in sorted(self.may_be_found):
+            probability = self.probability(number)
+            better = probability > best
+            np.copyto(best, probability, where=better)
+            np.copyto(labels, np.uint16(number), where=better)
+        if self.threshold is not None:
+            labels[best < self.threshold] = 0
+        return labels, best
+
+
 @dataclass(frozen=True)
 class Found:
     """One category in one photo.
@@ -58,8 +102,9 @@ class Found:
         adapter_version: Which.
         match_score: How well the words describe the whole photo, in [0, 1].
         mean_probability: Over the mask's pixels; 0 for an empty mask.
-        mask: `[height, width]`, at the photo's size.
-        probability: `[height, width]`.
+        number: Its class in `maps` and `labels`.
+        maps: Probabilities of all classes.
+        labels: The most probable class of each pixel.
     """
 
     name: str
@@ -69,18 +114,33 @@ class Found:
     mean_probability: float
     area: int
     bbox: list[int]
-    mask: np.ndarray = field(repr=False)
-    probability: np.ndarray = field(repr=False)
+    number: int
+    maps: PhotoMaps = field(repr=False)
+    labels: UInt16[np.ndarray, "height width"] = field(repr=False)
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "height width"]:
+        """Its pixels; made anew at every call, since the masks of all categories at once don't fit into memory."""
+        if not self.area:
+            return np.broadcast_to(np.False_, self.labels.shape)
+        if self.maps.threshold is None:
+            return np.asarray(self.labels == self.number)
+        return np.asarray(self.probability >= self.maps.threshold)
+
+    @property
+    def probability(self) -> Float[np.ndarray, "height width"]:
+        """Its probability at each pixel; made anew at every call."""
+        return self.maps.probability(self.number)
 
 
 @dataclass(frozen=True)
 class Segmented:
-    """Every category asked for, in order, and the time of each stage in milliseconds."""
+    """Every category asked for, in order, the class of each pixel, and the time of each stage in milliseconds."""
 
     backbone: Backbone
     layers: tuple[int, ...]
     found: list[Found]
-    labels: np.ndarray
+    labels: UInt16[np.ndarray, "height width"]
     timings_ms: dict[str, float]
 
 
@@ -99,6 +159,7 @@ class Segmentation:
         store: Categories.
         cache: Their adapters.
         background: Background words if a request brings none.
+        max_categories: Most categories in one request.
         metrics: Where stages are timed.
     """
 
@@ -109,19 +170,22 @@ class Segmentation:
         cache: AdapterCache,
         *,
         background: tuple[str, ...],
+        max_categories: int,
         metrics: Metrics,
     ) -> None:
         self._models = models
         self._store = store
         self._cache = cache
         self._background = background
+        self._max_categories = max_categories
         self._metrics = metrics
 
     async def segment(self, request: Request) -> Segmented:
         """Segment a photo.
 
         Raises:
-            InvalidInputError: If the backbone isn't loaded.
+            InvalidInputError: If the backbone isn't loaded, or no names are given and more than may be asked for are
+                taught.
             OverloadedError: If too many requests wait for the model.
         """
         model = self._models.get(request.backbone)
@@ -130,13 +194,14 @@ class Segmentation:
             asked = await self._asked(request, model)
             chosen = (await self._models.layers_of(model)).layers
         with clock.stage("queue"):  # waiting and computing; the lane's own stages are taken off below
-            maps, match, layers, spent = await model.lane.run(
-                lambda: self._predict(model.backbone, request, asked, chosen), kind="segment"
-            )
+            predict = partial(self._predict, model.backbone, request, asked, chosen)
+            maps, match, layers, spent = await model.lane.run(predict, kind="segment")
         clock.ms["queue"] = max(0.0, clock.ms["queue"] - sum(spent.values()))
         clock.ms.update(spent)
+        with clock.stage("resize"):
+            labels, best = await asyncio.to_thread(maps.best)
         with clock.stage("masks"):
-            found, labels = await asyncio.to_thread(_measure, maps, match, asked, request.threshold)
+            found = await asyncio.to_thread(_measure, maps, labels, best, match, asked)
         for stage, ms in clock.ms.items():
             self._metrics.stage_duration.labels(model.backbone.name, stage).observe(ms / 1000)
         return Segmented(model.backbone, layers, found, labels, clock.rounded())
@@ -149,6 +214,12 @@ class Segmentation:
         else:
             records = list(await self._store.all())
             names = tuple(record.name for record in records if record)
+            if len(names) > self._max_categories:
+                raise InvalidInputError(
+                    f"{len(names)} categories are taught, at most {self._max_categories} can be asked for in one "
+                    "request (EXEMPLAR_MAX_CATEGORIES): name those you want.",
+                    field="categories",
+                )
         adapters: list[Adapter | None] = [None] * len(records)
         if request.adapters:
             adapters = await self._cache.get_many(records)
@@ -163,8 +234,8 @@ class Segmentation:
 
     def _predict(
         self, backbone: Backbone, request: Request, asked: Sequence[_Asked], chosen: tuple[int, ...]
-    ) -> tuple[torch.Tensor, list[float], tuple[int, ...], dict[str, float]]:
-        """All that runs on the lane: photo to probabilities at the photo's size."""
+    ) -> tuple[PhotoMaps, list[float], tuple[int, ...], dict[str, float]]:
+        """All that runs on the lane: photo to probabilities on the network's input."""
         clock = _Clock()
         queries = [Query(one.adapter.prompts if one.adapter else one.words, one.adapter) for one in asked]
         with torch.inference_mode():
@@ -180,9 +251,8 @@ class Segmentation:
             if request.refine:
                 with clock.stage("refine"):
                     maps = refine(maps, rgb, CrfParameters())
-            with clock.stage("resize"):
-                maps = to_photo(maps, frame).cpu()
-        return maps, found.match_score.tolist(), found.layers, clock.ms
+            on_photo = PhotoMaps(maps.cpu(), frame, threshold=request.threshold)
+        return on_photo, found.match_score.tolist(), found.layers, clock.ms
 
 
 def fits(adapter: Adapter, backbone: Backbone) -> bool:
@@ -191,32 +261,37 @@ def fits(adapter: Adapter, backbone: Backbone) -> bool:
 
 
 def _measure(
-    maps: torch.Tensor, match: Sequence[float], asked: Sequence[_Asked], threshold: float | None
-) -> tuple[list[Found], np.ndarray]:
-    """Masks and what is told of them; and the label map, in which a pixel has one class."""
-    best, labels = maps.max(dim=0)
-    if threshold is not None:
-        best, labels = maps[1:].max(dim=0) if len(maps) > 1 else (best, labels)
-        labels = torch.where(best >= threshold, labels + 1, 0) if len(maps) > 1 else labels
+    maps: PhotoMaps,
+    labels: UInt16[np.ndarray, "height width"],
+    best: Float[np.ndarray, "height width"],
+    match: Sequence[float],
+    asked: Sequence[_Asked],
+) -> list[Found]:
+    """What is told of each category."""
     found = []
     for number, (one, score) in enumerate(zip(asked, match, strict=True), 1):
-        probability = maps[number].numpy()
-        mask = (labels == number).numpy() if threshold is None else probability >= threshold
-        area = int(mask.sum())
+        area, mean, bbox = 0, 0.0, [0, 0, 0, 0]
+        if number in maps.may_be_found:
+            # Where a class is the most probable one, its probability is the best one.
+            probability = best if maps.threshold is None else maps.probability(number)
+            mask = labels == number if maps.threshold is None else probability >= maps.threshold
+            area, bbox = int(mask.sum()), bbox_of(mask)
+            mean = float(probability[mask].mean()) if area else 0.0
         found.append(
             Found(
                 name=one.name,
                 adapted=one.adapter is not None,
                 adapter_version=one.adapter.version if one.adapter else None,
                 match_score=score,
-                mean_probability=float(probability[mask].mean()) if area else 0.0,
+                mean_probability=mean,
                 area=area,
-                bbox=bbox_of(mask),
-                mask=mask,
-                probability=probability,
+                bbox=bbox,
+                number=number,
+                maps=maps,
+                labels=labels,
             )
         )
-    return found, labels.numpy()
+    return found
 
 
 class _Clock:

@@ -134,10 +134,12 @@ class Teaching:
             await self._engine.end(job, "superseded", error=_NOT_WANTED)
             return
         if category.adapter_generation != job.generation:
-            tuning = await self._prepare(category)
-            if not await self._run(job, tuning):
-                return
-            await self._commit(job, category, tuning)
+            shots = await self._shots(category)
+            if shots:  # else the category was emptied just now
+                tuning = await self._lay_out(category, shots)
+                if not await self._run(job, tuning):
+                    return
+                await self._commit(job, category, tuning)
         await self._conclude(job, category.id)
 
     async def _run(self, job: Job, tuning: CategoryTuning) -> bool:
@@ -170,18 +172,24 @@ class Teaching:
             step=job.steps,
         )
 
-    async def _prepare(self, category: CategoryRecord) -> CategoryTuning:
-        """Encode the examples and lay out the tuning; one call on the lane per example."""
+    async def _shots(self, category: CategoryRecord) -> list[Shot]:
+        """Encode the examples; one call on the lane for each."""
         model = self._models.default
-        examples = await self._categories.examples(category.id)
-        names = [other.name for other in await self._categories.all() if other.id != category.id]
-        others = names[-self._recipe.others :]
-        layers = (await self._models.layers_of(model)).layers
         shots: list[Shot] = []
-        for example in examples:
+        for example_id in await self._categories.example_ids(category.id):
+            example = await self._categories.example(category.id, example_id)
+            if example is None:  # taken away just now, so that this job is superseded
+                continue
             photo, mask = await asyncio.to_thread(self._decode, example)
             make = partial(make_shot, model.backbone, photo, mask, self._recipe)
             shots.append(await model.lane.run(make, kind="tune"))
+        return shots
+
+    async def _lay_out(self, category: CategoryRecord, shots: list[Shot]) -> CategoryTuning:
+        model = self._models.default
+        names = [other.name for other in await self._categories.all() if other.id != category.id]
+        others = names[-self._recipe.others :] if self._recipe.others else []
+        layers = (await self._models.layers_of(model)).layers
         lay_out = partial(
             CategoryTuning,
             model.backbone,

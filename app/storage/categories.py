@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -20,7 +20,9 @@ from .replies import as_bytes, as_fields, as_texts
 # Add an example (or replace them all) and make `job` the one whose result the category waits for.
 # KEYS: category, counters, example ids, example, categories   ARGV: name, prompts, job, time, score, example id,
 # replace, limit, id, then the example's fields.   Returns {generation, previous job}, {0, ''} if the limit is reached.
+# Sent again because its answer was lost, it changes nothing; nor does `_FORGET`.
 _TEACH = """
+if redis.call('EXISTS', KEYS[4]) == 1 then return {tonumber(redis.call('HGET', KEYS[1], 'generation')), ''} end
 local old = redis.call('LRANGE', KEYS[3], 0, -1)
 if ARGV[7] == '1' then
   for _, id in ipairs(old) do redis.call('DEL', KEYS[1] .. ':example:' .. id) end
@@ -49,7 +51,10 @@ return {generation, previous}
 # Take an example away. KEYS: category, counters, example ids, example   ARGV: example id, job
 # Returns {removed, left, generation, previous job}; with nothing left the category has no adapter any more.
 _FORGET = """
-if redis.call('LREM', KEYS[3], 1, ARGV[1]) == 0 then return {0, 0, 0, ''} end
+if redis.call('LREM', KEYS[3], 1, ARGV[1]) == 0 then
+  if redis.call('HGET', KEYS[1], 'job') ~= ARGV[2] then return {0, 0, 0, ''} end
+  return {1, redis.call('LLEN', KEYS[3]), tonumber(redis.call('HGET', KEYS[1], 'generation')), ''}
+end
 redis.call('DEL', KEYS[4])
 local left = redis.call('LLEN', KEYS[3])
 local generation = redis.call('HINCRBY', KEYS[2], 'generation', 1)
@@ -169,18 +174,27 @@ class CategoryRecord:
 
 
 @dataclass(frozen=True)
-class Example:
-    """What a category was taught from. The mask is a PNG of the photo's size after EXIF rotation."""
+class ExampleInfo:
+    """What is told of an example. Width, height and area are in pixels after EXIF rotation."""
 
     id: str
-    image: bytes
     media_type: str
-    mask: bytes
     width: int
     height: int
     area: int
     sha256: str
     created_at: str
+
+
+@dataclass(frozen=True)
+class Example(ExampleInfo):
+    """What a category was taught from: the file as sent, and its mask as a PNG of the photo's size."""
+
+    image: bytes = field(repr=False)
+    mask: bytes = field(repr=False)
+
+
+_INFO_FIELDS = tuple(name for name in ExampleInfo.__dataclass_fields__ if name != "id")
 
 
 class CategoryStore:
@@ -271,12 +285,19 @@ class CategoryStore:
     async def example(self, category_id: str, example_id: str) -> Example | None:
         """One example, or None."""
         fields = as_fields(await self._redis.hgetall(keys.example(category_id, example_id)))
-        return _example(example_id, fields) if fields else None
+        if not fields:
+            return None
+        info = _example_info(example_id, [fields[name.encode()] for name in _INFO_FIELDS])
+        return Example(**asdict(info), image=fields[b"image"], mask=fields[b"mask"])
 
-    async def examples(self, category_id: str) -> list[Example]:
-        """All of its examples."""
-        found = [await self.example(category_id, example_id) for example_id in await self.example_ids(category_id)]
-        return [example for example in found if example is not None]
+    async def example_infos(self, category_id: str) -> list[ExampleInfo]:
+        """What is told of its examples, their files left where they are: those of one category may be a gigabyte."""
+        ids = await self.example_ids(category_id)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for example_id in ids:
+                pipe.hmget(keys.example(category_id, example_id), _INFO_FIELDS)
+            answers = await pipe.execute()
+        return [_example_info(id_, values) for id_, values in zip(ids, answers, strict=True) if None not in values]
 
     async def next_version(self, category_id: str) -> int:
         """A version number that was never used for this name."""
@@ -340,7 +361,7 @@ def new_example(
     *, image: bytes, media_type: str, mask: bytes, width: int, height: int, area: int, sha256: str
 ) -> Example:
     """An example with an id of its own."""
-    return Example(uuid4().hex, image, media_type, mask, width, height, area, sha256, now())
+    return Example(uuid4().hex, media_type, width, height, area, sha256, now(), image=image, mask=mask)
 
 
 def _flat(example: Example) -> list[Any]:
@@ -349,17 +370,16 @@ def _flat(example: Example) -> list[Any]:
     return [part for item in fields.items() for part in item]
 
 
-def _example(example_id: str, fields: Mapping[bytes, bytes]) -> Example:
-    return Example(
+def _example_info(example_id: str, values: Sequence[bytes]) -> ExampleInfo:
+    fields = dict(zip(_INFO_FIELDS, (value.decode() for value in values), strict=True))
+    return ExampleInfo(
         id=example_id,
-        image=fields[b"image"],
-        media_type=fields[b"media_type"].decode(),
-        mask=fields[b"mask"],
-        width=int(fields[b"width"]),
-        height=int(fields[b"height"]),
-        area=int(fields[b"area"]),
-        sha256=fields[b"sha256"].decode(),
-        created_at=fields[b"created_at"].decode(),
+        media_type=fields["media_type"],
+        width=int(fields["width"]),
+        height=int(fields["height"]),
+        area=int(fields["area"]),
+        sha256=fields["sha256"],
+        created_at=fields["created_at"],
     )
 
 

@@ -1,6 +1,6 @@
 """Every key of the store and every time to live, with its reason.
 
-Values are JSON, safetensors or image bytes, never pickle. A category's keys share a hash tag and are written by scripts,
+Values are JSON, safetensors or images, never pickle. A category's keys share a hash tag and are written by scripts,
 which also keep the list of all categories: one server (or Sentinel) holds it all, not a cluster. Category ids are
 percent-encoded, so a name can't reach into another key.
 """

@@ -15,7 +15,7 @@ PIECE = bytes(100_000)
 
 
 class Caller:
-    """Sends a body in pieces and keeps what is answered. Asked for more than there is, it fails: a server would hang."""
+    """Sends a body in pieces and keeps the answer. Asked for more than there is, it fails: a server would hang."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self.pieces = list(pieces)

@@ -1,4 +1,4 @@
-"""What can't be used is refused: 4xx, problem+json that names the field, nothing stored, and the service as ready as before."""
+"""What can't be used is refused: 4xx, problem+json that names the field, nothing stored, the service ready."""
 
 from __future__ import annotations
 
@@ -52,15 +52,21 @@ def mask() -> bytes:
     return file_of(MARKED)
 
 
-@pytest.fixture
-def untouched(start) -> Iterator:
-    """The application with one category; after the test all that is stored must be as before."""
-    with start(worker=False, max_upload_bytes=20_000) as api:
+@pytest.fixture(scope="module")
+def shared(new_database, start_on) -> Iterator:
+    """The application with one category."""
+    with new_database() as database, start_on(database, worker=False, max_upload_bytes=20_000) as api:
         api.teach("known")
-        before = api.stored()
         yield api
-        assert api.stored() == before
-        assert api.http.get("/readyz").status_code == 200
+
+
+@pytest.fixture
+def untouched(shared) -> Iterator:
+    """The same; after each test all that is stored must be as before."""
+    before = shared.stored()
+    yield shared
+    assert shared.stored() == before
+    assert shared.http.get("/readyz").status_code == 200
 
 
 def check(answer, status: int, field: str | None = None) -> dict:
@@ -258,8 +264,8 @@ class TestFields:
             ("heatmaps", "perhaps"),
             ("adapters", "all"),
             ("backbone", "resnet"),
-            ("categories", ["c%d" % n for n in range(5000)]),
-            ("background", ["c%d" % n for n in range(5000)]),
+            ("categories", [f"c{n}" for n in range(5000)]),
+            ("background", [f"c{n}" for n in range(5000)]),
         ],
         ids=lambda value: value if isinstance(value, str) else "many",
     )
@@ -274,7 +280,7 @@ class TestFields:
     def test_of_teaching(self, untouched, photo, mask) -> None:
         files = {"image": photo, "mask": mask}
         check(untouched.http.post("/categories/cat/example", files=files, data={"mode": "merge"}), 422, "mode")
-        prompts = ["c%d" % n for n in range(5000)]
+        prompts = [f"c{n}" for n in range(5000)]
         check(untouched.http.post("/categories/cat/example", files=files, data={"prompts": prompts}), 422, "prompts")
 
     @pytest.mark.parametrize(

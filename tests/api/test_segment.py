@@ -76,6 +76,16 @@ class TestAnswer:
         api.taught("cat")
         assert [one["name"] for one in api.segment().json()["categories"]] == ["dog", "cat"]
 
+    def test_more_categories_taught_than_may_be_asked_for(self, start) -> None:
+        with start(worker=False, max_categories=2) as api:
+            for name in ("a", "b", "c"):
+                api.teach(name)
+            answer = api.segment()
+            assert answer.status_code == 422
+            assert answer.json()["errors"][0]["field"] == "categories"
+            assert "EXEMPLAR_MAX_CATEGORIES" in answer.json()["detail"]
+            assert api.segment("a", "b").status_code == 200
+
     def test_a_category_waiting_for_its_adapter_goes_by_its_words(self, start) -> None:
         with start(worker=False) as api:
             words = api.segment("cat", **PLAIN).json()["categories"]

@@ -89,7 +89,8 @@ def run(tmp_path: Path, tiny_folder: Path) -> Iterator[Run]:
 
     def command(*words: str, **settings: str) -> Process:
         defaults = {
-            "data_dir": str(data_dir), "backbone": f"blip:{tiny_folder}", "threads": "1", "port": "0", "tune_steps": "3",
+            "data_dir": str(data_dir), "backbone": f"blip:{tiny_folder}", "threads": "1", "port": "0",
+            "tune_steps": "3",
         }  # fmt: skip
         log = tmp_path / f"{len(started)}.log"
         with log.open("wb") as file:

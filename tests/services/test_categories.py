@@ -28,7 +28,9 @@ def test_names(given: str, stored: str) -> None:
     assert clean_name(given) == stored
 
 
-@pytest.mark.parametrize("name", ["", " ", "a/b", "a\nb", "\0", "a\x9f", "x" * 65, "\ud800", "a\N{REPLACEMENT CHARACTER}"])
+@pytest.mark.parametrize(
+    "name", ["", " ", "a/b", "a\nb", "\0", "a\x9f", "x" * 65, "\ud800", "a\N{REPLACEMENT CHARACTER}"]
+)
 def test_no_names(name: str) -> None:
     with pytest.raises(InvalidInputError) as refused:
         clean_name(name, field="prompts")

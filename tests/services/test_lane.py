@@ -187,4 +187,3 @@ class TestClosing:
         for kind in ("segment", "tune"):
             with pytest.raises(UnavailableError):
                 await lane.run(lambda: 1, kind=kind)
-

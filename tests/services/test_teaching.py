@@ -143,13 +143,23 @@ class TestFailing:
             assert "not an image" in failed.error
             assert (await live.categories.get("cat")).adapter is None
 
+    async def test_a_category_emptied_under_its_job_is_no_failure(self, wire) -> None:
+        async with wire(worker=False) as live:
+            job, record = await live.teaching.teach(lesson())
+            await live.jobs.start(job.id, steps=3)
+            tuning = asyncio.create_task(live.teaching.tune(job))
+            await live.redis.delete(keys.example_ids(record.id))
+            await live.redis.hset(keys.category(record.id), "generation", "2")
+            await tuning
+            assert (await live.jobs.get(job.id)).status == "superseded"
+
     async def test_a_bug_fails_the_job_without_its_details(self, wire, monkeypatch, caplog) -> None:
         async with wire() as live:
 
             async def bug(*_: object) -> None:
                 raise KeyError("secret")
 
-            monkeypatch.setattr(live.teaching, "_prepare", bug)
+            monkeypatch.setattr(live.teaching, "_shots", bug)
             job, _ = await live.teaching.teach(lesson())
             failed = await ended(live, job)
             assert failed.status == "failed"
@@ -187,7 +197,8 @@ class TestOutcome:
 
     async def test_words_alone_are_told_as_such(self, wire, monkeypatch) -> None:
         async with wire() as live:
-            monkeypatch.setattr("app.services.teaching.CategoryTuning.example_iou", lambda _, adapted: 0.5 - adapted / 4)
+            iou = "app.services.teaching.CategoryTuning.example_iou"
+            monkeypatch.setattr(iou, lambda _, adapted: 0.5 - adapted / 4)
             job, _ = await live.teaching.teach(lesson())
             assert (await ended(live, job)).example_iou == 0.25
             record = await live.categories.get("cat")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -56,8 +56,9 @@ class TestTeaching:
         record = await store.get(category_id)
         assert (record.name, record.words, record.examples) == ("Füße", ("Füße", "feet", "猫"), 1)
         assert (record.generation, record.job, record.adapter) == (1, "j1", None)
-        assert await store.examples(category_id) == [given]
         assert await store.example(category_id, given.id) == given
+        (info,) = await store.example_infos(category_id)
+        assert asdict(info) == {name: value for name, value in asdict(given).items() if name not in ("image", "mask")}
         assert await store.example(category_id, "other") is None
 
     async def test_each_example_is_a_generation_and_tells_the_job_before(self, store: CategoryStore) -> None:
@@ -73,6 +74,15 @@ class TestTeaching:
         assert {key: await redis.dump(key) for key in await redis.keys()} == before
         assert (await teach(store, replace=True))[0] == 4
         assert len(await redis.keys("*:example:*")) == 1
+
+    async def test_sent_again_because_the_answer_was_lost_it_changes_nothing(self, store: CategoryStore) -> None:
+        given = example()
+        for _ in range(2):
+            assert await store.teach("cat", given, prompts=[], replace=False, job_id="j") == (1, None)
+        await teach(store, job_id="k")
+        for _ in range(2):
+            removed, left, generation, _ = await store.forget("cat", given.id, job_id="l")
+            assert (removed, left, generation) == (True, 1, 3)
 
     async def test_fifty_at_once_lose_nothing(self, redis: Redis) -> None:
         store = CategoryStore(redis, versions_kept=2, max_examples=64)

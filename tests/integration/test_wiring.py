@@ -1,0 +1,135 @@
+"""Settings become live objects, or one sentence that says which setting to mend."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from app import wiring
+from app.errors import AppError, InvalidInputError, UnavailableError
+from app.method.tuning import PAPER_RECIPE, Recipe
+from app.settings import Settings
+from app.wiring import connect, load_backbones, recipe_of, service
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+class TestSettings:
+    def test_the_environment(self, monkeypatch) -> None:
+        for name, value in {
+            "BACKBONE": "embedded, blip:x ,",
+            "LAYERS": "0,3",
+            "BACKGROUND": "sky, ,sea",
+            "PORT": "",
+        }.items():
+            monkeypatch.setenv(f"EXEMPLAR_{name}", value)
+        settings = Settings()
+        assert settings.backbone_specs == ("embedded", "blip:x")
+        assert settings.layer_numbers == (0, 3)
+        assert settings.background_words == ("sky", "sea")
+        assert settings.port == 8000
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("layers", "0,a"),
+            ("layers", "-1"),
+            ("layers", "²"),
+            ("layers", "3,3"),
+            ("job_ttl_s", "nan"),
+            ("job_redelivery_s", "0.5"),
+            ("job_redelivery_s", "inf"),
+            ("method", "guess"),
+            ("queue_limit", "0"),
+            ("tune_steps", "-1"),
+            ("max_categories", "1000000"),
+        ],
+    )
+    def test_a_value_out_of_range(self, name: str, value: str) -> None:
+        with pytest.raises(ValidationError, match=name):
+            Settings(**{name: value})
+
+
+class TestRecipe:
+    def test_it_follows_the_method(self) -> None:
+        assert recipe_of(Settings()) == Recipe()
+        assert recipe_of(Settings(method="paper")) == PAPER_RECIPE
+        assert recipe_of(Settings(ensemble="learned")) == Recipe(learned_ensemble=True)
+        assert recipe_of(Settings(tune_steps=7)).steps == 7
+        assert recipe_of(Settings(tune_steps=7, method="paper")).balanced is False
+
+
+class TestBackbones:
+    def test_several_the_first_is_the_default(self, tiny_folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "other").symlink_to(tiny_folder)
+        settings = Settings(backbone=f"blip:{tiny_folder},blip:{tmp_path / 'other'}", threads=1)
+        assert [backbone.name for backbone in load_backbones(settings)] == ["blip:tiny", "blip:other"]
+
+    @pytest.mark.parametrize(
+        ("settings", "named"),
+        [
+            ({"backbone": "resnet"}, "blip, embedded"),
+            ({"backbone": ","}, "EXEMPLAR_BACKBONE"),
+            ({"backbone": "blip"}, "EXEMPLAR_BACKBONE"),
+            ({"backbone": "blip:/nowhere"}, "/nowhere"),
+            ({"backbone": "embedded", "device": "warp"}, "EXEMPLAR_DEVICE"),
+            ({"backbone": "embedded", "layers": "0,6"}, "EXEMPLAR_LAYERS"),
+        ],
+    )
+    def test_what_cannot_be_loaded(self, settings: dict[str, str], named: str) -> None:
+        with pytest.raises(InvalidInputError) as refused:
+            load_backbones(Settings(threads=1, **settings))
+        assert named in refused.value.detail
+
+
+class TestStore:
+    async def test_an_address_that_is_none(self) -> None:
+        with pytest.raises(InvalidInputError, match="EXEMPLAR_REDIS_URL"):
+            async with connect("nonsense"):
+                pass
+
+    async def test_nobody_there(self, tmp_path: Path, monkeypatch) -> None:
+        monkeypatch.setattr(wiring, "_STORE_RESTART_S", 0.1)
+        with pytest.raises(UnavailableError, match="EXEMPLAR_REDIS_URL"):
+            async with connect(f"unix://{tmp_path}/nothing.sock"):
+                pass
+
+
+class TestService:
+    async def test_a_part_that_fails_stops_those_before_it(self, tmp_path: Path, database: str) -> None:
+        with pytest.raises(AppError):
+            async with service(Settings(redis_url=database, data_dir=tmp_path, backbone="resnet", threads=1)):
+                pass
+        assert len(asyncio.all_tasks()) == 1
+
+    async def test_nothing_is_left_of_it(self, tmp_path: Path, database: str, tiny) -> None:
+        async with service(Settings(redis_url=database, data_dir=tmp_path), loaded=[tiny]) as live:
+            lane = live.models.default.lane
+            assert len(asyncio.all_tasks()) > 1
+        assert len(asyncio.all_tasks()) == 1
+        with pytest.raises(UnavailableError):
+            await lane.run(lambda: 1, kind="segment")
+
+    async def test_a_warm_up_that_fails_is_told_and_the_service_never_ready(
+        self, tmp_path, database, tiny, caplog
+    ) -> None:
+        class Broken:
+            def __getattr__(self, name: str) -> object:
+                return getattr(tiny, name)
+
+            def preprocess(self, photo: object) -> None:
+                raise RuntimeError("out of memory")
+
+        async with service(Settings(redis_url=database, data_dir=tmp_path), loaded=[Broken()]) as live:
+            while "out of memory" not in caplog.text:
+                await asyncio.sleep(0.01)
+            assert await live.health.reasons() == ["The model tiny is not warm yet."]
