@@ -218,14 +218,20 @@ class Api:
         assert answer.headers["content-type"].startswith("text/event-stream")
         return [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line]
 
-    def stored(self) -> dict[bytes, bytes]:
+    def stored(self) -> dict[bytes, object]:
         """All that the store holds, but for the readiness probe and the job engine's own keys."""
-        own = [
-            key
-            for key in self.redis.scan_iter()
-            if key != keys.PROBE.encode() and not key.startswith(b"exemplar:docket")
-        ]
-        return {key: value for key in own if (value := self.redis.dump(key)) is not None}
+        foreign = (keys.PROBE.encode(), b"exemplar:docket")
+        return {key: self._read(key) for key in self.redis.scan_iter() if not key.startswith(foreign)}
+
+    def _read(self, key: bytes) -> object:
+        # Not DUMP: it tells a hash in the order of its table, which the server may change at any time.
+        readers = {
+            b"string": self.redis.get,
+            b"hash": self.redis.hgetall,
+            b"list": lambda key: self.redis.lrange(key, 0, -1),
+            b"zset": lambda key: self.redis.zrange(key, 0, -1, withscores=True),
+        }
+        return readers[self.redis.type(key)](key)
 
 
 Start = Callable[..., AbstractContextManager[Api]]
