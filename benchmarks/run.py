@@ -44,7 +44,7 @@ _REQUESTS = 9
 
 def main() -> None:
     """Run all benches."""
-    console = Console()
+    console = Console(width=140)
     torch.set_num_threads(os.cpu_count() or 1)
     backbone = backbones.load("embedded", device="cpu", dtype="float32")
     results: dict[str, Any] = {"cores": os.cpu_count(), "torch": torch.__version__}
