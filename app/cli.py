@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from typer.exceptions import TyperException
 
 from app.errors import AppError, InvalidInputError, UnavailableError
 from app.settings import Settings
@@ -34,21 +35,16 @@ Url = Annotated[str, typer.Option(help="Address of a running service.")]
 def main() -> None:
     """Run a command; a refusal is one sentence, not a traceback."""
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False))
     except AppError as error:
         _fail(error.detail)
     except ValidationError as error:
         problems = "; ".join(f"EXEMPLAR_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
         _fail(f"The settings can't be used: {problems}.")
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        # Typer's own complaints about options have a show(); anything else is a bug and keeps its traceback.
-        if not hasattr(error, "format_message"):
-            raise
+    except TyperException as error:
         _fail(error.format_message(), code=2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
 
 
 @app.command()

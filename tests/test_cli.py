@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "case_a.safetensors"
@@ -38,6 +40,17 @@ def test_parity_prints_a_table_and_succeeds() -> None:
     for output in ("unary", "attention_head_max.0", "itm_scores", "infoscore", "tune_losses", "tuned_unary", "crf"):
         assert output in done.stdout
     assert "TOO FAR" not in done.stdout
+
+
+def test_parity_fails_where_an_output_is_too_far_off(tmp_path: Path) -> None:
+    with safe_open(GOLDEN, "pt") as stored:
+        facts = stored.metadata()
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # not a dict
+    tensors["out.crf"] = tensors["out.crf"] + 0.01
+    save_file(tensors, tmp_path / "changed.safetensors", metadata=facts)
+    done = run("parity", str(tmp_path / "changed.safetensors"), str(GOLDEN))
+    assert done.returncode == 1
+    assert done.stdout.count("TOO FAR") == 1
 
 
 @pytest.mark.parametrize(
