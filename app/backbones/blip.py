@@ -16,7 +16,7 @@ from app.method.backbone import CrossAttention, TextTokens
 from app.method.frame import Frame, fit_and_pad, imagenet_normalise
 from app.method.prompts import phrase
 
-from .blip_text import BlipText, revision_of
+from .blip_text import BlipText, revision_of, tokenize
 
 _INPUT_SIZE = 512
 # The paper's choice on BLIP-large, found with InfoScore.
@@ -124,10 +124,7 @@ class Blip:
         """Prompts to word pieces of BLIP's vocabulary."""
         if self._tokenizer is None:
             raise ValueError("expected a model with a tokenizer; this one takes tokens only")
-        batch = self._tokenizer(  # type: ignore[operator]  # transformers' tokenizers are untyped
-            [phrase(word) for word in words], padding=True, truncation=True, max_length=80, return_tensors="pt"
-        )
-        return TextTokens(batch["input_ids"].to(self._device), batch["attention_mask"].to(self._device))
+        return tokenize(self._tokenizer, words, self._device)
 
     def attend(
         self,

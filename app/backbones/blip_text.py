@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
 from app.method.backbone import TextTokens
+from app.method.prompts import phrase
 
 _CROSS_ATTENTION = (
     "self.query.weight", "self.query.bias", "self.key.weight", "self.key.bias", "self.value.weight", "self.value.bias",
@@ -176,6 +178,21 @@ def replace_rows(
     hit = ids[:, :, None] == token_ids[:, None, :]
     own = torch.bmm(hit.to(rows.dtype), rows).view_as(words)
     return torch.where(hit.any(dim=2).view(*input_ids.shape, 1), own, words)
+
+
+def tokenize(tokenizer: Any, words: Sequence[str], device: torch.device) -> TextTokens:
+    """The prompts of these words as one padded batch.
+
+    Args:
+        tokenizer: Of transformers, which has no types for it.
+        words: One per prompt.
+        device: Where the tokens are wanted.
+    """
+    # A name of 64 characters has at most 64 pieces: the sentence around it fits as well.
+    batch = tokenizer(
+        [phrase(word) for word in words], padding=True, truncation=True, max_length=80, return_tensors="pt"
+    )
+    return TextTokens(batch["input_ids"].to(device), batch["attention_mask"].to(device))
 
 
 def revision_of(tensors: Iterable[tuple[str, Tensor]], *context: str) -> str:

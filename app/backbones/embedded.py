@@ -15,10 +15,9 @@ from transformers import BertTokenizer
 from app.errors import InvalidInputError
 from app.method.backbone import CrossAttention, TextTokens
 from app.method.frame import Frame, stretch
-from app.method.prompts import phrase
 
 from . import efficientnet
-from .blip_text import BlipText, revision_of
+from .blip_text import BlipText, revision_of, tokenize
 
 WEIGHTS = Path(__file__).parent / "weights" / "embedded.safetensors"
 VOCABULARY = Path(__file__).parent / "weights" / "vocab.txt"
@@ -150,12 +149,3 @@ def _dequantised(stored: dict[str, Tensor]) -> dict[str, Tensor]:
     scale = stored.pop("embeddings.word_embeddings.scale")
     table = stored["embeddings.word_embeddings.weight"].float() * scale[:, None]
     return {**stored, "embeddings.word_embeddings.weight": table}
-
-
-def tokenize(tokenizer: BertTokenizer, words: Sequence[str], device: torch.device) -> TextTokens:
-    """Prompts of these words as one padded batch."""
-    # 64 pieces hold any name of 64 characters that BERT splits by letters with room for the sentence around it.
-    batch = tokenizer(
-        [phrase(word) for word in words], padding=True, truncation=True, max_length=80, return_tensors="pt"
-    )
-    return TextTokens(batch["input_ids"].to(device), batch["attention_mask"].to(device))

@@ -17,9 +17,9 @@ from .adapter import Adapter
 from .backbone import Backbone
 from .class_map import normalise, upsample
 from .crf import CrfParameters, conv_crf
-from .ensemble import LayerWeights, layer_weights, weighted_scores
+from .ensemble import layer_weights, weighted_scores
 from .evidence import prompt_evidence
-from .frame import Frame, imagenet_normalise, to_photo
+from .frame import imagenet_normalise, to_photo
 from .prompts import BACKGROUND_WORDS, free_background
 
 
@@ -103,16 +103,9 @@ def class_map(
     scores = weighted_scores(evidence, weights)
     size = backbone.input_size
     probabilities = normalise(upsample(scores, backbone.patch_grid_hw, (size, size)))
-    match = (
-        torch.stack([evidence.match_score[start:stop].amax() for start, stop in evidence.spans[1:]])
-        if queries
-        else None
-    )
-    return ClassMap(
-        probabilities=probabilities,
-        match_score=evidence.match_score.new_zeros(0) if match is None else match,
-        layers=weights.layers,
-    )
+    # The best of each category's prompts; the background, first, has no score of its own.
+    best = torch.stack([evidence.match_score[start:stop].amax() for start, stop in evidence.spans])
+    return ClassMap(probabilities=probabilities, match_score=best[1:], layers=weights.layers)
 
 
 def refine(
@@ -120,6 +113,3 @@ def refine(
 ) -> Float[Tensor, "class size size"]:
     """ConvCRF on the network's input, so that its cost doesn't grow with the photo."""
     return conv_crf(probabilities, imagenet_normalise(rgb).to(probabilities.device), crf)
-
-
-__all__ = ["ClassMap", "Frame", "LayerWeights", "Query", "class_map", "encode", "refine", "segment"]
