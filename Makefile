@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test serve lint bench format clean
+.PHONY: install demo test serve lint bench weights format clean
 
 install: $(INSTALLED)
 
@@ -37,6 +37,16 @@ format: install
 
 bench: install
 	$(PY) -m benchmarks.run
+
+# Photos to train on: see docs/embedded-model.md. Memory is kept by the process instead of asked for at every step, which
+# makes training a third faster.
+DATA ?= ../shared/data
+weights: install
+	mkdir -p build
+	$(PY) -m pip install --quiet --no-deps --requirement training/requirements.txt
+	MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=536870912 \
+	    $(PY) -m training --data $(DATA) --out build/embedded.safetensors
+	cp build/embedded.safetensors app/backbones/weights/
 
 clean:
 	rm -rf $(VENV) build var .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -63,7 +63,7 @@ def test_parity_fails_where_an_output_is_too_far_off(tmp_path: Path) -> None:
         (["segment", "README.md", "--url", "http://127.0.0.1:9"], {}, "make serve"),
         (["serve"], {"EXEMPLAR_PORT": "many"}, "EXEMPLAR_PORT"),
         (["serve"], {"EXEMPLAR_BACKBONE": "unknown"}, "blip, embedded"),
-        (["serve"], {"EXEMPLAR_LAYERS": "0,99"}, "layers 0 to 5"),
+        (["serve"], {"EXEMPLAR_LAYERS": "0,99"}, "layers 0 to 3"),
         (["serve"], {"EXEMPLAR_DEVICE": "toaster"}, "EXEMPLAR_DEVICE"),
         (["serve"], {"EXEMPLAR_REDIS_URL": "http://nowhere"}, "EXEMPLAR_REDIS_URL"),
         (["serve"], {"EXEMPLAR_REDIS_URL": "redis://127.0.0.1:9"}, "EXEMPLAR_REDIS_URL"),
@@ -102,9 +102,12 @@ def test_evaluate_writes_its_scores(tmp_path: Path) -> None:
     index = {"classes": ["background", "cat"], "images": [{"id": "cat", "classes": [1]}]}
     (data / "index.json").write_text(json.dumps(index))
     scores = tmp_path / "scores.json"
-    done = run("evaluate", "--data", str(data), "--json", str(scores))
+    pictures = tmp_path / "cases.png"
+    done = run("evaluate", "--data", str(data), "--json", str(scores), "--pictures", str(pictures))
     assert done.returncode == 0, done.stderr
     assert "mIoU" in done.stdout
     written = json.loads(scores.read_text())
     assert set(written["columns"]) == {"words", "words + CRF"}
     assert written["columns"]["words"]["classes"]["cat"] > 0.5
+    with Image.open(pictures) as sheet:
+        assert sheet.height == 240, "one row: photo, truth, words"

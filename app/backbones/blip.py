@@ -90,6 +90,7 @@ class Blip:
         self._text = BlipText(
             weights, heads=config.num_attention_heads, layer_count=self.layer_count, eps=config.layer_norm_eps
         )
+        self.token_width = self._text.image_width
 
     @property
     def device(self) -> str:

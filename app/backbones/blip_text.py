@@ -78,6 +78,11 @@ class BlipText:
             x = self._feed_forward(x, f"encoder.layer.{layer}.")
         return logits, x
 
+    @property
+    def image_width(self) -> int:
+        """Numbers of an image token."""
+        return self.weights["encoder.layer.0.crossattention.self.key.weight"].shape[1]
+
     def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
         """The parameters one example may change (paper, section 3.4): cross-attention, and rows of the tokens used."""
         tokens = torch.unique(text.input_ids)

@@ -24,14 +24,14 @@ VOCABULARY = Path(__file__).parent / "weights" / "vocab.txt"
 
 _INPUT_SIZE = 384
 _GRID = 24
-_HEADS = 12
-_LAYERS = 6
-_TEXT_EPS = 1e-12
+HEADS = 12
+TEXT_EPS = 1e-12
 # Length of the semantic part relative to a unit sentence embedding, as the weights were trained with.
 _SEMANTIC_SCALE = 19.6
 _FEATURE_LIMIT = 6.0
-# The two layers that scored best by themselves on COCO photos not trained on (docs/quality.md).
-_DEFAULT_LAYERS = (0, 2)
+_SCALE = ".scale"
+# The two whose mean is best with all names asked, and good with those that are there (docs/quality.md).
+_DEFAULT_LAYERS = (0, 1)
 
 
 def load(source: str, *, device: str, dtype: str) -> "Embedded":
@@ -54,13 +54,12 @@ class Embedded:
     """A `Backbone`; see `app.method.backbone`."""
 
     family = "embedded"
-    layer_count = _LAYERS
     default_layers = _DEFAULT_LAYERS
     patch_grid_hw = (_GRID, _GRID)
     input_size = _INPUT_SIZE
 
     def __init__(self, weights: Path, *, device: str, dtype: torch.dtype) -> None:
-        stored = _dequantised(load_file(weights))
+        stored = dequantised(load_file(weights))
         self.name = "embedded" if weights == WEIGHTS else f"embedded:{weights}"
         self.revision = revision_of(stored.items(), "embedded-1")
         self._device, self._dtype = torch.device(device), dtype
@@ -76,7 +75,9 @@ class Embedded:
             for name, t in stored.items()
             if not name.startswith("image_tower.")
         }
-        self._text = BlipText(self._weights, heads=_HEADS, layer_count=_LAYERS, eps=_TEXT_EPS)
+        self.layer_count = sum(name.endswith(".crossattention.self.query.weight") for name in self._weights)
+        self._text = BlipText(self._weights, heads=HEADS, layer_count=self.layer_count, eps=TEXT_EPS)
+        self.token_width = self._text.image_width
         self._tokenizer = BertTokenizer(vocab=str(VOCABULARY))
 
     @property
@@ -101,23 +102,8 @@ class Embedded:
     @torch.no_grad()
     def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
         """One global token and 24 × 24 patch tokens."""
-        w = self._weights
-        fine, deep = (m.flatten(2).transpose(1, 2) for m in self._tower(rgb.to(self._device)))
-        # Visual part: both maps, standardised.
-        head = F.relu6(F.linear(deep, w["head_w"], w["head_b"]))
-        features = torch.cat([head, fine], dim=-1).float()
-        features = ((features - w["mu"]) / w["sd"]).clamp(-_FEATURE_LIMIT, _FEATURE_LIMIT).to(self._dtype)
-        patches = F.linear(features, w["vis.proj.weight"], w["vis.proj.bias"])
-        overall = F.linear(2 * features.mean(dim=1, keepdim=True), w["vis.gproj.weight"], w["vis.gproj.bias"])
-        tokens = torch.cat([overall, patches], dim=1)
-        # Semantic part (ConSE, Norouzi et al. 2014): the names of what ImageNet's classifier sees at each patch.
-        logits = F.linear(head, w["fc_w"], w["fc_b"]).float()
-        classes = torch.cat([logits.mean(dim=1, keepdim=True), logits], dim=1).softmax(dim=-1).to(self._dtype)
-        meaning = _SEMANTIC_SCALE * (classes @ w["E"])
-        tokens = tokens + F.linear(meaning, w["vis.sem.weight"], w["vis.sem.bias"])
-        tokens = self._norm(tokens, "vis.ln")
-        inner = F.linear(self._norm(tokens, "vis.mlp.0"), w["vis.mlp.1.weight"], w["vis.mlp.1.bias"])
-        return tokens + F.linear(F.gelu(inner), w["vis.mlp.3.weight"], w["vis.mlp.3.bias"])
+        fine, deep = self._tower(rgb.to(self._device))
+        return image_tokens(self._weights, fine, deep)
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
         """Prompts to word pieces of MiniLM's vocabulary."""
@@ -140,12 +126,39 @@ class Embedded:
         """See `Backbone.trainable`."""
         return self._text.trainable(layers, text)
 
-    def _norm(self, x: Tensor, prefix: str) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self._weights[f"{prefix}.weight"], self._weights[f"{prefix}.bias"])
+
+def image_tokens(
+    weights: Mapping[str, Tensor], fine: Float[Tensor, "batch 120 y x"], deep: Float[Tensor, "batch 352 y x"]
+) -> Float[Tensor, "batch image_token width"]:
+    """Both maps of the image tower to tokens, the global one first."""
+    w = weights
+    fine, deep = fine.flatten(2).transpose(1, 2), deep.flatten(2).transpose(1, 2)
+    # Visual part: both maps, standardised.
+    head = F.relu6(F.linear(deep, w["head_w"], w["head_b"]))
+    features = torch.cat([head, fine], dim=-1).float()
+    features = ((features - w["mu"]) / w["sd"]).clamp(-_FEATURE_LIMIT, _FEATURE_LIMIT).to(head.dtype)
+    patches = F.linear(features, w["vis.proj.weight"], w["vis.proj.bias"])
+    overall = F.linear(2 * features.mean(dim=1, keepdim=True), w["vis.gproj.weight"], w["vis.gproj.bias"])
+    tokens = torch.cat([overall, patches], dim=1)
+    # Semantic part (ConSE, Norouzi et al. 2014): the names of what ImageNet's classifier sees at each patch.
+    logits = F.linear(head, w["fc_w"], w["fc_b"]).float()
+    classes = torch.cat([logits.mean(dim=1, keepdim=True), logits], dim=1).softmax(dim=-1).to(head.dtype)
+    meaning = _SEMANTIC_SCALE * (classes @ w["E"])
+    tokens = tokens + F.linear(meaning, w["vis.sem.weight"], w["vis.sem.bias"])
+    tokens = _norm(tokens, w, "vis.ln")
+    inner = F.linear(_norm(tokens, w, "vis.mlp.0"), w["vis.mlp.1.weight"], w["vis.mlp.1.bias"])
+    return tokens + F.linear(F.gelu(inner), w["vis.mlp.3.weight"], w["vis.mlp.3.bias"])
 
 
-def _dequantised(stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The embedding table, a third of the parameters, is kept as int8 by row: value = weight * scale."""
-    scale = stored.pop("embeddings.word_embeddings.scale")
-    table = stored["embeddings.word_embeddings.weight"].float() * scale[:, None]
-    return {**stored, "embeddings.word_embeddings.weight": table}
+def dequantised(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices kept as int8 by row, each with a `.scale` beside it, as numbers: value = weight × scale."""
+    scaled = {name.removesuffix(_SCALE) for name in stored if name.endswith(_SCALE)}
+    return {
+        name: tensor.float() * stored[name + _SCALE].float()[:, None] if name in scaled else tensor
+        for name, tensor in stored.items()
+        if not name.endswith(_SCALE)
+    }
+
+
+def _norm(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])

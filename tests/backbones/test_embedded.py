@@ -1,4 +1,4 @@
-"""What is the shipped model's own: its file, its table of int8, its image tower."""
+"""What is the shipped model's own: its file, its matrices of int8, its image tower."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.backbones.efficientnet import _pad_same
-from app.backbones.embedded import WEIGHTS, Embedded, _dequantised, load
+from app.backbones.embedded import WEIGHTS, Embedded, dequantised, load
 from app.errors import InvalidInputError
 from app.method.segment import Query, class_map, encode, segment
 
@@ -32,17 +32,18 @@ def model() -> Embedded:
 
 def test_the_weights_ship_with_the_service(model: Embedded) -> None:
     assert model.name == "embedded"
-    assert (model.layer_count, model.patch_grid_hw, model.input_size) == (6, (24, 24), 384)
+    assert (model.layer_count, model.patch_grid_hw, model.input_size) == (4, (24, 24), 384)
 
 
-def test_a_row_of_the_table_is_int8_times_its_scale() -> None:
-    name = "embeddings.word_embeddings"
-    table = {f"{name}.weight": torch.tensor([[2, -3], [127, 0]], dtype=torch.int8)}
-    scale = {f"{name}.scale": torch.tensor([0.5, 0.25], dtype=torch.float16)}
-    assert _dequantised({**table, **scale, "other": torch.ones(1)})[f"{name}.weight"].tolist() == [
-        [1, -1.5],
-        [31.75, 0],
-    ]
+def test_a_row_of_a_quantised_matrix_is_int8_times_its_scale() -> None:
+    stored = {
+        "table.weight": torch.tensor([[2, -3], [127, 0]], dtype=torch.int8),
+        "table.weight.scale": torch.tensor([0.5, 0.25]),
+        "other": torch.ones(1),
+    }
+    read = dequantised(stored)
+    assert set(read) == {"table.weight", "other"}
+    assert read["table.weight"].tolist() == [[1, -1.5], [31.75, 0]]
 
 
 @pytest.mark.parametrize("raw", [b"", b"garbage" * 9])
@@ -70,25 +71,19 @@ def test_the_tower_gives_two_maps_at_a_sixteenth(model: Embedded) -> None:
     assert deep.shape == (1, 352, 6, 10)
 
 
-def test_batch_norms_are_folded_into_the_convolutions(model: Embedded, stored: dict[str, Tensor]) -> None:
+def test_a_block_expands_filters_and_projects(model: Embedded, stored: dict[str, Tensor]) -> None:
     weights = {n.removeprefix("image_tower."): t.float() for n, t in stored.items() if n.startswith("image_tower.")}
 
-    def normed(x: Tensor, name: str) -> Tensor:
-        mean, variance = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
-        return F.batch_norm(x, mean, variance, weights[f"{name}.weight"], weights[f"{name}.bias"], eps=1e-3)
+    def conv(x: Tensor, name: str, **how: int) -> Tensor:
+        return F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], **how)
 
-    # The stem, and the second block of stage 2: expansion, 3 × 3 depthwise, projection, and the way around them.
     pixels = torch.rand(1, 3, 13, 11, generator=torch.Generator().manual_seed(0))
-    stem = normed(F.conv2d(F.pad(pixels, (1, 1, 1, 1)), weights["_conv_stem.weight"], stride=2), "_bn0")
-    torch.testing.assert_close(model._tower.stem(pixels), stem, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model._tower.stem(pixels), conv(F.pad(pixels, (1, 1, 1, 1)), "stem", stride=2))
+    # The second block of stage 2: expansion, 3 × 3 depthwise, projection, and the way around them.
     x = torch.randn(1, 24, 7, 5, generator=torch.Generator().manual_seed(1))
-    prefix = "_blocks.2."
-    y = F.relu6(normed(F.conv2d(x, weights[prefix + "_expand_conv.weight"]), prefix + "_bn0"))
-    depthwise = F.conv2d(y, weights[prefix + "_depthwise_conv.weight"], padding=1, groups=y.shape[1])
-    y = normed(
-        F.conv2d(F.relu6(normed(depthwise, prefix + "_bn1")), weights[prefix + "_project_conv.weight"]), prefix + "_bn2"
-    )
-    torch.testing.assert_close(model._tower.before[2](x), x + y, rtol=1e-4, atol=1e-4)
+    y = F.relu6(conv(x, "blocks.2.expand"))
+    y = F.relu6(conv(y, "blocks.2.depthwise", padding=1, groups=y.shape[1]))
+    torch.testing.assert_close(model._tower.before[2](x), x + conv(y, "blocks.2.project"), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""`python -m training --data DIR --out FILE`: make the embedded model's weights."""
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from app.backbones.embedded import dequantised
+
+from . import pack
+from .network import Network
+from .photos import Labels, Photo, imagenet_names, load, masked_photos, named_photos, vary
+from .pseudo_labels import pseudo_labels
+from .start import starting_weights
+from .train import STAGES, Collections, Material, Vocabulary, train
+from .vocabulary import excluded_with
+
+# The match head is surer of itself than it may be on photos that it never saw: its log-odds are shrunk.
+_MATCH_SHARE = 0.3
+
+_HELD_OUT = Path(__file__).parent / "held_out.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the four collections of photos")
+    parser.add_argument("--out", type=Path, required=True, help="file to write")
+    parser.add_argument("--pace", type=float, default=1.0, help="share of the steps of each stage")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", type=Path, help="weights to go on from, at --stage")
+    parser.add_argument("--stage", choices=[stage.name for stage in STAGES], default=STAGES[0].name)
+    parser.add_argument(
+        "--without-every-fourth",
+        action="store_true",
+        help="leave out every fourth COCO category: its photos, masks and words",
+    )
+    arguments = parser.parse_args()
+    data: Path = arguments.data
+    imagenet = imagenet_names(data)
+    without = _every_fourth(data) if arguments.without_every_fourth else set()
+    held_out = json.loads(_HELD_OUT.read_text())
+    voc = [image["id"] for image in json.loads((data / "voc_animals_dev" / "index.json").read_text())["images"]]
+    collections = Collections(
+        coco=masked_photos(data, "coco_mini_dev", held_out=set(held_out["coco"]), imagenet=imagenet, without=without),
+        voc=masked_photos(data, "voc_animals_dev", held_out=set(voc[::10]), imagenet=imagenet, without=without),
+        named=named_photos(data, imagenet=imagenet, without=without),
+    )
+    network = Network(starting_weights(imagenet, seed=arguments.seed))
+    _standardise(network, [*collections.coco, *collections.voc[:100]])
+    guessed = _remembered(
+        arguments.out.with_suffix(".pseudo-labels.npz"), lambda: pseudo_labels(network, collections.named)
+    )
+    named = [photo for photo in collections.named if photo.image in guessed]
+    collections = replace(collections, named=named)
+    print(f"{len(collections.coco)} COCO, {len(collections.voc)} VOC, {len(named)} named photos", flush=True)
+    if arguments.resume:
+        network = Network({k: v.float() for k, v in dequantised(load_file(arguments.resume)).items()})
+    words = {name for category in without for name in excluded_with(category, imagenet)}
+    material = Material(collections, guessed, Vocabulary(network, collections, imagenet, without=words))
+    first = [stage.name for stage in STAGES].index(arguments.stage)
+    for stage in STAGES[first:]:
+        shortened = replace(stage, steps=max(1, round(arguments.pace * stage.steps)))
+
+        def keep(weights: dict[str, Tensor], step: int, name: str = stage.name) -> None:
+            facts = {"stage": name, "step": str(step), "seed": str(arguments.seed), "without": ", ".join(without)}
+            pack.write(weights, arguments.out, facts)
+
+        train(network, material, shortened, seed=arguments.seed, keep=keep)
+    for name in ("itm_head.weight", "itm_head.bias"):
+        network.weights[name] *= _MATCH_SHARE
+    pack.write(network.weights, arguments.out, {"seed": str(arguments.seed), "without": ", ".join(without)})
+
+
+def _remembered(file: Path, make: Callable[[], dict[Path, Labels]]) -> dict[Path, Labels]:
+    """Label maps from an earlier run, which take minutes to make."""
+    if not file.exists():
+        np.savez_compressed(file, **{str(photo): labels for photo, labels in make().items()})
+    with np.load(file) as kept:
+        return {Path(photo): kept[photo] for photo in kept}
+
+
+def _every_fourth(data: Path) -> set[str]:
+    classes = json.loads((data / "coco_mini_dev" / "index.json").read_text())["classes"]
+    return set(classes[4::4])
+
+
+@torch.no_grad()
+def _standardise(network: Network, photos: list[Photo]) -> None:
+    """Set mean and deviation of the tower's features."""
+    rng = random.Random(0)
+    features = []
+    for photo in photos[:300]:
+        sample = vary(load(photo), rng)
+        fine, deep = network.tower(torch.from_numpy(sample.rgb.copy()).permute(2, 0, 1)[None].float() / 255)
+        fine, deep = fine.flatten(2).transpose(1, 2), deep.flatten(2).transpose(1, 2)
+        head = F.relu6(F.linear(deep, network.weights["head_w"], network.weights["head_b"]))
+        features.append(torch.cat([head, fine], dim=-1)[0, ::7])
+    flat = torch.cat(features)
+    network.weights["mu"] = flat.mean(dim=0)
+    network.weights["sd"] = flat.std(dim=0) + 1e-3
+
+
+if __name__ == "__main__":
+    main()

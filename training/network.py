@@ -1,0 +1,178 @@
+"""The embedded model with gradients, and what it is trained for."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BertTokenizer
+
+from app.backbones import efficientnet
+from app.backbones.blip_text import BlipText, tokenize
+from app.backbones.efficientnet import EfficientNetLite2
+from app.backbones.embedded import HEADS, TEXT_EPS, VOCABULARY, image_tokens
+from app.method.backbone import TextTokens
+from app.method.class_map import head_max, token_sum
+
+from .start import TEXT_LAYERS
+
+_CPU = torch.device("cpu")
+
+
+class Network:
+    """Weights by name, as the file has them, with those that learn marked.
+
+    Attributes:
+        weights: Float32.
+        tower: Views of the same tensors.
+    """
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        self.weights = weights
+        prefix = "image_tower."
+        self.tower: EfficientNetLite2 = efficientnet.build(
+            {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)},
+            torch.float32,
+        )
+        weights.update({prefix + name: tensor for name, tensor in self.tower.tensors()})
+        self.text = BlipText(weights, heads=HEADS, layer_count=TEXT_LAYERS, eps=TEXT_EPS)
+        self.tokenizer = BertTokenizer(vocab=str(VOCABULARY))
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """Parameters that learn together.
+
+        Args:
+            name: `joining` (token projections, cross-attentions, match head), `tower` (the image tower's last stages,
+                their depthwise filters aside, and its head), `match` (cross-attention and match head, from the second
+                layer's values on) or `text` (the rest of the text tower from there on).
+        """
+        return {key: tensor for key, tensor in self.weights.items() if self._is_part(name, key)}
+
+    def _is_part(self, part: str, key: str) -> bool:
+        layer = int(key.split(".")[2]) if key.startswith("encoder.layer.") else -1
+        cross = "crossattention" in key
+        asks = ".query." in key or ".key." in key
+        match part:
+            case "joining":
+                return cross or key.startswith(("vis.", "itm_head."))
+            case "tower":
+                block = int(key.split(".")[2]) if key.startswith("image_tower.blocks.") else -1
+                late = block >= len(self.tower.before) and not key.endswith("depthwise.weight")
+                return late or key in ("head_w", "head_b")
+            case "match":
+                return key.startswith("itm_head.") or (cross and (layer > 1 or (layer == 1 and not asks)))
+            case "text":
+                forward = ".intermediate." in key or f".layer.{layer}.output." in key
+                return not cross and (layer > 1 or (layer == 1 and forward))
+        raise ValueError(f"expected a part of the network, got {part!r}")
+
+    def encode(
+        self, rgb: Float[Tensor, "batch 3 size size"], patches: Int[Tensor, "patch"], *, tower_learns: bool
+    ) -> Float[Tensor, "batch image_token width"]:
+        """The global token and those of some patches; the tower's early stages never learn."""
+        with torch.no_grad():
+            fine = self.tower.fine(rgb)
+        with torch.set_grad_enabled(tower_learns):
+            deep = fine
+            for block in self.tower.after:
+                deep = _with_cheap_gradient(block, deep)
+        # A random part of the patches stands for all of them: what follows the tower costs as much as its late stages.
+        some = [maps.flatten(2)[..., patches].unsqueeze(3) for maps in (fine, deep)]
+        return image_tokens(self.weights, *some)
+
+    def tokens_of(self, words: Sequence[str]) -> TextTokens:
+        """Prompts of these words."""
+        return tokenize(self.tokenizer, words, _CPU)
+
+    @torch.no_grad()
+    def first_hidden(self, text: TextTokens) -> Float[Tensor, "prompt token hidden"]:
+        """What the first cross-attention's queries are made of: no image is in it yet, and none of it learns."""
+        x = self.text._embed(text, {})
+        mask = (1 - text.attention_mask[:, None, None, :].to(x.dtype)) * -1e4
+        return self.text._self_attention(x, mask, "encoder.layer.0.attention.")
+
+    def first_scores(
+        self,
+        hidden: Float[Tensor, "prompt token hidden"],
+        mask: Int[Tensor, "prompt token"],
+        tokens: Float[Tensor, "batch patch width"],
+    ) -> Float[Tensor, "batch prompt patch"]:
+        """First layer's head-max, token-summed logits of the same prompts for all photos."""
+        prefix = "encoder.layer.0.crossattention.self."
+        w = self.weights
+        q = F.linear(hidden, w[prefix + "query.weight"], w[prefix + "query.bias"]).unflatten(-1, (HEADS, -1))
+        k = F.linear(tokens, w[prefix + "key.weight"], w[prefix + "key.bias"]).unflatten(-1, (HEADS, -1))
+        real = mask.bool()
+        flat = q[real].transpose(0, 1) / q.shape[-1] ** 0.5  # head, token of any prompt, size
+        logits = flat[None] @ k.permute(0, 2, 3, 1)  # batch, head, token, patch
+        strongest = logits.amax(dim=1)
+        owner = torch.arange(len(mask))[:, None].expand_as(mask)[real]
+        out = strongest.new_zeros(len(tokens), len(mask), tokens.shape[1])
+        return out.index_add(1, owner, strongest)
+
+    def all_scores(
+        self, tokens: Float[Tensor, "image_token width"], text: TextTokens
+    ) -> tuple[list[Float[Tensor, "prompt patch"]], Float[Tensor, "prompt 2"]]:
+        """Every layer's scores of one photo's prompts, and the match head's logits."""
+        logits, hidden = self.text.attend(tokens, text, layers=range(TEXT_LAYERS), adapters=None)
+        scores = [token_sum(head_max(logits[layer]), text.attention_mask) for layer in range(TEXT_LAYERS)]
+        w = self.weights
+        return scores, F.linear(hidden[:, 0], w["itm_head.weight"], w["itm_head.bias"])
+
+
+def class_map_loss(
+    scores: Float[Tensor, "prompt patch"],
+    background: int,
+    target: Float[Tensor, "class patch"],
+    known: Float[Tensor, "patch"],
+    *,
+    background_shift: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the class map (background = sum over its prompts), each class weighing by the root of its area.
+
+    Args:
+        scores: The background's prompts first.
+        background: How many they are.
+        background_shift: Added to the background's logit: log of how many more words it has in use than here.
+    """
+    joined = torch.cat([scores[:background].logsumexp(dim=0, keepdim=True) + background_shift, scores[background:]])
+    log_p = joined.log_softmax(dim=0).clamp_min(-25)
+    share = target * known
+    area = share.sum(dim=1, keepdim=True)
+    weight = share / (area + 2).sqrt()
+    return -(weight * log_p).sum() / weight.sum().clamp_min(1e-6)
+
+
+class _Depthwise(torch.autograd.Function):
+    """A depthwise convolution whose filters don't learn: its gradient is one more convolution.
+
+    The library's own backward also makes the filters' gradient, and takes ten times as long.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:  # type: ignore[no-untyped-def, override]
+        ctx.weight, ctx.dilation = weight, dilation
+        padding = (weight.shape[-1] // 2) * dilation
+        return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def, override]
+        flipped = ctx.weight.flip(2, 3).contiguous(memory_format=torch.channels_last)
+        padding = (flipped.shape[-1] // 2) * ctx.dilation
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        back = F.conv2d(grad, flipped, None, padding=padding, dilation=ctx.dilation, groups=len(flipped))
+        return back, None, grad.sum(dim=(0, 2, 3)), None
+
+
+def _with_cheap_gradient(block: efficientnet.Block, x: Tensor) -> Tensor:
+    """What the block computes, with pointwise convolutions as matrix products."""
+    y = F.relu6(_pointwise(x, block.expand)) if block.expand else x
+    depthwise = block.depthwise
+    y = F.relu6(_Depthwise.apply(y, depthwise.weight.detach(), depthwise.bias, depthwise.dilation))
+    y = _pointwise(y, block.project)
+    return x + y if block.residual else y
+
+
+def _pointwise(x: Tensor, conv: efficientnet.Conv) -> Tensor:
+    return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
