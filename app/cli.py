@@ -172,6 +172,7 @@ def evaluate(
     layers: Annotated[str | None, typer.Option(help="Layers to read, such as 0,3.")] = None,
     backbone: Annotated[str | None, typer.Option(help="As EXEMPLAR_BACKBONE.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Write good, middling and failed cases here, as PNG.")] = None,
 ) -> None:
     """Measure mIoU on a folder of photos with masks, each protocol beside the words alone."""
     from app.method.prompts import BACKGROUND_WORDS
@@ -197,19 +198,22 @@ def evaluate(
             background=settings.background_words or BACKGROUND_WORDS,
             recipe=recipe_of(settings),
         )
-        report = Evaluation(
+        evaluation = Evaluation(
             model,
             dataset,
             options,
             lambda step, steps, what: bar.update(task, completed=step, total=steps, description=what),
-        ).run()
-    from app.report import as_json, as_table
+        )
+        report = evaluation.run()
+    from app.report import as_json, as_picture, as_table
 
     console.print(as_table(report))
     if json_file:
         json_file.write_text(
             json.dumps(as_json(report, dataset=str(data.name), backbone=model, options=options), indent=2)
         )
+    if pictures:
+        as_picture(evaluation.cases(9), dataset.classes).save(pictures, format="PNG")
 
 
 async def _serve(settings: Settings) -> None:

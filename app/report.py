@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+from PIL import Image, ImageDraw
 from rich.table import Table
 
 from app.method.backbone import Backbone
-from app.services.evaluation import Options, Report, rows
+from app.method.masks import overlay
+from app.method.tuning import IGNORE
+from app.services.evaluation import Case, Options, Report, rows
 
 
 def as_table(report: Report) -> Table:
@@ -42,6 +47,30 @@ def as_json(report: Report, *, dataset: str, backbone: Backbone, options: Option
             for column, scores in report.scores.items()
         },
     }
+
+
+def as_picture(cases: Sequence[Case], classes: Sequence[str], height: int = 240) -> Image.Image:
+    """A row for each case: the photo, what is true, and what each column found."""
+    rows = [_row(case, classes, height) for case in cases]
+    sheet = Image.new("RGB", (max(row.width for row in rows), height * len(rows)), "white")
+    for number, row in enumerate(rows):
+        sheet.paste(row, (0, height * number))
+    return sheet
+
+
+def _row(case: Case, classes: Sequence[str], height: int) -> Image.Image:
+    numbers = sorted({int(n) for labels in case.labels.values() for n in np.unique(labels)} - {0, IGNORE})
+    names = [classes[number] for number in numbers]
+    painted = [overlay(case.photo, [labels == n for n in numbers], names) for labels in case.labels.values()]
+    tiles = [Image.fromarray(picture) for picture in (case.photo, *painted)]
+    tiles = [tile.resize((round(tile.width * height / tile.height), height)) for tile in tiles]
+    row = Image.new("RGB", (sum(tile.width for tile in tiles), height))
+    left = 0
+    for title, tile in zip(("", *case.labels), tiles, strict=True):
+        row.paste(tile, (left, 0))
+        ImageDraw.Draw(row).text((left + 4, height - 14), title, fill="white", stroke_width=2, stroke_fill="black")
+        left += tile.width
+    return row
 
 
 def _share(value: float | None) -> str:

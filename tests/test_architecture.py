@@ -58,7 +58,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     # What the command line is made of.
     "app.client": ("app.errors",),
     "app.demo": ("app.client", "app.errors", "app.method.masks"),
-    "app.report": ("app.services.evaluation", "app.method.backbone"),
+    "app.report": ("app.services.evaluation", "app.method"),
 }
 
 # The method is plain torch: no model library, no store, no HTTP.

@@ -156,6 +156,21 @@ def read_dataset(folder: Path, *, split: str | None, ids: Path | None, limit: in
     return Dataset(classes, tuple(photos[:limit]))
 
 
+@dataclass(frozen=True)
+class Case:
+    """One photo of a measurement, to be looked at.
+
+    Attributes:
+        photo: RGB.
+        score: Mean IoU of the classes asked for in this photo, in the last column, with background.
+        labels: Class numbers: what is true, then what each column found.
+    """
+
+    photo: np.ndarray
+    score: float
+    labels: dict[str, np.ndarray]
+
+
 class Evaluation:
     """One measurement.
 
@@ -172,6 +187,8 @@ class Evaluation:
         self.backbone, self.dataset, self.options, self._progress = backbone, dataset, options, progress
         self.layers = options.layers or backbone.default_layers
         self._encoded: dict[str, tuple[Tensor, Tensor, Frame]] = {}
+        self._columns: dict[str, Predict] = {}
+        self._ranked: list[tuple[float, Photo]] = []
 
     def run(self) -> Report:
         """Measure; the words alone are a column beside every other protocol, on the same photos."""
@@ -191,9 +208,30 @@ class Evaluation:
                 columns["one-shot"] = self._independent(supports)
             elif self.options.protocol == "joint":
                 columns["joint"] = self._joint(supports, seed)
+            self._columns, self._ranked = columns, []
             for column, score in self._score(rest, columns, f"seed {seed}").items():
                 scores.setdefault(column, []).append(score)
         return Report(self.dataset.classes, photos, scores)
+
+    def cases(self, count: int) -> list[Case]:
+        """Photos of the last seed from the best to the worst: so many at equal distances in rank."""
+        ranked = sorted(self._ranked, key=lambda item: -item[0])
+        chosen = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
+        cases = []
+        for score, photo in (ranked[index] for index in chosen):
+            labels = {"truth": photo.read_labels()}
+            for column, predict in self._columns.items():
+                labels[column] = self._found(predict(photo, self._asked(photo)), photo)
+            cases.append(Case(photo.read(), score, labels))
+        return cases
+
+    def _found(self, maps: Tensor, photo: Photo) -> np.ndarray:
+        """Class numbers at the photo's size, refined if the measurement is."""
+        _, rgb, frame = self._encode(photo)
+        maps = refine(maps, rgb, CrfParameters()) if self.options.crf else maps
+        numbers = np.array([0, *self._asked(photo)])
+        found: np.ndarray = numbers[to_photo(maps, frame).argmax(dim=0).cpu().numpy()]
+        return found
 
     def _supports(self, seed: int) -> dict[int, list[Photo]]:
         """Per class the photos it is taught from; a class that would have none left to test on is not taught."""
@@ -226,8 +264,11 @@ class Evaluation:
                 maps = predict(photo, asked)
                 counts[column].add(*self._compare(maps, frame, photo, asked))
                 if self.options.crf:
-                    refined = refine(maps, rgb, CrfParameters())
-                    counts[column + " + CRF"].add(*self._compare(refined, frame, photo, asked))
+                    maps = refine(maps, rgb, CrfParameters())
+                    counts[column + " + CRF"].add(*self._compare(maps, frame, photo, asked))
+            alone = _Counts(len(self.dataset.classes))
+            alone.add(*self._compare(maps, frame, photo, asked))
+            self._ranked.append((alone.score().mean, photo))
         self._progress(len(photos), len(photos), f"{what}: segmenting")
         return {column: count.score() for column, count in counts.items()}
 

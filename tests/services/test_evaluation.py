@@ -15,6 +15,7 @@ from app.errors import InvalidInputError
 from app.method.backbone import Backbone
 from app.method.prompts import BACKGROUND_WORDS
 from app.method.tuning import Recipe
+from app.report import as_picture
 from app.services.evaluation import Dataset, Evaluation, Options, Report, Score, _Counts, read_dataset
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -135,3 +136,22 @@ def test_too_few_photos_to_test_on_is_refused(folder: Path, embedded: Backbone) 
     options = replace(OPTIONS, protocol="one-shot", shots=1)
     report = Evaluation(embedded, Dataset(("background", "person", "cat"), photos), options, quiet).run()
     assert report.photos == 1, "a class with a single photo isn't taught, so that the photo can be tested on"
+
+
+def test_cases_go_from_the_best_photo_to_the_worst(folder: Path, embedded: Backbone) -> None:
+    evaluation = Evaluation(embedded, everything(folder), replace(OPTIONS, protocol="one-shot"), quiet)
+    evaluation.run()
+    cases = evaluation.cases(5)
+    assert len(cases) == 2, "as many as there are"
+    assert cases[0].score >= cases[1].score
+    for case in cases:
+        assert list(case.labels) == ["truth", "words", "one-shot"]
+        assert all(labels.shape == case.photo.shape[:2] for labels in case.labels.values())
+
+
+def test_cases_are_drawn_a_row_each(folder: Path, embedded: Backbone) -> None:
+    evaluation = Evaluation(embedded, everything(folder), OPTIONS, quiet)
+    evaluation.run()
+    sheet = as_picture(evaluation.cases(3), evaluation.dataset.classes, height=101)
+    assert sheet.height == 3 * 101
+    assert sheet.width > 3 * 101 * 0.6, "the photo, the truth and what the words found beside each other"
