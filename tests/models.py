@@ -14,6 +14,7 @@ from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
 from app.backbones.embedded import VOCABULARY
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone
+from app.method.visual_prompt import BIAS, DIRECTION
 
 INPUT_PX = 112
 
@@ -64,6 +65,7 @@ def random_adapter(
         name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
         for name, tensor in backbone.trainable(layers, backbone.tokenize(prompts)).items()
     }
+    own |= {DIRECTION: torch.randn(backbone.token_width, generator=generator), BIAS: torch.tensor(0.1 * seed - 0.2)}
     return Adapter(
         backbone=backbone.name,
         revision=backbone.revision,

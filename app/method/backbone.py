@@ -44,6 +44,7 @@ class Backbone(Protocol):
     default_layers: tuple[int, ...]
     patch_grid_hw: tuple[int, int]
     input_size: int
+    token_width: int
 
     @property
     def device(self) -> str:

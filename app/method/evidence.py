@@ -12,6 +12,7 @@ from .adapter import TOKEN_IDS, TOKEN_ROWS, Adapter
 from .backbone import Backbone
 from .class_map import head_max, token_sum
 from .prompts import prompt_set
+from .visual_prompt import BIAS, DIRECTION, visual_logits
 
 # Prompts of one pass: bounds the logits [prompt, head, token, patch] to some tens of megabytes however many categories
 # are asked for.
@@ -61,8 +62,12 @@ def prompt_evidence(
     for members in batches(groups):
         words = [word for index in members for word in groups[index].words]
         adapters = [adapter for index in members if (adapter := _tuned(groups[index])) is not None]
-        summed, scores = _attend(backbone, image_tokens, words, layers, stack(adapters))
+        stacked = stack(adapters)
+        summed, scores = _attend(backbone, image_tokens, words, layers, stacked)
         sizes = [len(groups[index].words) for index in members]
+        if stacked and DIRECTION in stacked:
+            seen = visual_logits(image_tokens, stacked[DIRECTION], stacked[BIAS])
+            summed = summed + seen.repeat_interleave(torch.tensor(sizes, device=seen.device), dim=0)
         parts = zip(members, torch.split(summed, sizes, dim=1), torch.split(scores, sizes), strict=True)
         for index, part, score in parts:
             logits[index], match[index] = part, score

@@ -9,18 +9,13 @@ from torch.nn import functional as F
 
 from .class_map import upsample
 from .tuning import Shot
+from .visual_prompt import mean_tokens
 
 
 def prototypes(shots: Sequence[Shot], grid_hw: tuple[int, int]) -> Float[Tensor, "2 width"]:
     """Mean image token outside (row 0) and inside (row 1) the masks of one category's examples, of unit length."""
-    sums = torch.zeros(2, shots[0].image_tokens.shape[1], device=shots[0].image_tokens.device)
-    for example in shots:
-        tokens = F.normalize(example.image_tokens[1:].float(), dim=1)
-        inside = F.adaptive_avg_pool2d((example.target * example.inside)[None], grid_hw).flatten()
-        outside = F.adaptive_avg_pool2d(((1 - example.target) * example.inside)[None], grid_hw).flatten()
-        for row, weight in enumerate((outside, inside)):
-            sums[row] += (weight @ tokens) / weight.sum().clamp_min(1e-6)
-    return F.normalize(sums, dim=1)
+    inside, outside = zip(*(example.sides(grid_hw) for example in shots), strict=True)
+    return mean_tokens([example.image_tokens for example in shots], inside, outside)
 
 
 def prototype_map(

@@ -6,7 +6,7 @@ between steps.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +18,7 @@ from .backbone import Backbone, TextTokens
 from .class_map import class_scores, head_max, normalise, prompt_scores, token_sum, upsample
 from .evidence import PromptGroup, prompt_evidence
 from .prompts import PromptSet
+from .visual_prompt import BIAS, DIRECTION, Prior, fit, mean_tokens, visual_logits
 
 IGNORE = 255  # label of pixels that count for neither side
 
@@ -36,8 +37,10 @@ class Recipe:
         learned_ensemble: Learn the weights of the layers too; otherwise their mean.
         ensemble_learning_rate: Rate of those weights' logits.
         interpolation: How far the adapter goes from the base parameters to the tuned ones. All the way (1) is the
-            authors'; one photo teaches too much certainty, and a third of the way does better on other photos
+            authors'; one photo teaches too much certainty, and a fifth of the way does better on other photos
             (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903).
+        visual_prompt: What to believe of the visual prompt, which is fitted after the last step; None for none (the
+            authors').
         others: So many other categories' names compete while one is tuned.
         shots_per_step: Examples that one step looks at, in turn.
         label_scale: Loss resolution, in pixels per patch.
@@ -50,13 +53,14 @@ class Recipe:
     background_weight: float = 0.5
     learned_ensemble: bool = False
     ensemble_learning_rate: float = 0.02
-    interpolation: float = 0.35
+    interpolation: float = 0.2
+    visual_prompt: Prior | None = field(default_factory=Prior)
     others: int = 16
     shots_per_step: int = 4
     label_scale: int = 4
 
 
-PAPER_RECIPE = Recipe(balanced=False, interpolation=1.0)
+PAPER_RECIPE = Recipe(balanced=False, interpolation=1.0, visual_prompt=None)
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,12 @@ class Shot:
         """Cells from top to bottom and from left to right."""
         height, width = self.target.shape
         return height, width
+
+    def sides(self, grid_hw: tuple[int, int]) -> tuple[Float[Tensor, "patch"], Float[Tensor, "patch"]]:
+        """Share of each patch that is the category, and that is not; padding is neither."""
+        both = torch.stack([self.target, 1 - self.target]) * self.inside
+        inside, outside = F.adaptive_avg_pool2d(both, grid_hw).flatten(1)
+        return inside, outside
 
 
 def shot(
@@ -191,12 +201,26 @@ class CategoryTuning:
 
     @torch.no_grad()
     def adapted(self) -> dict[str, Tensor]:
-        """The parameters of the adapter: the recipe's part of the way from the base parameters to the tuned ones."""
+        """The adapter: the recipe's part of the way from the base parameters to the tuned ones, and a visual prompt."""
         share = self.recipe.interpolation
-        return {
+        parameters = {
             name: tensor if name == TOKEN_IDS else torch.lerp(self._start[name], tensor.detach(), share)
             for name, tensor in self.parameters.items()
         }
+        prior = self.recipe.visual_prompt
+        return {**parameters, **self._visual_prompt(parameters, prior)} if prior else parameters
+
+    def _visual_prompt(self, parameters: Mapping[str, Tensor], prior: Prior) -> dict[str, Tensor]:
+        tokens = [example.image_tokens for example in self.shots]
+        inside, outside = zip(*(example.sides(self.backbone.patch_grid_hw) for example in self.shots), strict=True)
+        outer, inner = mean_tokens(tokens, inside, outside)
+        likeness = [F.normalize(photo[1:].float(), dim=1) @ (inner - outer) for photo in tokens]
+        log_odds = []
+        for index in range(len(self.shots)):
+            own = normalise(self._scores(index, parameters))[-1]
+            log_odds.append(torch.logit(own, eps=1e-5))
+        strength, bias = fit(log_odds, likeness, inside, outside, prior)
+        return {DIRECTION: strength * (inner - outer), BIAS: torch.tensor(bias, device=inner.device)}
 
     def tensors(self, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
         """The adapter's parameters, as it keeps them."""
@@ -226,6 +250,8 @@ class CategoryTuning:
         total = torch.zeros(())
         for row, layer in enumerate(self.layers):
             own = token_sum(head_max(seen.logits[layer]), self.text.attention_mask).float()
+            if parameters and DIRECTION in parameters:
+                own = own + visual_logits(example.image_tokens, parameters[DIRECTION][None], parameters[BIAS][None])
             logits = torch.cat([constant.patch_logits[row], own])
             scores = class_scores(prompt_scores(logits, match), self._spans)
             # Only this category's weights are learned; the other classes average, as they will at request time.

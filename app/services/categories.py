@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+import torch
+
 from app.errors import ConflictError, InvalidInputError, NotFoundError
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS, Adapter, adapter_from_bytes
 from app.method.backbone import Backbone
+from app.method.visual_prompt import BIAS, DIRECTION
 from app.services.job_engine import JobEngine
 from app.services.models import Models
 from app.services.segmentation import fits
@@ -189,6 +192,8 @@ def check_adapter(adapter: Adapter, backbone: Backbone) -> None:
     if not adapter.tensors:
         return
     expected = backbone.trainable(adapter.layers, backbone.tokenize(adapter.prompts))
+    if BIAS in adapter.tensors:
+        expected |= {DIRECTION: torch.zeros(backbone.token_width), BIAS: torch.zeros(())}
     if set(adapter.tensors) != set(expected):
         raise InvalidInputError("The adapter's tensors are not those that the backbone tunes.", field="body")
     rows = len(adapter.tensors.get(TOKEN_IDS, ()))

@@ -95,6 +95,10 @@ def test_every_family_is_tested_here(loaded: dict[str, Backbone]) -> None:
 
 def test_it_says_what_it_is(backbone: Backbone) -> None:
     assert (backbone.device, backbone.dtype) == ("cpu", "float32")
+    assert (
+        backbone.encode_image(torch.zeros(1, 3, backbone.input_size, backbone.input_size)).shape[-1]
+        == backbone.token_width
+    )
     assert set(backbone.default_layers) <= set(range(backbone.layer_count))
     assert backbone.memory_bytes > 1_000_000
     assert len(backbone.revision) == 16

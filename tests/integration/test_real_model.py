@@ -47,7 +47,10 @@ def test_one_example_each_and_other_photos_are_segmented_into_all(start, embedde
         api.taught("giraffe", photo=photo("giraffes"), files={"mask": mask("giraffes")})
 
         cup, giraffe = api.segment(photo=photo("coffee")).json()["categories"]
-        assert (cup["name"], cup["adapted"], giraffe["adapted"]) == ("cup", True, True)
+        # The words alone may mark the example's giraffes better than any adapter: then they stay in use.
+        scores = api.category("giraffe")["adapter"]
+        helped = scores["example_iou"] >= scores["zero_shot_example_iou"]
+        assert (cup["name"], cup["adapted"], giraffe["adapted"]) == ("cup", True, helped)
         assert iou(cup, "coffee") > 0.5
         assert giraffe["area"] < 0.05 * 600 * 400
         cup, giraffe = api.segment(photo=photo("giraffe_head")).json()["categories"]

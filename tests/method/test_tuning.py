@@ -26,11 +26,12 @@ from app.method.tuning import (
     object_and_background_weight,
     shot,
 )
+from app.method.visual_prompt import Prior
 
 LAYERS = (0, 3)
 BACKGROUND = ("sky", "wall", "railway track")
 OTHERS = ("cat", "tree")
-RECIPE = Recipe(steps=7, learning_rate=5e-3)
+RECIPE = Recipe(steps=7, learning_rate=5e-3, visual_prompt=None)
 
 
 def image_tokens_of(blip: Blip, seed: int) -> Tensor:
@@ -166,8 +167,11 @@ class TestOneCategory:
             torch.testing.assert_close(in_parts, at_once, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("learned_ensemble", [False, True])
-    def test_a_request_sees_what_tuning_saw(self, blip: Blip, shots: list[Shot], learned_ensemble: bool) -> None:
-        tuning = tuning_of(blip, shots, replace(RECIPE, learned_ensemble=learned_ensemble))
+    @pytest.mark.parametrize("prior", [None, Prior()])
+    def test_a_request_sees_what_tuning_saw(
+        self, blip: Blip, shots: list[Shot], learned_ensemble: bool, prior: Prior | None
+    ) -> None:
+        tuning = tuning_of(blip, shots, replace(RECIPE, learned_ensemble=learned_ensemble, visual_prompt=prior))
         for _ in range(5):
             tuning.step()
         adapter = Adapter(
@@ -189,6 +193,12 @@ class TestOneCategory:
             scores = tuning._scores(0, tuning.adapted())
         seen = normalise(upsample(scores, (7, 7), (112, 112)))
         torch.testing.assert_close(found.probabilities, seen, rtol=1e-4, atol=1e-5)
+
+    def test_a_visual_prompt_finds_an_object_that_the_words_do_not(self, blip: Blip, shots: list[Shot]) -> None:
+        prior = Prior(likeness=5.0, likeness_deviation=50.0, bias_deviation=10.0, evidence=50.0)
+        tuning = tuning_of(blip, shots, replace(RECIPE, interpolation=0.0, visual_prompt=prior))
+        assert tuning.example_iou(adapted=False) < 0.5
+        assert tuning.example_iou(adapted=True) > 0.9
 
     @pytest.mark.parametrize("interpolation", [0.0, 0.25, 1.0])
     def test_the_adapter_goes_a_part_of_the_way(self, blip: Blip, shots: list[Shot], interpolation: float) -> None:
