@@ -194,21 +194,31 @@ class CategoryTuning:
 
     @torch.no_grad()
     def example_iou(self, *, adapted: bool) -> float:
-        """Mean intersection over union on the category's own examples, by the tuned parameters or the words alone."""
-        parameters = self.adapted() if adapted else None
+        """Mean intersection over union on the category's own examples, by the adapter or the words alone."""
+        return self._mean_iou(self.adapted() if adapted else None)
+
+    def _mean_iou(self, parameters: Mapping[str, Tensor] | None) -> float:
         scores = [self._iou(index, parameters) for index in range(len(self.shots))]
         return sum(scores) / len(scores)
 
     @torch.no_grad()
     def adapted(self) -> dict[str, Tensor]:
-        """The adapter: the recipe's part of the way from the base parameters to the tuned ones, and a visual prompt."""
+        """The adapter: the recipe's part of the way from the base parameters to the tuned ones, and a visual prompt.
+
+        The visual prompt is left out where the examples are marked worse with it than by the words alone, and not
+        without it.
+        """
         share = self.recipe.interpolation
         parameters = {
             name: tensor if name == TOKEN_IDS else torch.lerp(self._start[name], tensor.detach(), share)
             for name, tensor in self.parameters.items()
         }
         prior = self.recipe.visual_prompt
-        return {**parameters, **self._visual_prompt(parameters, prior)} if prior else parameters
+        if prior is None:
+            return parameters
+        whole = {**parameters, **self._visual_prompt(parameters, prior)}
+        words = self._mean_iou(None)
+        return parameters if self._mean_iou(whole) < words <= self._mean_iou(parameters) else whole
 
     def _visual_prompt(self, parameters: Mapping[str, Tensor], prior: Prior) -> dict[str, Tensor]:
         tokens = [example.image_tokens for example in self.shots]
