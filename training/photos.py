@@ -178,7 +178,7 @@ def paste(onto: Sample, source: Sample, rng: random.Random) -> Sample:
     """Copy one region of another photo onto this one (Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177)."""
     value = rng.randint(1, len(source.regions)) if source.regions else 0
     ys, xs = np.nonzero(source.labels == value)
-    if not value or len(ys) < 64 or len(onto.regions) > 200:
+    if not value or len(ys) < 64:
         return onto
     box = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
     piece = Image.fromarray(source.rgb).crop(box)

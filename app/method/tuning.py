@@ -177,6 +177,7 @@ class CategoryTuning:
             lr=recipe.learning_rate,
         )
         self._turn = self._turns()
+        self._adapted: dict[str, Tensor] | None = None  # of the steps so far, made when it is first asked for
 
     @property
     def ensemble(self) -> tuple[float, ...]:
@@ -190,6 +191,7 @@ class CategoryTuning:
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
         self._optimiser.step()
+        self._adapted = None
         return loss.item()
 
     @torch.no_grad()
@@ -208,6 +210,11 @@ class CategoryTuning:
         The visual prompt is left out where the examples are marked worse with it than by the words alone, and not
         without it.
         """
+        if self._adapted is None:
+            self._adapted = self._finish()
+        return self._adapted
+
+    def _finish(self) -> dict[str, Tensor]:
         share = self.recipe.interpolation
         parameters = {
             name: tensor if name == TOKEN_IDS else torch.lerp(self._start[name], tensor.detach(), share)
