@@ -13,18 +13,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from app.backbones import embedded
 from app.backbones.embedded import dequantised
 
 from . import pack
 from .network import Network
 from .photos import Labels, Photo, imagenet_names, load, masked_photos, named_photos, vary
-from .pseudo_labels import pseudo_labels
+from .pseudo_labels import own_labels, pseudo_labels
 from .start import starting_weights
 from .train import STAGES, Collections, Material, Vocabulary, train
 from .vocabulary import excluded_with
 
 # The match head is surer of itself than it may be on photos that it never saw: its log-odds are shrunk.
 _MATCH_SHARE = 0.3
+
+# The later layers mark best (docs/embedded-model.md).
+_TEACHER_LAYERS = (1, 2, 3)
 
 _HELD_OUT = Path(__file__).parent / "held_out.json"
 
@@ -68,6 +72,8 @@ def main() -> None:
     first = [stage.name for stage in STAGES].index(arguments.stage)
     for stage in STAGES[first:]:
         shortened = replace(stage, steps=max(1, round(arguments.pace * stage.steps)))
+        if stage.own_labels:
+            material = _labelled_by(network, material, arguments.out)
 
         def keep(weights: dict[str, Tensor], step: int, name: str = stage.name) -> None:
             facts = {"stage": name, "step": str(step), "seed": str(arguments.seed), "without": ", ".join(without)}
@@ -77,6 +83,20 @@ def main() -> None:
     for name in ("itm_head.weight", "itm_head.bias"):
         network.weights[name] *= _MATCH_SHARE
     pack.write(network.weights, arguments.out, {"seed": str(arguments.seed), "without": ", ".join(without)})
+
+
+def _labelled_by(network: Network, material: Material, out: Path) -> Material:
+    """The same photos, those without masks labelled by the network itself."""
+    pack.write(network.weights, out, {})
+    model = embedded.load(str(out), device="cpu", dtype="float32")
+    first = material.guessed
+    guessed = _remembered(
+        out.with_suffix(".own-labels.npz"),
+        lambda: own_labels(model, material.collections.named, first, layers=_TEACHER_LAYERS),
+    )
+    named = [photo for photo in material.collections.named if photo.image in guessed]
+    print(f"{len(named)} photos labelled by the network itself", flush=True)
+    return replace(material, collections=replace(material.collections, named=named), guessed=guessed)
 
 
 def _remembered(file: Path, make: Callable[[], dict[Path, Labels]]) -> dict[Path, Labels]:

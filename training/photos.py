@@ -6,6 +6,7 @@ may be asked for.
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -202,3 +203,22 @@ def paste(onto: Sample, source: Sample, rng: random.Random) -> Sample:
     part = labels[top : top + size[1], left : left + size[0]]
     part[np.asarray(shape)[: part.shape[0], : part.shape[1]] > 127] = target
     return Sample(np.asarray(image), labels, regions, onto.uncertain)
+
+
+def mosaic(samples: Sequence[Sample]) -> Sample:
+    """Four photos in a square: small things, and more of them (Bochkovskiy et al. 2020, https://arxiv.org/abs/2004.10934)."""
+    half = SIZE // 2
+    rgb, labels = np.zeros((SIZE, SIZE, 3), np.uint8), np.zeros((SIZE, SIZE), np.uint8)
+    regions: list[Region] = []
+    for number, sample in enumerate(samples):
+        rows, columns = (slice(half * side, half * (side + 1)) for side in divmod(number, 2))
+        values = np.full(256, UNKNOWN, np.uint8)
+        values[0] = 0
+        for value, region in enumerate(sample.regions, start=1):
+            if region not in regions:
+                regions.append(region)
+            values[value] = regions.index(region) + 1
+        rgb[rows, columns] = Image.fromarray(sample.rgb).resize((half, half), Image.Resampling.BILINEAR)
+        small = Image.fromarray(sample.labels).resize((half, half), Image.Resampling.NEAREST)
+        labels[rows, columns] = values[np.asarray(small)]
+    return Sample(rgb, labels, regions, set().union(*(sample.uncertain for sample in samples)))

@@ -1,4 +1,9 @@
-"""Guessed masks for photos that have only a class: where the ImageNet classifier sees it (Zhou et al. 2016)."""
+"""Guessed masks for photos that have only a class.
+
+First where the ImageNet classifier sees it (class activation maps, Zhou et al. 2016, https://arxiv.org/abs/1512.04150);
+later where the half-trained model itself sees it when told what there is (self-training, Xie et al. 2020,
+https://arxiv.org/abs/1911.04252), with edges that follow the photo.
+"""
 
 from pathlib import Path
 
@@ -9,6 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from app.method.backbone import Backbone
+from app.method.crf import CrfParameters
+from app.method.frame import to_photo
+from app.method.segment import Query, class_map, encode, refine
+
 from .network import Network
 from .photos import SIZE, UNKNOWN, Labels, Photo
 
@@ -16,6 +26,12 @@ from .photos import SIZE, UNKNOWN, Labels, Photo
 _OBJECT, _BACKGROUND = 0.5, 0.15
 # A class that is nowhere at least this probable gets no mask.
 _SEEN = 0.2
+# The model's own probability from which a pixel is the object, or background.
+_SURE = 0.6
+# Share of a photo that its object takes at least; with less of it, it was not found.
+_FOUND = 0.01
+# People stand about in photos of other things: not the object, and not background either.
+_PEOPLE = ("person", "people", "face")
 
 
 @torch.no_grad()
@@ -39,6 +55,33 @@ def pseudo_labels(network: Network, photos: list[Photo]) -> dict[Path, Labels]:
         labels[share > _OBJECT] = 1
         labels[share < _BACKGROUND] = 0
         found[photo.image] = labels.numpy()
+    return found
+
+
+@torch.no_grad()
+def own_labels(
+    model: Backbone, photos: list[Photo], first: dict[Path, Labels], *, layers: tuple[int, ...]
+) -> dict[Path, Labels]:
+    """Better label maps, by a model that learned from the first ones; a photo whose object it doesn't find is left out.
+
+    Args:
+        first: What `pseudo_labels` made: what is an object there doesn't become background.
+        layers: Layers that are read.
+    """
+    found: dict[Path, Labels] = {}
+    for photo in tqdm(photos, desc="own labels", unit="photo", mininterval=20):
+        image = np.array(Image.open(photo.image).convert("RGB"))
+        names = photo.regions[1].names
+        queries = [Query(names)] if set(_PEOPLE) & set(names) else [Query(names), Query(_PEOPLE)]
+        rgb, frame = model.preprocess(image)
+        probabilities = class_map(model, encode(model, rgb), queries, layers=layers).probabilities
+        background, object_, *_ = to_photo(refine(probabilities, rgb, CrfParameters()), frame)
+        if (object_ > _SURE).float().mean() < _FOUND:
+            continue
+        labels = np.full(object_.shape, UNKNOWN, np.uint8)
+        labels[(background > _SURE).numpy() & (first[photo.image] != 1)] = 0
+        labels[(object_ > _SURE).numpy()] = 1
+        found[photo.image] = labels
     return found
 
 

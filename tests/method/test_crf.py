@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.method.crf import CrfParameters, blurred, conv_crf, neighbour_weights, pass_messages
+from app.method.crf import CrfParameters, conv_crf, neighbour_weights, pass_messages
 
 
 def plain_crf(class_map: Tensor, colours: Tensor, *, iterations: int, size: int, blur: int) -> Tensor:
@@ -64,32 +64,56 @@ def test_the_authors_settings_are_the_default() -> None:
     torch.testing.assert_close(conv_crf(class_map, colours), plain, rtol=0, atol=1e-3)
 
 
+def neighbours_of(colours: Tensor, row: int, column: int) -> Tensor:
+    """What a pixel of a small image takes of the 3 × 3 pixels around it."""
+    weights = neighbour_weights(colours, CrfParameters(filter_size=3, blur=1))
+    return weights[0].view(10, 10, 8, 8)[row : row + 3, column : column + 3, row, column]
+
+
 def test_a_neighbour_of_like_colour_weighs_ten_and_its_nearness_up_to_three() -> None:
-    weights = neighbour_weights(torch.zeros(3, 5, 7), CrfParameters(filter_size=3, blur=1)).view(3, 3, 5, 7)
-    assert weights[1, 1, 2, 3] == pytest.approx(13)
-    assert weights[1, 2, 2, 3] == pytest.approx(10 + 3 * 0.9459595)  # exp(−1/18): one pixel, deviation 3
-    assert weights[2, 2, 2, 3] == pytest.approx(10 + 3 * 0.8948393)  # exp(−2/18)
-    assert weights[0, :, 0].abs().max() == 0  # nothing lies above the first row
-    assert weights[:, 2, :, 6].abs().max() == 0  # nor right of the last column
+    grey = torch.zeros(3, 5, 7)
+    weights = neighbours_of(grey, 2, 3)
+    assert weights[1, 1] == pytest.approx(13)
+    assert weights[1, 2] == pytest.approx(10 + 3 * 0.9459595)  # exp(−1/18): one pixel, deviation 3
+    assert weights[2, 2] == pytest.approx(10 + 3 * 0.8948393)  # exp(−2/18)
+    assert neighbours_of(grey, 0, 3)[0].abs().max() == 0  # nothing lies above the first row
+    assert neighbours_of(grey, 2, 6)[:, 2].abs().max() == 0  # nor right of the last column
+    # … and of no pixel further away.
+    assert (neighbour_weights(grey, CrfParameters(filter_size=3, blur=1))[0, :, 2 * 8 + 3] > 0).sum() == 9
 
 
 def test_a_neighbour_of_another_colour_weighs_its_nearness_alone() -> None:
     colours = torch.zeros(3, 1, 2)
     colours[0, 0, 1] = 1  # ten deviations away
-    weights = neighbour_weights(colours, CrfParameters(filter_size=3, blur=1)).view(3, 3, 1, 2)
-    assert weights[1, 2, 0, 0] == pytest.approx(3 * 0.9459595)
+    assert neighbours_of(colours, 0, 0)[1, 2] == pytest.approx(3 * 0.9459595)
 
 
 def test_a_message_is_the_weighted_sum_of_the_neighbours() -> None:
-    weights = torch.zeros(9, 1, 3)
-    weights[3], weights[5] = 2, 100  # the left and the right neighbour
-    message = pass_messages(torch.tensor([[[1.0, 3, 5]]]), weights)
+    weights = torch.zeros(1, 10, 10, 8, 8)
+    for column in range(3):
+        weights[0, 1, column, 0, column], weights[0, 1, column + 2, 0, column] = 2, 100  # the left and the right one
+    message = pass_messages(torch.tensor([[[1.0, 3, 5]]]), weights.view(1, 100, 64), 3)
     assert message.tolist() == [[[300, 502, 6]]]
 
 
-def test_blurring_keeps_a_constant_and_the_size() -> None:
-    maps = torch.full((2, 23, 37), 0.7)
-    assert torch.allclose(blurred(maps, 4, lambda coarse: coarse), maps)
+def test_a_class_that_lost_leaves_the_others_as_they_were() -> None:
+    """Of seven classes five are hardly anywhere: the two others are refined as the plain one would."""
+    colours = torch.zeros(3, 43, 61)
+    colours[:, :, 30:] = 2
+    class_map = torch.full((7, 43, 61), 1e-4)
+    class_map[2, :, :30], class_map[5, :, 30:] = 0.6, 0.6
+    class_map[2, :, 30:], class_map[5, :, :30] = 0.39, 0.39
+    refined = conv_crf(class_map / class_map.sum(dim=0), colours)
+    plain = plain_crf(class_map / class_map.sum(dim=0), colours, iterations=20, size=15, blur=4)
+    assert int((refined.flatten(1).amax(dim=1) > 0).sum()) == 2
+    torch.testing.assert_close(refined, plain, rtol=0, atol=1e-4)
+
+
+def test_the_rows_of_a_band_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    class_map, colours = an_image(3, 61, 43)
+    whole = conv_crf(class_map, colours)
+    monkeypatch.setattr("app.method.crf._BAND_VALUES", 1)
+    torch.testing.assert_close(conv_crf(class_map, colours), whole, rtol=0, atol=1e-4)
 
 
 def test_the_mask_s_edge_moves_to_the_photo_s_edge() -> None:

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from training.photos import SIZE, Region, Sample, paste, vary
+from training.photos import SIZE, Region, Sample, mosaic, paste, vary
 
 
 def red_square(names: tuple[str, ...] = ("square",)) -> Sample:
@@ -44,3 +44,16 @@ def test_a_region_of_a_name_that_is_there_joins_it() -> None:
     both = paste(red_square(), red_square(), random.Random(5))
     assert len(both.regions) == 1
     assert set(np.unique(both.labels)) == {0, 1}
+
+
+def test_a_mosaic_keeps_every_region_in_its_quarter() -> None:
+    plain = Sample(np.full((151, 127, 3), 90, np.uint8), np.zeros((151, 127), np.uint8), [], {"hat"})
+    four = mosaic([red_square(), plain, plain, red_square(("box",))])
+    assert [region.names for region in four.regions] == [("square",), ("box",)]
+    assert four.uncertain == {"hat"}
+    half = SIZE // 2
+    assert set(np.unique(four.labels[:half, :half])) == {0, 1}
+    assert set(np.unique(four.labels[half:, half:])) == {0, 2}
+    assert not four.labels[:half, half:].any()
+    red = redness(four.rgb)
+    assert (red & (four.labels > 0)).sum() / (red | (four.labels > 0)).sum() > 0.9
