@@ -28,8 +28,18 @@ class Conv:
 
     def __call__(self, x: Tensor) -> Tensor:
         groups = x.shape[1] // self.weight.shape[1]
-        x = _pad_same(x, self.weight.shape[-1], self.stride, self.dilation)
-        return F.conv2d(x, self.weight, self.bias, stride=self.stride, dilation=self.dilation, groups=groups)
+        (top, bottom), (left, right) = (self._padding(side) for side in x.shape[2:])
+        # What both sides have in common the convolution pads itself, without a copy.
+        both = (min(top, bottom), min(left, right))
+        if (top, left) != (bottom, right):
+            x = F.pad(x, (left - both[1], right - both[1], top - both[0], bottom - both[0]))
+        return F.conv2d(x, self.weight, self.bias, self.stride, both, self.dilation, groups)
+
+    def _padding(self, side: int) -> tuple[int, int]:
+        """Pixels before and after, TensorFlow's "same": the odd one goes after."""
+        extent = (self.weight.shape[-1] - 1) * self.dilation + 1
+        total = max((math.ceil(side / self.stride) - 1) * self.stride + extent - side, 0)
+        return total // 2, total - total // 2
 
 
 @dataclass(frozen=True)
@@ -42,9 +52,9 @@ class Block:
     residual: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = F.relu6(self.expand(x)) if self.expand else x
-        y = self.project(F.relu6(self.depthwise(y)))
-        return x + y if self.residual else y
+        y = F.relu6(self.expand(x), inplace=True) if self.expand else x
+        y = self.project(F.relu6(self.depthwise(y), inplace=True))
+        return y.add_(x) if self.residual else y
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class EfficientNetLite2:
     def fine(self, rgb: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 120 y x"]:
         """The first of the two maps."""
         x = ((rgb * 255 - 127) / 128).to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
-        x = F.relu6(self.stem(x))
+        x = F.relu6(self.stem(x), inplace=True)
         for block in self.before:
             x = block(x)
         return x
@@ -117,13 +127,3 @@ def build(weights: Mapping[str, Tensor], dtype: torch.dtype) -> EfficientNetLite
 def _tensors(name: str, conv: Conv) -> Iterator[tuple[str, Tensor]]:
     yield f"{name}.weight", conv.weight
     yield f"{name}.bias", conv.bias
-
-
-def _pad_same(x: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
-    """TensorFlow's "same" padding: the odd pixel goes right and bottom."""
-    extent = (kernel - 1) * dilation + 1
-    padding: list[int] = []
-    for side in (x.shape[3], x.shape[2]):
-        total = max((math.ceil(side / stride) - 1) * stride + extent - side, 0)
-        padding += [total // 2, total - total // 2]
-    return F.pad(x, padding) if any(padding) else x

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 # Side of the squares of blurred pixels. A larger one wastes more products on pairs out of reach, a smaller one is
 # slower per product.
 _BLOCK = 8
-# Numbers of a band of rows of all classes, a megabyte.
-_BAND_VALUES = 2**18
+# What is outside the image is so far away, in deviations, that it counts nothing.
+_FAR = 1e6
+# Numbers of a band of rows of all classes, two megabytes.
+_BAND_VALUES = 2**19
 # A class that is nowhere more probable than this has lost.
 _LOST = 1e-6
 
@@ -71,82 +73,83 @@ def conv_crf(
     weights = neighbour_weights(colours, p)
     # 3. The first message is taken of the log values themselves.
     _, height, width = class_map.shape
-    grid = _Grid(height, width, p.blur)
-    coarse = grid.pool(evidence)
+    rows, columns = Axis(height, p.blur, class_map), Axis(width, p.blur, class_map)
+    coarse = rows.down @ evidence @ columns.down.T
     alive = torch.arange(len(class_map), device=class_map.device)
     for _ in range(p.iterations - 1):
-        message = pass_messages(coarse, weights, p.filter_size)
-        for rows, band in grid.bands(len(evidence)):
-            coarse[:, rows] = grid.pool(_answer(evidence[:, band], grid.upsample(message, rows), p), rows)
+        message = pass_messages(coarse, weights, p.filter_size) @ columns.up.T
+        for blurred, band in rows.bands(evidence[:, 0].numel()):
+            answer = _answer(evidence[:, band], rows.up[band], message, p)
+            coarse[:, blurred] = rows.down[blurred, band] @ answer @ columns.down.T
         # 4. Only those classes go on that still are somewhere.
         left = (coarse.flatten(1).amax(dim=1) > _LOST).nonzero().flatten()
         if len(left) < len(coarse):
             coarse, evidence, alive = coarse[left], evidence[left], alive[left]
-    message = pass_messages(coarse, weights, p.filter_size)
+    message = pass_messages(coarse, weights, p.filter_size) @ columns.up.T
     refined = torch.zeros_like(class_map)
-    for rows, band in grid.bands(len(evidence)):
-        refined[:, band].index_copy_(0, alive, _answer(evidence[:, band], grid.upsample(message, rows), p))
+    for _, band in rows.bands(evidence[:, 0].numel()):
+        refined[:, band].index_copy_(0, alive, _answer(evidence[:, band], rows.up[band], message, p))
     return refined
 
 
 def _answer(
-    evidence: Float[Tensor, "class height width"], message: Float[Tensor, "class height width"], p: CrfParameters
-) -> Float[Tensor, "class height width"]:
-    return message.lerp_(evidence, 1 - p.message_weight).softmax(dim=0)
+    evidence: Float[Tensor, "class row width"],
+    up: Float[Tensor, "row y"],
+    message: Float[Tensor, "class y width"],
+    p: CrfParameters,
+) -> Float[Tensor, "class row width"]:
+    """What some rows of pixels make of their own evidence and of the message."""
+    near = up.any(dim=0).nonzero().flatten()  # neighbours, so that a slice will do
+    near_rows = slice(int(near[0]), int(near[-1]) + 1)
+    up, message = up[:, near_rows].expand(len(message), -1, -1), message[:, near_rows]
+    return torch.baddbmm(evidence, up, message, beta=1 - p.message_weight, alpha=p.message_weight).softmax(dim=0)
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """The blurred image: 1/blur of the resolution, average pooling down and bilinear interpolation up.
+class Axis:
+    """Rows (or columns) of pixels, and the fewer and wider ones between which messages pass.
 
-    Between two messages the full resolution is passed through in bands of rows that fit into the processor's cache:
-    main memory sees the evidence alone.
+    Both ways are a matrix: average pooling down, where what is missing of the first and the last one doesn't count, and
+    linear interpolation up.
 
     Attributes:
-        height: Pixels.
-        width: Pixels.
-        blur: Pixels of a blurred one, along a side; those of the first row and column may be fewer.
+        down: `[y, height]`.
+        up: `[height, y]`.
+
+    Args:
+        length: Pixels.
+        blur: Pixels of a blurred one.
+        like: A tensor of the device and number format in use.
     """
 
-    height: int
-    width: int
-    blur: int
+    def __init__(self, length: int, blur: int, like: Tensor) -> None:
+        count, padding = -(-length // blur), (-length % blur + 1) // 2
+        pixels, places = torch.eye(length), torch.eye(count)
+        pooled = F.avg_pool1d(pixels[None], blur, padding=padding, ceil_mode=True, count_include_pad=False)[0]
+        self.down = pooled.T[:count].to(like)
+        self.up = (
+            F.interpolate(places[None], scale_factor=blur, mode="linear")[0].T[padding : padding + length].to(like)
+        )
+        self._length, self._blur, self._padding = length, blur, padding
 
     @property
-    def padding(self) -> tuple[int, int]:
-        """Pixels that are missing in the first row and column."""
-        return (-self.height % self.blur + 1) // 2, (-self.width % self.blur + 1) // 2
+    def centres(self) -> Float[Tensor, "y"]:
+        """Where the blurred ones are, in pixels."""
+        return self.down @ torch.arange(self._length).to(self.down)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Blurred rows and columns."""
-        return -(-self.height // self.blur), -(-self.width // self.blur)
+    def bands(self, values: int) -> Iterator[tuple[slice, slice]]:
+        """Some blurred rows at a time, and their rows of pixels: as many as fit into the processor's cache.
 
-    def bands(self, classes: int) -> Iterator[tuple[slice, slice]]:
-        """Blurred rows, and the rows of pixels in them."""
-        rows, top = self.shape[0], self.padding[0]
-        step = max(1, _BAND_VALUES // (classes * self.width * self.blur))
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            yield slice(start, stop), slice(max(0, start * self.blur - top), min(self.height, stop * self.blur - top))
+        Between two messages the full resolution is gone through in these bands, so that main memory sees the evidence
+        alone.
 
-    def pool(
-        self, maps: Float[Tensor, "class height width"], rows: slice = slice(0, None)
-    ) -> Float[Tensor, "class y x"]:
-        """Average pooling of the pixels in some blurred rows; what is missing doesn't count."""
-        top, left = self.padding
-        padding = (top if rows.start == 0 else 0, left)
-        pooled = F.avg_pool2d(maps[None], self.blur, padding=padding, ceil_mode=True, count_include_pad=False)[0]
-        stop = self.shape[0] if rows.stop is None else rows.stop
-        return pooled[:, : stop - rows.start, : self.shape[1]]
-
-    def upsample(self, coarse: Float[Tensor, "class y x"], rows: slice) -> Float[Tensor, "class height width"]:
-        """The pixels in some blurred rows; their neighbours above and below have a part in them."""
-        (top, left), above = self.padding, max(0, rows.start - 1)
-        near = coarse[None, :, above : rows.stop + 1]
-        fine = F.interpolate(near, scale_factor=self.blur, mode="bilinear", align_corners=False)[0]
-        start, stop = max(rows.start * self.blur, top), min(rows.stop * self.blur, top + self.height)
-        return fine[:, start - above * self.blur : stop - above * self.blur, left : left + self.width]
+        Args:
+            values: Numbers of a row of pixels.
+        """
+        step = max(1, _BAND_VALUES // (values * self._blur))
+        for start in range(0, len(self.down), step):
+            stop = min(start + step, len(self.down))
+            first, last = (index * self._blur - self._padding for index in (start, stop))
+            yield slice(start, stop), slice(max(0, first), min(self._length, last))
 
 
 def neighbour_weights(
@@ -158,58 +161,70 @@ def neighbour_weights(
     Pixels are blurred ones, blocks squares of `_BLOCK`, row by row; a block's neighbours are the pixels at most
     filter_size // 2 rows and columns away from it. One out of a pixel's reach or outside the image has weight 0.
     """
-    height, width = colours.shape[1:]
-    rows, columns = torch.meshgrid(
-        torch.arange(height, dtype=colours.dtype, device=colours.device),
-        torch.arange(width, dtype=colours.dtype, device=colours.device),
-        indexing="ij",
-    )
-    grid = _Grid(height, width, p.blur)
-    position = grid.pool(torch.stack([rows, columns]) / p.position_deviation)
-    colour = grid.pool(colours / p.colour_deviation)
-    kernel = p.position_weight * _gaussian(position, p.filter_size)
-    kernel += p.colour_weight * _gaussian(colour, p.filter_size)
-    inside = _windows(torch.ones_like(colour[:1]), p.filter_size).mT
-    return kernel.mul_(inside).mul_(_within_reach(p.filter_size).to(kernel))
+    vertical, horizontal = (Axis(length, p.blur, colours) for length in colours.shape[1:])
+    rows, columns = (_nearness(axis.centres / p.position_deviation, p.filter_size) for axis in (vertical, horizontal))
+    windows = _windows(vertical.down @ (colours / p.colour_deviation) @ horizontal.down.T, p.filter_size)
+    outside = 1 - _windows(colours.new_ones(1, len(vertical.down), len(horizontal.down)), p.filter_size)[..., 0]
+    near = _within_reach(p.filter_size)
+    reach = (near[:, None, :, None] & near[None, :, None, :]).reshape(windows.shape[1], -1).to(colours)
+    weights = windows.new_empty(len(rows), len(columns), *reach.shape)
+    # A row of blocks at a time, which fits into the processor's cache.
+    parts = zip(weights, rows, windows.chunk(len(rows)), outside.chunk(len(rows)), strict=True)
+    for out, row, colour, beyond in parts:
+        product = row[None, :, None, :, None] * columns[:, None, :, None, :]
+        torch.mul(product.view_as(out), p.position_weight, out=out)
+        out.add_(_likeness(colour, beyond, p.filter_size).mul_(reach), alpha=p.colour_weight)
+    return weights.flatten(0, 1)
 
 
 def pass_messages(
     prediction: Float[Tensor, "class y x"], weights: Float[Tensor, "block neighbour pixel"], filter_size: int
 ) -> Float[Tensor, "class y x"]:
     """Σ over neighbours of weight × the neighbour's prediction."""
-    height, width = prediction.shape[1:]
+    classes, height, width = prediction.shape
     down, across = -(-height // _BLOCK), -(-width // _BLOCK)
-    blocks = _windows(prediction, filter_size) @ weights
-    maps = blocks.view(down, across, -1, _BLOCK, _BLOCK).permute(2, 0, 3, 1, 4)
-    return maps.reshape(-1, down * _BLOCK, across * _BLOCK)[:, :height, :width]
+    blocks = _windows(prediction, filter_size).mT @ weights
+    maps = blocks.view(down, across, classes, _BLOCK, _BLOCK).permute(2, 0, 3, 1, 4)
+    return maps.reshape(classes, down * _BLOCK, across * _BLOCK)[:, :height, :width]
 
 
-def _windows(maps: Float[Tensor, "channel y x"], filter_size: int) -> Float[Tensor, "block channel neighbour"]:
+def _windows(maps: Float[Tensor, "channel y x"], filter_size: int) -> Float[Tensor, "block neighbour channel"]:
     """Each block's neighbours; 0 outside the image."""
     reach = filter_size // 2
     side = _BLOCK + 2 * reach
-    height, width = maps.shape[1:]
+    channels, height, width = maps.shape
     padded = F.pad(maps, (reach, reach + -width % _BLOCK, reach, reach + -height % _BLOCK))
-    return padded.unfold(1, side, _BLOCK).unfold(2, side, _BLOCK).permute(1, 2, 0, 3, 4).flatten(3).flatten(0, 1)
+    # Channels last: what is copied are whole rows of windows.
+    windows = padded.permute(1, 2, 0).contiguous().unfold(0, side, _BLOCK).unfold(1, side, _BLOCK)
+    return windows.permute(0, 1, 3, 4, 2).reshape(-1, side * side, channels)
 
 
-def _gaussian(features: Float[Tensor, "channel y x"], filter_size: int) -> Float[Tensor, "block neighbour pixel"]:
-    windows = _windows(features, filter_size)
+def _likeness(
+    windows: Float[Tensor, "block neighbour channel"], outside: Float[Tensor, "block neighbour"], filter_size: int
+) -> Float[Tensor, "block neighbour pixel"]:
+    """exp(−|a − b|² / 2) of every neighbour and every pixel of some blocks; 0 outside the image."""
     reach = filter_size // 2
     side = _BLOCK + 2 * reach
     inner = slice(reach, reach + _BLOCK)
-    pixels = windows.view(*windows.shape[:2], side, side)[..., inner, inner].flatten(2)
+    pixels = windows.view(-1, side, side, windows.shape[2])[:, inner, inner].flatten(1, 2)
     # From the block's own mean, since the products below lose the digits that all features share.
-    mean = pixels.mean(dim=2, keepdim=True)
+    mean = pixels.mean(dim=1, keepdim=True)
     windows, pixels = windows - mean, pixels - mean
-    # exp(−|a − b|² / 2) = exp(a·b − |a|² / 2 − |b|² / 2).
-    own, other = pixels.square().sum(dim=1, keepdim=True), windows.square().sum(dim=1)[..., None]
-    return torch.baddbmm(own, windows.mT, pixels, beta=-0.5).sub_(0.5 * other).exp_()
+    # −|a − b|² / 2 = a·b − |a|² / 2 − |b|² / 2
+    own, other = pixels.square().sum(dim=2)[:, None], windows.square().sum(dim=2) + _FAR * outside
+    return torch.baddbmm(own, windows, pixels.mT, beta=-0.5).sub_(0.5 * other[..., None]).exp_()
+
+
+def _nearness(centres: Float[Tensor, "place"], filter_size: int) -> Float[Tensor, "block neighbour pixel"]:
+    """exp(−(a − b)² / 2) of blocks' neighbours and pixels along one axis; 0 out of reach and outside the image."""
+    reach = filter_size // 2
+    padded = F.pad(centres, (reach, reach + -len(centres) % _BLOCK), value=_FAR)
+    windows = padded.unfold(0, _BLOCK + 2 * reach, _BLOCK)
+    distance = windows[:, :, None] - windows[:, None, reach : reach + _BLOCK]
+    return torch.exp(-0.5 * distance.square()) * _within_reach(filter_size).to(distance)
 
 
 def _within_reach(filter_size: int) -> Bool[Tensor, "neighbour pixel"]:
-    """Whether a block's neighbour is in the filter's square around a pixel of the block."""
-    side = _BLOCK + 2 * (filter_size // 2)
-    distance = torch.arange(side)[:, None] - torch.arange(_BLOCK)  # of a row (or column) to the filter's first one
-    near = (distance >= 0) & (distance < filter_size)
-    return (near[:, None, :, None] & near[None, :, None, :]).flatten(2).flatten(0, 1)
+    """Whether a block's neighbour is in the filter's range of a pixel of the block, along one axis."""
+    distance = torch.arange(_BLOCK + 2 * (filter_size // 2))[:, None] - torch.arange(_BLOCK)  # to the first in range
+    return (distance >= 0) & (distance < filter_size)

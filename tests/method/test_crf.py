@@ -8,35 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.method.crf import CrfParameters, conv_crf, neighbour_weights, pass_messages
-
-
-def plain_crf(class_map: Tensor, colours: Tensor, *, iterations: int, size: int, blur: int) -> Tensor:
-    """METHOD, section 6, as the reference does it: all neighbours copied out with `unfold`."""
-    height, width = class_map.shape[1:]
-    top, left = ((-height) % blur + 1) // 2, ((-width) % blur + 1) // 2
-
-    def pooled(maps: Tensor) -> Tensor:
-        return F.avg_pool2d(maps[None], blur, padding=(top, left), count_include_pad=False)
-
-    def neighbours(maps: Tensor) -> Tensor:
-        return F.unfold(maps, size, padding=size // 2).view(maps.shape[1], size * size, *maps.shape[2:])
-
-    rows = torch.arange(height).float()[:, None].expand(height, width)
-    columns = torch.arange(width).float()[None].expand(height, width)
-    kernel = torch.zeros(())
-    for features, compatibility in ((torch.stack([rows, columns]) / 3, 3.0), (colours / 0.1, 10.0)):
-        small = pooled(features)
-        distance = (neighbours(small) - small[0][:, None]).square().sum(dim=0)
-        kernel = kernel + compatibility * torch.exp(-distance / 2)
-
-    unary = class_map.softmax(dim=0).log()
-    prediction = unary
-    for _ in range(iterations):
-        message = (neighbours(pooled(prediction)) * kernel).sum(dim=1)
-        fine = F.interpolate(message[None], scale_factor=float(blur), mode="bilinear", align_corners=False)[0]
-        message = fine[:, top : top + height, left : left + width]
-        prediction = (0.8 * unary + 0.2 * message).softmax(dim=0)
-    return prediction
+from benchmarks import plain
 
 
 def an_image(classes: int, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -52,16 +24,15 @@ def an_image(classes: int, height: int, width: int) -> tuple[Tensor, Tensor]:
 )
 def test_it_equals_the_plain_one(height: int, width: int, blur: int, size: int) -> None:
     class_map, colours = an_image(3, height, width)
-    fast = conv_crf(class_map, colours, CrfParameters(iterations=7, filter_size=size, blur=blur))
-    plain = plain_crf(class_map, colours, iterations=7, size=size, blur=blur)
-    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-4)
+    parameters = CrfParameters(iterations=7, filter_size=size, blur=blur)
+    fast = conv_crf(class_map, colours, parameters)
+    torch.testing.assert_close(fast, plain.crf(class_map, colours, parameters), rtol=0, atol=1e-4)
     torch.testing.assert_close(fast.sum(dim=0), torch.ones(height, width), rtol=0, atol=1e-5)
 
 
 def test_the_authors_settings_are_the_default() -> None:
     class_map, colours = an_image(2, 23, 31)
-    plain = plain_crf(class_map, colours, iterations=20, size=15, blur=4)
-    torch.testing.assert_close(conv_crf(class_map, colours), plain, rtol=0, atol=1e-3)
+    torch.testing.assert_close(conv_crf(class_map, colours), plain.crf(class_map, colours), rtol=0, atol=1e-3)
 
 
 def neighbours_of(colours: Tensor, row: int, column: int) -> Tensor:
@@ -103,10 +74,10 @@ def test_a_class_that_lost_leaves_the_others_as_they_were() -> None:
     class_map = torch.full((7, 43, 61), 1e-4)
     class_map[2, :, :30], class_map[5, :, 30:] = 0.6, 0.6
     class_map[2, :, 30:], class_map[5, :, :30] = 0.39, 0.39
-    refined = conv_crf(class_map / class_map.sum(dim=0), colours)
-    plain = plain_crf(class_map / class_map.sum(dim=0), colours, iterations=20, size=15, blur=4)
+    class_map = class_map / class_map.sum(dim=0)
+    refined = conv_crf(class_map, colours)
     assert int((refined.flatten(1).amax(dim=1) > 0).sum()) == 2
-    torch.testing.assert_close(refined, plain, rtol=0, atol=1e-4)
+    torch.testing.assert_close(refined, plain.crf(class_map, colours), rtol=0, atol=1e-4)
 
 
 def test_the_rows_of_a_band_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
