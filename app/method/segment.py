@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .adapter import Adapter
 from .backbone import Backbone
-from .class_map import normalise, upsample
+from .class_map import upsample
 from .crf import CrfParameters, conv_crf
 from .ensemble import layer_weights, weighted_scores
 from .evidence import prompt_evidence
@@ -36,11 +36,13 @@ class ClassMap:
     """Result of the network for one photo.
 
     Attributes:
-        probabilities: Per class (0 = background, then the queries in order) and input pixel; sum 1 over classes.
+        classes: Numbers of the classes that are in `probabilities`: 0 is the background, 1 the first query.
+        probabilities: Per class and input pixel; sum 1 over classes, but for what the classes left out have.
         match_score: Per query the best image-text score of its prompts, in [0, 1].
         layers: The layers that were read.
     """
 
+    classes: tuple[int, ...]
     probabilities: Float[Tensor, "class size size"]
     match_score: Float[Tensor, "category"]
     layers: tuple[int, ...]
@@ -94,18 +96,29 @@ def class_map(
     *,
     layers: Sequence[int] | None = None,
     background: Sequence[str] = BACKGROUND_WORDS,
+    least: float = 0.0,
 ) -> ClassMap:
-    """The classes' probabilities on the network's input, before refinement (METHOD steps 1 to 6)."""
+    """The classes' probabilities on the network's input, before refinement (METHOD steps 1 to 6).
+
+    Args:
+        least: A category that has less than this share of the best class's score at every patch is left out, since it
+            is not in the photo: of a thousand categories few are, and only those cost upsampling and refinement. Below
+            1/4 no pixel's best class changes: interpolation is a mean of four patches.
+    """
     words = [word for query in queries for word in query.words]
     groups = [Query(free_background(background, words)), *queries]
     weights = layer_weights([query.adapter for query in groups], layers or backbone.default_layers)
     evidence = prompt_evidence(backbone, image_tokens, groups, weights.layers)
     scores = weighted_scores(evidence, weights)
-    size = backbone.input_size
-    probabilities = normalise(upsample(scores, backbone.patch_grid_hw, (size, size)))
+    kept = (scores >= least * scores.amax(dim=0)).any(dim=1)
+    kept[0] = True
+    classes = kept.nonzero().flatten()
+    both = torch.cat([scores[classes], scores.sum(dim=0, keepdim=True)])
+    *_, total = maps = upsample(both, backbone.patch_grid_hw, (backbone.input_size,) * 2)
+    probabilities = maps[:-1] / total.clamp_min(torch.finfo(maps.dtype).tiny)
     # The best of each category's prompts; the background, first, has no score of its own.
     best = torch.stack([evidence.match_score[start:stop].amax() for start, stop in evidence.spans])
-    return ClassMap(probabilities=probabilities, match_score=best[1:], layers=weights.layers)
+    return ClassMap(tuple(classes.tolist()), probabilities, match_score=best[1:], layers=weights.layers)
 
 
 def refine(

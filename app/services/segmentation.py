@@ -28,6 +28,9 @@ from app.services.models import Model, Models
 from app.storage import keys
 from app.storage.categories import CategoryRecord, CategoryStore
 
+# A category with less than this share of the best class's score everywhere is not in the photo.
+_LEAST = 1 / 20
+
 
 @dataclass(frozen=True)
 class Request:
@@ -58,24 +61,34 @@ class PhotoMaps:
     All at once they don't fit: 1,000 categories on a photo of 12 megapixels are 48 GB.
 
     Args:
-        maps: On the network's input; class 0 is the background.
+        maps: On the network's input, the background first.
         frame: Where the photo lies in the input.
+        classes: Numbers of the maps' classes; any other is nowhere.
         threshold: As `Request.threshold`.
     """
 
-    def __init__(self, maps: Float[Tensor, "class size size"], frame: Frame, *, threshold: float | None) -> None:
-        self._maps = maps
+    def __init__(
+        self,
+        maps: Float[Tensor, "class size size"],
+        frame: Frame,
+        *,
+        classes: Sequence[int],
+        threshold: float | None,
+    ) -> None:
+        self._maps = {number: maps[row : row + 1] for row, number in enumerate(classes)}
         self._frame = frame
         self.threshold = threshold
         # Interpolation keeps order and bounds: what is nowhere above the background (or the threshold) on the input is
         # nowhere above it on the photo. Most of a thousand categories are not in a photo and cost nothing more.
         bound = maps[:1] if threshold is None else torch.tensor(threshold)
         above = maps > bound if threshold is None else maps >= bound
-        self.may_be_found = frozenset((above.flatten(1).any(dim=1).nonzero().flatten()).tolist()) - {0}
+        self.may_be_found = frozenset(np.array(classes)[above.flatten(1).any(dim=1).numpy()].tolist()) - {0}
 
     def probability(self, number: int) -> Float[np.ndarray, "height width"]:
         """Probability of one class."""
-        probability: np.ndarray = to_photo(self._maps[number : number + 1], self._frame)[0].numpy()
+        if number not in self._maps:
+            return np.zeros(self._frame.photo_hw, np.float32)
+        probability: np.ndarray = to_photo(self._maps[number], self._frame)[0].numpy()
         return probability
 
     def best(self) -> tuple[UInt16[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
@@ -245,13 +258,18 @@ class Segmentation:
                 tokens = encode(backbone, rgb)
             with clock.stage("attend"):
                 found = class_map(
-                    backbone, tokens, queries, layers=chosen, background=request.background or self._background
+                    backbone,
+                    tokens,
+                    queries,
+                    layers=chosen,
+                    background=request.background or self._background,
+                    least=_LEAST if request.threshold is None else min(_LEAST, request.threshold),
                 )
             maps = found.probabilities
             if request.refine:
                 with clock.stage("refine"):
                     maps = refine(maps, rgb, CrfParameters())
-            on_photo = PhotoMaps(maps.cpu(), frame, threshold=request.threshold)
+            on_photo = PhotoMaps(maps.cpu(), frame, classes=found.classes, threshold=request.threshold)
         return on_photo, found.match_score.tolist(), found.layers, clock.ms
 
 

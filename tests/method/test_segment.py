@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from app.backbones.blip import Blip
 from app.method.crf import CrfParameters
 from app.method.segment import Query, class_map, encode, refine, segment
+from app.method.visual_prompt import BIAS, DIRECTION
 from tests.models import random_adapter
 
 BACKGROUND = ("sky", "bed", "wall")
@@ -56,6 +59,32 @@ def test_without_a_category_all_is_background(blip: Blip) -> None:
     found = class_map(blip, encode(blip, torch.rand(3, 112, 112)), [], background=BACKGROUND)
     assert torch.equal(found.probabilities, torch.ones(1, 112, 112))
     assert found.match_score.shape == (0,)
+
+
+@pytest.mark.parametrize("least", [0.05, 0.24])
+def test_leaving_out_what_is_nowhere_likely_changes_no_label(blip: Blip, least: float) -> None:
+    """Seventeen categories, most of them far below the others at every patch."""
+    tokens = encode(blip, blip.preprocess(PHOTO)[0])
+    unlikely = {DIRECTION: torch.zeros(blip.token_width), BIAS: torch.tensor(-30.0)}
+    queries = []
+    for number in range(17):
+        adapter = random_adapter(blip, f"thing {number}", seed=number)
+        shifted = {**adapter.tensors, **unlikely} if number % 5 else adapter.tensors
+        queries.append(Query(adapter.prompts, replace(adapter, tensors=shifted)))
+    whole = class_map(blip, tokens, queries, background=BACKGROUND)
+    some = class_map(blip, tokens, queries, background=BACKGROUND, least=least)
+    assert whole.classes == tuple(range(18))
+    assert 1 < len(some.classes) < 10
+    assert some.classes[0] == 0
+    assert torch.equal(some.match_score, whole.match_score)
+    torch.testing.assert_close(some.probabilities, whole.probabilities[list(some.classes)])
+    numbers = torch.tensor(some.classes)
+    assert torch.equal(numbers[some.probabilities.argmax(dim=0)], whole.probabilities.argmax(dim=0))
+    colours = blip.preprocess(PHOTO)[0]
+    few, all_ = (
+        refine(maps, colours, CrfParameters()).argmax(dim=0) for maps in (some.probabilities, whole.probabilities)
+    )
+    assert (numbers[few] == all_).float().mean() > 0.995
 
 
 def test_a_match_score_is_that_of_the_best_synonym(blip: Blip) -> None:
