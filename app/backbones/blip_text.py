@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
 from app.method.backbone import TextTokens
+from app.method.low_rank import LEFT, RIGHT
 from app.method.prompts import phrase
 
 _CROSS_ATTENTION = (
@@ -69,7 +70,10 @@ class BlipText:
             x = self._self_attention(x, hidden_mask, f"encoder.layer.{layer}.attention.")
             prefix = f"encoder.layer.{layer}.crossattention."
             own = {name[len(prefix) :]: tensor for name, tensor in adapters.items() if name.startswith(prefix)}
-            if own:
+            if "self.query.weight" + LEFT in own:
+                base = self._under(prefix)
+                x, seen = low_rank_cross_attention(x, image_tokens, base, own, heads=self.heads, eps=self.eps)
+            elif own:
                 x, seen = adapted_cross_attention(x, image_tokens, own, heads=self.heads, eps=self.eps)
             else:
                 x, seen = cross_attention(x, image_tokens, self._under(prefix), heads=self.heads, eps=self.eps)
@@ -165,6 +169,63 @@ def adapted_cross_attention(
     context = (logits.softmax(dim=-1) @ image_tokens) @ value.mT + w["self.value.bias"].view(count, heads, 1, size)
     merged = context.transpose(1, 2).reshape(count, -1, hidden)
     out = rows + torch.baddbmm(w["output.dense.bias"][:, None], merged, w["output.dense.weight"].mT)
+    scale, shift = w["output.LayerNorm.weight"][:, None], w["output.LayerNorm.bias"][:, None]
+    out = F.layer_norm(out, (hidden,), eps=eps) * scale + shift
+    per_prompt = logits.view(count, heads, prompts // count, tokens, -1).transpose(1, 2)
+    return out.view(prompts, tokens, hidden), per_prompt.reshape(prompts, heads, tokens, -1)
+
+
+def low_rank_cross_attention(
+    x: Float[Tensor, "prompt token hidden"],
+    image_tokens: Float[Tensor, "image_token width"],
+    base: Mapping[str, Tensor],
+    adapters: Mapping[str, Tensor],
+    *,
+    heads: int,
+    eps: float,
+) -> tuple[Float[Tensor, "prompt token hidden"], Float[Tensor, "prompt head token image_token"]]:
+    """Each adapter's share of the prompts under the base parameters plus its own low-rank change of the matrices.
+
+    The base projects the image once for all adapters. An adapter's own part of a key is `rank` numbers per image token,
+    which its queries meet in their projection to them; values likewise.
+
+    Args:
+        base: The model's own parameters.
+        adapters: Factors of the matrices' changes, and the other parameters, with a leading adapter axis.
+    """
+    w = {name: tensor.to(x.dtype) for name, tensor in adapters.items()}
+    prompts, tokens, hidden = x.shape
+    count, size = len(w["self.query.bias"]), hidden // heads
+    rows = x.reshape(count, -1, hidden)
+
+    def project(part: str, rows: Tensor) -> Tensor:
+        own: Tensor = (rows @ w[f"{part}.weight{RIGHT}"].mT) @ w[f"{part}.weight{LEFT}"].mT
+        return own + F.linear(rows, base[f"{part}.weight"]) + w[f"{part}.bias"][:, None]
+
+    def of_image(part: str) -> tuple[Tensor, Tensor, Tensor]:
+        """The base's projection of the image by head, an adapter's rank numbers per token, and what they stand for."""
+        shared = F.linear(image_tokens, base[f"{part}.weight"]).view(-1, heads, size).transpose(0, 1)
+        own: Tensor = image_tokens @ w[f"{part}.weight{RIGHT}"].mT
+        left = w[f"{part}.weight{LEFT}"]
+        return shared, own, left.view(count, heads, size, left.shape[2])
+
+    # All adapters' queries meet the same keys in one product per head: [head, adapter · row, …]. What an adapter adds
+    # is one product per adapter: [adapter, head · row, …].
+    q = project("self.query", rows).view(count, -1, heads, size).transpose(1, 2) / math.sqrt(size)
+    shared, own, left = of_image("self.key")
+    by_head = q.transpose(0, 1).reshape(heads, -1, size) @ shared.mT
+    by_adapter = (q @ left).flatten(1, 2) @ own.mT
+    constant = q @ w["self.key.bias"].view(count, heads, size, 1)
+    logits = by_adapter.view(*q.shape[:3], -1) + by_head.view(heads, count, q.shape[2], -1).transpose(0, 1) + constant
+
+    seen = logits.softmax(dim=-1)
+    shared, own, left = of_image("self.value")
+    by_head = seen.transpose(0, 1).reshape(heads, -1, len(image_tokens)) @ shared
+    by_adapter = (seen.flatten(1, 2) @ own).view(*q.shape[:3], -1) @ left.mT
+    constant = w["self.value.bias"].view(count, heads, 1, size)
+    context = by_adapter + by_head.view(heads, count, q.shape[2], size).transpose(0, 1) + constant
+    context = context.transpose(1, 2).reshape(count, -1, hidden)
+    out = rows + project("output.dense", context)
     scale, shift = w["output.LayerNorm.weight"][:, None], w["output.LayerNorm.bias"][:, None]
     out = F.layer_norm(out, (hidden,), eps=eps) * scale + shift
     per_prompt = logits.view(count, heads, prompts // count, tokens, -1).transpose(1, 2)

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import safetensors
@@ -50,6 +51,12 @@ class Adapter:
     example_iou: float
     zero_shot_example_iou: float
     created_at: str
+
+    @cached_property
+    def form(self) -> frozenset[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of the tensors, rows of tokens aside: adapters of one form can run side by side."""
+        rows = (TOKEN_IDS, TOKEN_ROWS)
+        return frozenset((name, () if name in rows else tuple(tensor.shape)) for name, tensor in self.tensors.items())
 
     @property
     def nbytes(self) -> int:

@@ -82,7 +82,8 @@ class Backbone(Protocol):
             text: P prompts.
             layers: Layers whose logits are wanted.
             adapters: None for the base model, or parameters named as in `trainable`, each with a leading axis of A
-                adapters; prompts 0 … P/A − 1 run under the first adapter, and so on.
+                adapters; prompts 0 … P/A − 1 run under the first adapter, and so on. All matrices may also come as
+                factors of their change (`app.method.low_rank`).
 
         Raises:
             ValueError: If P is not a multiple of A.

@@ -83,8 +83,8 @@ def batches(groups: Sequence[PromptGroup]) -> list[list[int]]:
     kinds: dict[tuple[object, ...], list[int]] = {}
     for index, group in enumerate(groups):
         adapter = _tuned(group)
-        # Stacked adapters need tensors of the same names and as many prompts each.
-        kind = () if adapter is None else (len(group.words), *sorted(adapter.tensors))
+        # Stacked adapters need tensors of the same form and as many prompts each.
+        kind = () if adapter is None else (len(group.words), adapter.form)
         kinds.setdefault(kind, []).append(index)
     passes: list[list[int]] = []
     for members in kinds.values():

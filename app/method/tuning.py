@@ -17,6 +17,7 @@ from .adapter import TOKEN_IDS
 from .backbone import Backbone, TextTokens
 from .class_map import class_scores, head_max, normalise, prompt_scores, token_sum, upsample
 from .evidence import PromptGroup, prompt_evidence
+from .low_rank import factorised
 from .prompts import PromptSet
 from .visual_prompt import BIAS, DIRECTION, Prior, fit, mean_tokens, visual_logits
 
@@ -41,6 +42,7 @@ class Recipe:
             (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903).
         visual_prompt: What to believe of the visual prompt, which is fitted after the last step; None for none (the
             authors').
+        rank: Directions that are kept of the change of each matrix; None for all (the authors').
         others: So many other categories' names compete while one is tuned.
         shots_per_step: Examples that one step looks at, in turn.
         label_scale: Loss resolution, in pixels per patch.
@@ -55,12 +57,13 @@ class Recipe:
     ensemble_learning_rate: float = 0.02
     interpolation: float = 0.2
     visual_prompt: Prior | None = field(default_factory=Prior)
+    rank: int | None = 8
     others: int = 16
     shots_per_step: int = 4
     label_scale: int = 4
 
 
-PAPER_RECIPE = Recipe(balanced=False, interpolation=1.0, visual_prompt=None)
+PAPER_RECIPE = Recipe(balanced=False, interpolation=1.0, visual_prompt=None, rank=None)
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,8 @@ class CategoryTuning:
     def adapted(self) -> dict[str, Tensor]:
         """The adapter: the recipe's part of the way from the base parameters to the tuned ones, and a visual prompt.
 
+        Matrices are factors of their change if the recipe names a rank.
+
         The visual prompt is left out where the examples are marked worse with it than by the words alone, and not
         without it.
         """
@@ -220,6 +225,8 @@ class CategoryTuning:
             name: tensor if name == TOKEN_IDS else torch.lerp(self._start[name], tensor.detach(), share)
             for name, tensor in self.parameters.items()
         }
+        if self.recipe.rank is not None:
+            parameters = factorised(parameters, self._start, self.recipe.rank)
         prior = self.recipe.visual_prompt
         if prior is None:
             return parameters

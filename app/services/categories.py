@@ -12,6 +12,7 @@ import torch
 from app.errors import ConflictError, InvalidInputError, NotFoundError
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS, Adapter, adapter_from_bytes
 from app.method.backbone import Backbone
+from app.method.low_rank import LEFT, unchanged
 from app.method.visual_prompt import BIAS, DIRECTION
 from app.services.job_engine import JobEngine
 from app.services.models import Models
@@ -192,6 +193,8 @@ def check_adapter(adapter: Adapter, backbone: Backbone) -> None:
     if not adapter.tensors:
         return
     expected = backbone.trainable(adapter.layers, backbone.tokenize(adapter.prompts))
+    if any(name.endswith(LEFT) for name in adapter.tensors):
+        expected = unchanged(expected, _rank_of(adapter))
     if BIAS in adapter.tensors:
         expected |= {DIRECTION: torch.zeros(backbone.token_width), BIAS: torch.zeros(())}
     if set(adapter.tensors) != set(expected):
@@ -202,3 +205,10 @@ def check_adapter(adapter: Adapter, backbone: Backbone) -> None:
         given = adapter.tensors[name]
         if tuple(given.shape) != shape or given.is_floating_point() != tensor.is_floating_point():
             raise InvalidInputError(f"The adapter's {name} is not of the shape that the backbone tunes.", field="body")
+
+
+def _rank_of(adapter: Adapter) -> int:
+    """Width of its factors; what doesn't fit to it is refused with the other shapes."""
+    return max(
+        tensor.shape[-1] if tensor.ndim else 0 for name, tensor in adapter.tensors.items() if name.endswith(LEFT)
+    )

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.backbones.blip_text import adapted_cross_attention, cross_attention, replace_rows, revision_of
+from app.backbones.blip_text import (
+    adapted_cross_attention,
+    cross_attention,
+    low_rank_cross_attention,
+    replace_rows,
+    revision_of,
+)
+from app.method.low_rank import LEFT, RIGHT
 
 
 def weights(hidden: int, width: int, *, seed: int) -> dict[str, Tensor]:
@@ -63,6 +70,33 @@ def test_folding_keys_and_values_into_the_text_changes_no_number(adapters: int, 
     assert logits.shape == (adapters * prompts, 3, 7, 13)
     for prompt in range(adapters * prompts):
         expected_out, expected_logits = by_hand(x[prompt], image, own[prompt // prompts], heads=3)
+        torch.testing.assert_close(logits[prompt], expected_logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(out[prompt], expected_out, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("adapters", "prompts"), [(1, 1), (1, 5), (5, 1), (3, 2)])
+@pytest.mark.parametrize("rank", [1, 4])
+def test_a_low_rank_change_is_the_base_plus_the_product_of_its_factors(adapters: int, prompts: int, rank: int) -> None:
+    torch.manual_seed(0)
+    x, image = torch.randn(adapters * prompts, 7, 6), torch.randn(13, 11)
+    base = weights(6, 11, seed=99)
+    parts, whole = [], []
+    for seed in range(adapters):
+        own = weights(6, 11, seed=seed)
+        factors = {
+            name + suffix: torch.randn(shape)
+            for name, tensor in own.items()
+            if tensor.ndim == 2
+            for suffix, shape in ((LEFT, (tensor.shape[0], rank)), (RIGHT, (rank, tensor.shape[1])))
+        }
+        parts.append({**{name: tensor for name, tensor in own.items() if tensor.ndim == 1}, **factors})
+        changed = {n: base[n] + factors[n + LEFT] @ factors[n + RIGHT] for n in own if own[n].ndim == 2}
+        whole.append({**own, **changed})
+    stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    out, logits = low_rank_cross_attention(x, image, base, stacked, heads=3, eps=1e-5)
+    assert logits.shape == (adapters * prompts, 3, 7, 13)
+    for prompt in range(adapters * prompts):
+        expected_out, expected_logits = by_hand(x[prompt], image, whole[prompt // prompts], heads=3)
         torch.testing.assert_close(logits[prompt], expected_logits, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(out[prompt], expected_out, rtol=1e-4, atol=1e-4)
 

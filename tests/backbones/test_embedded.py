@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.backbones.efficientnet import _pad_same
+from app.backbones.efficientnet import Conv
 from app.backbones.embedded import WEIGHTS, Embedded, dequantised, load
 from app.errors import InvalidInputError
 from app.method.segment import Query, class_map, encode, segment
@@ -99,10 +99,10 @@ def test_a_block_expands_filters_and_projects(model: Embedded, stored: dict[str,
     ],
 )
 def test_padding_is_tensorflow_s(side: int, kernel: int, stride: int, dilation: int, padding: tuple[int, int]) -> None:
-    padded = _pad_same(torch.ones(1, 1, side, 2 * side), kernel, stride, dilation)
-    rows = padded[0, 0].sum(dim=1) > 0
-    before, after = padding
-    assert rows.tolist() == [False] * before + [True] * side + [False] * after
+    x = torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(side))
+    weight = torch.randn(1, 1, kernel, kernel, generator=torch.Generator().manual_seed(kernel))
+    expected = F.conv2d(F.pad(x, padding * 2), weight, stride=stride, dilation=dilation)
+    torch.testing.assert_close(Conv(weight, torch.zeros(1), stride, dilation)(x), expected)
 
 
 def test_the_global_token_comes_first(model: Embedded) -> None:

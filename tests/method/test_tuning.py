@@ -194,6 +194,18 @@ class TestOneCategory:
         seen = normalise(upsample(scores, (7, 7), (112, 112)))
         torch.testing.assert_close(found.probabilities, seen, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.parametrize("rank", [7, 50])
+    def test_factors_do_what_the_whole_matrices_do(self, blip: Blip, shots: list[Shot], rank: int) -> None:
+        """Few steps change few directions: seven of 21 hold nearly all, and 50 are cut to what there is."""
+        whole, factors = (tuning_of(blip, shots, replace(RECIPE, rank=each)) for each in (None, rank))
+        for _ in range(3):
+            assert whole.step() == factors.step()
+        assert any(name.endswith(".left") for name in factors.tensors())
+        with torch.no_grad():
+            expected, found = whole._scores(0, whole.adapted()), factors._scores(0, factors.adapted())
+            words = whole._scores(0, None)
+        assert (found - expected).abs().max() < (0.1 if rank == 7 else 1e-3) * (words - expected).abs().max()
+
     def test_a_visual_prompt_finds_an_object_that_the_words_do_not(self, blip: Blip, shots: list[Shot]) -> None:
         prior = Prior(likeness=5.0, likeness_deviation=50.0, bias_deviation=10.0, evidence=50.0)
         tuning = tuning_of(blip, shots, replace(RECIPE, interpolation=0.0, visual_prompt=prior))
@@ -202,7 +214,7 @@ class TestOneCategory:
 
     @pytest.mark.parametrize("interpolation", [0.0, 0.25, 1.0])
     def test_the_adapter_goes_a_part_of_the_way(self, blip: Blip, shots: list[Shot], interpolation: float) -> None:
-        tuning = tuning_of(blip, shots, replace(RECIPE, interpolation=interpolation))
+        tuning = tuning_of(blip, shots, replace(RECIPE, interpolation=interpolation, rank=None))
         base = blip.trainable(LAYERS, blip.tokenize(["dog"]))
         tuning.step()
         for name, tensor in tuning.adapted().items():
