@@ -23,6 +23,7 @@ from app.errors import InvalidInputError
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS, Adapter
 from app.method.backbone import Backbone, CrossAttention
 from app.method.evidence import stack
+from app.method.low_rank import unchanged
 from app.method.segment import Query, segment
 from app.method.tuning import CategoryTuning, Recipe, shot
 from tests.models import random_adapter, random_blip
@@ -248,6 +249,34 @@ def test_gradients_reach_exactly_the_trainable_parameters(backbone: Backbone, im
     for name, tensor in every_tensor(backbone):
         assert not tensor.requires_grad, name
         assert tensor.grad is None, name
+
+
+def test_factors_of_a_change_are_as_the_changed_matrices(backbone: Backbone, image_tokens: Tensor) -> None:
+    text = backbone.tokenize(["dog", "railway dog", "cat", "railway cat"])
+    base = backbone.trainable(LAYERS, text)
+    pairs = [text.input_ids[:2].unique(), text.input_ids[2:].unique()]
+    whole, factors = [], []
+    for seed, tokens in enumerate(pairs):
+        generator = torch.Generator().manual_seed(seed)
+        parts = {
+            name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
+            for name, tensor in unchanged(base, 3).items()
+            if name not in (TOKEN_IDS, TOKEN_ROWS)
+        }
+        parts |= {
+            TOKEN_IDS: tokens,
+            TOKEN_ROWS: torch.randn(len(tokens), base[TOKEN_ROWS].shape[1], generator=generator),
+        }
+        changed = {n: base[n] + parts[n + ".left"] @ parts[n + ".right"] for n in base if n + ".left" in parts}
+        factors.append(parts)
+        whole.append({n: t for n, t in parts.items() if not n.endswith((".left", ".right"))} | changed)
+    seen, expected = (
+        backbone.attend(
+            image_tokens, text, layers=LAYERS, adapters={n: torch.stack([a[n] for a in each]) for n in each[0]}
+        )
+        for each in (factors, whole)
+    )
+    assert_same(seen, expected)
 
 
 @pytest.mark.parametrize("shares", [("dog",), ("dog", "hound", "a small white puppy")])

@@ -9,6 +9,7 @@ import torch
 
 from app.errors import ConflictError, InvalidInputError
 from app.method.adapter import TOKEN_IDS, Adapter
+from app.method.low_rank import unchanged
 from app.services.categories import check_adapter, clean_name, clean_names, teaching_words
 
 
@@ -78,6 +79,18 @@ class TestAdapters:
     def test_layers_that_are_not_there(self, adapter, tiny) -> None:
         with pytest.raises(InvalidInputError, match="layers"):
             check_adapter(replace(adapter, layers=(0, 4)), tiny)
+
+    def test_factors_of_a_change_fit_too_if_they_belong_together(self, adapter, tiny) -> None:
+        rank, wide = unchanged(adapter.tensors, 3), unchanged(adapter.tensors, 5)
+        check_adapter(replace(adapter, tensors=rank), tiny)
+        name = next(name for name in rank if name.endswith(".right"))
+        for tensors in (
+            rank | {name: wide[name]},
+            {key: tensor for key, tensor in rank.items() if key != name},
+            {key: torch.zeros(()) if key.endswith(".left") else tensor for key, tensor in rank.items()},
+        ):
+            with pytest.raises(InvalidInputError):
+                check_adapter(replace(adapter, tensors=tensors), tiny)
 
     def test_tensors_that_are_not_tuned(self, adapter, tiny) -> None:
         fewer = dict(list(adapter.tensors.items())[1:])
