@@ -32,6 +32,14 @@ _STOP_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
+class RunningService:
+    """Where a service answers, and its process."""
+
+    url: str
+    pid: int
+
+
+@dataclass(frozen=True)
 class Lesson:
     """A category and the one photo it is taught from."""
 
@@ -66,7 +74,7 @@ def run_demo(console: Console, out: Path) -> None:
     Raises:
         AppError: If the service doesn't start or refuses something.
     """
-    with running_service(console) as url, Client(url) as client:
+    with running_service(console) as service, Client(service.url) as client:
         for lesson in LESSONS:
             _teach(console, client, lesson)
         table = Table("photo", "category", "", "score", "area", "IoU", "ms")
@@ -93,7 +101,7 @@ def side_by_side(pictures: list[bytes], height: int = 320) -> Image.Image:
 
 
 @contextmanager
-def running_service(console: Console) -> Iterator[str]:
+def running_service(console: Console) -> Iterator[RunningService]:
     """A service on its embedded parts, in a folder and on a port of its own, stopped at the end whatever happens."""
     with tempfile.TemporaryDirectory(prefix="exemplar-demo-") as folder:
         port = _free_port()
@@ -109,7 +117,7 @@ def running_service(console: Console) -> Iterator[str]:
             with console.status("starting the service"):
                 _wait_until_ready(process, url, log)
             console.print(f"The service runs at {url} (only for this demo).")
-            yield url
+            yield RunningService(url, process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
             try:

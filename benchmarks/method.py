@@ -1,0 +1,183 @@
+"""The method on a random BLIP of the large size, against the plain path: numbers and times of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
+
+from app.backbones.blip import Blip
+from app.backbones.embedded import VOCABULARY
+from app.demo import EXAMPLES
+from app.method.crf import CrfParameters, conv_crf
+from app.method.frame import imagenet_normalise
+from app.method.prompts import BACKGROUND_WORDS, PromptSet, prompt_set
+from app.method.segment import Query, class_map, encode, refine
+from app.method.tuning import CategoryTuning, JointTuning, Recipe, shot
+
+from . import plain
+from .measure import Row, matmul_flops, seconds, text_ms
+
+# PASCAL VOC's categories: with the background 21 classes, with its words 49 prompts.
+VOC = [
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "table",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "plant",
+    "sheep",
+    "sofa",
+    "train",
+    "tv",
+]
+_SIZE = 512
+_LAYERS = (0, 3)
+
+
+def photo(name: str = "dog") -> np.ndarray:
+    """An example photo, RGB uint8."""
+    with Image.open(EXAMPLES / f"{name}.jpg") as image:
+        return np.array(image.convert("RGB"))
+
+
+def blip_large() -> BlipForImageTextRetrieval:
+    """446 million random parameters; its cross-attention is made sharper than chance leaves it, so that maps differ."""
+    config = BlipConfig(
+        text_config={"hidden_size": 768, "encoder_hidden_size": 1024, "num_attention_heads": 12, "projection_dim": 256},
+        vision_config={
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 384,
+        },
+    )
+    torch.manual_seed(0)
+    model = BlipForImageTextRetrieval(config).eval().requires_grad_(False)
+    for layer in model.text_encoder.encoder.layer:
+        layer.crossattention.self.query.weight.mul_(4)
+        layer.crossattention.self.key.weight.mul_(4)
+    return model
+
+
+@torch.no_grad()
+def crf_rows() -> Iterator[Row]:
+    """ConvCRF alone: a class map as soft as a network's, on a real photo."""
+    colours = imagenet_normalise(torch.from_numpy(photo()).permute(2, 0, 1)[None].float() / 255)
+    colours = F.interpolate(colours, size=(_SIZE, _SIZE), mode="bilinear")[0]
+    for classes in (21, 81):
+        generator = torch.Generator().manual_seed(classes)
+        grid = (4 * torch.randn(1, classes, 8, 8, generator=generator)).softmax(dim=1)
+        maps = F.interpolate(grid, size=(_SIZE, _SIZE), mode="bilinear", align_corners=True)[0]
+        expected = plain.crf(maps, colours)
+        before = seconds(lambda maps=maps: plain.crf(maps, colours), repeats=1, warm_up=False)
+        after = seconds(lambda maps=maps: conv_crf(maps, colours))
+        error = (conv_crf(maps, colours) - expected).abs()
+        yield Row(
+            f"ConvCRF, {classes} classes, {_SIZE} px",
+            text_ms(before),
+            text_ms(after),
+            before / after,
+            "≥ 30",
+            f"largest error {error.max():.0e}, above 0.001 at {100 * (error.amax(dim=0) > 1e-3).float().mean():.3f} %",
+        )
+
+
+def large_rows() -> Iterator[Row]:
+    """Segmenting and tuning, BLIP-large at 512 px, 49 prompts, 21 classes."""
+    peak = matmul_flops()
+    model = blip_large()
+    backbone = Blip(model, BertTokenizer(vocab=str(VOCABULARY)), input_size=_SIZE)
+    prompts = prompt_set(BACKGROUND_WORDS, [[name] for name in VOC])
+    rgb = F.interpolate(torch.from_numpy(photo()).permute(2, 0, 1)[None].float() / 255, size=(_SIZE, _SIZE))[0]
+    yield from _segment(model, backbone, prompts, rgb, peak)
+    yield from _tune(model, backbone, prompts, rgb)
+
+
+@torch.no_grad()
+def _segment(
+    model: BlipForImageTextRetrieval, backbone: Blip, prompts: PromptSet, rgb: Tensor, peak: float
+) -> Iterator[Row]:
+    text = backbone.tokenize(prompts.words)
+    pixels = imagenet_normalise(rgb)
+    queries = [Query((name,)) for name in VOC]
+    results: dict[str, Tensor] = {}
+
+    def theirs() -> None:
+        results["plain"] = plain.crf(plain.class_map(model, pixels, text, prompts, _LAYERS), pixels)
+
+    def ours() -> None:
+        found = class_map(backbone, encode(backbone, rgb), queries, layers=_LAYERS).probabilities
+        results["ours"] = refine(found, rgb, CrfParameters())
+
+    before, after = seconds(theirs, repeats=1, warm_up=False), seconds(ours, repeats=3)
+    tower = seconds(lambda: encode(backbone, rgb), repeats=3)
+    agree = (results["plain"].argmax(dim=0) == results["ours"].argmax(dim=0)).float().mean()
+    # A ViT layer: 12 · width² per token in matrices, 2 · width per pair of tokens in attention, two operations each.
+    tokens, width, layers = (_SIZE // 16) ** 2 + 1, 1024, 24
+    operations = 2 * layers * (12 * width**2 * tokens + 2 * width * tokens**2)
+    yield Row(
+        f"segment, BLIP-large, {_SIZE} px, {len(prompts.words)} prompts, 21 classes, CRF",
+        text_ms(before),
+        text_ms(after),
+        before / after,
+        "≥ 4",
+        f"labels agree on {100 * agree:.2f} %; the image tower alone cannot be below {text_ms(operations / peak)}",
+    )
+    yield Row(
+        "image tower's share of the matmul peak",
+        f"{peak / 1e9:.0f} GFLOP/s",
+        f"{operations / tower / 1e9:.0f} GFLOP/s",
+        operations / tower / peak,
+        "≥ 0.5",
+        text_ms(tower),
+    )
+
+
+def _tune(model: BlipForImageTextRetrieval, backbone: Blip, prompts: PromptSet, rgb: Tensor) -> Iterator[Row]:
+    text = backbone.tokenize(prompts.words)
+    images = [rgb, rgb.flip(2)]
+    labels = torch.zeros(2, _SIZE, _SIZE, dtype=torch.long)
+    dog = VOC.index("dog") + 1
+    labels[0, 150:400, 100:300], labels[1, 150:400, -300:-100] = dog, dog
+    tokens = [encode(backbone, image) for image in images]
+    joint = JointTuning(backbone, tokens, list(labels), text=text, prompts=prompts, layers=_LAYERS)
+    first = next(joint.epoch())
+    joint_s = seconds(lambda: next(joint.epoch()), repeats=3, warm_up=False)
+    recipe = Recipe()
+    others = [name for name in VOC if name != "dog"]
+    own = CategoryTuning(
+        backbone,
+        [shot(backbone, tokens[0], (labels[0] == dog).long(), label_scale=recipe.label_scale)],
+        ["dog"],
+        background=BACKGROUND_WORDS,
+        others=others[: recipe.others],
+        layers=_LAYERS,
+        recipe=recipe,
+    )
+    own_s = seconds(own.step, repeats=5)
+    # Last, since it changes the model.
+    theirs = plain.JointTuning(model, imagenet_normalise(torch.stack(images)), labels, text, prompts, _LAYERS)
+    losses: list[float] = []
+    plain_s = seconds(lambda: losses.append(theirs.step()), repeats=1, warm_up=False)
+    what = "BLIP-large, 21 classes, 2 photos, per step"
+    note = f"first loss {first:.5f}, plain {losses[0]:.5f}"
+    yield Row(f"tune jointly, {what}", text_ms(plain_s), text_ms(joint_s), plain_s / joint_s, "≥ 10", note)
+    what = "tune one category, BLIP-large, per step"
+    yield Row(what, text_ms(plain_s), text_ms(own_s), plain_s / own_s, "≥ 100", "against the authors' step")

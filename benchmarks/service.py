@@ -1,0 +1,182 @@
+"""The running service on the embedded backbone, over HTTP."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from app.client import Client
+from app.demo import EXAMPLES, RunningService, running_service
+
+from .measure import Row, percentile, text_ms
+
+PHOTO = EXAMPLES / "dog.jpg"  # 640 × 480
+
+_MANY = 1000
+_REQUESTS = 9
+
+
+def service_rows(console: Console) -> tuple[list[dict[str, Any]], list[Row]]:
+    """p50 of POST /segment with where its time goes, and what else a user waits for."""
+    with running_service(console) as service, Client(service.url) as client:
+        rows = [_teach(client)]
+        names = _import_copies(service, _MANY)
+        stages = [
+            {"kind": kind, "categories": count, **_requests(client, chosen[:count], f"{count} {kind}")}
+            for kind, chosen in (("named", [f"thing {n}" for n in range(100)]), ("taught", names))
+            for count in (1, 10, 100)
+        ]
+        console.print(_stage_table(stages))
+        ten = next(row for row in stages if (row["kind"], row["categories"]) == ("taught", 10))
+        rows.append(_floor_row(ten))
+        rows += _many(service, client, names, ten["p50_ms"] / 1000)
+        rows.append(_first_use(service, client))
+        rows.append(_while_tuning(client, names[:10]))
+        rows.append(_at_once(client, names[:10]))
+    return stages, rows
+
+
+def _teach(client: Client) -> Row:
+    """From the example's upload to the end of its job; the first one of a process warms up."""
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        job = client.teach("taught", EXAMPLES / "kitten.jpg", EXAMPLES / "kitten_mask.png", replace=True)
+        *_, end = client.follow(job["id"])
+        times.append(time.perf_counter() - started)
+        assert end["status"] == "succeeded", end
+    after = statistics.median(times[1:])
+    return Row(
+        "teach one category", "", text_ms(after), after, "≤ 2", f"seconds; first of the process {text_ms(times[0])}"
+    )
+
+
+def _import_copies(service: RunningService, count: int) -> list[str]:
+    """The taught adapter under so many names."""
+    adapter = httpx.get(f"{service.url}/categories/taught/adapter").content
+    names = [f"copy {number}" for number in range(count)]
+    with httpx.Client(base_url=service.url, timeout=60) as http:
+        for name in track(names, description="importing adapters", transient=True):
+            http.put(f"/categories/{name}/adapter", content=adapter).raise_for_status()
+    return names
+
+
+def _requests(client: Client, names: list[str], what: str, repeats: int = _REQUESTS) -> dict[str, Any]:
+    client.segment(PHOTO, names)  # the first use of an adapter reads it from the store
+    times, stages = [], []
+    for _ in track(range(repeats), description=what, transient=True):
+        started = time.perf_counter()
+        answer = client.segment(PHOTO, names)
+        times.append(1000 * (time.perf_counter() - started))
+        stages.append(answer["timings_ms"])
+    return {
+        "p50_ms": statistics.median(times),
+        "stages_ms": {name: statistics.median(stage[name] for stage in stages) for name in stages[0]},
+    }
+
+
+def _floor_row(ten: dict[str, Any]) -> Row:
+    p50 = ten["p50_ms"]
+    slowest = sorted(ten["stages_ms"].items(), key=lambda item: -item[1])[:3]
+    note = "milliseconds; " + ", ".join(f"{name} {ms:.0f}" for name, ms in slowest)
+    return Row("POST /segment, p50, 10 taught, CRF, 640 × 480", "", f"{p50:.0f} ms", p50, "≤ 150", note)
+
+
+def _many(service: RunningService, client: Client, names: list[str], ten_s: float) -> list[Row]:
+    memory_ten = _peak_bytes(service.pid)
+    many_s = _requests(client, names, f"{len(names)} taught", repeats=3)["p50_ms"] / 1000
+    memory_many = _peak_bytes(service.pid)
+    what = f"{len(names)} taught categories over 10"
+    gigabytes = [f"{size / 2**30:.2f} GB" for size in (memory_ten, memory_many)]
+    return [
+        Row(f"{what}: time", text_ms(ten_s), text_ms(many_s), many_s / ten_s, "≤ 25"),
+        Row(f"{what}: peak memory", *gigabytes, memory_many / memory_ten, "≤ 3", "the first after 100 in one request"),
+    ]
+
+
+def _peak_bytes(pid: int) -> int:
+    """Most memory that the process has had, 0 where the system doesn't tell."""
+    status = Path(f"/proc/{pid}/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+
+
+def _first_use(service: RunningService, client: Client) -> Row:
+    """A replica's first look at an adapter: reading and parsing it. The `load` stage of the first request."""
+    adapter = httpx.get(f"{service.url}/categories/taught/adapter").content
+    times = []
+    for number in range(5):
+        httpx.put(f"{service.url}/categories/new {number}/adapter", content=adapter).raise_for_status()
+        times.append(client.segment(PHOTO, [f"new {number}"])["timings_ms"]["load"])
+    after = statistics.median(times)
+    return Row(
+        "first use of a new adapter", "", f"{after:.1f} ms", after, "≤ 50", f"milliseconds; {len(adapter)} bytes"
+    )
+
+
+def _while_tuning(client: Client, names: list[str], count: int = 30) -> Row:
+    def p95() -> float:
+        times = []
+        for _ in range(count):
+            started = time.perf_counter()
+            client.segment(PHOTO, names)
+            times.append(time.perf_counter() - started)
+        return percentile(times, 0.95)
+
+    idle = p95()
+    with _tuning_all_the_time(client):
+        busy = p95()
+    return Row("p95 of /segment while a job tunes, over idle", text_ms(idle), text_ms(busy), busy / idle, "≤ 1.5")
+
+
+@contextmanager
+def _tuning_all_the_time(client: Client) -> Iterator[None]:
+    stop = threading.Event()
+
+    def tune() -> None:
+        while not stop.is_set():
+            job = client.teach("busy", EXAMPLES / "kitten.jpg", EXAMPLES / "kitten_mask.png", replace=True)
+            for _ in client.follow(job["id"]):
+                pass
+
+    thread = threading.Thread(target=tune)
+    thread.start()
+    time.sleep(1)
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _at_once(client: Client, names: list[str], clients: int = 16, count: int = 48) -> Row:
+    started = time.perf_counter()
+    for _ in range(count // 3):
+        client.segment(PHOTO, names)
+    one = (count // 3) / (time.perf_counter() - started)
+    started = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(lambda _: client.segment(PHOTO, names), range(count)))
+    many = count / (time.perf_counter() - started)
+    what = f"requests per second, {clients} clients over one"
+    return Row(what, f"{one:.2f} / s", f"{many:.2f} / s", many / one, "≥ 1.5")
+
+
+def _stage_table(rows: list[dict[str, Any]]) -> Table:
+    stages = list(rows[0]["stages_ms"])
+    made = Table("categories", "p50 ms", *stages, title="POST /segment, 640 × 480, CRF on; milliseconds")
+    for row in rows:
+        values = (f"{row['stages_ms'][stage]:.0f}" for stage in stages)
+        made.add_row(f"{row['categories']} {row['kind']}", f"{row['p50_ms']:.0f}", *values)
+    return made
