@@ -65,7 +65,8 @@ class BlipText:
             )
         x = self._embed(text, adapters)
         hidden_mask = (1 - text.attention_mask[:, None, None, :].to(x.dtype)) * _MASKED
-        logits = {}
+        logits: dict[int, Tensor] = {}
+        seen: Tensor | None
         for layer in range(self.layer_count):
             x = self._self_attention(x, hidden_mask, f"encoder.layer.{layer}.attention.")
             prefix = f"encoder.layer.{layer}.crossattention."
@@ -76,8 +77,9 @@ class BlipText:
             elif own:
                 x, seen = adapted_cross_attention(x, image_tokens, own, heads=self.heads, eps=self.eps)
             else:
-                x, seen = cross_attention(x, image_tokens, self._under(prefix), heads=self.heads, eps=self.eps)
-            if layer in layers:
+                base, wanted = self._under(prefix), layer in layers
+                x, seen = cross_attention(x, image_tokens, base, heads=self.heads, eps=self.eps, wanted=wanted)
+            if layer in layers and seen is not None:
                 logits[layer] = seen
             x = self._feed_forward(x, f"encoder.layer.{layer}.")
         return logits, x
@@ -132,15 +134,32 @@ def cross_attention(
     *,
     heads: int,
     eps: float,
-) -> tuple[Float[Tensor, "prompt token hidden"], Float[Tensor, "prompt head token image_token"]]:
-    """All prompts under the same parameters: keys and values of the image are projected once for all of them."""
-    q = _heads(F.linear(x, w["self.query.weight"], w["self.query.bias"]), heads)
-    k = _heads(F.linear(image_tokens, w["self.key.weight"], w["self.key.bias"])[None], heads)
-    v = _heads(F.linear(image_tokens, w["self.value.weight"], w["self.value.bias"])[None], heads)
-    logits = q @ k.mT / math.sqrt(q.shape[-1])
-    context = F.linear(_merge(logits.softmax(dim=-1) @ v), w["output.dense.weight"], w["output.dense.bias"])
+    wanted: bool = True,
+) -> tuple[Float[Tensor, "prompt token hidden"], Float[Tensor, "prompt head token image_token"] | None]:
+    """All prompts under the same parameters: keys and values of the image are projected once for all of them.
+
+    Args:
+        wanted: Whether the logits are; without them, they are never all in memory.
+    """
+    prompts, tokens, hidden = x.shape
+    # Heads first: all prompts' queries meet the same keys in one product per head, and no key is copied per prompt.
+    q, k, v = (
+        F.linear(rows, w[f"self.{part}.weight"], w[f"self.{part}.bias"])
+        .view(-1, heads, hidden // heads)
+        .transpose(0, 1)
+        for part, rows in (("query", x), ("key", image_tokens), ("value", image_tokens))
+    )
+    per_prompt = None
+    if wanted:
+        logits = (q / math.sqrt(q.shape[2])) @ k.mT
+        per_prompt = logits.view(heads, prompts, tokens, -1).transpose(0, 1)
+        context = logits.softmax(dim=-1) @ v
+    else:
+        context = F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+    context = context.transpose(0, 1).reshape(prompts, tokens, hidden)
+    context = F.linear(context, w["output.dense.weight"], w["output.dense.bias"])
     norm = (w["output.LayerNorm.weight"], w["output.LayerNorm.bias"])
-    return F.layer_norm(x + context, x.shape[-1:], *norm, eps), logits
+    return F.layer_norm(x + context, (hidden,), *norm, eps), per_prompt
 
 
 def adapted_cross_attention(

@@ -54,6 +54,9 @@ def test_cross_attention_by_hand() -> None:
     w = weights(6, 11, seed=1)
     out, logits = cross_attention(x, image, w, heads=3, eps=1e-5)
     assert logits.shape == (5, 3, 7, 13)
+    without, none = cross_attention(x, image, w, heads=3, eps=1e-5, wanted=False)
+    assert none is None
+    torch.testing.assert_close(without, out, rtol=1e-4, atol=1e-5)
     for prompt in range(5):
         expected_out, expected_logits = by_hand(x[prompt], image, w, heads=3)
         torch.testing.assert_close(logits[prompt], expected_logits, rtol=1e-4, atol=1e-4)
