@@ -65,6 +65,9 @@ class Metrics:
         self.adapter_load_duration = Histogram(
             "exemplar_adapter_load_seconds", "Time to read one adapter from the store.", buckets=_SECONDS, registry=on
         )
+        self.image_cache_hits = Counter("exemplar_image_cache_hits", "Photos found encoded in memory.", registry=on)
+        self.image_cache_misses = Counter("exemplar_image_cache_misses", "Photos that were encoded.", registry=on)
+        self.image_cache_bytes = Gauge("exemplar_image_cache_bytes", "Memory held by encoded photos.", registry=on)
         self.backbone_warm = Gauge(
             "exemplar_backbone_warm", "1 when a model has answered its warm-up.", ["backbone", "revision"], registry=on
         )

@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     queue_limit: int = Field(64, ge=1, description="Requests that may wait for a model; one more is answered 503.")
     versions_kept: int = Field(5, ge=1, description="Adapter versions kept per category.")
     adapter_cache_bytes: int = Field(512 * MEBIBYTE, ge=0, description="Memory for loaded adapters.")
+    image_cache_bytes: int = Field(
+        64 * MEBIBYTE, ge=0, description="Memory for encoded photos, so that one asked again is quick."
+    )
 
     max_upload_bytes: int = Field(20 * MEBIBYTE, ge=1, description="Largest request body.")
     max_image_pixels: int = Field(40_000_000, ge=1, description="Largest photo, in pixels.")

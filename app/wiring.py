@@ -30,6 +30,7 @@ from app.services.adapter_cache import AdapterCache
 from app.services.categories import Categories
 from app.services.health import Health
 from app.services.idempotency import Idempotency
+from app.services.image_cache import ImageCache
 from app.services.job_engine import JobEngine
 from app.services.lane import Lane
 from app.services.models import Model, Models, check_layers
@@ -117,6 +118,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 models,
                 store,
                 cache,
+                ImageCache(max_bytes=settings.image_cache_bytes, metrics=metrics),
                 background=background,
                 max_categories=settings.max_categories,
                 metrics=metrics,

@@ -24,6 +24,7 @@ from app.method.segment import Query, class_map, encode, refine
 from app.metrics import Metrics
 from app.services.adapter_cache import AdapterCache
 from app.services.decode import Photo
+from app.services.image_cache import ImageCache
 from app.services.models import Model, Models
 from app.storage import keys
 from app.storage.categories import CategoryRecord, CategoryStore
@@ -171,6 +172,7 @@ class Segmentation:
         models: The loaded backbones.
         store: Categories.
         cache: Their adapters.
+        images: Photos encoded lately.
         background: Background words if a request brings none.
         max_categories: Most categories in one request.
         metrics: Where stages are timed.
@@ -181,6 +183,7 @@ class Segmentation:
         models: Models,
         store: CategoryStore,
         cache: AdapterCache,
+        images: ImageCache,
         *,
         background: tuple[str, ...],
         max_categories: int,
@@ -189,6 +192,7 @@ class Segmentation:
         self._models = models
         self._store = store
         self._cache = cache
+        self._images = images
         self._background = background
         self._max_categories = max_categories
         self._metrics = metrics
@@ -255,7 +259,7 @@ class Segmentation:
             with clock.stage("preprocess"):
                 rgb, frame = backbone.preprocess(request.photo.rgb)
             with clock.stage("encode_image"):
-                tokens = encode(backbone, rgb)
+                tokens = self._images.get(backbone.name, request.photo.sha256, partial(encode, backbone, rgb))
             with clock.stage("attend"):
                 found = class_map(
                     backbone,

@@ -268,6 +268,21 @@ class TestCache:
             assert metric(api, "exemplar_adapters_loaded") == 0
             assert metric(api, "exemplar_adapter_cache_bytes") == 0
 
+    def test_a_photo_asked_again_is_not_encoded_again(self, start) -> None:
+        with start() as api:
+            first, again = (api.segment("cat", "dog").json()["categories"] for _ in range(2))
+            assert first == again
+            assert metric(api, "exemplar_image_cache_misses_total") == 1
+            assert metric(api, "exemplar_image_cache_hits_total") == 1
+            assert metric(api, "exemplar_image_cache_bytes") > 0
+
+    def test_without_memory_for_photos_each_is_encoded(self, start) -> None:
+        with start(image_cache_bytes=0) as api:
+            for _ in range(2):
+                api.segment("cat")
+            assert metric(api, "exemplar_image_cache_misses_total") == 2
+            assert metric(api, "exemplar_image_cache_bytes") == 0
+
 
 def metric(api, name: str) -> float:
     lines = api.http.get("/metrics").text.splitlines()
