@@ -53,6 +53,7 @@ def _sum(vector: str, *, by: str) -> str:
 # `or vector(0)`: a counter with labels has no series before its first event, and no errors is 0, not "no data".
 _ERRORS = "(" + rate("exemplar_requests_total", more=', status=~"5.."') + " or vector(0))"
 _HITS, _MISSES = rate("exemplar_adapter_cache_hits_total"), rate("exemplar_adapter_cache_misses_total")
+_PHOTO_HITS, _PHOTO_MISSES = rate("exemplar_image_cache_hits_total"), rate("exemplar_image_cache_misses_total")
 
 ROWS: dict[str, list[Panel]] = {
     "Overview": [
@@ -182,6 +183,20 @@ ROWS: dict[str, list[Panel]] = {
             unit="short",
             width=6,
             queries={increase("exemplar_job_redeliveries_total"): "redeliveries"},
+        ),
+    ],
+    "Photos": [
+        Panel(
+            title="Photos found encoded",
+            description="Share of the photos asked for that were encoded before and still in memory.",
+            unit="percentunit",
+            queries={f"{_PHOTO_HITS} / ({_PHOTO_HITS} + {_PHOTO_MISSES})": "hits"},
+        ),
+        Panel(
+            title="Photo cache",
+            description="Memory held by encoded photos; EXEMPLAR_IMAGE_CACHE_BYTES bounds it.",
+            unit="bytes",
+            queries={now("exemplar_image_cache_bytes"): "{{instance}}"},
         ),
     ],
     "Adapters": [

@@ -44,7 +44,7 @@ def test_the_file_is_what_the_script_makes(root, dashboard):
 def test_rows_tell_the_parts_of_the_service(dashboard):
     rows = [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
 
-    assert rows == ["Overview", "Model", "Jobs", "Adapters", "Store"]
+    assert rows == ["Overview", "Model", "Jobs", "Photos", "Adapters", "Store"]
 
 
 def test_panels_neither_overlap_nor_leave_the_grid(dashboard):
