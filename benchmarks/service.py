@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from app.backbones.embedded import VOCABULARY
 from app.client import Client
 from app.demo import EXAMPLES, RunningService, running_service
+from app.method.adapter import adapter_from_bytes, adapter_to_bytes
 
 from .measure import Row, percentile, text_ms
 
@@ -32,10 +35,11 @@ def service_rows(console: Console) -> tuple[list[dict[str, Any]], list[Row]]:
     """p50 of POST /segment with where its time goes, and what else a user waits for."""
     with _photos() as photos, running_service(console) as service, Client(service.url) as client:
         rows = [_teach(client)]
-        names = _import_copies(service, _MANY)
+        names, others = _words(2 * _MANY)[::2], _words(2 * _MANY)[1::2]
+        _import_copies(service, names)
         stages = [
             {"kind": kind, "categories": count, **_requests(client, photos, chosen[:count], f"{count} {kind}")}
-            for kind, chosen in (("named", [f"thing {n}" for n in range(100)]), ("taught", names))
+            for kind, chosen in (("named", others), ("taught", names))
             for count in (1, 10, 100)
         ]
         console.print(_stage_table(stages))
@@ -74,14 +78,21 @@ def _teach(client: Client) -> Row:
     )
 
 
-def _import_copies(service: RunningService, count: int) -> list[str]:
-    """The taught adapter under so many names."""
-    adapter = httpx.get(f"{service.url}/categories/taught/adapter").content
-    names = [f"copy {number}" for number in range(count)]
+def _import_copies(service: RunningService, names: list[str]) -> None:
+    """The taught adapter under other names and with other words, so that they are different categories."""
+    adapter = adapter_from_bytes(httpx.get(f"{service.url}/categories/taught/adapter").content)
     with httpx.Client(base_url=service.url, timeout=60) as http:
         for name in track(names, description="importing adapters", transient=True):
-            http.put(f"/categories/{name}/adapter", content=adapter).raise_for_status()
-    return names
+            raw = adapter_to_bytes(replace(adapter, prompts=(name,)))
+            http.put(f"/categories/{name}/adapter", content=raw).raise_for_status()
+
+
+def _words(count: int) -> list[str]:
+    """Words of the vocabulary, evenly drawn."""
+    words = [
+        word for word in VOCABULARY.read_text().splitlines() if word.isascii() and word.isalpha() and len(word) > 4
+    ]
+    return words[:: len(words) // count][:count]
 
 
 def _requests(
