@@ -29,8 +29,8 @@ from app.services.models import Model, Models
 from app.storage import keys
 from app.storage.categories import CategoryRecord, CategoryStore
 
-# A category with less than this share of the best class's score everywhere is not in the photo. Of a hundred names asked
-# for in the examples' photos 3 to 4 are kept, and after refinement 99.8 % of the labels are those of all hundred.
+# A category with less than this share of the best class's score everywhere is not in the photo. Of a hundred names
+# asked for in two of the examples' photos four are kept, and 99.8 % of the refined labels are those of all hundred.
 _LEAST = 0.2
 
 
