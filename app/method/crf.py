@@ -59,7 +59,7 @@ def conv_crf(
     """Refine class probabilities along the image's edges.
 
     Args:
-        class_map: Probabilities that sum to 1 over classes.
+        class_map: Probabilities; over classes they sum to 1, or less where unlikely classes were left out.
         colours: The image, ImageNet-normalised, of the same size.
         parameters: The authors' by default.
 
