@@ -155,8 +155,11 @@ def parity(files: Annotated[list[Path], typer.Argument(help="Golden cases (safet
 def evaluate(
     data: Annotated[Path, typer.Option(help="Folder with index.json, images/ and masks/.")],
     protocol: Annotated[
-        Literal["words", "one-shot", "joint"],
-        typer.Option(help="Names only; an adapter per class from --shots photos; or the authors' joint tuning."),
+        Literal["words", "one-shot", "joint", "interference"],
+        typer.Option(
+            help="Names only; an adapter per class from --shots photos; the authors' joint tuning; or what teaching "
+            "one class does to the others."
+        ),
     ] = "words",
     method: Annotated[
         Literal["attention", "prototype"], typer.Option(help="prototype = the baseline of frozen features.")

@@ -57,7 +57,7 @@ def main() -> None:
         voc=masked_photos(data, "voc_animals_dev", held_out=set(voc[::10]), imagenet=imagenet, without=without),
         named=named_photos(data, imagenet=imagenet, without=without),
     )
-    network = Network(starting_weights(imagenet, seed=arguments.seed))
+    network = Network(starting_weights(imagenet, seed=arguments.seed, without=without))
     _standardise(network, [*collections.coco, *collections.voc[:100]])
     guessed = _remembered(
         arguments.out.with_suffix(".pseudo-labels.npz"), lambda: pseudo_labels(network, collections.named)

@@ -1,7 +1,7 @@
 """The weights that training starts from: EfficientNet-Lite2 and MiniLM-L6-v2, and random ones between them."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,15 +25,16 @@ FEATURES = 1400
 _BATCH_NORM_EPS = 1e-3
 
 
-def starting_weights(imagenet: list[str], *, seed: int) -> dict[str, Tensor]:
+def starting_weights(imagenet: list[str], *, seed: int, without: Collection[str] = ()) -> dict[str, Tensor]:
     """All parameters of an embedded model that has learned nothing yet, float32; `mu` and `sd` are still to be set.
 
     Args:
         imagenet: Names of ImageNet's classes, in the order of the classifier's outputs.
+        without: Categories that the model shall not know ImageNet's classes to be a kind of.
     """
     generator = torch.Generator().manual_seed(seed)
     text, sentences = _text_tower()
-    weights = {**_image_tower(), **text, "E": _class_embeddings(sentences, imagenet)}
+    weights = {**_image_tower(), **text, "E": _class_embeddings(sentences, imagenet, without)}
     weights.update(_between(weights, generator))
     # What stays as it is gets its stored form at once, so that the rest learns beside exactly these values.
     frozen = [name for name in weights if is_quantised(name)]
@@ -117,9 +118,10 @@ def _text_tower() -> tuple[dict[str, Tensor], BertModel]:
 
 
 @torch.no_grad()
-def _class_embeddings(model: BertModel, imagenet: list[str]) -> Tensor:
+def _class_embeddings(model: BertModel, imagenet: list[str], without: Collection[str]) -> Tensor:
     """Unit sentence embedding of each ImageNet class: its name, and with equal weight the category it is a kind of."""
-    kind_of = {index: category for category, indices in KINDS.items() for index in indices}
+    known = {category: indices for category, indices in KINDS.items() if category not in without}
+    kind_of = {index: category for category, indices in known.items() for index in indices}
     own = sentence_embeddings(model, imagenet)
     kinds = sentence_embeddings(model, [kind_of.get(index, name) for index, name in enumerate(imagenet)])
     return F.normalize(own + kinds, dim=-1)

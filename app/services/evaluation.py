@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,10 +24,12 @@ from app.method.prompts import free_background, prompt_set
 from app.method.prototype import prototype_map, prototypes
 from app.method.segment import Query, class_map, encode, refine
 from app.method.tuning import IGNORE, CategoryTuning, JointTuning, Recipe, Shot, shot
+from app.services.segmentation import LEAST
 
-Protocol = Literal["words", "one-shot", "joint"]
+Protocol = Literal["words", "one-shot", "joint", "interference"]
 Prompts = Literal["present", "all"]
-Predict = Callable[["Photo", "Sequence[int]"], Tensor]
+# Of a photo and the classes asked for: probabilities on the network's input, and the class number of each map.
+Predict = Callable[["Photo", "Sequence[int]"], "tuple[Tensor, tuple[int, ...]]"]
 
 # A support must show its class: at least this share of the photo.
 _SUPPORT_AREA = 0.005
@@ -201,6 +203,10 @@ class Evaluation:
             if not rest:
                 raise InvalidInputError("No photo is left to evaluate on: every one is a support. Give more photos.")
             photos = len(rest)
+            if self.options.protocol == "interference":
+                for column, score in self._interference(rest, self._adapters(supports), f"seed {seed}").items():
+                    scores.setdefault(column, []).append(score)
+                continue
             columns: dict[str, Predict] = {"words": self._words}
             if self.options.method == "prototype":
                 columns["prototype"] = self._prototype(supports)
@@ -221,16 +227,15 @@ class Evaluation:
         for score, photo in (ranked[index] for index in chosen):
             labels = {"truth": photo.read_labels()}
             for column, predict in self._columns.items():
-                labels[column] = self._found(predict(photo, self._asked(photo)), photo)
+                labels[column] = self._found(*predict(photo, self._asked(photo)), photo)
             cases.append(Case(photo.read(), score, labels))
         return cases
 
-    def _found(self, maps: Tensor, photo: Photo) -> np.ndarray:
+    def _found(self, maps: Tensor, numbers: Sequence[int], photo: Photo) -> np.ndarray:
         """Class numbers at the photo's size, refined if the measurement is."""
         _, rgb, frame = self._encode(photo)
         maps = refine(maps, rgb, CrfParameters()) if self.options.crf else maps
-        numbers = np.array([0, *self._asked(photo)])
-        found: np.ndarray = numbers[to_photo(maps, frame).argmax(dim=0).cpu().numpy()]
+        found: np.ndarray = np.array(numbers)[to_photo(maps, frame).argmax(dim=0).cpu().numpy()]
         return found
 
     def _supports(self, seed: int) -> dict[int, list[Photo]]:
@@ -261,14 +266,28 @@ class Evaluation:
                 continue
             _, rgb, frame = self._encode(photo)
             for column, predict in columns.items():
-                maps = predict(photo, asked)
-                counts[column].add(*self._compare(maps, frame, photo, asked))
+                maps, numbers = predict(photo, asked)
+                counts[column].add(*self._compare(maps, frame, photo, numbers))
                 if self.options.crf:
                     maps = refine(maps, rgb, CrfParameters())
-                    counts[column + " + CRF"].add(*self._compare(maps, frame, photo, asked))
+                    counts[column + " + CRF"].add(*self._compare(maps, frame, photo, numbers))
             alone = _Counts(len(self.dataset.classes))
-            alone.add(*self._compare(maps, frame, photo, asked))
+            alone.add(*self._compare(maps, frame, photo, numbers))
             self._ranked.append((alone.score().mean, photo))
+        self._progress(len(photos), len(photos), f"{what}: segmenting")
+        return {column: count.score() for column, count in counts.items()}
+
+    def _interference(self, photos: Sequence[Photo], adapters: Mapping[int, Adapter], what: str) -> dict[str, Score]:
+        """What teaching one category does to the others: every class of every photo taught alone, itself not scored."""
+        counts = {column: _Counts(len(self.dataset.classes)) for column in ("words", "another taught")}
+        for step, photo in enumerate(photos):
+            self._progress(step, len(photos), f"{what}: segmenting")
+            asked = self._asked(photo)
+            for number in {number for number in asked if number in adapters}:
+                for column, count in counts.items():
+                    taught = {number: adapters[number]} if column != "words" else {}
+                    maps, numbers = self._attention(photo, asked, taught)
+                    count.add(*self._compare(maps, self._encode(photo)[2], photo, numbers), but=number)
         self._progress(len(photos), len(photos), f"{what}: segmenting")
         return {column: count.score() for column, count in counts.items()}
 
@@ -277,13 +296,14 @@ class Evaluation:
             return tuple(range(1, len(self.dataset.classes)))
         return photo.classes
 
-    def _compare(self, maps: Tensor, frame: Frame, photo: Photo, asked: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _compare(
+        self, maps: Tensor, frame: Frame, photo: Photo, numbers: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Predicted and true class numbers, both at the photo's size or both at the network's input."""
-        numbers = np.array([0, *asked])
         labels = photo.read_labels()
         if self.options.size == "input":
-            return numbers[maps.argmax(dim=0).cpu().numpy()], labels_to_input(labels, frame, outside=IGNORE)
-        return numbers[to_photo(maps, frame).argmax(dim=0).cpu().numpy()], labels
+            return np.array(numbers)[maps.argmax(dim=0).cpu().numpy()], labels_to_input(labels, frame, outside=IGNORE)
+        return np.array(numbers)[to_photo(maps, frame).argmax(dim=0).cpu().numpy()], labels
 
     def _encode(self, photo: Photo) -> tuple[Tensor, Tensor, Frame]:
         """Image tokens, input and frame of a photo; the tokens are kept, in half the space, for the next seed."""
@@ -296,33 +316,34 @@ class Evaluation:
         tokens, rgb, frame = self._encoded[photo.id]
         return tokens, rgb.float() / 255, frame
 
-    def _query(self, number: int, adapter: Adapter | None = None) -> Query:
-        return Query((self.dataset.classes[number],), adapter)
+    def _words(self, photo: Photo, asked: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
+        return self._attention(photo, asked, {})
 
-    def _words(self, photo: Photo, asked: Sequence[int]) -> Tensor:
-        return self._attention(photo, [self._query(number) for number in asked])
-
-    def _attention(self, photo: Photo, queries: Sequence[Query]) -> Tensor:
+    def _attention(
+        self, photo: Photo, asked: Sequence[int], adapters: Mapping[int, Adapter]
+    ) -> tuple[Tensor, tuple[int, ...]]:
         found = class_map(
-            self.backbone, self._encode(photo)[0], queries, layers=self.layers, background=self.options.background
+            self.backbone,
+            self._encode(photo)[0],
+            [Query((self.dataset.classes[number],), adapters.get(number)) for number in asked],
+            layers=self.layers,
+            background=self.options.background,
+            least=LEAST,
         )
-        return found.probabilities
+        return found.probabilities, tuple((0, *asked)[number] for number in found.classes)
 
     def _independent(self, supports: dict[int, list[Photo]]) -> Predict:
         """An adapter per class, each tuned alone."""
+        adapters = self._adapters(supports)
+        return lambda photo, asked: self._attention(photo, asked, adapters)
+
+    def _adapters(self, supports: dict[int, list[Photo]]) -> dict[int, Adapter]:
+        """The adapters that are better than the words on their own examples."""
         adapters: dict[int, Adapter] = {}
         for step, (number, photos) in enumerate(supports.items()):
             self._progress(step, len(supports), "tuning")
             adapters[number] = self._tune(number, photos)
-
-        def predict(photo: Photo, asked: Sequence[int]) -> Tensor:
-            queries = []
-            for number in asked:
-                adapter = adapters.get(number)
-                queries.append(self._query(number, adapter if adapter and adapter.tensors else None))
-            return self._attention(photo, queries)
-
-        return predict
+        return {number: adapter for number, adapter in adapters.items() if adapter.tensors}
 
     def _tune(self, number: int, photos: Sequence[Photo]) -> Adapter:
         name = self.dataset.classes[number]
@@ -384,10 +405,11 @@ class Evaluation:
             for done, _ in enumerate(tuning.epoch()):
                 self._progress(done, (len(photos) + 1) // 2, f"tuning jointly, pass {step + 1}")
 
-        def predict(photo: Photo, asked: Sequence[int]) -> Tensor:
+        def predict(photo: Photo, asked: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
             here = prompt_set(free_background(self.options.background, [self.dataset.classes[n] for n in asked]),
                               [names[number - 1] for number in asked])  # fmt: skip
-            return tuning.class_map(self._encode(photo)[0], self.backbone.tokenize(here.words), here)
+            maps = tuning.class_map(self._encode(photo)[0], self.backbone.tokenize(here.words), here)
+            return maps, (0, *asked)
 
         return predict
 
@@ -399,37 +421,39 @@ class Evaluation:
         }
         side = self.backbone.input_size
 
-        def predict(photo: Photo, asked: Sequence[int]) -> Tensor:
-            taught = [number for number in asked if number in rows]
-            tokens = self._encode(photo)[0]
-            maps = torch.zeros(1 + len(asked), side, side)
+        def predict(photo: Photo, asked: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
+            taught = tuple(number for number in asked if number in rows)
             if not taught:
-                maps[0] = 1
-                return maps
+                return torch.ones(1, side, side), (0,)
+            tokens = self._encode(photo)[0]
             found = prototype_map(tokens, [rows[n] for n in taught], grid_hw=grid, size_hw=(side, side))
-            maps[[0, *(1 + list(asked).index(number) for number in taught)]] = found
-            return maps
+            return found, (0, *taught)
 
         return predict
 
 
 class _Counts:
-    """Pixels of intersection and union per class."""
+    """Pixels of intersection, of truth and of prediction per class."""
 
     def __init__(self, classes: int) -> None:
-        self._classes = classes
-        self._confusion = np.zeros((classes, classes), np.int64)
+        self._hit, self._true, self._predicted = np.zeros((3, classes), np.int64)
 
-    def add(self, predicted: np.ndarray, labels: np.ndarray) -> None:
+    def add(self, predicted: np.ndarray, labels: np.ndarray, *, but: int | None = None) -> None:
+        """Count a photo, all classes but one."""
         known = labels != IGNORE
-        pairs = labels[known].astype(np.int64) * self._classes + predicted[known]
-        self._confusion += np.bincount(pairs, minlength=self._classes**2).reshape(self._classes, self._classes)
+        for total, numbers in (
+            (self._hit, labels[known & (predicted == labels)]),
+            (self._true, labels[known]),
+            (self._predicted, predicted[known]),
+        ):
+            count = np.bincount(numbers, minlength=len(total))
+            if but is not None:
+                count[but] = 0
+            total += count
 
     def score(self) -> Score:
-        hit = np.diag(self._confusion)
-        true, predicted = self._confusion.sum(axis=1), self._confusion.sum(axis=0)
-        union = true + predicted - hit
-        return Score({int(number): float(hit[number] / union[number]) for number in np.flatnonzero(true)})
+        union = self._true + self._predicted - self._hit
+        return Score({int(number): float(self._hit[number] / union[number]) for number in np.flatnonzero(self._true)})
 
 
 def rows(report: Report) -> Iterator[tuple[str, dict[str, float]]]:

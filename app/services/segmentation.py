@@ -31,7 +31,7 @@ from app.storage.categories import CategoryRecord, CategoryStore
 
 # A category with less than this share of the best class's score everywhere is not in the photo. Of a hundred names
 # asked for in two of the examples' photos four are kept, and 99.8 % of the refined labels are those of all hundred.
-_LEAST = 0.2
+LEAST = 0.2
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ class Segmentation:
                     queries,
                     layers=chosen,
                     background=request.background or self._background,
-                    least=_LEAST if request.threshold is None else min(_LEAST, request.threshold),
+                    least=LEAST if request.threshold is None else min(LEAST, request.threshold),
                 )
             maps = found.probabilities
             if request.refine:

@@ -16,7 +16,7 @@ from app.method.backbone import Backbone
 from app.method.prompts import BACKGROUND_WORDS
 from app.method.tuning import Recipe
 from app.report import as_picture
-from app.services.evaluation import Dataset, Evaluation, Options, Report, Score, _Counts, read_dataset
+from app.services.evaluation import Dataset, Evaluation, Options, Prompts, Report, Score, _Counts, read_dataset
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Two photos each, so that one can teach and the other can test.
@@ -61,6 +61,13 @@ def test_iou_is_counted_over_all_photos_together() -> None:
     assert counts.score().iou == {0: 3 / 5, 1: 2 / 3, 2: 1 / 2}
     counts.add(np.array([[2, 2]]), np.array([[2, 255]]))
     assert counts.score().iou[2] == 2 / 3, "an ignored pixel counts for nobody"
+
+
+def test_a_class_can_be_left_out_of_the_count() -> None:
+    counts = _Counts(3)
+    # Of class 1 nothing counts; class 2: 1 hit, 1 false (on class 1), 1 missed (to class 1).
+    counts.add(np.array([[0, 1, 2], [2, 1, 1]]), np.array([[0, 1, 2], [1, 1, 2]]), but=1)
+    assert counts.score().iou == pytest.approx({0: 1.0, 2: 1 / 3})
 
 
 def test_mean_spread_and_share_of_worse_classes() -> None:
@@ -123,6 +130,18 @@ def test_every_protocol_leaves_its_supports_out_and_has_words_beside_it(
     assert set(report.scores) == expected
     assert all(0 <= iou <= 1 for name in expected for iou in report.by_class(name).values())
     assert report.mean(column)[0] > 0.4
+
+
+# Of the classes present, each photo shows only the one that is taught; of all, the other one is asked for and taught too.
+@pytest.mark.parametrize(("prompts", "scored"), [("present", {0}), ("all", {0, 1, 2})])
+def test_interference_scores_all_but_the_class_that_is_taught(
+    folder: Path, embedded: Backbone, prompts: Prompts, scored: set[int]
+) -> None:
+    options = replace(OPTIONS, protocol="interference", prompts=prompts)
+    report = Evaluation(embedded, everything(folder), options, quiet).run()
+    assert list(report.scores) == ["words", "another taught"]
+    assert all(set(score.iou) == scored for scores in report.scores.values() for score in scores)
+    assert report.scores["words"] != report.scores["another taught"]
 
 
 def test_the_same_seed_gives_the_same_scores(folder: Path, embedded: Backbone) -> None:
