@@ -132,7 +132,7 @@ def test_every_protocol_leaves_its_supports_out_and_has_words_beside_it(
     assert report.mean(column)[0] > 0.4
 
 
-# Of the classes present, each photo shows only the one that is taught; of all, the other one is asked for and taught too.
+# Each photo shows one class, and that one is taught; of "all", the other one is asked for and taught in its turn.
 @pytest.mark.parametrize(("prompts", "scored"), [("present", {0}), ("all", {0, 1, 2})])
 def test_interference_scores_all_but_the_class_that_is_taught(
     folder: Path, embedded: Backbone, prompts: Prompts, scored: set[int]
