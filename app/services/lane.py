@@ -11,6 +11,8 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
+import torch
+
 from app.errors import OverloadedError, UnavailableError
 from app.metrics import Metrics
 
@@ -29,10 +31,11 @@ class Lane:
     Args:
         name: The backbone's name, for metrics and the thread.
         limit: Requests that may wait; jobs' steps don't count, since each job has at most one.
+        threads: Threads of one tensor operation.
         metrics: Where waiting is recorded.
     """
 
-    def __init__(self, name: str, *, limit: int, metrics: Metrics) -> None:
+    def __init__(self, name: str, *, limit: int, threads: int, metrics: Metrics) -> None:
         self.name = name
         self._limit = limit
         self._metrics = metrics
@@ -40,8 +43,10 @@ class Lane:
         self._waiting: set[Future[Any]] = set()
         self._lock = threading.Lock()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name=f"lane-{name}", daemon=True)
+        started = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(threads, started), name=f"lane-{name}", daemon=True)
         self._thread.start()
+        started.wait()  # torch gives new threads the number set last: the caller may now set that of the others
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +102,10 @@ class Lane:
                 self._waiting.remove(future)
                 self._metrics.queue_depth.labels(self.name).set(len(self._waiting))
 
-    def _work(self) -> None:
+    def _work(self, threads: int, started: threading.Event) -> None:
+        torch.get_num_threads()  # a thread's first question sets its number to that of the process: ask before setting
+        torch.set_num_threads(threads)
+        started.set()
         while (item := self._calls.get()) is not None:
             self._answer(*item)
             del item  # the last call's tensors would else live until the next

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
+import torch
 
 from app.errors import OverloadedError, UnavailableError
 from app.metrics import Metrics
@@ -23,7 +24,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def lane(metrics: Metrics) -> Iterator[Lane]:
-    with Lane("tiny", limit=LIMIT, metrics=metrics) as lane:
+    with Lane("tiny", limit=LIMIT, threads=1, metrics=metrics) as lane:
         yield lane
 
 
@@ -171,7 +172,7 @@ class TestSteps:
 
 class TestClosing:
     async def test_the_queue_is_finished_first(self, metrics: Metrics) -> None:
-        lane = Lane("tiny", limit=LIMIT, metrics=metrics)
+        lane = Lane("tiny", limit=LIMIT, threads=1, metrics=metrics)
         gate = await blocked(lane)
         waiting = [await submitted(lane, partial(int, n)) for n in range(LIMIT)]
         closing = asyncio.create_task(asyncio.to_thread(lane.close))
@@ -181,9 +182,16 @@ class TestClosing:
         assert "lane-tiny" not in [thread.name for thread in threading.enumerate()]
 
     async def test_then_calls_are_refused(self, metrics: Metrics) -> None:
-        lane = Lane("tiny", limit=LIMIT, metrics=metrics)
+        lane = Lane("tiny", limit=LIMIT, threads=1, metrics=metrics)
         lane.close()
         lane.close()
         for kind in ("segment", "tune"):
             with pytest.raises(UnavailableError):
                 await lane.run(lambda: 1, kind=kind)
+
+
+async def test_it_keeps_its_threads_when_the_others_are_given_one(metrics: Metrics) -> None:
+    with Lane("tiny", limit=LIMIT, threads=3, metrics=metrics) as lane:
+        torch.set_num_threads(1)
+        assert await lane.run(torch.get_num_threads, kind="rank") == 3
+        assert await asyncio.to_thread(torch.get_num_threads) == 1
