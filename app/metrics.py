@@ -41,6 +41,13 @@ class Metrics:
             registry=on,
         )
         self.queue_depth = Gauge("exemplar_queue_depth", "Calls waiting for a model.", ["backbone"], registry=on)
+        self.lane_batch_size = Histogram(
+            "exemplar_lane_batch_size",
+            "Calls that a model answers side by side.",
+            ["backbone"],
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=on,
+        )
         self.jobs = Counter("exemplar_jobs", "Jobs ended, by outcome.", ["kind", "outcome"], registry=on)
         self.job_duration = Histogram(
             "exemplar_job_duration_seconds",

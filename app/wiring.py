@@ -260,7 +260,10 @@ async def connect(url: str) -> AsyncIterator[aioredis.Redis]:
 
 
 def _model(backbone: Backbone, settings: Settings, metrics: Metrics) -> Model:
-    lane = Lane(backbone.name, limit=settings.queue_limit, threads=compute_threads(settings), metrics=metrics)
+    threads = compute_threads(settings)
+    # On a GPU two keep it busy: one request's photo is made ready while another's is computed.
+    side_by_side = threads if backbone.device == "cpu" else 2
+    lane = Lane(backbone.name, limit=settings.queue_limit, threads=threads, side_by_side=side_by_side, metrics=metrics)
     return Model(backbone, lane)
 
 

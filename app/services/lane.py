@@ -1,4 +1,4 @@
-"""One thread owns a model. Requests and tuning steps queue up for it; nothing else ever calls the model."""
+"""One lane owns a model. Requests and tuning steps queue up for it; nothing else ever calls the model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
 
@@ -19,11 +19,19 @@ from app.metrics import Metrics
 Result = TypeVar("Result")
 Kind = Literal["segment", "tune", "rank"]
 
-_Call = tuple[Callable[[], Any], "Future[Any]", Kind, float]
+
+class _Call(NamedTuple):
+    run: Callable[[], Any]
+    future: Future[Any]
+    kind: Kind
+    asked_at: float
 
 
 class Lane:
     """A thread that runs calls one after the other, in the order they came.
+
+    Requests that wait run side by side with one thread each: that takes less time than one after the other with all
+    threads each, since no request is parallel from end to end. Jobs' steps run alone.
 
     A job submits its next step only when the last one is done, so it has at most one call in the queue: a request waits
     for the requests before it and for one step of each running job, never for a whole job.
@@ -31,15 +39,18 @@ class Lane:
     Args:
         name: The backbone's name, for metrics and the thread.
         limit: Requests that may wait; jobs' steps don't count, since each job has at most one.
-        threads: Threads of one tensor operation.
+        threads: Threads of one tensor operation of a call that runs alone.
+        side_by_side: Most requests that run at once.
         metrics: Where waiting is recorded.
     """
 
-    def __init__(self, name: str, *, limit: int, threads: int, metrics: Metrics) -> None:
+    def __init__(self, name: str, *, limit: int, threads: int, side_by_side: int, metrics: Metrics) -> None:
         self.name = name
         self._limit = limit
+        self._side_by_side = side_by_side
         self._metrics = metrics
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._taken: _Call | None = None  # from the queue, for the next batch
         self._waiting: set[Future[Any]] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -82,7 +93,7 @@ class Lane:
                     )
                 self._waiting.add(future)
                 self._metrics.queue_depth.labels(self.name).set(len(self._waiting))
-            self._calls.put((call, future, kind, time.perf_counter()))
+            self._calls.put(_Call(call, future, kind, time.perf_counter()))
         future.add_done_callback(self._leave)
         return await asyncio.wrap_future(future)
 
@@ -103,21 +114,54 @@ class Lane:
                 self._metrics.queue_depth.labels(self.name).set(len(self._waiting))
 
     def _work(self, threads: int, started: threading.Event) -> None:
-        torch.get_num_threads()  # a thread's first question sets its number to that of the process: ask before setting
-        torch.set_num_threads(threads)
+        _compute_with(threads)
         started.set()
-        while (item := self._calls.get()) is not None:
-            self._answer(*item)
-            del item  # the last call's tensors would else live until the next
+        with ThreadPoolExecutor(
+            self._side_by_side, thread_name_prefix=self._thread.name, initializer=_compute_with, initargs=(1,)
+        ) as others:
+            while batch := self._next_batch():
+                if len(batch) == 1:
+                    self._answer(batch[0])
+                else:
+                    list(others.map(self._answer, batch))
+                del batch  # the last call's tensors would else live until the next
 
-    def _answer(self, call: Callable[[], Any], future: Future[Any], kind: Kind, asked_at: float) -> None:
-        self._leave(future)
-        if not future.set_running_or_notify_cancel():
+    def _next_batch(self) -> list[_Call]:
+        """Wait for a call; if it is a request, take those right behind it too. Nothing at the end."""
+        call, self._taken = self._taken or self._calls.get(), None
+        if call is None:
+            return []
+        batch = [call]
+        while batch[-1].kind == "segment" and len(batch) < self._side_by_side:
+            try:
+                following = self._calls.get_nowait()
+            except queue.Empty:
+                break
+            if following is None:
+                self._calls.put(None)  # the end, which is the last of the queue: it comes again
+                break
+            if following.kind != "segment":
+                self._taken = following
+                break
+            batch.append(following)
+        self._metrics.lane_batch_size.labels(self.name).observe(len(batch))
+        return batch
+
+    def _answer(self, call: _Call) -> None:
+        self._leave(call.future)
+        if not call.future.set_running_or_notify_cancel():
             return
-        self._metrics.queue_wait.labels(self.name, kind).observe(time.perf_counter() - asked_at)
+        self._metrics.queue_wait.labels(self.name, call.kind).observe(time.perf_counter() - call.asked_at)
         try:
-            future.set_result(call())
+            call.future.set_result(call.run())
         except StopIteration as error:  # asyncio can't carry it: the caller would wait for ever
-            future.set_exception(RuntimeError(f"the call ended with {error!r}"))
+            call.future.set_exception(RuntimeError(f"the call ended with {error!r}"))
         except BaseException as error:  # whatever it is, it belongs to the caller
-            future.set_exception(error)
+            call.future.set_exception(error)
+
+
+def _compute_with(threads: int) -> None:
+    """Set the number of threads of this thread's tensor operations."""
+    # A thread's first question sets its number to the process's, whatever was set before: ask, then set.
+    torch.get_num_threads()
+    torch.set_num_threads(threads)

@@ -126,6 +126,15 @@ ROWS: dict[str, list[Panel]] = {
             queries={quantile(0.95, "exemplar_queue_wait_seconds", by="backbone, kind"): "{{backbone}} {{kind}}"},
         ),
         Panel(
+            title="Calls side by side",
+            description="Calls that a model answers at once, in the mean. Above one, requests wait for each other.",
+            unit="short",
+            queries={
+                f"{rate('exemplar_lane_batch_size_sum', by='backbone')} / "
+                f"{rate('exemplar_lane_batch_size_count', by='backbone')}": "{{backbone}}"
+            },
+        ),
+        Panel(
             title="Stage duration, p95",
             description="Time of each stage of a segmentation, as in timings_ms; one in twenty takes longer.",
             unit="s",

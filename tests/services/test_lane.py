@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -24,7 +25,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def lane(metrics: Metrics) -> Iterator[Lane]:
-    with Lane("tiny", limit=LIMIT, threads=1, metrics=metrics) as lane:
+    with Lane("tiny", limit=LIMIT, threads=1, side_by_side=1, metrics=metrics) as lane:
         yield lane
 
 
@@ -172,7 +173,7 @@ class TestSteps:
 
 class TestClosing:
     async def test_the_queue_is_finished_first(self, metrics: Metrics) -> None:
-        lane = Lane("tiny", limit=LIMIT, threads=1, metrics=metrics)
+        lane = Lane("tiny", limit=LIMIT, threads=1, side_by_side=1, metrics=metrics)
         gate = await blocked(lane)
         waiting = [await submitted(lane, partial(int, n)) for n in range(LIMIT)]
         closing = asyncio.create_task(asyncio.to_thread(lane.close))
@@ -182,7 +183,7 @@ class TestClosing:
         assert "lane-tiny" not in [thread.name for thread in threading.enumerate()]
 
     async def test_then_calls_are_refused(self, metrics: Metrics) -> None:
-        lane = Lane("tiny", limit=LIMIT, threads=1, metrics=metrics)
+        lane = Lane("tiny", limit=LIMIT, threads=1, side_by_side=1, metrics=metrics)
         lane.close()
         lane.close()
         for kind in ("segment", "tune"):
@@ -191,7 +192,66 @@ class TestClosing:
 
 
 async def test_it_keeps_its_threads_when_the_others_are_given_one(metrics: Metrics) -> None:
-    with Lane("tiny", limit=LIMIT, threads=3, metrics=metrics) as lane:
+    with Lane("tiny", limit=LIMIT, threads=3, side_by_side=1, metrics=metrics) as lane:
         torch.set_num_threads(1)
         assert await lane.run(torch.get_num_threads, kind="rank") == 3
         assert await asyncio.to_thread(torch.get_num_threads) == 1
+
+
+class TestSideBySide:
+    @pytest.fixture
+    def lane(self, metrics: Metrics) -> Iterator[Lane]:
+        with Lane("tiny", limit=7, threads=3, side_by_side=2, metrics=metrics) as lane:
+            yield lane
+
+    async def test_requests_that_wait_run_at_once_with_one_thread_each(self, lane: Lane, metrics: Metrics) -> None:
+        gate, both = await blocked(lane), threading.Barrier(2)
+
+        def meet() -> int:
+            both.wait(10)
+            return torch.get_num_threads()
+
+        tasks = [await submitted(lane, meet) for _ in range(4)]
+        await gate.open()
+        assert await asyncio.gather(*tasks) == [1] * 4
+        assert await lane.run(torch.get_num_threads, kind="segment") == 3
+        batches = {
+            size: metrics.registry.get_sample_value("exemplar_lane_batch_size_bucket", {"backbone": "tiny", "le": size})
+            for size in ("1.0", "2.0")
+        }
+        assert batches == {"1.0": 2, "2.0": 4}  # the gate and the last, and two pairs
+
+    async def test_a_jobs_step_runs_alone_and_in_its_turn(self, lane: Lane) -> None:
+        gate, seen = await blocked(lane), []
+
+        def note(what: str, running: list[str] = []) -> None:  # noqa: B006  # shared by the calls
+            running.append(what)
+            time.sleep(0.02)
+            seen.append(tuple(sorted(running)))
+            running.remove(what)
+
+        kinds = ("segment", "tune", "segment", "segment", "rank")
+        tasks = [await submitted(lane, partial(note, f"{n} {kind}"), kind=kind) for n, kind in enumerate(kinds)]
+        await gate.open()
+        await asyncio.gather(*tasks)
+        assert [alone for alone in seen if len(alone) == 1][:2] == [("0 segment",), ("1 tune",)]
+        assert seen[-1] == ("4 rank",)
+        assert any(both == ("2 segment", "3 segment") for both in seen)
+
+    async def test_an_error_of_one_is_not_the_others(self, lane: Lane) -> None:
+        gate = await blocked(lane)
+        bad, good = await submitted(lane, partial(refuse, ValueError("x"))), await submitted(lane, lambda: 5)
+        await gate.open()
+        assert await good == 5
+        with pytest.raises(ValueError, match="x"):
+            await bad
+
+    async def test_what_waits_at_the_end_is_answered(self, metrics: Metrics) -> None:
+        lane = Lane("tiny", limit=7, threads=1, side_by_side=4, metrics=metrics)
+        gate = await blocked(lane)
+        tasks = [await submitted(lane, lambda: 5) for _ in range(3)]
+        closing = asyncio.create_task(asyncio.to_thread(lane.close))
+        await asyncio.sleep(0.05)
+        await gate.open()
+        assert await asyncio.gather(*tasks) == [5] * 3
+        await closing
