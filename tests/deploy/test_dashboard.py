@@ -109,6 +109,8 @@ def test_legends_name_labels_that_their_expression_keeps(panels, parse, exposed)
             root = parse(target["expr"]).root
             if isinstance(root, promql.Call):  # histogram_quantile() keeps what the sum inside it keeps
                 root = root.args[-1]
+            if isinstance(root, promql.BinaryExpr):  # one vector by another of the same labels
+                root = root.lhs
             if isinstance(root, promql.VectorSelector):
                 kept = exposed[root.name].labels
             else:
