@@ -50,12 +50,13 @@ def main() -> None:
     data: Path = arguments.data
     imagenet = imagenet_names(data)
     without = _every_fourth(data) if arguments.without_every_fourth else set()
+    words = {name for category in without for name in excluded_with(category, imagenet)}
     held_out = json.loads(_HELD_OUT.read_text())
     voc = [image["id"] for image in json.loads((data / "voc_animals_dev" / "index.json").read_text())["images"]]
     collections = Collections(
         coco=masked_photos(data, "coco_mini_dev", held_out=set(held_out["coco"]), imagenet=imagenet, without=without),
         voc=masked_photos(data, "voc_animals_dev", held_out=set(voc[::10]), imagenet=imagenet, without=without),
-        named=named_photos(data, imagenet=imagenet, without=without),
+        named=named_photos(data, imagenet=imagenet, without=words),
     )
     network = Network(starting_weights(imagenet, seed=arguments.seed, without=without))
     _standardise(network, [*collections.coco, *collections.voc[:100]])
@@ -67,7 +68,6 @@ def main() -> None:
     print(f"{len(collections.coco)} COCO, {len(collections.voc)} VOC, {len(named)} named photos", flush=True)
     if arguments.resume:
         network = Network({k: v.float() for k, v in dequantised(load_file(arguments.resume)).items()})
-    words = {name for category in without for name in excluded_with(category, imagenet)}
     material = Material(collections, guessed, Vocabulary(network, collections, imagenet, without=words))
     first = [stage.name for stage in STAGES].index(arguments.stage)
     for stage in STAGES[first:]:

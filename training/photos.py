@@ -106,7 +106,11 @@ def masked_photos(
 
 
 def named_photos(data: Path, *, imagenet: list[str], without: set[str]) -> list[Photo]:
-    """ImageNet's and every second of Caltech-101's photos, which have a class but no mask."""
+    """ImageNet's and every second of Caltech-101's photos, which have a class but no mask.
+
+    Args:
+        without: Names that the model shall never have seen, all that go with a category left out among them.
+    """
     kind_of = {index: category for category, indices in KINDS.items() for index in indices}
     photos = []
     folder = data / "imagenet_samples"
