@@ -65,7 +65,7 @@ def random_adapter(
         name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
         for name, tensor in backbone.trainable(layers, backbone.tokenize(prompts)).items()
     }
-    own |= {DIRECTION: torch.randn(backbone.token_width, generator=generator), BIAS: torch.tensor(0.1 * seed - 0.2)}
+    own |= {DIRECTION: torch.randn(backbone.feature_width, generator=generator), BIAS: torch.tensor(0.1 * seed - 0.2)}
     return Adapter(
         backbone=backbone.name,
         revision=backbone.revision,

@@ -116,7 +116,7 @@ class Network:
     ) -> tuple[list[Float[Tensor, "prompt patch"]], Float[Tensor, "prompt 2"]]:
         """Every layer's scores of one photo's prompts, and the match head's logits."""
         logits, hidden = self.text.attend(tokens, text, layers=range(TEXT_LAYERS), adapters=None)
-        scores = [token_sum(head_max(logits[layer]), text.attention_mask) for layer in range(TEXT_LAYERS)]
+        scores = [token_sum(head_max(logits[layer][..., 1:]), text.attention_mask) for layer in range(TEXT_LAYERS)]
         w = self.weights
         return scores, F.linear(hidden[:, 0], w["itm_head.weight"], w["itm_head.bias"])
 

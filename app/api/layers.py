@@ -95,5 +95,6 @@ def _backbone(model: Model) -> BackboneOut:
         memory_bytes=backbone.memory_bytes,
         layers=backbone.layer_count,
         patch_grid=list(backbone.patch_grid_hw),
+        image_text_score=backbone.image_text_score,
         warm=model.warm,
     )

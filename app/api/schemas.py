@@ -187,6 +187,7 @@ class BackboneOut(BaseModel):
     memory_bytes: int
     layers: int
     patch_grid: list[int]
+    image_text_score: Literal["match head", "yes/no question", "none"]
     warm: bool
 
 

@@ -11,7 +11,7 @@ from app.errors import InvalidInputError
 from app.method.backbone import Backbone
 
 # Modules that several families share; they load nothing themselves.
-_SHARED = {"blip_text", "efficientnet"}
+_SHARED = {"adapted", "blip_text", "efficientnet"}
 
 
 def families() -> list[str]:

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, BlipForImageTextRetrieval
 
 from app.errors import InvalidInputError
-from app.method.backbone import CrossAttention, TextTokens
+from app.method.backbone import ImageTextScore, TextToImage, TextTokens
 from app.method.frame import Frame, fit_and_pad, imagenet_normalise
 from app.method.prompts import phrase
 
-from .blip_text import BlipText, revision_of, tokenize
+from .blip_text import BlipText, of_patches, revision_of, tokenize
 
 _INPUT_SIZE = 512
 # The paper's choice on BLIP-large, found with InfoScore.
@@ -62,6 +62,7 @@ class Blip:
     """
 
     family = "blip"
+    image_text_score: ImageTextScore = "match head"
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class Blip:
         self._text = BlipText(
             weights, heads=config.num_attention_heads, layer_count=self.layer_count, eps=config.layer_norm_eps
         )
-        self.token_width = self._text.image_width
+        self.feature_width = self._text.image_width
 
     @property
     def device(self) -> str:
@@ -121,6 +122,10 @@ class Blip:
             raise ValueError(f"expected {expected} image tokens, got {tokens.shape[1]}")
         return tokens
 
+    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch width"]:
+        """The patch tokens themselves."""
+        return image_tokens[1:]
+
     def tokenize(self, words: Sequence[str]) -> TextTokens:
         """Prompts to word pieces of BLIP's vocabulary."""
         if self._tokenizer is None:
@@ -134,13 +139,13 @@ class Blip:
         *,
         layers: Sequence[int],
         adapters: Mapping[str, Tensor] | None = None,
-    ) -> CrossAttention:
+    ) -> TextToImage:
         """See `Backbone.attend`. The match head reads every text token and the best one counts."""
         logits, hidden = self._text.attend(image_tokens, text, layers=layers, adapters=adapters)
         head = self._model.itm_head
         match = F.linear(hidden, head.weight, head.bias).float().softmax(dim=-1)[..., 1]
         counted = torch.ones_like(text.attention_mask) if self._match_on_padding else text.attention_mask
-        return CrossAttention(logits, (match * counted).amax(dim=1))
+        return TextToImage(of_patches(logits), (match * counted).amax(dim=1))
 
     def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
         """See `Backbone.trainable`."""

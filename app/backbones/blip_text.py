@@ -19,6 +19,8 @@ from app.method.backbone import TextTokens
 from app.method.low_rank import LEFT, RIGHT
 from app.method.prompts import phrase
 
+from .adapted import share_of
+
 _CROSS_ATTENTION = (
     "self.query.weight", "self.query.bias", "self.key.weight", "self.key.bias", "self.value.weight", "self.value.bias",
     "output.dense.weight", "output.dense.bias", "output.LayerNorm.weight", "output.LayerNorm.bias",
@@ -58,11 +60,7 @@ class BlipText:
             Cross-attention logits of the layers asked for, and the last hidden states.
         """
         adapters = {name: tensor.to(image_tokens.device) for name, tensor in (adapters or {}).items()}
-        count = len(next(iter(adapters.values()))) if adapters else 1
-        if len(text.input_ids) % count:
-            raise ValueError(
-                f"expected a multiple of {count} prompts, one share per adapter, got {len(text.input_ids)}"
-            )
+        share_of(adapters, len(text.input_ids))
         x = self._embed(text, adapters)
         hidden_mask = (1 - text.attention_mask[:, None, None, :].to(x.dtype)) * _MASKED
         logits: dict[int, Tensor] = {}
@@ -249,6 +247,13 @@ def low_rank_cross_attention(
     out = F.layer_norm(out, (hidden,), eps=eps) * scale + shift
     per_prompt = logits.view(count, heads, prompts // count, tokens, -1).transpose(1, 2)
     return out.view(prompts, tokens, hidden), per_prompt.reshape(prompts, heads, tokens, -1)
+
+
+def of_patches(
+    logits: Mapping[int, Float[Tensor, "prompt head token image_token"]],
+) -> dict[int, Float[Tensor, "prompt head token patch"]]:
+    """Without the global image token, the first one, which has no place in the grid."""
+    return {layer: seen[..., 1:] for layer, seen in logits.items()}
 
 
 def replace_rows(

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from transformers import BertTokenizer
 
 from app.errors import InvalidInputError
-from app.method.backbone import CrossAttention, TextTokens
+from app.method.backbone import ImageTextScore, TextToImage, TextTokens
 from app.method.frame import Frame, stretch
 
 from . import efficientnet
-from .blip_text import BlipText, revision_of, tokenize
+from .blip_text import BlipText, of_patches, revision_of, tokenize
 
 WEIGHTS = Path(__file__).parent / "weights" / "embedded.safetensors"
 VOCABULARY = Path(__file__).parent / "weights" / "vocab.txt"
@@ -54,6 +54,7 @@ class Embedded:
     """A `Backbone`; see `app.method.backbone`."""
 
     family = "embedded"
+    image_text_score: ImageTextScore = "match head"
     default_layers = _DEFAULT_LAYERS
     patch_grid_hw = (_GRID, _GRID)
     input_size = _INPUT_SIZE
@@ -77,7 +78,7 @@ class Embedded:
         }
         self.layer_count = sum(name.endswith(".crossattention.self.query.weight") for name in self._weights)
         self._text = BlipText(self._weights, heads=HEADS, layer_count=self.layer_count, eps=TEXT_EPS)
-        self.token_width = self._text.image_width
+        self.feature_width = self._text.image_width
         self._tokenizer = BertTokenizer(vocab=str(VOCABULARY))
 
     @property
@@ -105,6 +106,10 @@ class Embedded:
         fine, deep = self._tower(rgb.to(self._device))
         return image_tokens(self._weights, fine, deep)
 
+    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch width"]:
+        """The patch tokens themselves."""
+        return image_tokens[1:]
+
     def tokenize(self, words: Sequence[str]) -> TextTokens:
         """Prompts to word pieces of MiniLM's vocabulary."""
         return tokenize(self._tokenizer, words, self._device)
@@ -116,11 +121,11 @@ class Embedded:
         *,
         layers: Sequence[int],
         adapters: Mapping[str, Tensor] | None = None,
-    ) -> CrossAttention:
+    ) -> TextToImage:
         """See `Backbone.attend`. The match head reads the first token, as it was trained."""
         logits, hidden = self._text.attend(image_tokens, text, layers=layers, adapters=adapters)
         match = F.linear(hidden[:, 0], self._weights["itm_head.weight"], self._weights["itm_head.bias"])
-        return CrossAttention(logits, match.float().softmax(dim=-1)[:, 1])
+        return TextToImage(of_patches(logits), match.float().softmax(dim=-1)[:, 1])
 
     def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
         """See `Backbone.trainable`."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -19,17 +19,23 @@ class TextTokens:
     attention_mask: Int[Tensor, "prompt token"]
 
 
+# How a model says whether a text and an image belong together.
+ImageTextScore = Literal["match head", "yes/no question", "none"]
+
+
 @dataclass(frozen=True)
-class CrossAttention:
-    """What the text tower saw in one image.
+class TextToImage:
+    """What the text saw in one image.
 
     Attributes:
-        logits: Per layer asked for, q·k/√d **before** the softmax (paper, section 3.2), `[prompt, head, token,
-            1 + patch]`; the first image token is the global one.
-        match_score: Probability that image and prompt belong together, `[prompt]`, in [0, 1].
+        logits: Per layer asked for, q·k/√d **before** the softmax (paper, section 3.2), `[prompt, head, token, patch]`:
+            of every text token to the patches in the order of the grid, row by row. Image tokens that have no place in
+            the grid are left out.
+        match_score: Probability that image and prompt belong together, `[prompt]`, in [0, 1]; 1 of a model that has no
+            score, so that the maps decide alone.
     """
 
-    logits: Mapping[int, Float[Tensor, "prompt head token image_token"]]
+    logits: Mapping[int, Float[Tensor, "prompt head token patch"]]
     match_score: Float[Tensor, "prompt"]
 
 
@@ -44,7 +50,8 @@ class Backbone(Protocol):
     default_layers: tuple[int, ...]
     patch_grid_hw: tuple[int, int]
     input_size: int
-    token_width: int
+    feature_width: int
+    image_text_score: ImageTextScore
 
     @property
     def device(self) -> str:
@@ -62,7 +69,10 @@ class Backbone(Protocol):
         """Photo to square input with values in [0, 1], and where the photo lies in it."""
 
     def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
-        """Inputs in [0, 1] to image tokens, the global one first. Constant under tuning, so it may be cached."""
+        """Inputs in [0, 1] to all that `attend` needs to know of them. Constant under tuning, so it may be cached."""
+
+    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch feature"]:
+        """What the image tokens say of each patch, in the order of the grid: patches of like things are alike."""
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
         """Words to the tokens of their prompts."""
@@ -74,7 +84,7 @@ class Backbone(Protocol):
         *,
         layers: Sequence[int],
         adapters: Mapping[str, Tensor] | None = None,
-    ) -> CrossAttention:
+    ) -> TextToImage:
         """Run prompts over one image.
 
         Args:

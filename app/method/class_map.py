@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def head_max(logits: Float[Tensor, "prompt head token image_token"]) -> Float[Tensor, "prompt token patch"]:
-    """The strongest head at each patch; the global image token, which has no place in the grid, is dropped."""
-    return logits[..., 1:].amax(dim=1)
+def head_max(logits: Float[Tensor, "prompt head token patch"]) -> Float[Tensor, "prompt token patch"]:
+    """The strongest head at each patch."""
+    return logits.amax(dim=1)
 
 
 def token_sum(

@@ -66,7 +66,7 @@ def prompt_evidence(
         summed, scores = _attend(backbone, image_tokens, words, layers, stacked)
         sizes = [len(groups[index].words) for index in members]
         if stacked and DIRECTION in stacked:
-            seen = visual_logits(image_tokens, stacked[DIRECTION], stacked[BIAS])
+            seen = visual_logits(backbone.patch_features(image_tokens), stacked[DIRECTION], stacked[BIAS])
             summed = summed + seen.repeat_interleave(torch.tensor(sizes, device=seen.device), dim=0)
         parts = zip(members, torch.split(summed, sizes, dim=1), torch.split(scores, sizes), strict=True)
         for index, part, score in parts:

@@ -20,8 +20,8 @@ _SPARE, _ROUNDS = 8, 2
 
 
 def _is_matrix(name: str, tensor: Tensor) -> bool:
-    """Whether a parameter is one whose change is factorised."""
-    return tensor.ndim == 2 and name not in (TOKEN_IDS, TOKEN_ROWS)
+    """Whether a parameter is one whose change is factorised; some models tune factors from the start."""
+    return tensor.ndim == 2 and name not in (TOKEN_IDS, TOKEN_ROWS) and not name.endswith((LEFT, RIGHT))
 
 
 def factorised(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:

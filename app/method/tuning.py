@@ -17,9 +17,9 @@ from .adapter import TOKEN_IDS
 from .backbone import Backbone, TextTokens
 from .class_map import class_scores, head_max, normalise, prompt_scores, token_sum, upsample
 from .evidence import PromptGroup, prompt_evidence
-from .low_rank import factorised
+from .low_rank import RIGHT, factorised
 from .prompts import PromptSet
-from .visual_prompt import BIAS, DIRECTION, Prior, fit, mean_tokens, visual_logits
+from .visual_prompt import BIAS, DIRECTION, Prior, fit, mean_features, visual_logits
 
 IGNORE = 255  # label of pixels that count for neither side
 
@@ -72,11 +72,13 @@ class Shot:
 
     Attributes:
         image_tokens: Of its photo; the image tower is frozen, so they are computed once.
+        features: What they say of each patch.
         target: Share of each cell that the category covers, in [0, 1].
         inside: Share of each cell that the photo covers (0 in the padding).
     """
 
     image_tokens: Float[Tensor, "image_token width"]
+    features: Float[Tensor, "patch feature"]
     target: Float[Tensor, "y x"]
     inside: Float[Tensor, "y x"]
 
@@ -111,7 +113,7 @@ def shot(
     labels = labels.to(image_tokens.device)
     inside = F.adaptive_avg_pool2d((labels != IGNORE).float()[None], cells)[0]
     category = F.adaptive_avg_pool2d((labels == 1).float()[None], cells)[0]
-    return Shot(image_tokens, category / inside.clamp_min(1e-6), inside)
+    return Shot(image_tokens, backbone.patch_features(image_tokens), category / inside.clamp_min(1e-6), inside)
 
 
 @dataclass(frozen=True)
@@ -221,8 +223,11 @@ class CategoryTuning:
 
     def _finish(self) -> dict[str, Tensor]:
         share = self.recipe.interpolation
+        # Of a product of factors one goes part of the way: the product does too.
         parameters = {
-            name: tensor if name == TOKEN_IDS else torch.lerp(self._start[name], tensor.detach(), share)
+            name: tensor.detach()
+            if name == TOKEN_IDS or name.endswith(RIGHT)
+            else torch.lerp(self._start[name], tensor.detach(), share)
             for name, tensor in self.parameters.items()
         }
         if self.recipe.rank is not None:
@@ -235,10 +240,10 @@ class CategoryTuning:
         return parameters if self._mean_iou(whole) < words <= self._mean_iou(parameters) else whole
 
     def _visual_prompt(self, parameters: Mapping[str, Tensor], prior: Prior) -> dict[str, Tensor]:
-        tokens = [example.image_tokens for example in self.shots]
+        features = [example.features for example in self.shots]
         inside, outside = zip(*(example.sides(self.backbone.patch_grid_hw) for example in self.shots), strict=True)
-        outer, inner = mean_tokens(tokens, inside, outside)
-        likeness = [F.normalize(photo[1:].float(), dim=1) @ (inner - outer) for photo in tokens]
+        outer, inner = mean_features(features, inside, outside)
+        likeness = [F.normalize(photo.float(), dim=1) @ (inner - outer) for photo in features]
         log_odds = []
         for index in range(len(self.shots)):
             own = normalise(self._scores(index, parameters))[-1]
@@ -275,7 +280,7 @@ class CategoryTuning:
         for row, layer in enumerate(self.layers):
             own = token_sum(head_max(seen.logits[layer]), self.text.attention_mask).float()
             if parameters and DIRECTION in parameters:
-                own = own + visual_logits(example.image_tokens, parameters[DIRECTION][None], parameters[BIAS][None])
+                own = own + visual_logits(example.features, parameters[DIRECTION][None], parameters[BIAS][None])
             logits = torch.cat([constant.patch_logits[row], own])
             scores = class_scores(prompt_scores(logits, match), self._spans)
             # Only this category's weights are learned; the other classes average, as they will at request time.

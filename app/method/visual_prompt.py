@@ -1,7 +1,7 @@
 """The example as a prompt beside the words: what looks like it belongs to the category, and how far the words are off.
 
 A category's patch logits get `β · (cos(x, inside) − cos(x, outside)) + b` on top, where `inside` and `outside` are the
-mean image tokens of its examples within and without their masks. Only two numbers are fitted, to their maximum a
+mean patch features of its examples within and without their masks. Only two numbers are fitted, to their maximum a
 posteriori under a prior that a single photo merely moves, so that one example can't teach much that is wrong.
 """
 
@@ -38,27 +38,27 @@ class Prior:
     evidence: float = 8.0
 
 
-def mean_tokens(
-    tokens: Sequence[Float[Tensor, "image_token width"]],
+def mean_features(
+    features: Sequence[Float[Tensor, "patch width"]],
     inside: Sequence[Float[Tensor, "patch"]],
     outside: Sequence[Float[Tensor, "patch"]],
 ) -> Float[Tensor, "2 width"]:
-    """Mean image token outside (row 0) and inside (row 1) the masks of one category's examples, of unit length."""
-    sums = torch.zeros(2, tokens[0].shape[1], device=tokens[0].device)
-    for photo, *sides in zip(tokens, outside, inside, strict=True):
-        unit = F.normalize(photo[1:].float(), dim=1)
+    """Mean patch feature outside (row 0) and inside (row 1) the masks of one category's examples, of unit length."""
+    sums = torch.zeros(2, features[0].shape[1], device=features[0].device)
+    for photo, *sides in zip(features, outside, inside, strict=True):
+        unit = F.normalize(photo.float(), dim=1)
         for row, weight in enumerate(sides):
             sums[row] += (weight @ unit) / weight.sum().clamp_min(1e-6)
     return F.normalize(sums, dim=1)
 
 
 def visual_logits(
-    image_tokens: Float[Tensor, "image_token width"],
+    features: Float[Tensor, "patch width"],
     directions: Float[Tensor, "category width"],
     biases: Float[Tensor, "category"],
 ) -> Float[Tensor, "category patch"]:
     """What each category's visual prompt adds to its patch logits."""
-    unit = F.normalize(image_tokens[1:].float(), dim=1)
+    unit = F.normalize(features.float(), dim=1)
     return directions.to(unit) @ unit.T + biases.to(unit)[:, None]
 
 

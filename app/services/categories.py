@@ -196,7 +196,7 @@ def check_adapter(adapter: Adapter, backbone: Backbone) -> None:
     if any(name.endswith(LEFT) for name in adapter.tensors):
         expected = unchanged(expected, _rank_of(adapter))
     if BIAS in adapter.tensors:
-        expected |= {DIRECTION: torch.zeros(backbone.token_width), BIAS: torch.zeros(())}
+        expected |= {DIRECTION: torch.zeros(backbone.feature_width), BIAS: torch.zeros(())}
     if set(adapter.tensors) != set(expected):
         raise InvalidInputError("The adapter's tensors are not those that the backbone tunes.", field="body")
     rows = len(adapter.tensors.get(TOKEN_IDS, ()))

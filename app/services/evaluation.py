@@ -425,8 +425,8 @@ class Evaluation:
             taught = tuple(number for number in asked if number in rows)
             if not taught:
                 return torch.ones(1, side, side), (0,)
-            tokens = self._encode(photo)[0]
-            found = prototype_map(tokens, [rows[n] for n in taught], grid_hw=grid, size_hw=(side, side))
+            features = self.backbone.patch_features(self._encode(photo)[0])
+            found = prototype_map(features, [rows[n] for n in taught], grid_hw=grid, size_hw=(side, side))
             return found, (0, *taught)
 
         return predict

@@ -11,9 +11,9 @@ from jaxtyping import TypeCheckError
 from app.method.class_map import class_scores, head_max, normalise, prompt_scores, token_sum, upsample
 
 
-def test_the_strongest_head_wins_and_the_global_token_is_dropped() -> None:
-    # 1 prompt, 2 heads, 1 token, the global image token and 3 patches.
-    logits = torch.tensor([[[[99.0, 1, -5, 2]], [[98.0, 0, -4, 7]]]])
+def test_the_strongest_head_wins() -> None:
+    # 1 prompt, 2 heads, 1 token and 3 patches.
+    logits = torch.tensor([[[[1.0, -5, 2]], [[0, -4, 7]]]])
     assert head_max(logits).tolist() == [[[1, -4, 7]]]
 
 

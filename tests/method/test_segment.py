@@ -65,7 +65,7 @@ def test_without_a_category_all_is_background(blip: Blip) -> None:
 def test_leaving_out_what_is_nowhere_likely_changes_no_label(blip: Blip, least: float) -> None:
     """Seventeen categories, most of them far below the others at every patch."""
     tokens = encode(blip, blip.preprocess(PHOTO)[0])
-    unlikely = {DIRECTION: torch.zeros(blip.token_width), BIAS: torch.tensor(-30.0)}
+    unlikely = {DIRECTION: torch.zeros(blip.feature_width), BIAS: torch.tensor(-30.0)}
     queries = []
     for number in range(17):
         adapter = random_adapter(blip, f"thing {number}", seed=number)

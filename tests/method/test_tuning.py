@@ -80,7 +80,9 @@ class TestShot:
 
 class TestLossWeights:
     # 2 × 2 cells: the object fills one and half of another; one of the rest is half padding.
-    EXAMPLE = Shot(torch.zeros(5, 3), torch.tensor([[1, 0.5], [0, 0]]), torch.tensor([[1, 1], [1, 0.5]]))
+    EXAMPLE = Shot(
+        torch.zeros(5, 3), torch.zeros(4, 3), torch.tensor([[1, 0.5], [0, 0]]), torch.tensor([[1, 1], [1, 0.5]])
+    )
 
     def test_balanced_each_side_has_half(self) -> None:
         weight = object_and_background_weight(self.EXAMPLE, Recipe(balanced=True))
@@ -94,13 +96,15 @@ class TestLossWeights:
 
     @pytest.mark.parametrize("share", [0.0, 1.0])
     def test_a_side_that_is_not_there_weighs_nothing(self, share: float) -> None:
-        example = Shot(torch.zeros(5, 3), torch.full((2, 3), share), torch.ones(2, 3))
+        example = Shot(torch.zeros(5, 3), torch.zeros(4, 3), torch.full((2, 3), share), torch.ones(2, 3))
         weight = object_and_background_weight(example, Recipe(balanced=True)).sum(dim=(1, 2))
         assert weight.tolist() == pytest.approx([0.5 * share, 0.5 * (1 - share)])
 
 
 class TestIntersectionOverUnion:
-    EXAMPLE = Shot(torch.zeros(5, 3), torch.tensor([[1, 0.5], [0, 0]]), torch.tensor([[1, 1], [1, 0.5]]))
+    EXAMPLE = Shot(
+        torch.zeros(5, 3), torch.zeros(4, 3), torch.tensor([[1, 0.5], [0, 0]]), torch.tensor([[1, 1], [1, 0.5]])
+    )
 
     @pytest.mark.parametrize(
         ("predicted", "iou"),

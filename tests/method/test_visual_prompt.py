@@ -7,16 +7,16 @@ import math
 import pytest
 import torch
 
-from app.method.visual_prompt import Prior, fit, mean_tokens, visual_logits
+from app.method.visual_prompt import Prior, fit, mean_features, visual_logits
 
-# The global token, and patches that point East, North and half-way.
-TOKENS = torch.tensor([[9.0, 9], [2, 0], [0, 5], [1, 1]])
+# Patches that point East, North and half-way.
+PATCHES = torch.tensor([[2.0, 0], [0, 5], [1, 1]])
 INSIDE, OUTSIDE = torch.tensor([1.0, 0, 0]), torch.tensor([0.0, 1, 0])
 
 
 def test_what_points_like_the_example_gains_and_what_points_like_its_surroundings_loses() -> None:
-    outside, inside = mean_tokens([TOKENS], [INSIDE], [OUTSIDE])
-    logits = visual_logits(TOKENS, 3 * (inside - outside)[None], torch.tensor([0.5]))
+    outside, inside = mean_features([PATCHES], [INSIDE], [OUTSIDE])
+    logits = visual_logits(PATCHES, 3 * (inside - outside)[None], torch.tensor([0.5]))
     torch.testing.assert_close(logits, torch.tensor([[3.5, -2.5, 0.5]]))
 
 

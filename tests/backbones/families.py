@@ -1,0 +1,36 @@
+"""A small model of every family, in the form that its loader reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.backbones.embedded import WEIGHTS
+from tests.models import random_blip
+
+
+def embedded(folder: Path, *, changed: bool) -> str:
+    """The weights that ship with the service, which are small enough."""
+    if not changed:
+        return "embedded"
+    tensors = load_file(WEIGHTS)
+    tensors["itm_head.bias"] = tensors["itm_head.bias"] + 1
+    save_file(tensors, folder / "other.safetensors")
+    return f"embedded:{folder / 'other.safetensors'}"
+
+
+def blip(folder: Path, *, changed: bool) -> str:
+    """A random one."""
+    model, tokenizer = random_blip()
+    with torch.no_grad():
+        model.itm_head.bias[0] += changed
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)
+    return f"blip:{folder}"
+
+
+# Writes a model into the folder and returns what EXEMPLAR_BACKBONE says for it; a changed one differs in one weight.
+FAMILIES: dict[str, Callable[..., str]] = {"embedded": embedded, "blip": blip}
