@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 import app as package
 from app.api import categories, health, jobs, layers, problems, segment
-from app.api.middleware import BodyLimit, LoopbackOnly, Measured, WholeNames
+from app.api.middleware import BodyLimit, Identified, LoopbackOnly, Measured, WholeNames
 from app.method.backbone import Backbone
 from app.settings import MEBIBYTE, Settings
 from app.wiring import Service, service
@@ -58,6 +58,7 @@ def create_app(
     app.add_middleware(BodyLimit, max_upload_bytes=resolved.max_upload_bytes, many_images_paths=_MANY_IMAGES)
     app.add_middleware(LoopbackOnly, allow_anonymous=resolved.allow_anonymous)
     app.add_middleware(Measured)
+    app.add_middleware(Identified)
     return app
 
 

@@ -48,6 +48,12 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32, 64),
             registry=on,
         )
+        self.lane_busy = Counter(
+            "exemplar_lane_busy_seconds",
+            "Time in which a model worked; its rate is the share of the time.",
+            ["backbone", "kind"],
+            registry=on,
+        )
         self.jobs = Counter("exemplar_jobs", "Jobs ended, by outcome.", ["kind", "outcome"], registry=on)
         self.job_duration = Histogram(
             "exemplar_job_duration_seconds",
@@ -80,6 +86,31 @@ class Metrics:
         )
         self.backbone_memory = Gauge(
             "exemplar_backbone_memory_bytes", "Memory of a model's weights.", ["backbone", "device"], registry=on
+        )
+        self.backbone_load_duration = Histogram(
+            "exemplar_backbone_load_seconds",
+            "Time to read a model's weights into memory.",
+            ["backbone"],
+            buckets=_SECONDS,
+            registry=on,
+        )
+        self.backbone_evictions = Counter(
+            "exemplar_backbone_evictions", "Models whose weights were dropped to make room.", registry=on
+        )
+        self.gpu_memory = Gauge(
+            "exemplar_gpu_memory_bytes", "Memory of a GPU that this process's tensors take.", ["device"], registry=on
+        )
+        self.example_gain = Histogram(
+            "exemplar_example_gain",
+            "IoU on a category's own examples by its new adapter, less that by the words alone.",
+            buckets=(-0.5, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.5, 1.0),
+            registry=on,
+        )
+        self.redis_latency = Histogram(
+            "exemplar_redis_probe_seconds",
+            "Time of one write to the store, by /readyz.",
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
+            registry=on,
         )
         self.redis_up = Gauge("exemplar_redis_up", "1 when the store answered its last probe.", registry=on)
         self.ready = Gauge("exemplar_ready", "1 when /readyz answered 200 last.", registry=on)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
+from prometheus_client import CollectorRegistry, start_http_server
+
+from app.errors import UnavailableError
 from app.settings import Settings
 from app.wiring import service
 
@@ -13,12 +18,45 @@ _log = logging.getLogger(__name__)
 
 
 async def run_worker(settings: Settings) -> None:
-    """Work on jobs until SIGINT or SIGTERM; a job in hand is given back at its next step."""
+    """Work on jobs until SIGINT or SIGTERM; a job in hand is given back at its next step.
+
+    Raises:
+        UnavailableError: If the metrics' port is taken.
+        Exception: Whatever ended the work, so that the process ends too and is started again.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with service(settings.model_copy(update={"worker": True})):
-        _log.info("waiting for jobs")
-        await stop.wait()
+    # The work is this function's own, to be seen when it ends.
+    async with service(settings.model_copy(update={"worker": False})) as live:
+        with _metrics_at(settings, live.metrics.registry):
+            work = asyncio.create_task(live.engine.work(), name="worker")
+            stopping = asyncio.create_task(stop.wait())
+            _log.info("waiting for jobs")
+            await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            work.cancel()
+            with suppress(asyncio.CancelledError):
+                await work
     _log.info("stopped")
+
+
+@contextmanager
+def _metrics_at(settings: Settings, registry: CollectorRegistry) -> Iterator[None]:
+    """Serve the metrics, if a port is set for them."""
+    if not settings.metrics_port:
+        yield
+        return
+    try:
+        server, thread = start_http_server(settings.metrics_port, addr=settings.host, registry=registry)
+    except OSError as error:
+        raise UnavailableError(
+            f"Nothing can listen at {settings.host}:{settings.metrics_port}: is EXEMPLAR_METRICS_PORT taken?"
+        ) from error
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

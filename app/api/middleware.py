@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import time
+import uuid
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import logs
 from app.api import problems
 from app.errors import ForbiddenError, InvalidInputError, TooLargeError
 from app.metrics import Metrics
 
 # A method is any word that a caller likes: as a label it would be a way to fill the memory.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+# What a caller may name a request: it is written to the log, so nothing that would break a line.
+_REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 
 # The form around the files: names, choices, borders.
 _FORM_BYTES = 1024 * 1024
@@ -49,6 +55,28 @@ class Measured:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             metrics.requests.labels(route, method, str(status)).inc()
             metrics.request_duration.labels(route, method).observe(time.perf_counter() - started)
+
+
+class Identified:
+    """Gives every request an id: the caller's, if it sent one, which the answer and all log lines about it carry."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application under the id."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        sent = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        with logs.about(request_id=request_id):
+            await self._app(scope, receive, named)
 
 
 class LoopbackOnly:

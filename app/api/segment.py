@@ -29,7 +29,7 @@ from app.method.masks import (
 )
 from app.services.categories import clean_names
 from app.services.decode import Photo, decode_photo
-from app.services.segmentation import Found, Request, Segmented
+from app.services.segmentation import Clock, Found, Request, Segmented
 
 router = APIRouter(tags=["segment"])
 
@@ -66,7 +66,9 @@ async def segment(
     names = clean_names(categories or [], field="categories", limit=limit)
     words = clean_names(background or [], field="background", limit=limit)
     raw = await read_upload(image, field="image", service=live)
-    photo = await asyncio.to_thread(decode_photo, raw, max_pixels=live.settings.max_image_pixels)
+    clock = Clock()
+    with clock.stage("decode"):
+        photo = await asyncio.to_thread(decode_photo, raw, max_pixels=live.settings.max_image_pixels)
     segmented = await live.segmentation.segment(
         Request(
             photo=photo,
@@ -78,11 +80,16 @@ async def segment(
             backbone=backbone,
         )
     )
-    if with_overlay:
-        return Response(await asyncio.to_thread(_overlay_png, photo, segmented), media_type="image/png")
-    if _wants_png(accept):
-        return await asyncio.to_thread(_label_map, segmented)
-    return await asyncio.to_thread(_json, photo, segmented, output, heatmaps)
+    segmented.timings_ms.update(clock.rounded())
+    with clock.stage("answer"):
+        if with_overlay:
+            answer = Response(await asyncio.to_thread(_overlay_png, photo, segmented), media_type="image/png")
+        elif _wants_png(accept):
+            answer = await asyncio.to_thread(_label_map, segmented)
+        else:
+            answer = await asyncio.to_thread(_json, photo, segmented, output, heatmaps)
+    clock.record(live.metrics, segmented.backbone.name)
+    return answer
 
 
 def _json(photo: Photo, segmented: Segmented, output: Output, heatmaps: bool) -> JSONResponse:

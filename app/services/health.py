@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -25,8 +26,8 @@ class Health:
 
     async def reasons(self) -> list[str]:
         """Why this process isn't ready; empty if it is."""
-        reasons = [f"The model {m.backbone.name} is not warm yet." for m in self._models if not m.warm]
-        reasons += [f"The queue of {m.backbone.name} is full." for m in self._models if m.lane.full]
+        reasons = [f"The model {m.about.name} is not warm yet." for m in self._models if not m.warm and not m.asleep]
+        reasons += [f"The queue of {m.about.name} is full." for m in self._models if m.lane.full]
         up = await self._store_takes_writes()
         if not up:
             reasons.append("The store does not take writes.")
@@ -35,9 +36,11 @@ class Health:
         return reasons
 
     async def _store_takes_writes(self) -> bool:
+        started = time.perf_counter()
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 await self._redis.set(keys.PROBE, "1", px=1000)
         except (RedisError, TimeoutError):
             return False
+        self._metrics.redis_latency.observe(time.perf_counter() - started)
         return True

@@ -13,6 +13,7 @@ from docket import Docket, Retry, Worker
 from docket.dependencies import CurrentExecution
 from docket.execution import Execution
 
+from app import logs
 from app.errors import AppError
 from app.metrics import Metrics
 from app.storage import keys
@@ -155,7 +156,10 @@ class JobEngine:
         if not await self._jobs.start(job_id, steps=job.steps):
             return
         try:
-            with self._metrics.jobs_running.labels(job.kind).track_inprogress():
+            with (
+                self._metrics.jobs_running.labels(job.kind).track_inprogress(),
+                logs.about(job_id=job.id, category=job.category),
+            ):
                 await self._timed(job)
         except WorkerStopping:
             await self._jobs.requeue(job_id)

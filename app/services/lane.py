@@ -54,6 +54,7 @@ class Lane:
         self._waiting: set[Future[Any]] = set()
         self._lock = threading.Lock()
         self._closed = False
+        metrics.queue_depth.labels(name).set(0)  # an autoscaler needs the series before the first request
         started = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(threads, started), name=f"lane-{name}", daemon=True)
         self._thread.start()
@@ -120,10 +121,12 @@ class Lane:
             self._side_by_side, thread_name_prefix=self._thread.name, initializer=_compute_with, initargs=(1,)
         ) as others:
             while batch := self._next_batch():
+                began = time.perf_counter()
                 if len(batch) == 1:
                     self._answer(batch[0])
                 else:
                     list(others.map(self._answer, batch))
+                self._metrics.lane_busy.labels(self.name, batch[0].kind).inc(time.perf_counter() - began)
                 del batch  # the last call's tensors would else live until the next
 
     def _next_batch(self) -> list[_Call]:

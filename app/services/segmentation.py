@@ -25,7 +25,7 @@ from app.metrics import Metrics
 from app.services.adapter_cache import AdapterCache
 from app.services.decode import Photo
 from app.services.image_cache import ImageCache
-from app.services.models import Model, Models
+from app.services.models import Models
 from app.storage import keys
 from app.storage.categories import CategoryRecord, CategoryStore
 
@@ -207,12 +207,13 @@ class Segmentation:
             OverloadedError: If too many requests wait for the model.
         """
         model = self._models.get(request.backbone)
-        clock = _Clock()
+        clock = Clock()
         with clock.stage("load"):
-            asked = await self._asked(request, model)
+            backbone = await self._models.awake(model)
+            asked = await self._asked(request, backbone)
             chosen = (await self._models.layers_of(model)).layers
         with clock.stage("queue"):  # waiting and computing; the lane's own stages are taken off below
-            predict = partial(self._predict, model.backbone, request, asked, chosen)
+            predict = partial(self._predict, backbone, request, asked, chosen)
             maps, match, layers, spent = await model.lane.run(predict, kind="segment")
         clock.ms["queue"] = max(0.0, clock.ms["queue"] - sum(spent.values()))
         clock.ms.update(spent)
@@ -220,11 +221,10 @@ class Segmentation:
             labels, best = await asyncio.to_thread(maps.best)
         with clock.stage("masks"):
             found = await asyncio.to_thread(_measure, maps, labels, best, match, asked)
-        for stage, ms in clock.ms.items():
-            self._metrics.stage_duration.labels(model.backbone.name, stage).observe(ms / 1000)
-        return Segmented(model.backbone, layers, found, labels, clock.rounded())
+        clock.record(self._metrics, backbone.name)
+        return Segmented(backbone, layers, found, labels, clock.rounded())
 
-    async def _asked(self, request: Request, model: Model) -> list[_Asked]:
+    async def _asked(self, request: Request, backbone: Backbone) -> list[_Asked]:
         records: list[CategoryRecord | None]
         if request.categories:
             records = await self._store.get_many([keys.category_id(name) for name in request.categories])
@@ -245,7 +245,7 @@ class Segmentation:
             _Asked(
                 name=record.name if record else name,
                 words=record.words if record else (name,),
-                adapter=adapter if adapter and adapter.tensors and fits(adapter, model.backbone) else None,
+                adapter=adapter if adapter and adapter.tensors and fits(adapter, backbone) else None,
             )
             for name, record, adapter in zip(names, records, adapters, strict=True)
         ]
@@ -254,7 +254,7 @@ class Segmentation:
         self, backbone: Backbone, request: Request, asked: Sequence[_Asked], chosen: tuple[int, ...]
     ) -> tuple[PhotoMaps, list[float], tuple[int, ...], dict[str, float]]:
         """All that runs on the lane: photo to probabilities on the network's input."""
-        clock = _Clock()
+        clock = Clock()
         queries = [Query(one.adapter.prompts if one.adapter else one.words, one.adapter) for one in asked]
         with torch.inference_mode():
             with clock.stage("preprocess"):
@@ -317,7 +317,7 @@ def _measure(
     return found
 
 
-class _Clock:
+class Clock:
     """Milliseconds per stage, in the order of the stages."""
 
     def __init__(self) -> None:
@@ -325,11 +325,18 @@ class _Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Time what happens inside."""
         started = time.perf_counter()
         try:
             yield
         finally:
             self.ms[name] = (time.perf_counter() - started) * 1000
 
+    def record(self, metrics: Metrics, backbone: str) -> None:
+        """Count the stages in the metrics."""
+        for stage, ms in self.ms.items():
+            metrics.stage_duration.labels(backbone, stage).observe(ms / 1000)
+
     def rounded(self) -> dict[str, float]:
+        """As an answer tells them."""
         return {name: round(ms, 2) for name, ms in self.ms.items()}

@@ -17,6 +17,7 @@ from app.method.masks import mask_to_png
 from app.method.prompts import free_background
 from app.method.segment import encode
 from app.method.tuning import IGNORE, CategoryTuning, Recipe, Shot, shot
+from app.metrics import Metrics
 from app.services.decode import Photo, decode_mask, decode_photo
 from app.services.job_engine import JobEngine
 from app.services.models import Models
@@ -43,6 +44,7 @@ class Teaching:
 
     Args:
         models: The loaded backbones; categories are tuned on the default.
+        metrics: Where the gain of each example over the words is recorded.
         categories: Where categories and examples are.
         jobs: Where job records are.
         engine: Runs the jobs.
@@ -61,7 +63,9 @@ class Teaching:
         recipe: Recipe,
         background: tuple[str, ...],
         max_pixels: int,
+        metrics: Metrics,
     ) -> None:
+        self._metrics = metrics
         self._models = models
         self._categories = categories
         self._jobs = jobs
@@ -157,6 +161,7 @@ class Teaching:
         adapter = await model.lane.run(partial(finished_adapter, tuning, category, model.backbone), kind="tune")
         numbered = replace(adapter, version=await self._categories.next_version(category.id))
         await self._categories.commit(category.id, numbered, generation=job.generation)
+        self._metrics.example_gain.observe(adapter.example_iou - adapter.zero_shot_example_iou)
 
     async def _conclude(self, job: Job, category_id: str) -> None:
         """End the job by what the category says: this run may have committed, or one before it that died then."""

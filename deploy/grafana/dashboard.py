@@ -135,6 +135,19 @@ ROWS: dict[str, list[Panel]] = {
             },
         ),
         Panel(
+            title="Lane busy",
+            description="Share of the time in which a model works, by kind of work; near 100 % requests queue up.",
+            unit="percentunit",
+            stacked=True,
+            queries={rate("exemplar_lane_busy_seconds_total", by="backbone, kind"): "{{backbone}} {{kind}}"},
+        ),
+        Panel(
+            title="GPU memory",
+            description="Memory of a GPU that the models' tensors take; empty on a CPU.",
+            unit="bytes",
+            queries={f"sum by (device) ({now('exemplar_gpu_memory_bytes')})": "{{device}}"},
+        ),
+        Panel(
             title="Stage duration, p95",
             description="Time of each stage of a segmentation, as in timings_ms; one in twenty takes longer.",
             unit="s",
@@ -162,6 +175,18 @@ ROWS: dict[str, list[Panel]] = {
             unit="bytes",
             queries={f"sum by (backbone, device) ({now('exemplar_backbone_memory_bytes')})": "{{backbone}} {{device}}"},
         ),
+        Panel(
+            title="Models loaded again, p95",
+            description="Time to read a model that slept for want of memory; its requests wait for it.",
+            unit="s",
+            queries={quantile(0.95, "exemplar_backbone_load_seconds", by="backbone"): "{{backbone}}"},
+        ),
+        Panel(
+            title="Models dropped",
+            description="Models whose weights made room for another's. Often: raise EXEMPLAR_BACKBONE_MEMORY_BYTES.",
+            unit="short",
+            queries={increase("exemplar_backbone_evictions_total"): "dropped"},
+        ),
     ],
     "Jobs": [
         Panel(
@@ -170,6 +195,13 @@ ROWS: dict[str, list[Panel]] = {
             unit="short",
             width=6,
             queries={f"sum by (kind) ({now('exemplar_jobs_running')})": "{{kind}}"},
+        ),
+        Panel(
+            title="Gain of one example, median",
+            description="IoU on a category's own examples by its adapter, less that by the words alone.",
+            unit="percentunit",
+            width=6,
+            queries={quantile(0.5, "exemplar_example_gain"): "gain"},
         ),
         Panel(
             title="Jobs ended, by outcome",
@@ -243,6 +275,12 @@ ROWS: dict[str, list[Panel]] = {
         ),
     ],
     "Store": [
+        Panel(
+            title="Store probe, p95",
+            description="Time of one write to the store, by /readyz.",
+            unit="s",
+            queries={quantile(0.95, "exemplar_redis_probe_seconds"): "p95"},
+        ),
         Panel(
             title="Store up",
             description="Whether the store answered each instance's last probe.",

@@ -41,7 +41,7 @@ class TestAnswer:
         (found,) = body["categories"]
         assert found.keys() == FOUND
         assert 0 <= found["match_score"] <= 1
-        stages = {"load", "queue", "preprocess", "encode_image", "attend", "refine", "resize", "masks"}
+        stages = {"decode", "load", "queue", "preprocess", "encode_image", "attend", "refine", "resize", "masks"}
         assert body["timings_ms"].keys() == stages
         assert all(ms >= 0 for ms in body["timings_ms"].values())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -160,12 +161,16 @@ def test_a_job_outlives_sigterm_and_kill_9_and_nothing_acknowledged_is_lost(run,
 
 
 def test_a_worker_beside_a_service_without_one(run, database, photo, mask) -> None:
-    worker = run("worker", redis_url=database)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    worker = run("worker", redis_url=database, metrics_port=str(port))
     with serving(run, redis_url=database, worker="false") as service:
         assert service.wait(service.teach("cup", photo, mask))["status"] == "succeeded"
         assert service.metric("exemplar_job_duration_seconds_count", kind="tune") == 0
         found = service.http.post("/segment", files={"image": photo}, data={"categories": "cup"}).json()
         assert found["categories"][0]["adapted"] is True
+        told = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
+        assert 'exemplar_jobs_total{kind="tune",outcome="succeeded"} 1.0' in told
         assert worker.end(signal.SIGTERM) == 0
         assert "Traceback" not in worker.log
         job_id = service.teach("cup", photo, mask)

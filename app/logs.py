@@ -1,0 +1,45 @@
+"""Log lines as text or JSON, each with the ids of what it is about."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal
+
+from pythonjsonlogger.json import JsonFormatter
+
+_TEXT = "%(asctime)s %(levelname)-7s %(name)s  %(message)s%(ids)s"
+_JSON = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+_IDS: ContextVar[dict[str, str]] = ContextVar("ids", default={})  # noqa: B039  # never changed, only replaced
+
+
+@contextmanager
+def about(**ids: str | None) -> Iterator[None]:
+    """Name what the lines inside are about, such as `request_id`, `job_id` or `category`."""
+    token = _IDS.set({**_IDS.get(), **{name: value for name, value in ids.items() if value is not None}})
+    try:
+        yield
+    finally:
+        _IDS.reset(token)
+
+
+def configure(form: Literal["text", "json"]) -> None:
+    """Send all log lines of the process to the standard error stream in that form."""
+    handler = logging.StreamHandler()
+    handler.addFilter(_with_ids if form == "text" else _with_fields)
+    handler.setFormatter(logging.Formatter(_TEXT) if form == "text" else JsonFormatter(_JSON))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("docket").setLevel(logging.WARNING)
+
+
+def _with_ids(record: logging.LogRecord) -> bool:
+    record.ids = "".join(f"  {name}={value}" for name, value in _IDS.get().items())
+    return True
+
+
+def _with_fields(record: logging.LogRecord) -> bool:
+    record.__dict__.update(_IDS.get())
+    return True
