@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import signal
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from app import logs
 from app.errors import AppError, InvalidInputError, UnavailableError
 from app.settings import Settings
 
@@ -54,7 +54,7 @@ def serve(
 ) -> None:
     """Run the HTTP service."""
     settings = _settings(host=host, port=port)
-    configure_logging(settings)
+    logs.configure(settings.log)
     asyncio.run(_serve(settings))
 
 
@@ -64,7 +64,7 @@ def worker() -> None:
     from app.worker import run_worker
 
     settings = Settings()
-    configure_logging(settings)
+    logs.configure(settings.log)
     asyncio.run(run_worker(settings))
 
 
@@ -182,7 +182,7 @@ def evaluate(
 
     from app.method.prompts import BACKGROUND_WORDS
     from app.services.evaluation import Evaluation, Options, read_dataset
-    from app.wiring import compute_threads, load_backbones, recipe_of
+    from app.wiring import backbone_loaders, compute_threads, recipe_of
 
     settings = _settings(backbone=backbone, layers=layers)
     torch.set_num_threads(compute_threads(settings))
@@ -191,7 +191,7 @@ def evaluate(
         protocol = "one-shot"
     with progress_bar(console) as bar:
         task = bar.add_task("loading the model", total=None)
-        model = load_backbones(settings)[0]
+        model = backbone_loaders(settings)[0]()
         options = Options(
             protocol=protocol,
             method=method,
@@ -220,6 +220,25 @@ def evaluate(
         )
     if pictures:
         as_picture(evaluation.cases(9), dataset.classes).save(pictures, format="PNG")
+
+
+@app.command(name="backbones")
+def list_backbones(
+    loaded: Annotated[
+        bool, typer.Option(help="Also load the models of EXEMPLAR_BACKBONE and tell what they take.")
+    ] = True,
+    backbone: Annotated[str | None, typer.Option(help="As EXEMPLAR_BACKBONE.")] = None,
+) -> None:
+    """The families of models, what each offers, and what those of EXEMPLAR_BACKBONE take."""
+    from app.report import as_backbone_table, as_family_table
+    from app.wiring import backbone_loaders, family_list
+
+    console.print(as_family_table(family_list()))
+    if loaded:
+        with progress_bar(console) as bar:
+            task = bar.add_task("loading", total=None)
+            models = [load() for load in bar.track(backbone_loaders(_settings(backbone=backbone)), task_id=task)]
+        console.print(as_backbone_table(models))
 
 
 async def _serve(settings: Settings) -> None:
@@ -252,19 +271,6 @@ def progress_bar(on: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=on
     )
-
-
-def configure_logging(settings: Settings) -> None:
-    """Log lines as text, or one JSON object each."""
-    handler = logging.StreamHandler()
-    if settings.log == "json":
-        from pythonjsonlogger.json import JsonFormatter
-
-        handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s  %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("docket").setLevel(logging.WARNING)
 
 
 def _settings(**given: object) -> Settings:

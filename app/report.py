@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from rich.table import Table
 
+from app.backbones.family import Family
 from app.method.backbone import Backbone
 from app.method.masks import overlay
 from app.method.tuning import IGNORE
@@ -27,6 +28,34 @@ def as_table(report: Report) -> Table:
     table.add_row("mIoU", *(f"{100 * mean:.1f} ± {100 * spread:.1f}" for mean, spread in means), style="bold")
     if "words" in report.scores and len(columns) > 1:
         table.add_row("classes worse than words", *(_share(report.worse_than("words", column)) for column in columns))
+    return table
+
+
+def as_family_table(families: Sequence[Family]) -> Table:
+    """What each family offers; memory is that of the example's weights."""
+    columns = ("family", "models", "EXEMPLAR_BACKBONE, for example", "text looks at the image in", "image-text score")
+    table = Table(*columns, "tuned by one example", "parameters", "float32", "bfloat16", title="Families")
+    for one in families:
+        sizes = [f"{one.parameters_m * width / 1000:.2f} GB" for width in (4, 2)]
+        told = (one.name, one.models, one.setting, one.attention, one.image_text_score, one.tuned)
+        table.add_row(*told, f"{one.parameters_m:,.0f} M", *sizes)
+    return table
+
+
+def as_backbone_table(backbones: Sequence[Backbone]) -> Table:
+    """What loaded models are and take."""
+    table = Table("model", "revision", "on", "memory", "layers", "read by default", "patches", title="Loaded")
+    for one in backbones:
+        rows, columns = one.patch_grid_hw
+        table.add_row(
+            one.name,
+            one.revision,
+            f"{one.device}, {one.dtype}",
+            f"{one.memory_bytes / 2**20:,.0f} MiB",
+            str(one.layer_count),
+            ", ".join(map(str, one.default_layers)),
+            f"{rows} × {columns}",
+        )
     return table
 
 

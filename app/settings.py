@@ -32,6 +32,12 @@ class Settings(BaseSettings):
         description="Models to load, comma-separated, the first is the default: `embedded`, or family and "
         "transformers id or folder, such as `blip:Salesforce/blip-itm-large-coco`.",
     )
+    backbone_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory for all models' weights: beyond it the one not used for longest, never the default, is "
+        "dropped until it is asked for. 0 = no limit.",
+    )
     device: str = Field("auto", description="`auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1`, …")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -50,6 +56,9 @@ class Settings(BaseSettings):
     background: str = Field("", description="Background words, comma-separated; empty = the method's own list.")
 
     worker: bool = Field(True, description="Run jobs inside this process; off where `python -m app worker` runs.")
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Port where `python -m app worker` serves `/metrics`; 0 = nowhere."
+    )
     job_concurrency: int = Field(2, ge=1, le=64, description="Jobs that one process runs at a time.")
     job_redelivery_s: float = Field(30.0, ge=1.0, description="Seconds after which a dead worker's job is taken over.")
     job_ttl_s: float = Field(7 * 86400.0, ge=60.0, description="Seconds that an ended job can be read.")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import redis.asyncio as aioredis
@@ -22,6 +25,7 @@ from torch.utils.benchmark import Timer
 
 import app
 from app import backbones
+from app.backbones.family import Family
 from app.errors import InvalidInputError, UnavailableError
 from app.method.backbone import Backbone
 from app.method.prompts import BACKGROUND_WORDS
@@ -54,6 +58,8 @@ _TRIED_SIZE = 256
 _TRIES = 3
 # Less is not worth the lost digits.
 _WORTHWHILE_GAIN = 1.5
+
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 _log = logging.getLogger(__name__)
 
@@ -99,14 +105,22 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         # OpenMP keeps a team for every thread that computes in parallel; once all teams together have more members than
         # there are cores, they sleep between operations, 1,800 times per photo, which made it a third slower.
         torch.set_num_threads(1)
-        if not loaded:
-            loaded = await asyncio.to_thread(load_backbones, settings)
-        with_lanes = [_model(backbone, settings, metrics) for backbone in loaded]
-        for model in with_lanes:
-            stack.callback(model.lane.close)
-        torch.set_num_threads(1)
         layer_store = LayerStore(client)
-        models = Models(with_lanes, layer_store=layer_store, layers=settings.layer_numbers, metrics=metrics)
+        models = Models(
+            layer_store=layer_store,
+            layers=settings.layer_numbers,
+            max_bytes=settings.backbone_memory_bytes,
+            metrics=metrics,
+        )
+        for load in [partial(_itself, backbone) for backbone in loaded or ()] or backbone_loaders(settings):
+            backbone = await asyncio.to_thread(load)
+            lane = stack.enter_context(_lane(backbone, settings, metrics))
+            models.add(Model(backbone, lane, load))
+            if backbone.device.startswith("cuda"):
+                taken = partial(torch.cuda.memory_allocated, backbone.device)
+                metrics.gpu_memory.labels(backbone.device).set_function(taken)
+            del backbone  # a model that must sleep for the next one is in nobody's hands
+        torch.set_num_threads(1)
         jobs = JobStore(client, ttl_s=settings.job_ttl_s)
         store = CategoryStore(client, versions_kept=settings.versions_kept, max_examples=settings.max_examples)
         engine = JobEngine(
@@ -143,6 +157,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 recipe=recipe_of(settings),
                 background=background,
                 max_pixels=settings.max_image_pixels,
+                metrics=metrics,
             ),
             ranking=Ranking(
                 models,
@@ -164,11 +179,13 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         yield live
 
 
-def load_backbones(settings: Settings) -> list[Backbone]:
-    """The backbones that the settings name, the default first.
+def backbone_loaders(settings: Settings) -> list[Callable[[], Backbone]]:
+    """What loads the backbones that the settings name, the default first.
+
+    A loader raises InvalidInputError if its model can't be loaded, or doesn't have the layers that are set.
 
     Raises:
-        InvalidInputError: If one can't be loaded, or doesn't have the layers that are set.
+        InvalidInputError: If none is named, or the device can't be used.
     """
     device = settings.device
     if device == "auto":
@@ -177,15 +194,32 @@ def load_backbones(settings: Settings) -> list[Backbone]:
         raise InvalidInputError(f"EXEMPLAR_BACKBONE is empty: set it to one of {', '.join(backbones.families())}.")
     try:
         dtype = fastest_dtype(device) if settings.dtype == "auto" else settings.dtype
-        _log.info("loading %s on %s in %s", ", ".join(settings.backbone_specs), device, dtype)
-        loaded = [backbones.load(spec, device=device, dtype=dtype) for spec in settings.backbone_specs]
     except RuntimeError as error:  # torch's word for a device that doesn't exist
-        raise InvalidInputError(
-            f"EXEMPLAR_DEVICE={settings.device} can't be used: {str(error).splitlines()[0]}"
-        ) from error
-    for backbone in loaded:
-        check_layers(backbone, settings.layer_numbers)
-    return loaded
+        raise _unusable(settings, error) from error
+    return [partial(_load, spec, settings, device, dtype) for spec in settings.backbone_specs]
+
+
+def family_list() -> list[Family]:
+    """What every family's file says of it."""
+    return [backbones.about(family) for family in backbones.families()]
+
+
+def _load(spec: str, settings: Settings, device: str, dtype: str) -> Backbone:
+    _log.info("loading %s on %s in %s", spec, device, dtype)
+    try:
+        backbone = backbones.load(spec, device=device, dtype=dtype)
+    except RuntimeError as error:
+        raise _unusable(settings, error) from error
+    check_layers(backbone, settings.layer_numbers)
+    return backbone
+
+
+def _unusable(settings: Settings, error: RuntimeError) -> InvalidInputError:
+    return InvalidInputError(f"EXEMPLAR_DEVICE={settings.device} can't be used: {str(error).splitlines()[0]}")
+
+
+def _itself(backbone: Backbone) -> Backbone:
+    return backbone
 
 
 def fastest_dtype(device: str) -> str:
@@ -202,8 +236,18 @@ def fastest_dtype(device: str) -> str:
 
 
 def compute_threads(settings: Settings) -> int:
-    """Threads of one tensor operation where the models run."""
-    return settings.threads or os.cpu_count() or 1
+    """Threads of one tensor operation where the models run: what is set, or the cores that this process may use."""
+    return settings.threads or _cores()
+
+
+def _cores() -> int:
+    """The machine's, or those that a container may use (Linux's cgroup 2), of which `os.cpu_count` knows nothing."""
+    cores = os.cpu_count() or 1
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else min(cores, math.ceil(int(quota) / int(period)))
 
 
 def recipe_of(settings: Settings) -> Recipe:
@@ -259,12 +303,11 @@ async def connect(url: str) -> AsyncIterator[aioredis.Redis]:
         await client.aclose()
 
 
-def _model(backbone: Backbone, settings: Settings, metrics: Metrics) -> Model:
+def _lane(backbone: Backbone, settings: Settings, metrics: Metrics) -> Lane:
     threads = compute_threads(settings)
     # On a GPU two keep it busy: one request's photo is made ready while another's is computed.
     side_by_side = threads if backbone.device == "cpu" else 2
-    lane = Lane(backbone.name, limit=settings.queue_limit, threads=threads, side_by_side=side_by_side, metrics=metrics)
-    return Model(backbone, lane)
+    return Lane(backbone.name, limit=settings.queue_limit, threads=threads, side_by_side=side_by_side, metrics=metrics)
 
 
 async def _embedded_server(settings: Settings, stack: AsyncExitStack) -> str:

@@ -19,12 +19,13 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "app": (),
     "app.errors": (),
     "app.metrics": (),
+    "app.logs": (),
     "app.settings": (),
     "app.method": (),
     "app.backbones": ("app.method", "app.errors"),
     # Of the method, the store knows the two values that it keeps.
     "app.storage": ("app.method.adapter", "app.method.infoscore", "app.errors"),
-    "app.services": ("app.method", "app.storage", "app.metrics", "app.errors"),
+    "app.services": ("app.method", "app.storage", "app.metrics", "app.errors", "app.logs"),
     # Golden cases are of BLIP, whatever else is loaded.
     "app.services.parity": ("app.method", "app.errors", "app.backbones.blip"),
     # Of the store, HTTP knows the records that it shows and how names become ids; of the method, the outside forms of
@@ -38,7 +39,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "app.method.masks",
         "app.wiring.Service",
     ),
-    "app.api.middleware": ("app.api", "app.errors", "app.metrics"),
+    "app.api.middleware": ("app.api", "app.errors", "app.metrics", "app.logs"),
     "app.wiring": (
         "app.__version__",
         "app.settings",
@@ -51,14 +52,14 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     # Ways in, each thin.
     "app.main": ("app.__version__", "app.api", "app.wiring", "app.settings", "app.method.backbone"),
-    "app.worker": ("app.wiring", "app.settings"),
+    "app.worker": ("app.wiring", "app.settings", "app.errors"),
     "app.ray_serve": ("app.main", "app.wiring", "app.settings"),
     "app.cli": EVERYTHING,
     "app.__main__": ("app.cli",),
     # What the command line is made of.
     "app.client": ("app.errors",),
     "app.demo": ("app.client", "app.errors", "app.method.masks"),
-    "app.report": ("app.services.evaluation", "app.method"),
+    "app.report": ("app.services.evaluation", "app.method", "app.backbones.family"),
 }
 
 # The method is plain torch: no model library, no store, no HTTP.

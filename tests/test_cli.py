@@ -12,6 +12,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from app.backbones import families
+
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "case_a.safetensors"
 
@@ -30,8 +32,16 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_names_every_command() -> None:
     told = run("--help").stdout
-    for command in ("serve", "worker", "demo", "register", "segment", "evaluate", "parity"):
+    for command in ("serve", "worker", "demo", "register", "segment", "evaluate", "parity", "backbones"):
         assert command in told
+
+
+def test_backbones_lists_every_family_and_what_the_loaded_model_takes() -> None:
+    done = run("backbones", COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    for family in families():
+        assert family in done.stdout
+    assert "24 × 24" in done.stdout
 
 
 def test_parity_prints_a_table_and_succeeds() -> None:

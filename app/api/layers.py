@@ -71,7 +71,7 @@ async def _layers(live: Service, model: Model) -> list[LayerOut]:
     scores = choice.scores
     return [
         LayerOut(
-            backbone=model.backbone.name,
+            backbone=model.about.name,
             layer=layer,
             infoscore=float(scores.infoscore[layer]) if scores else None,
             entropy_ratio=float(scores.entropy_ratio[layer]) if scores else None,
@@ -80,21 +80,21 @@ async def _layers(live: Service, model: Model) -> list[LayerOut]:
             chosen=layer in choice.layers,
             chosen_by=choice.chosen_by,
         )
-        for layer in range(model.backbone.layer_count)
+        for layer in range(model.about.layer_count)
     ]
 
 
 def _backbone(model: Model) -> BackboneOut:
-    backbone = model.backbone
+    about = model.about
     return BackboneOut(
-        name=backbone.name,
-        family=backbone.family,
-        revision=backbone.revision,
-        device=backbone.device,
-        dtype=backbone.dtype,
-        memory_bytes=backbone.memory_bytes,
-        layers=backbone.layer_count,
-        patch_grid=list(backbone.patch_grid_hw),
-        image_text_score=backbone.image_text_score,
+        name=about.name,
+        family=about.family,
+        revision=about.revision,
+        device=about.device,
+        dtype=about.dtype,
+        memory_bytes=about.memory_bytes,
+        layers=about.layer_count,
+        patch_grid=list(about.patch_grid_hw),
+        image_text_score=about.image_text_score,
         warm=model.warm,
     )

@@ -10,13 +10,21 @@ import pkgutil
 from app.errors import InvalidInputError
 from app.method.backbone import Backbone
 
+from .family import Family
+
 # Modules that several families share; they load nothing themselves.
-_SHARED = {"adapted", "blip_text", "efficientnet"}
+_SHARED = {"adapted", "blip_text", "clip_pixels", "decoder", "efficientnet", "family"}
 
 
 def families() -> list[str]:
     """Names of the families that can be loaded."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED)
+
+
+def about(family: str) -> Family:
+    """What a family's file says of it."""
+    described: Family = importlib.import_module(f"{__name__}.{family}").FAMILY
+    return described
 
 
 def load(spec: str, *, device: str, dtype: str) -> Backbone:

@@ -17,6 +17,18 @@ from app.method.frame import Frame, fit_and_pad, imagenet_normalise
 from app.method.prompts import phrase
 
 from .blip_text import BlipText, of_patches, revision_of, tokenize
+from .family import Family
+
+FAMILY = Family(
+    name="blip",
+    models="BLIP image-text retrieval",
+    source="Salesforce/blip-itm-large-coco",
+    attention="cross-attention",
+    image_text_score="match head",
+    tuned="cross-attention of the chosen layers",
+    parameters_m=446.1,
+)
+
 
 _INPUT_SIZE = 512
 # The paper's choice on BLIP-large, found with InfoScore.

@@ -21,7 +21,8 @@ from app.method.prompts import phrase
 
 from .adapted import share_of
 
-_CROSS_ATTENTION = (
+# Parameters of a cross-attention, under its own name.
+CROSS_ATTENTION = (
     "self.query.weight", "self.query.bias", "self.key.weight", "self.key.bias", "self.value.weight", "self.value.bias",
     "output.dense.weight", "output.dense.bias", "output.LayerNorm.weight", "output.LayerNorm.bias",
 )  # fmt: skip
@@ -37,14 +38,18 @@ class BlipText:
     Attributes:
         weights: Parameters by name, never written.
         heads: Attention heads of a layer.
-        layer_count: Number of layers, each with cross-attention.
+        layer_count: Number of layers with cross-attention; layer 0 is the first of them.
         eps: Of the layer norms.
+        text_layers: Number of layers without it that come first.
+        prefix: What all names start with, those of adapters too.
     """
 
     weights: Mapping[str, Tensor]
     heads: int
     layer_count: int
     eps: float
+    text_layers: int = 0
+    prefix: str = ""
 
     def attend(
         self,
@@ -64,65 +69,92 @@ class BlipText:
         x = self._embed(text, adapters)
         hidden_mask = (1 - text.attention_mask[:, None, None, :].to(x.dtype)) * _MASKED
         logits: dict[int, Tensor] = {}
-        seen: Tensor | None
-        for layer in range(self.layer_count):
-            x = self._self_attention(x, hidden_mask, f"encoder.layer.{layer}.attention.")
-            prefix = f"encoder.layer.{layer}.crossattention."
-            own = {name[len(prefix) :]: tensor for name, tensor in adapters.items() if name.startswith(prefix)}
-            if "self.query.weight" + LEFT in own:
-                base = self._under(prefix)
-                x, seen = low_rank_cross_attention(x, image_tokens, base, own, heads=self.heads, eps=self.eps)
-            elif own:
-                x, seen = adapted_cross_attention(x, image_tokens, own, heads=self.heads, eps=self.eps)
-            else:
-                base, wanted = self._under(prefix), layer in layers
-                x, seen = cross_attention(x, image_tokens, base, heads=self.heads, eps=self.eps, wanted=wanted)
-            if layer in layers and seen is not None:
-                logits[layer] = seen
-            x = self._feed_forward(x, f"encoder.layer.{layer}.")
+        for layer in range(-self.text_layers, self.layer_count):
+            name = self._layer(layer)
+            x = self._self_attention(x, hidden_mask, f"{name}attention.")
+            if layer >= 0:
+                x, seen = self._cross_attention(x, image_tokens, layer, adapters, wanted=layer in layers)
+                if layer in layers and seen is not None:
+                    logits[layer] = seen
+            x = feed_forward(x, self.weights, name, eps=self.eps)
         return logits, x
 
     @property
     def image_width(self) -> int:
         """Numbers of an image token."""
-        return self.weights["encoder.layer.0.crossattention.self.key.weight"].shape[1]
+        return self.weights[f"{self._layer(0)}crossattention.self.key.weight"].shape[1]
 
     def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
         """The parameters one example may change (paper, section 3.4): cross-attention, and rows of the tokens used."""
         tokens = torch.unique(text.input_ids)
-        table = self.weights["embeddings.word_embeddings.weight"]
+        table = self.weights[f"{self.prefix}embeddings.word_embeddings.weight"]
         copies = {
             name: self.weights[name].detach().clone().float()
             for layer in layers
-            for name in (f"encoder.layer.{layer}.crossattention.{part}" for part in _CROSS_ATTENTION)
+            for name in (f"{self._layer(layer)}crossattention.{part}" for part in CROSS_ATTENTION)
         }
         return {**copies, TOKEN_IDS: tokens, TOKEN_ROWS: table[tokens].detach().clone().float()}
 
     def _embed(self, text: TextTokens, adapters: Mapping[str, Tensor]) -> Float[Tensor, "prompt token hidden"]:
-        table = self.weights["embeddings.word_embeddings.weight"]
-        words = table[text.input_ids]
+        prefix = f"{self.prefix}embeddings."
+        words = self.weights[f"{prefix}word_embeddings.weight"][text.input_ids]
         if TOKEN_IDS in adapters:
             words = replace_rows(words, text.input_ids, adapters[TOKEN_IDS], adapters[TOKEN_ROWS].to(words))
-        x = words + self.weights["embeddings.position_embeddings.weight"][: text.input_ids.shape[1]]
-        return self._norm(x, "embeddings.LayerNorm.")
+        x = words + self.weights[f"{prefix}position_embeddings.weight"][: text.input_ids.shape[1]]
+        return _norm(x, self.weights, f"{prefix}LayerNorm.", self.eps)
 
     def _self_attention(self, x: Tensor, mask: Tensor, prefix: str) -> Tensor:
-        q, k, v = (_heads(self._linear(x, f"{prefix}self.{part}."), self.heads) for part in ("query", "key", "value"))
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self._norm(x + self._linear(_merge(context), f"{prefix}output.dense."), f"{prefix}output.LayerNorm.")
+        return attention(x, x, mask, self.weights, prefix, heads=self.heads, eps=self.eps)
 
-    def _feed_forward(self, x: Tensor, prefix: str) -> Tensor:
-        inner = F.gelu(self._linear(x, f"{prefix}intermediate.dense."))
-        return self._norm(x + self._linear(inner, f"{prefix}output.dense."), f"{prefix}output.LayerNorm.")
+    def _cross_attention(
+        self, x: Tensor, image_tokens: Tensor, layer: int, adapters: Mapping[str, Tensor], *, wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        prefix = f"{self._layer(layer)}crossattention."
+        base = {part: self.weights[prefix + part] for part in CROSS_ATTENTION}
+        own = {name[len(prefix) :]: tensor for name, tensor in adapters.items() if name.startswith(prefix)}
+        if "self.query.weight" + LEFT in own:
+            return low_rank_cross_attention(x, image_tokens, base, own, heads=self.heads, eps=self.eps)
+        if own:
+            return adapted_cross_attention(x, image_tokens, own, heads=self.heads, eps=self.eps)
+        return cross_attention(x, image_tokens, base, heads=self.heads, eps=self.eps, wanted=wanted)
 
-    def _linear(self, x: Tensor, prefix: str) -> Tensor:
-        return F.linear(x, self.weights[prefix + "weight"], self.weights[prefix + "bias"])
+    def _layer(self, layer: int) -> str:
+        """Where a layer's names start; those before layer 0 see text only."""
+        return f"{self.prefix}encoder.layer.{self.text_layers + layer}."
 
-    def _norm(self, x: Tensor, prefix: str) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.weights[prefix + "weight"], self.weights[prefix + "bias"], self.eps)
 
-    def _under(self, prefix: str) -> dict[str, Tensor]:
-        return {part: self.weights[prefix + part] for part in _CROSS_ATTENTION}
+def attention(
+    x: Float[Tensor, "#prompt token hidden"],
+    seen: Float[Tensor, "prompt seen hidden"],
+    mask: Tensor | None,
+    weights: Mapping[str, Tensor],
+    prefix: str,
+    *,
+    heads: int,
+    eps: float,
+) -> Float[Tensor, "prompt token hidden"]:
+    """BERT's attention with its residual and norm.
+
+    Args:
+        x: What looks.
+        seen: What it looks at; `x` itself for self-attention.
+        mask: As of `F.scaled_dot_product_attention`.
+        prefix: Of the names, such as `encoder.layer.3.attention.`.
+    """
+    q, k, v = (
+        _heads(_linear(rows, weights, f"{prefix}self.{part}."), heads)
+        for part, rows in (("query", x), ("key", seen), ("value", seen))
+    )
+    context = _merge(F.scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v, attn_mask=mask))
+    return _norm(x + _linear(context, weights, f"{prefix}output.dense."), weights, f"{prefix}output.LayerNorm.", eps)
+
+
+def feed_forward(
+    x: Float[Tensor, "prompt token hidden"], weights: Mapping[str, Tensor], prefix: str, *, eps: float
+) -> Float[Tensor, "prompt token hidden"]:
+    """BERT's feed-forward part with its residual and norm; `prefix` is such as `encoder.layer.3.`."""
+    inner = F.gelu(_linear(x, weights, f"{prefix}intermediate.dense."))
+    return _norm(x + _linear(inner, weights, f"{prefix}output.dense."), weights, f"{prefix}output.LayerNorm.", eps)
 
 
 def cross_attention(
@@ -300,3 +332,11 @@ def _heads(x: Float[Tensor, "prompt token hidden"], heads: int) -> Float[Tensor,
 
 def _merge(x: Float[Tensor, "prompt head token size"]) -> Float[Tensor, "prompt token hidden"]:
     return x.transpose(1, 2).flatten(2)
+
+
+def _linear(x: Tensor, weights: Mapping[str, Tensor], prefix: str) -> Tensor:
+    return F.linear(x, weights[prefix + "weight"], weights[prefix + "bias"])
+
+
+def _norm(x: Tensor, weights: Mapping[str, Tensor], prefix: str, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weights[prefix + "weight"], weights[prefix + "bias"], eps)

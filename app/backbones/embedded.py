@@ -18,6 +18,18 @@ from app.method.frame import Frame, stretch
 
 from . import efficientnet
 from .blip_text import BlipText, of_patches, revision_of, tokenize
+from .family import Family
+
+FAMILY = Family(
+    name="embedded",
+    models="EfficientNet-Lite2 and MiniLM, shipped with the service",
+    source="",
+    attention="cross-attention",
+    image_text_score="match head",
+    tuned="cross-attention of the chosen layers",
+    parameters_m=30.9,
+)
+
 
 WEIGHTS = Path(__file__).parent / "weights" / "embedded.safetensors"
 VOCABULARY = Path(__file__).parent / "weights" / "vocab.txt"

@@ -13,10 +13,22 @@ from .frame import Frame
 
 @dataclass(frozen=True)
 class TextTokens:
-    """Tokenised prompts, padded to the longest. `attention_mask` is 1 on tokens and 0 on padding."""
+    """Tokenised prompts, padded to the longest.
+
+    Attributes:
+        input_ids: Numbers of the vocabulary.
+        attention_mask: 1 on tokens and 0 on padding.
+        questions: The same words in questions, for a model whose image-text score is its answer.
+    """
 
     input_ids: Int[Tensor, "prompt token"]
     attention_mask: Int[Tensor, "prompt token"]
+    questions: "TextTokens | None" = None
+
+    def __getitem__(self, prompts: slice) -> "TextTokens":
+        """Some of the prompts."""
+        questions = None if self.questions is None else self.questions[prompts]
+        return TextTokens(self.input_ids[prompts], self.attention_mask[prompts], questions)
 
 
 # How a model says whether a text and an image belong together.

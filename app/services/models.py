@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Literal
 
@@ -11,7 +14,7 @@ import numpy as np
 import torch
 
 from app.errors import InvalidInputError
-from app.method.backbone import Backbone
+from app.method.backbone import Backbone, ImageTextScore
 from app.method.infoscore import LayerScores, best_layers, infoscore
 from app.method.segment import Query, class_map, encode
 from app.metrics import Metrics
@@ -21,13 +24,69 @@ from app.storage.layers import LayerStore
 ChosenBy = Literal["InfoScore", "setting", "default"]
 
 
-@dataclass
-class Model:
-    """A backbone, the lane that owns it, and whether it has answered its warm-up."""
+@dataclass(frozen=True)
+class About:
+    """What is told of a model, awake or asleep."""
 
-    backbone: Backbone
-    lane: Lane
-    warm: bool = False
+    name: str
+    family: str
+    revision: str
+    device: str
+    dtype: str
+    memory_bytes: int
+    layer_count: int
+    default_layers: tuple[int, ...]
+    patch_grid_hw: tuple[int, int]
+    image_text_score: ImageTextScore
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> About:
+        """Read it off a loaded model."""
+        return cls(**{part.name: getattr(backbone, part.name) for part in fields(cls)})
+
+
+class Model:
+    """A backbone, the lane that owns it, and whether it has answered its warm-up.
+
+    It sleeps while its weights are not in memory; `Models.awake` loads them again.
+
+    Args:
+        backbone: Loaded.
+        lane: Its own.
+        load: Loads it again.
+    """
+
+    def __init__(self, backbone: Backbone, lane: Lane, load: Callable[[], Backbone]) -> None:
+        self.about = About.of(backbone)
+        self.lane = lane
+        self.load = load
+        self.warm = False
+        self.loading = asyncio.Lock()
+        self._backbone: Backbone | None = backbone
+
+    @property
+    def asleep(self) -> bool:
+        """Whether its weights are not in memory."""
+        return self._backbone is None
+
+    @property
+    def backbone(self) -> Backbone:
+        """The loaded model.
+
+        Raises:
+            ValueError: If it is asleep.
+        """
+        if self._backbone is None:
+            raise ValueError(f"expected {self.about.name} to be awake")
+        return self._backbone
+
+    def wake(self, backbone: Backbone) -> None:
+        """Have the weights in memory."""
+        self._backbone = backbone
+
+    def sleep(self) -> None:
+        """Let the weights go; calls in the lane's queue keep them until they are answered."""
+        self._backbone, self.warm = None, False
 
 
 @dataclass(frozen=True)
@@ -41,61 +100,104 @@ class LayerChoice:
 
 
 class Models:
-    """The models of this process, the default first.
+    """The models of this process, the default first, which never sleeps.
 
     Args:
-        models: At least one.
         layer_store: Where rankings are kept.
         layers: Layers set by hand; they win over every ranking.
-        metrics: Where warmth and memory are recorded.
+        max_bytes: Memory for the weights of all models; 0 for as much as they need.
+        metrics: Where warmth, memory and loading are recorded.
     """
 
     def __init__(
-        self, models: Sequence[Model], *, layer_store: LayerStore, layers: tuple[int, ...] | None, metrics: Metrics
+        self, *, layer_store: LayerStore, layers: tuple[int, ...] | None, max_bytes: int, metrics: Metrics
     ) -> None:
-        self._models = {model.backbone.name: model for model in models}
-        self.default = models[0]
+        self._models: OrderedDict[str, Model] = OrderedDict()  # the default, then by last use
+        self._listed: list[Model] = []
         self._layer_store = layer_store
         self._layers = layers
+        self._max_bytes = max_bytes
         self._metrics = metrics
 
     def __iter__(self) -> Iterator[Model]:
-        return iter(self._models.values())
+        return iter(self._listed)
+
+    @property
+    def default(self) -> Model:
+        """The one that is meant where none is named."""
+        return self._listed[0]
+
+    def add(self, model: Model) -> None:
+        """Take a model in; the first is the default. Others may have to sleep for it."""
+        self._listed.append(model)
+        self._models[model.about.name] = model
+        self._show(model)
+        self._make_room(model)
 
     def get(self, name: str | None) -> Model:
         """The model of that name, or the default.
 
         Raises:
-            InvalidInputError: If it isn't loaded.
+            InvalidInputError: If there is none of that name.
         """
         if name is None:
             return self.default
         if name not in self._models:
+            known = ", ".join(model.about.name for model in self)
             raise InvalidInputError(
-                f"The backbone {name!r} is not loaded: ask for one of {', '.join(self._models)}, or for none.",
-                field="backbone",
+                f"The backbone {name!r} is not loaded: ask for one of {known}, or for none.", field="backbone"
             )
         return self._models[name]
+
+    async def awake(self, model: Model) -> Backbone:
+        """The model's backbone; loaded first if it sleeps, which takes as long as at the start."""
+        self._models.move_to_end(model.about.name)
+        async with model.loading:
+            if model.asleep:
+                started = time.perf_counter()
+                model.wake(await model.lane.run(model.load, kind="rank"))
+                self._metrics.backbone_load_duration.labels(model.about.name).observe(time.perf_counter() - started)
+                self._make_room(model)
+                await self._warm(model)
+        return model.backbone
 
     async def warm_up(self) -> None:
         """Run each model once, so that no caller pays for its first use."""
         for model in self:
-            backbone = model.backbone
-            self._metrics.backbone_memory.labels(backbone.name, backbone.device).set(backbone.memory_bytes)
-            await model.lane.run(partial(_run_once, backbone), kind="rank")
-            model.warm = True
-            self._metrics.backbone_warm.labels(backbone.name, backbone.revision).set(1)
+            if not model.asleep:
+                await self._warm(model)
+
+    async def _warm(self, model: Model) -> None:
+        await model.lane.run(partial(_run_once, model.backbone), kind="rank")
+        model.warm = True
+        self._show(model)
+
+    def _make_room(self, for_model: Model) -> None:
+        """Put models to sleep, the one not used for longest first, until the rest fits."""
+        for model in list(self._models.values()):
+            used = sum(other.about.memory_bytes for other in self if not other.asleep)
+            if not self._max_bytes or used <= self._max_bytes:
+                return
+            if model not in (for_model, self.default) and not model.asleep:
+                model.sleep()
+                self._metrics.backbone_evictions.inc()
+                self._show(model)
+
+    def _show(self, model: Model) -> None:
+        about = model.about
+        self._metrics.backbone_memory.labels(about.name, about.device).set(0 if model.asleep else about.memory_bytes)
+        self._metrics.backbone_warm.labels(about.name, about.revision).set(model.warm)
 
     async def layers_of(self, model: Model) -> LayerChoice:
         """The layers read on a model: set by hand, else InfoScore's if it was ranked, else the backbone's default."""
-        stored = await self._layer_store.get(model.backbone.revision)
+        stored = await self._layer_store.get(model.about.revision)
         scores = infoscore(stored.statistics) if stored else None
         images = stored.statistics.images if stored else 0
         if self._layers is not None:
             return LayerChoice(self._layers, "setting", scores, images)
         if scores is not None:
             return LayerChoice(best_layers(scores.infoscore), "InfoScore", scores, images)
-        return LayerChoice(model.backbone.default_layers, "default", scores, images)
+        return LayerChoice(model.about.default_layers, "default", scores, images)
 
 
 def check_layers(backbone: Backbone, layers: tuple[int, ...] | None) -> None:

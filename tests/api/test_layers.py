@@ -95,6 +95,7 @@ class TestLooking:
         assert api.http.get("/backbones").json() == [
             {
                 "name": "tiny", "family": "blip", "revision": tiny.revision, "device": "cpu", "dtype": "float32",
-                "memory_bytes": tiny.memory_bytes, "layers": 4, "patch_grid": [5, 5], "warm": True,
+                "memory_bytes": tiny.memory_bytes, "layers": 4, "patch_grid": [5, 5],
+                "image_text_score": "match head", "warm": True,
             }
         ]  # fmt: skip

@@ -9,6 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.backbones.embedded import WEIGHTS
+from tests.backbones.albef_model import write as albef
+from tests.backbones.blip2_model import write as blip2
+from tests.backbones.bridgetower_model import write as bridgetower
+from tests.backbones.decoder_models import llava, qwen_vl, smolvlm
+from tests.backbones.vilt_model import write as vilt
 from tests.models import random_blip
 
 
@@ -33,4 +38,14 @@ def blip(folder: Path, *, changed: bool) -> str:
 
 
 # Writes a model into the folder and returns what EXEMPLAR_BACKBONE says for it; a changed one differs in one weight.
-FAMILIES: dict[str, Callable[..., str]] = {"embedded": embedded, "blip": blip}
+FAMILIES: dict[str, Callable[..., str]] = {
+    "embedded": embedded,
+    "blip": blip,
+    "albef": albef,
+    "bridgetower": bridgetower,
+    "llava": llava,
+    "smolvlm": smolvlm,
+    "qwen_vl": qwen_vl,
+    "vilt": vilt,
+    "blip2": blip2,
+}

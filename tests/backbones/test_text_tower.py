@@ -106,9 +106,8 @@ def test_stacked_adapters_are_each_as_substituted_into_the_model(
         plain = backbone.attend(image_tokens, text, layers=LAYERS)
     for index, adapter in enumerate(adapters):
         own = slice(index * len(shares), (index + 1) * len(shares))
-        one = replace(text, input_ids=text.input_ids[own], attention_mask=text.attention_mask[own])
         with torch.no_grad():
-            alone = with_substituted(backbone, adapter).attend(image_tokens, one, layers=LAYERS)
+            alone = with_substituted(backbone, adapter).attend(image_tokens, text[own], layers=LAYERS)
         got = TextToImage({layer: stacked.logits[layer][own] for layer in LAYERS}, stacked.match_score[own])
         assert_same(got, alone)
         assert (got.logits[0] - plain.logits[0][own]).abs().max() > 0.1

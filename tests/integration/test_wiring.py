@@ -13,7 +13,7 @@ from app import wiring
 from app.errors import AppError, InvalidInputError, UnavailableError
 from app.method.tuning import PAPER_RECIPE, Recipe
 from app.settings import Settings
-from app.wiring import connect, load_backbones, recipe_of, service
+from app.wiring import backbone_loaders, compute_threads, connect, recipe_of, service
 
 
 @pytest.fixture(autouse=True)
@@ -72,12 +72,13 @@ class TestBackbones:
     def test_several_the_first_is_the_default(self, tiny_folder: Path, tmp_path: Path) -> None:
         (tmp_path / "other").symlink_to(tiny_folder)
         settings = Settings(backbone=f"blip:{tiny_folder},blip:{tmp_path / 'other'}", threads=1)
-        assert [backbone.name for backbone in load_backbones(settings)] == ["blip:tiny", "blip:other"]
+        loaded = [load() for load in backbone_loaders(settings)]
+        assert [backbone.name for backbone in loaded] == ["blip:tiny", "blip:other"]
 
     @pytest.mark.parametrize(
         ("settings", "named"),
         [
-            ({"backbone": "resnet"}, "blip, embedded"),
+            ({"backbone": "resnet"}, "embedded"),
             ({"backbone": ","}, "EXEMPLAR_BACKBONE"),
             ({"backbone": "blip"}, "EXEMPLAR_BACKBONE"),
             ({"backbone": "blip:/nowhere"}, "/nowhere"),
@@ -87,7 +88,7 @@ class TestBackbones:
     )
     def test_what_cannot_be_loaded(self, settings: dict[str, str], named: str) -> None:
         with pytest.raises(InvalidInputError) as refused:
-            load_backbones(Settings(threads=1, **settings))
+            _ = [load() for load in backbone_loaders(Settings(threads=1, **settings))]
         assert named in refused.value.detail
 
 
@@ -133,3 +134,16 @@ class TestService:
             while "out of memory" not in caplog.text:
                 await asyncio.sleep(0.01)
             assert await live.health.reasons() == ["The model tiny is not warm yet."]
+
+
+class TestThreads:
+    @pytest.mark.parametrize(
+        ("quota", "cores"),
+        [("max 100000", 5), ("150000 100000", 2), ("50000 100000", 1), ("900000 100000", 5), ("", 5)],
+    )
+    def test_no_more_than_the_container_may_use(self, tmp_path: Path, monkeypatch, quota: str, cores: int) -> None:
+        monkeypatch.setattr(wiring.os, "cpu_count", lambda: 5)
+        (tmp_path / "cpu.max").write_text(quota)
+        monkeypatch.setattr(wiring, "_CPU_QUOTA", tmp_path / "cpu.max")
+        assert compute_threads(Settings()) == cores
+        assert compute_threads(Settings(threads=3)) == 3

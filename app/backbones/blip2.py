@@ -1,0 +1,389 @@
+"""BLIP-2 image-text matching models (Li et al. 2023, https://arxiv.org/abs/2301.12597), from the hub or a folder.
+
+Between text and image stand 32 learned queries (the Q-Former): they look at the image in the cross-attention of every
+other layer, and share their self-attention with the text. No text token has a logit of its own to a patch, so this file
+says what takes its place; see `attention_through_queries`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoTokenizer, Blip2ForImageTextRetrieval
+
+from app.errors import InvalidInputError
+from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
+from app.method.backbone import ImageTextScore, TextToImage, TextTokens
+from app.method.frame import Frame, fit_and_pad
+from app.method.low_rank import LEFT
+from app.method.prompts import phrase
+
+from .adapted import layer_norm, linear, share_of
+from .blip_text import (
+    CROSS_ATTENTION,
+    adapted_cross_attention,
+    cross_attention,
+    low_rank_cross_attention,
+    replace_rows,
+    revision_of,
+    tokenize,
+)
+from .clip_pixels import clip_normalise
+from .family import Family
+
+FAMILY = Family(
+    name="blip2",
+    models="BLIP-2 image-text matching",
+    source="Salesforce/blip2-itm-vit-g-coco",
+    attention="text to queries, queries to image",
+    image_text_score="match head",
+    tuned="cross-attention of the chosen layers",
+    parameters_m=1172.6,
+)
+
+
+# The input that the retrieval model was fine-tuned on COCO with: 26 × 26 patches.
+_INPUT_SIZE = 364
+_WORDS = "embeddings.word_embeddings.weight"
+
+
+def load(source: str, *, device: str, dtype: str) -> "Blip2":
+    """Load `source`, a transformers id such as `Salesforce/blip2-itm-vit-g-coco` or a local folder.
+
+    Raises:
+        InvalidInputError: If it is not there or not such a model.
+    """
+    if not source:
+        raise InvalidInputError(
+            "BLIP-2 needs an id or a folder: EXEMPLAR_BACKBONE=blip2:Salesforce/blip2-itm-vit-g-coco"
+        )
+    try:
+        model, found = Blip2ForImageTextRetrieval.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InvalidInputError(
+            f"No BLIP-2 model could be read from {source!r}: give a folder that holds config.json, the safetensors "
+            "files, tokenizer.json and tokenizer_config.json, or an id of the hub while it can be reached "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+    # transformers fills missing weights with random numbers and a missing vocabulary with nothing, and goes on.
+    if missing := sorted(found["missing_keys"]):
+        raise InvalidInputError(
+            f"{source!r} is not a whole BLIP-2 matching model, since {len(missing)} of its weights are missing, such "
+            f"as {missing[0]}: give one with a matching head, as Salesforce/blip2-itm-vit-g-coco is."
+        )
+    if not model.config.qformer_config.use_qformer_text_input:
+        raise InvalidInputError(
+            f"{source!r} is not a BLIP-2 matching model, since its Q-Former reads no text: give one with a matching "
+            "head, as Salesforce/blip2-itm-vit-g-coco is."
+        )
+    if tokenizer.unk_token_id in tokenizer(phrase("dog"))["input_ids"]:
+        raise InvalidInputError(
+            f"{source!r} is not a whole BLIP-2 matching model, since its tokenizer knows no words: put tokenizer.json "
+            "and tokenizer_config.json, or vocab.txt, beside the weights."
+        )
+    name = f"blip2:{Path(source).name if Path(source).exists() else source}"
+    return Blip2(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
+
+
+class Blip2:
+    """A `Backbone`; see `app.method.backbone`.
+
+    Its layers are the Q-Former's cross-attentions, counted from 0, in so far as a text reads behind them: layers 0, 2,
+    …, 10 of the Q-Former are layers 0 … 5 here.
+
+    Args:
+        model: A `Blip2ForImageTextRetrieval` whose Q-Former reads text.
+        tokenizer: Its tokenizer.
+        name: What the service calls it.
+        input_size: Side of the square input; position embeddings are interpolated to it.
+
+    Raises:
+        ValueError: If patches don't fill the input.
+    """
+
+    family = "blip2"
+    image_text_score: ImageTextScore = "match head"
+
+    def __init__(
+        self,
+        model: Blip2ForImageTextRetrieval,
+        tokenizer: Any,
+        *,
+        name: str = "blip2",
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        input_size: int = _INPUT_SIZE,
+    ) -> None:
+        vision, config = model.config.vision_config, model.config.qformer_config
+        if input_size % vision.patch_size:
+            raise ValueError(f"expected an input of whole patches of {vision.patch_size} pixels, got {input_size}")
+        self.name = name
+        self.input_size = input_size
+        heads = (config.num_attention_heads, vision.num_attention_heads)
+        self.revision = revision_of(model.state_dict().items(), "blip2-1", str(input_size), str(heads))
+        self._model = model.to(device, dtype).eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._device, self._dtype = torch.device(device), dtype
+        self._text = QFormer(
+            {name: t for name, t in self._model.state_dict().items() if not name.startswith("vision_model.")},
+            heads=config.num_attention_heads,
+            layer_count=config.num_hidden_layers,
+            cross_every=config.cross_attention_frequency,
+            eps=config.layer_norm_eps,
+        )
+        self.layer_count = len(self._text.read_layers)
+        # Not measured on trained weights, a start until InfoScore has ranked the layers: in the middle and above it,
+        # where the queries have read the words and still look at places.
+        self.default_layers = tuple(sorted({self.layer_count // 2, 3 * self.layer_count // 4}))
+        side = input_size // vision.patch_size
+        self.patch_grid_hw = (side, side)
+        self.feature_width: int = vision.hidden_size
+
+    @property
+    def device(self) -> str:
+        """Where the weights are."""
+        return str(self._device)
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the network."""
+        return str(self._dtype).removeprefix("torch.")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(p.numel() * p.element_size() for p in self._model.parameters())
+
+    def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
+        """The photo fitted into the square and padded; the padding is image too."""
+        return fit_and_pad(photo, self.input_size)
+
+    @torch.no_grad()
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
+        """One CLS token and the patch tokens, behind the image tower's last norm."""
+        pixels = clip_normalise(rgb).to(self._device, self._dtype)
+        tokens: Tensor = self._model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
+        return tokens
+
+    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch width"]:
+        """The patch tokens themselves."""
+        return image_tokens[1:]
+
+    def tokenize(self, words: Sequence[str]) -> TextTokens:
+        """Prompts to word pieces of BERT's vocabulary."""
+        return tokenize(self._tokenizer, words, self._device)
+
+    def attend(
+        self,
+        image_tokens: Float[Tensor, "image_token width"],
+        text: TextTokens,
+        *,
+        layers: Sequence[int],
+        adapters: Mapping[str, Tensor] | None = None,
+    ) -> TextToImage:
+        """See `Backbone.attend`, and `attention_through_queries` for what the logits are.
+
+        The match head reads every query and their logits' mean counts, as it was trained. Keys and values of the image
+        are shared by all prompts; the queries read the prompt from the first layer on, so each prompt has its own.
+        """
+        adapters = {name: tensor.to(image_tokens.device) for name, tensor in (adapters or {}).items()}
+        logits, match = self._text.attend(image_tokens, text, layers=layers, adapters=adapters)
+        return TextToImage(logits, match.float().softmax(dim=-1)[:, 1])
+
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+        """See `Backbone.trainable`; the same kinds of parameters as of BLIP.
+
+        Cross-attention alone decides what a patch says to a category's prompts: its query and key give any linear
+        reading of the image tokens. Which queries a word reads, its own row of the embeddings can change; the
+        projections of the self-attention that it does so with also serve all exchange among the queries, which one
+        example has nothing to say about.
+        """
+        return self._text.trainable(layers, text)
+
+
+@dataclass(frozen=True)
+class QFormer:
+    """The queries and the text, as pure functions of their parameters, so that adapters are arguments.
+
+    Attributes:
+        weights: Parameters by name, those of `Blip2ForImageTextRetrieval`; never written.
+        heads: Attention heads of a layer.
+        layer_count: Number of layers, with cross-attention or without.
+        cross_every: Layers 0, `cross_every`, 2 · `cross_every`, … have cross-attention.
+        eps: Of the layer norms.
+    """
+
+    weights: Mapping[str, Tensor]
+    heads: int
+    layer_count: int
+    cross_every: int
+    eps: float
+
+    @property
+    def read_layers(self) -> tuple[int, ...]:
+        """The layers with cross-attention behind which the text reads the queries once more."""
+        return tuple(range(0, self.layer_count - 1, self.cross_every))
+
+    def attend(
+        self,
+        image_tokens: Float[Tensor, "image_token width"],
+        text: TextTokens,
+        *,
+        layers: Sequence[int],
+        adapters: Mapping[str, Tensor],
+    ) -> tuple[dict[int, Float[Tensor, "prompt head token patch"]], Float[Tensor, "prompt 2"]]:
+        """Run prompts over one image; see `Backbone.attend`.
+
+        Args:
+            layers: Places in `read_layers`.
+
+        Returns:
+            Text→patch logits of the layers asked for, and the match head's logits, the second one for a match.
+        """
+        prompts = len(text.input_ids)
+        share_of(adapters, prompts)
+        queries = self.weights["query_tokens"].expand(prompts, -1, -1)
+        count = queries.shape[1]
+        x = torch.cat([queries, self._embed(text, adapters)], dim=1)
+        x = layer_norm(x, self.weights, "qformer.layernorm", adapters, eps=self.eps)
+        mask = F.pad(text.attention_mask.bool(), (count, 0), value=True)[:, None, None]
+        numbers = {self.read_layers[place]: place for place in layers}
+        logits: dict[int, Tensor] = {}
+        looks: Tensor | None = None
+        for layer in range(self.layer_count):
+            x, choice = self._self_attention(x, layer, adapters, mask=mask, queries=count)
+            if looks is not None:
+                logits[numbers[layer - 1]] = attention_through_queries(choice, looks[..., 1:])
+                looks = None
+            queries, words = x[:, :count], x[:, count:]
+            if layer % self.cross_every == 0:
+                queries, looks = self._cross_attention(queries, image_tokens, layer, adapters, wanted=layer in numbers)
+                looks = looks if layer in numbers else None
+            queries = self._feed_forward(queries, layer, adapters, of="_query")
+            x = torch.cat([queries, self._feed_forward(words, layer, adapters, of="")], dim=1)
+        return logits, linear(x[:, :count], self.weights, "itm_head", adapters).mean(dim=1)
+
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+        """The parameters one example may change: cross-attention of the layers, and rows of the tokens used."""
+        used = torch.unique(text.input_ids)
+        copies = {
+            name: self.weights[name].detach().clone().float()
+            for place in layers
+            for name in (f"{_cross_prefix(self.read_layers[place])}{_in_blip2(part)}" for part in CROSS_ATTENTION)
+        }
+        return {**copies, TOKEN_IDS: used, TOKEN_ROWS: self.weights[_WORDS][used].detach().clone().float()}
+
+    def _embed(self, text: TextTokens, adapters: Mapping[str, Tensor]) -> Float[Tensor, "prompt token hidden"]:
+        words = self.weights[_WORDS][text.input_ids]
+        if TOKEN_IDS in adapters:
+            words = replace_rows(words, text.input_ids, adapters[TOKEN_IDS], adapters[TOKEN_ROWS].to(words))
+        return words + self.weights["embeddings.position_embeddings.weight"][: text.input_ids.shape[1]]
+
+    def _self_attention(
+        self,
+        x: Float[Tensor, "prompt token hidden"],
+        layer: int,
+        adapters: Mapping[str, Tensor],
+        *,
+        mask: Bool[Tensor, "prompt 1 1 token"],
+        queries: int,
+    ) -> tuple[Float[Tensor, "prompt token hidden"], Float[Tensor, "prompt head text_token query"]]:
+        """Queries and text tokens read each other.
+
+        Args:
+            queries: So many of the first tokens are queries.
+
+        Returns:
+            The new states, and the logits of what each text token reads of the queries.
+        """
+        w, prefix = self.weights, f"qformer.encoder.layer.{layer}.attention."
+        q, k, v = (
+            linear(x, w, f"{prefix}attention.{part}", adapters).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+            for part in ("query", "key", "value")
+        )
+        choice = q[:, :, queries:] @ k[:, :, :queries].mT / math.sqrt(q.shape[3])
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        x = x + linear(context, w, prefix + "output.dense", adapters)
+        return layer_norm(x, w, prefix + "output.LayerNorm", adapters, eps=self.eps), choice
+
+    def _cross_attention(
+        self,
+        x: Float[Tensor, "prompt query hidden"],
+        image_tokens: Float[Tensor, "image_token width"],
+        layer: int,
+        adapters: Mapping[str, Tensor],
+        *,
+        wanted: bool,
+    ) -> tuple[Float[Tensor, "prompt query hidden"], Float[Tensor, "prompt head query image_token"] | None]:
+        """The queries look at the image: BLIP's cross-attention, with its three ways to run adapters."""
+        prefix = _cross_prefix(layer)
+        base = {part: self.weights[prefix + _in_blip2(part)] for part in CROSS_ATTENTION}
+        own = {_in_blip(name[len(prefix) :]): t for name, t in adapters.items() if name.startswith(prefix)}
+        if "self.query.weight" + LEFT in own:
+            return low_rank_cross_attention(x, image_tokens, base, own, heads=self.heads, eps=self.eps)
+        if own:
+            return adapted_cross_attention(x, image_tokens, own, heads=self.heads, eps=self.eps)
+        return cross_attention(x, image_tokens, base, heads=self.heads, eps=self.eps, wanted=wanted)
+
+    def _feed_forward(
+        self, x: Float[Tensor, "prompt token hidden"], layer: int, adapters: Mapping[str, Tensor], *, of: str
+    ) -> Float[Tensor, "prompt token hidden"]:
+        """Queries and text have their own, `of` is what their names end with."""
+        w, prefix = self.weights, f"qformer.encoder.layer.{layer}."
+        inner = F.gelu(linear(x, w, f"{prefix}intermediate{of}.dense", adapters))
+        x = x + linear(inner, w, f"{prefix}output{of}.dense", adapters)
+        return layer_norm(x, w, f"{prefix}output{of}.LayerNorm", adapters, eps=self.eps)
+
+
+def attention_through_queries(
+    choice: Float[Tensor, "prompt choosing_head token query"], looks: Float[Tensor, "prompt head query patch"]
+) -> Float[Tensor, "prompt head token patch"]:
+    """Logits of text tokens to patches by way of the queries: Σ_j p[t, j] · (q_j · k_n / √d).
+
+    p is what token t reads of query j in the self-attention right behind the cross-attention in which the queries look
+    at the image: the image passes through the queries to the text in this order, and only then can a word choose among
+    queries by what they have seen.
+
+    This is q̄_t · k_n / √d with q̄_t = Σ_j p[t, j] · q_j, the query that the token puts together from those it reads:
+    a logit as any other backbone's, before any softmax over patches. So the levels stay comparable between prompts and
+    the softmax over prompts has its meaning. What was decided against (argued, not measured on trained weights):
+
+    - log Σ_j p[t, j] · softmax_n(q_j · k_n), attention multiplied out, gives each token the same sum over patches, so
+      that a prompt whose object isn't there is as loud as one whose object is.
+    - log Σ_j p[t, j] · exp(q_j · k_n) has the levels, but is ruled by whichever query is loudest at a patch, even one
+      that the token hardly reads, since logits may span far more than log p.
+    - p over all tokens, as the model itself computes it, would damp long prompts, whose tokens have more text to read.
+      Here p sums to 1 over the queries alone.
+    - Pairing the heads of both attentions by number: they are numbered independently. p is the mean over heads (as in
+      attention rollout, Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928), and the heads of the result, the
+      strongest of which counts later, are those that look at the image.
+
+    Args:
+        choice: Logits of the text tokens to the queries.
+        looks: Logits of the queries to the patches.
+    """
+    p = choice.softmax(dim=-1).mean(dim=1, keepdim=True)
+    return p @ looks
+
+
+def _cross_prefix(layer: int) -> str:
+    return f"qformer.encoder.layer.{layer}.crossattention."
+
+
+def _in_blip2(part: str) -> str:
+    """BLIP-2's name of a parameter of BLIP's cross-attention."""
+    return part.replace("self.", "attention.", 1)
+
+
+def _in_blip(part: str) -> str:
+    """BLIP's name of a parameter, or of a factor, of BLIP-2's cross-attention."""
+    return part.replace("attention.", "self.", 1)

@@ -1,0 +1,416 @@
+"""BridgeTower image-text retrieval models (Xu et al. 2022, https://arxiv.org/abs/2206.08657), from the hub or a folder.
+
+Bridges carry what the last layers of an image tower and of a text tower say into the cross-modal layers, one each. In
+those the image also looks at the text, so that from the second on every prompt has image tokens of its own: what all
+prompts share ends with the image tower, and a prompt costs a few layers over all patches where others cost it words.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoTokenizer, BridgeTowerForImageAndTextRetrieval
+
+from app.errors import InvalidInputError
+from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
+from app.method.backbone import ImageTextScore, TextToImage, TextTokens
+from app.method.frame import Frame, fit_and_pad
+from app.method.low_rank import LEFT, RIGHT
+from app.method.prompts import phrase
+
+from .adapted import layer_norm, linear, share_of
+from .blip_text import CROSS_ATTENTION, attention, feed_forward, replace_rows, revision_of, tokenize
+from .clip_pixels import clip_normalise
+from .family import Family
+
+FAMILY = Family(
+    name="bridgetower",
+    models="BridgeTower image-text matching",
+    source="BridgeTower/bridgetower-base-itm-mlm",
+    attention="cross-attention of the cross-modal layers",
+    image_text_score="match head",
+    tuned="cross-attention of the chosen layers",
+    parameters_m=326.4,
+)
+
+
+# Patches per side: 384 pixels for patches of 16, as the authors fine-tune for retrieval, 336 for patches of 14.
+_GRID = 24
+# Not measured on trained weights: the first ones, where image tokens have taken in least of the prompt.
+_DEFAULT_LAYERS = (0, 1)
+# Image tokens of so many prompts are in memory at once: 28 MB per copy of them in the base model.
+_PROMPTS_AT_ONCE = 16
+# Adapters have the names of the whole model, with its match head; the rest is without this.
+_MODEL = "bridgetower."
+_WORDS = "text_model.embeddings.word_embeddings.weight"
+
+
+def load(source: str, *, device: str, dtype: str) -> "BridgeTower":
+    """Load `source`, a transformers id such as `BridgeTower/bridgetower-base-itm-mlm` or a local folder.
+
+    Raises:
+        InvalidInputError: If it is not there or not such a model.
+    """
+    if not source:
+        raise InvalidInputError(
+            "BridgeTower needs an id or a folder: EXEMPLAR_BACKBONE=bridgetower:BridgeTower/bridgetower-base-itm-mlm."
+        )
+    try:
+        model, found = BridgeTowerForImageAndTextRetrieval.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InvalidInputError(
+            f"No BridgeTower model could be read from {source!r}: give a folder that holds config.json, "
+            "model.safetensors, tokenizer.json and tokenizer_config.json, or an id of the hub while it can be reached "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]})."
+        ) from error
+    # transformers fills missing weights with random numbers and a missing vocabulary with nothing, and goes on.
+    if missing := sorted(found["missing_keys"]):
+        raise InvalidInputError(
+            f"{source!r} is not a whole BridgeTower retrieval model, since {len(missing)} of its weights are missing, "
+            f"such as {missing[0]}: give one with an image-text match head, as bridgetower-base-itm-mlm is."
+        )
+    if not _reads(tokenizer):
+        raise InvalidInputError(
+            f"{source!r} is not a whole BridgeTower retrieval model, since its tokenizer knows no words: put "
+            "tokenizer.json and tokenizer_config.json, or vocab.json and merges.txt, beside the weights."
+        )
+    name = f"bridgetower:{Path(source).name if Path(source).exists() else source}"
+    return BridgeTower(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
+
+
+class BridgeTower:
+    """A `Backbone`; see `app.method.backbone`.
+
+    An image token holds what it brings to each cross-modal layer, side by side.
+
+    Args:
+        model: Any `BridgeTowerForImageAndTextRetrieval`.
+        tokenizer: Its tokenizer.
+        name: What the service calls it.
+        input_size: Side of the square input, None for 24 × 24 patches; position embeddings are interpolated to it.
+    """
+
+    family = "bridgetower"
+    image_text_score: ImageTextScore = "match head"
+
+    def __init__(
+        self,
+        model: BridgeTowerForImageAndTextRetrieval,
+        tokenizer: Any,
+        *,
+        name: str = "bridgetower",
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        input_size: int | None = None,
+    ) -> None:
+        config = model.config
+        heads: int = config.text_config.num_attention_heads
+        patch: int = config.vision_config.patch_size
+        self.name = name
+        self.input_size = input_size or _GRID * patch
+        self.revision = revision_of(
+            model.state_dict().items(), "bridgetower-1", str(self.input_size), str(heads), config.link_tower_type
+        )
+        self._model = model.to(device, dtype).eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._device, self._dtype = torch.device(device), dtype
+        self.layer_count: int = config.num_hidden_layers
+        self.default_layers = tuple(layer for layer in _DEFAULT_LAYERS if layer < self.layer_count)
+        self.patch_grid_hw = (self.input_size // patch,) * 2
+        self.feature_width: int = config.hidden_size
+        self._cross_modal = CrossModal(
+            self._model.bridgetower,
+            dict(self._model.bridgetower.state_dict()),
+            heads=heads,
+            layer_count=self.layer_count,
+            tower_layers=config.text_config.num_hidden_layers,
+            eps=config.text_config.layer_norm_eps,
+        )
+
+    @property
+    def device(self) -> str:
+        """Where the weights are."""
+        return str(self._device)
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the network."""
+        return str(self._dtype).removeprefix("torch.")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(p.numel() * p.element_size() for p in self._model.parameters())
+
+    def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
+        """The photo fitted into the square and padded."""
+        return fit_and_pad(photo, self.input_size)
+
+    @torch.no_grad()
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
+        """One CLS token and the patch tokens."""
+        return self._cross_modal.of_image(clip_normalise(rgb).to(self._device, self._dtype))
+
+    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch feature"]:
+        """What the patch tokens bring to the last cross-modal layer."""
+        return image_tokens[1:, -self.feature_width :]
+
+    def tokenize(self, words: Sequence[str]) -> TextTokens:
+        """Prompts to byte pairs of RoBERTa's vocabulary."""
+        return tokenize(self._tokenizer, words, self._device)
+
+    def attend(
+        self,
+        image_tokens: Float[Tensor, "image_token width"],
+        text: TextTokens,
+        *,
+        layers: Sequence[int],
+        adapters: Mapping[str, Tensor] | None = None,
+    ) -> TextToImage:
+        """See `Backbone.attend`. The match head reads the first token of text and image, as it was trained."""
+        adapters = {name: tensor.to(image_tokens.device) for name, tensor in (adapters or {}).items()}
+        parts = []
+        for prompts, own in _passes(len(text.input_ids), share_of(adapters, len(text.input_ids))):
+            its = {name: tensor[own] for name, tensor in adapters.items()}
+            logits, pooled = self._cross_modal.attend(image_tokens, text[prompts], layers=layers, adapters=its)
+            match: Tensor = self._model.itm_score(pooled).float().softmax(dim=-1)[:, 1]
+            parts.append((logits, match))
+        joined = {layer: torch.cat([logits[layer] for logits, _ in parts]) for layer in parts[0][0]}
+        return TextToImage(joined, torch.cat([match for _, match in parts]))
+
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+        """See `Backbone.trainable`: cross-attention of the text to the image, and rows of the tokens used."""
+        weights, tokens = self._cross_modal.weights, torch.unique(text.input_ids)
+        copies = {
+            _MODEL + name: weights[name].detach().clone().float()
+            for layer in layers
+            for name in (f"{_text_layer(layer)}crossattention.{part}" for part in CROSS_ATTENTION)
+        }
+        return {**copies, TOKEN_IDS: tokens, TOKEN_ROWS: weights[_WORDS][tokens].detach().clone().float()}
+
+
+@dataclass(frozen=True)
+class CrossModal:
+    """Both towers and the layers that they meet in.
+
+    Attributes:
+        model: A `BridgeTowerModel`, for the image tower and the small parts that no adapter changes.
+        weights: Its parameters by name, never written.
+        heads: Attention heads of a layer.
+        layer_count: Number of cross-modal layers.
+        tower_layers: Number of layers of each tower; the last `layer_count` of them have a bridge.
+        eps: Of the layer norms.
+    """
+
+    model: Any
+    weights: Mapping[str, Tensor]
+    heads: int
+    layer_count: int
+    tower_layers: int
+    eps: float
+
+    def of_image(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
+        """What every image token brings to each cross-modal layer, side by side."""
+        tower = self.model.vision_model.visual
+        x = tower.forward_pre(pixels, interpolate_pos_encoding=True)
+        brought = []
+        for index, block in enumerate(tower.transformer.resblocks[: self.tower_layers]):
+            x = block(x)
+            if index >= self._first:
+                brought.append(self._brought("image", tower.forward_post(x), index - self._first))
+        return torch.cat(brought, dim=-1)
+
+    def attend(
+        self,
+        image_tokens: Float[Tensor, "image_token width"],
+        text: TextTokens,
+        *,
+        layers: Sequence[int],
+        adapters: Mapping[str, Tensor],
+    ) -> tuple[dict[int, Float[Tensor, "prompt head token patch"]], Float[Tensor, "prompt pooled"]]:
+        """Run prompts over one image; see `Backbone.attend`.
+
+        Returns:
+            Cross-attention logits of the layers asked for, and what the match head reads.
+        """
+        mask = text.attention_mask.bool()[:, None, None, :]
+        brought = image_tokens.chunk(self.layer_count, dim=1)
+        hidden = self._embed(text, adapters)
+        for index in range(self._first):
+            hidden = self._tower_layer(hidden, mask, index)
+        logits: dict[int, Tensor] = {}
+        after: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
+        for layer in range(self.layer_count):
+            hidden = self._tower_layer(hidden, mask, self._first + layer)
+            words = self._bridge("text", self._brought("text", hidden, layer), after[0], layer)
+            image = self._bridge("image", brought[layer][None], after[1], layer)
+            words_after, seen = self._text_layer(words, image, mask, layer, adapters)
+            # Of the last layer's image tokens only the first is read, by the match head.
+            rows = 1 if layer == self.layer_count - 1 else len(image_tokens)
+            after = words_after, self._image_layer(image, words, mask, layer, rows=rows)
+            if layer in layers:
+                logits[layer] = seen[..., 1:]
+        return logits, self.model.get_cls_features(*after)
+
+    @property
+    def _first(self) -> int:
+        """The first layer of the towers that has a bridge."""
+        return self.tower_layers - self.layer_count
+
+    def _embed(self, text: TextTokens, adapters: Mapping[str, Tensor]) -> Float[Tensor, "prompt token hidden"]:
+        words = self.weights[_WORDS][text.input_ids]
+        if TOKEN_IDS in adapters:
+            words = replace_rows(words, text.input_ids, adapters[TOKEN_IDS], adapters[TOKEN_ROWS].to(words))
+        # RoBERTa counts positions of tokens that are no padding, so it needs their numbers too.
+        embedded: Tensor = self.model.text_model.embeddings(input_ids=text.input_ids, inputs_embeds=words)
+        return embedded
+
+    def _tower_layer(self, x: Tensor, mask: Tensor, layer: int) -> Float[Tensor, "prompt token hidden"]:
+        prefix = f"text_model.encoder.layer.{layer}."
+        x = attention(x, x, mask, self.weights, f"{prefix}attention.", heads=self.heads, eps=self.eps)
+        return feed_forward(x, self.weights, prefix, eps=self.eps)
+
+    def _brought(self, kind: str, x: Float[Tensor, "batch row width"], layer: int) -> Tensor:
+        """A tower's tokens as a cross-modal layer takes them; the first one's are normalised at once."""
+        transform = getattr(self.model, f"cross_modal_{kind}_transform")
+        if isinstance(transform, torch.nn.ModuleList):
+            transform = transform[layer]
+        brought: Tensor = transform(x) + self.weights["token_type_embeddings.weight"][int(kind == "image")]
+        return brought if layer else getattr(self.model, f"cross_modal_{kind}_layernorm")(brought)
+
+    def _bridge(self, kind: str, brought: Tensor, before: Tensor | None, layer: int) -> Tensor:
+        """What a cross-modal layer reads: what the tower brings, joined with what left the layer before."""
+        if before is None:
+            return brought
+        joined: Tensor = getattr(self.model, f"cross_modal_{kind}_link_tower")[layer - 1](brought, before, None)
+        return joined
+
+    def _text_layer(
+        self, words: Tensor, image: Tensor, mask: Tensor, layer: int, adapters: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The text after the layer, and its cross-attention logits."""
+        name = _text_layer(layer)
+        x = attention(words, words, mask, self.weights, f"{name}attention.", heads=self.heads, eps=self.eps)
+        name = f"{name}crossattention."
+        own = {part.removeprefix(_MODEL): t for part, t in adapters.items() if part.startswith(_MODEL + name)}
+        x, seen = cross_attention(x, image, self.weights, name, own, heads=self.heads, eps=self.eps)
+        return feed_forward(x, self.weights, _text_layer(layer), eps=self.eps), seen
+
+    def _image_layer(
+        self, image: Tensor, words: Tensor, mask: Tensor, layer: int, *, rows: int
+    ) -> Float[Tensor, "prompt row hidden"]:
+        """The first rows of the image tokens after the layer."""
+        prefix = f"cross_modal_image_layers.{layer}."
+        x = attention(image[:, :rows], image, None, self.weights, f"{prefix}attention.", heads=self.heads, eps=self.eps)
+        x = attention(x, words, mask, self.weights, f"{prefix}crossattention.", heads=self.heads, eps=self.eps)
+        return feed_forward(x, self.weights, prefix, eps=self.eps)
+
+
+def cross_attention(
+    x: Float[Tensor, "prompt token hidden"],
+    image: Float[Tensor, "#prompt image_token hidden"],
+    weights: Mapping[str, Tensor],
+    prefix: str,
+    adapters: Mapping[str, Tensor],
+    *,
+    heads: int,
+    eps: float,
+) -> tuple[Float[Tensor, "prompt token hidden"], Float[Tensor, "prompt head token image_token"]]:
+    """Each prompt looks at its own image tokens, or all at the same ones, each adapter's share under its parameters.
+
+    No image token is projected: q·(X·Wk)ᵀ = (q·Wk)·Xᵀ and softmax·(X·Wv) = (softmax·X)·Wv, exactly. Where image tokens
+    are each prompt's own, that is cheaper for the model's own weights too: a prompt has few words and many patches.
+
+    Args:
+        prefix: Of the names of all parameters, such as `cross_modal_text_layers.3.crossattention.`.
+        adapters: As in `app.backbones.adapted.linear`.
+    """
+    prompts, tokens, hidden = x.shape
+    own = {name: tensor.to(x) for name, tensor in adapters.items()}
+    q = linear(x, weights, f"{prefix}self.query", own).view(prompts, tokens, heads, -1).transpose(1, 2)
+    q = q / math.sqrt(hidden // heads)
+    asked = _with_keys(q, weights, f"{prefix}self.key", own).flatten(1, 2)
+    shift = own.get(f"{prefix}self.key.bias", weights[f"{prefix}self.key.bias"][None])
+    logits = (asked @ image.mT).view(prompts, heads, tokens, -1) + _times(q, shift.view(len(shift), heads, -1, 1))
+    context = (logits.softmax(dim=-1).flatten(1, 2) @ image).view(prompts, heads, tokens, -1)
+    context = _to_values(context, weights, f"{prefix}self.value", own)
+    shift = own.get(f"{prefix}self.value.bias", weights[f"{prefix}self.value.bias"][None])
+    merged = context.transpose(1, 2).reshape(len(shift), -1, hidden) + shift[:, None]
+    out = x + linear(merged.view_as(x), weights, f"{prefix}output.dense", own)
+    return layer_norm(out, weights, f"{prefix}output.LayerNorm", own, eps=eps), logits
+
+
+def _with_keys(
+    q: Float[Tensor, "prompt head token size"], weights: Mapping[str, Tensor], name: str, adapters: Mapping[str, Tensor]
+) -> Float[Tensor, "prompt head token hidden"]:
+    """By head q·Wk, which is what meets the image tokens."""
+    weight, heads = f"{name}.weight", q.shape[1]
+    if weight in adapters:
+        return _times(q, _split(adapters[weight], heads))
+    out = _times(q, _split(weights[weight][None], heads))
+    if weight + LEFT in adapters:
+        chosen = _times(q, _split(adapters[weight + LEFT], heads))
+        out = out + _times(chosen, adapters[weight + RIGHT][:, None])
+    return out
+
+
+def _to_values(
+    seen: Float[Tensor, "prompt head token hidden"],
+    weights: Mapping[str, Tensor],
+    name: str,
+    adapters: Mapping[str, Tensor],
+) -> Float[Tensor, "prompt head token size"]:
+    """By head x·Wvᵀ of what was seen of the image tokens."""
+    weight, heads = f"{name}.weight", seen.shape[1]
+    if weight in adapters:
+        return _times(seen, _split(adapters[weight], heads).mT)
+    out = _times(seen, _split(weights[weight][None], heads).mT)
+    if weight + LEFT in adapters:
+        chosen = _times(seen, adapters[weight + RIGHT][:, None].mT)
+        out = out + _times(chosen, _split(adapters[weight + LEFT], heads).mT)
+    return out
+
+
+def _split(matrix: Float[Tensor, "adapter hidden in"], heads: int) -> Float[Tensor, "adapter head size in"]:
+    return matrix.view(len(matrix), heads, -1, matrix.shape[2])
+
+
+def _times(
+    x: Float[Tensor, "prompt head token in"], matrix: Float[Tensor, "adapter #head in out"]
+) -> Float[Tensor, "prompt head token out"]:
+    """By head, each adapter's share of the prompts times its matrix."""
+    rows = x.view(len(matrix), -1, *x.shape[1:]).transpose(1, 2)
+    out = rows.flatten(2, 3) @ matrix
+    return out.view(*rows.shape[:4], -1).transpose(1, 2).reshape(*x.shape[:3], -1)
+
+
+def _passes(prompts: int, adapters: int) -> Iterator[tuple[slice, slice]]:
+    """Prompts that run at once, and the adapters that they run under."""
+    if adapters == 1:
+        for start in range(0, prompts, _PROMPTS_AT_ONCE):
+            yield slice(start, start + _PROMPTS_AT_ONCE), slice(None)
+        return
+    share = prompts // adapters
+    step = max(1, _PROMPTS_AT_ONCE // share)
+    for start in range(0, adapters, step):
+        yield slice(start * share, (start + step) * share), slice(start, start + step)
+
+
+def _text_layer(layer: int) -> str:
+    return f"cross_modal_text_layers.{layer}."
+
+
+def _reads(tokenizer: Any) -> bool:
+    """Whether a prompt has tokens between the first and the last one, all of them known."""
+    ids = tokenizer(phrase("dog"))["input_ids"]
+    return len(ids) > 2 and tokenizer.unk_token_id not in ids

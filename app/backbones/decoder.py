@@ -1,0 +1,402 @@
+"""Vision-language models whose language model reads the image as tokens of its own: what LLaVA, SmolVLM and Qwen share.
+
+The text→image block of the causal self-attention is the attention that the method reads (METHOD, section 7): a prompt's
+words come after the image, so they see all of it. All that comes before the words is the same for every prompt and no
+adapter touches it. It is run once per photo; its keys and values are the photo's image tokens, which every prompt
+shares. An adapter changes the projections of the prompt's own tokens (LoRA, Hu et al. 2021,
+https://arxiv.org/abs/2106.09685) and the embeddings of its words.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AutoTokenizer
+
+from app.errors import InvalidInputError
+from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
+from app.method.backbone import ImageTextScore, TextToImage, TextTokens
+from app.method.frame import Frame, fit_and_pad
+from app.method.low_rank import LEFT, RIGHT
+from app.method.prompts import phrase
+
+from .adapted import share_of
+from .blip_text import replace_rows, revision_of
+
+# Directions of an adapter's change of one projection.
+_RANK = 8
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+# Words that an answer may begin with; a vocabulary has them with and without a space before.
+_YES = ("yes", "Yes", " yes", " Yes")
+_NO = ("no", "No", " no", " No")
+
+# Under this name transformers finds the attention below.
+_ATTENTION = "exemplar_text_to_image"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What stands before the prompt's words, and where in it the patches are.
+
+    Attributes:
+        token_ids: All tokens before the words, with a placeholder for each image token.
+        placeholders: Where image tokens stand, in the order in which the image tower gives them.
+        patches: Where the patches stand, in the order of the grid, row by row; image tokens that have no place in the
+            grid are in `placeholders` only.
+        positions: Rotary positions, one row per axis that the model has.
+        following: Position of the first word.
+    """
+
+    token_ids: Int[Tensor, "prefix"]
+    placeholders: Int[Tensor, "image"]
+    patches: Int[Tensor, "patch"]
+    positions: Int[Tensor, "axis prefix"]
+    following: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one family's model brings.
+
+    Attributes:
+        language_model: The decoder's layers, without the head.
+        head: Hidden states to words.
+        embed_image: Normalised input `[batch, 3, size, size]` to image tokens `[batch, image, hidden]`, as the language
+            model takes them.
+        layout: What stands before a prompt's words.
+        after_question: What stands between a question and the model's answer.
+        input_size: Side of the square input.
+        patch_grid_hw: Patches from top to bottom and from left to right.
+        mean: Of the image tower's input, per colour.
+        deviation: Of the image tower's input, per colour.
+    """
+
+    language_model: nn.Module
+    head: nn.Linear
+    embed_image: Callable[[Float[Tensor, "batch 3 size size"]], Float[Tensor, "batch image hidden"]]
+    layout: Layout
+    after_question: str
+    input_size: int
+    patch_grid_hw: tuple[int, int]
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+
+
+@dataclass
+class _Pass:
+    """One run of the decoder: what its attention reads and what it leaves behind.
+
+    Attributes:
+        prefix: Keys and values of each layer, `[1, head, prefix, size]`; None when the prefix itself is run.
+        wanted: Layers whose logits are.
+        adapters: With a leading adapter axis.
+        keys_and_values: Of the run's own tokens, by layer.
+        logits: Of the wanted layers, to all of the prefix.
+    """
+
+    prefix: Sequence[tuple[Tensor, Tensor]] | None
+    wanted: frozenset[int] = frozenset()
+    adapters: Mapping[str, Tensor] = field(default_factory=dict)
+    keys_and_values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    logits: dict[int, Tensor] = field(default_factory=dict)
+
+
+# The argument of a run that transformers' layers don't pass on; of this thread and call alone.
+_PASS: ContextVar[_Pass] = ContextVar("decoder_pass")
+
+
+def layout_of(
+    tokenizer: Any, before: str, image_token_id: int, order: Int[Tensor, "patch"], *, axes: int = 1
+) -> Layout:
+    """The layout of a text with one image token's name for each of the image's tokens.
+
+    Args:
+        tokenizer: The model's.
+        before: All that comes before the words.
+        image_token_id: Number of the placeholder.
+        order: Which of the image tokens is each patch, row by row of the grid.
+        axes: Of the rotary positions; all count on from token to token.
+    """
+    ids = torch.tensor(tokenizer(before, add_special_tokens=True)["input_ids"])
+    placeholders = (ids == image_token_id).nonzero().flatten()
+    positions = torch.arange(len(ids)).expand(axes, -1)
+    return Layout(ids, placeholders, placeholders[order], positions, following=len(ids))
+
+
+def load_whole(source: str, model_type: Any, *, family: str, example: str) -> tuple[Any, Any]:
+    """A model of one of transformers' classes, in its checkpoint's number format, and its tokenizer.
+
+    Raises:
+        InvalidInputError: If it is not there, not whole, or not such a model.
+    """
+    if not source:
+        raise InvalidInputError(f"{family} needs an id or a folder: EXEMPLAR_BACKBONE={family}:{example}.")
+    try:
+        model, found = model_type.from_pretrained(source, dtype="auto", output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InvalidInputError(
+            f"No {family} model could be read from {source!r}: put config.json, the .safetensors files and the "
+            f"tokenizer's into a folder and name it, as save_pretrained writes them, or give an id of the hub while it "
+            f"can be reached ({str(error).splitlines()[0]})."
+        ) from error
+    if found["missing_keys"]:
+        raise InvalidInputError(
+            f"{source!r} is not a whole {family} model: {len(found['missing_keys'])} of its weights are missing, such "
+            f"as {min(found['missing_keys'])}. Give a folder as save_pretrained writes it, with all .safetensors files."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def name_of(family: str, source: str) -> str:
+    """What the service calls a model: a folder by its own name, since a path means nothing elsewhere."""
+    return f"{family}:{Path(source).name if Path(source).exists() else source}"
+
+
+class Decoder:
+    """A `Backbone` over any decoder vision-language model; see `app.method.backbone`.
+
+    Args:
+        model: The whole model, in float32 or in its checkpoint's format.
+        parts: Which parts of it are what.
+        tokenizer: Its tokenizer.
+        family: The family's name.
+        name: What the service calls it.
+        device: A torch device.
+        dtype: Number format of the network.
+    """
+
+    image_text_score: ImageTextScore = "yes/no question"
+
+    def __init__(
+        self, model: nn.Module, parts: Parts, tokenizer: Any, *, family: str, name: str, device: str, dtype: torch.dtype
+    ) -> None:
+        self.family, self.name = family, name
+        self.input_size, self.patch_grid_hw = parts.input_size, parts.patch_grid_hw
+        self.revision = revision_of(model.state_dict().items(), f"{family}-1", str(parts.input_size))
+        self._device, self._dtype = torch.device(device), dtype
+        self._model = model.to(self._device, dtype).eval().requires_grad_(False)
+        self._parts, self._tokenizer = parts, tokenizer
+        layers = _layers(parts.language_model)
+        self.layer_count = len(layers)
+        # Unmeasured: the middle, where decoders are known to look at the image most. POST /layers/rank chooses better.
+        self.default_layers = (self.layer_count // 2 - 1, self.layer_count // 2)
+        self._embeddings: Tensor = parts.language_model.get_input_embeddings().weight  # type: ignore[operator]  # of transformers
+        self.feature_width = self._embeddings.shape[1]
+        self._answers = [answer.to(self._device) for answer in _answers(tokenizer)]
+        parts.language_model.config._attn_implementation = _ATTENTION  # type: ignore[union-attr]  # of transformers
+        for name, linear in self._projections(range(self.layer_count)):
+            linear.register_forward_hook(_changed(name))
+
+    @property
+    def device(self) -> str:
+        """Where the weights are."""
+        return str(self._device)
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the network."""
+        return str(self._dtype).removeprefix("torch.")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(p.numel() * p.element_size() for p in self._model.parameters())
+
+    def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
+        """The photo fitted into the square and padded."""
+        return fit_and_pad(photo, self.input_size)
+
+    @torch.no_grad()
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
+        """All that comes before the words: each token's input, then its key and value in every layer."""
+        layout = self._parts.layout
+        mean, deviation = (torch.tensor(v)[:, None, None] for v in (self._parts.mean, self._parts.deviation))
+        pixels = ((rgb - mean) / deviation).to(self._device, self._dtype)
+        image = self._parts.embed_image(pixels)
+        x = self._embeddings[layout.token_ids.to(self._device)].repeat(len(rgb), 1, 1)
+        x[:, layout.placeholders] = image.to(x)
+        with _running(_Pass(prefix=None)) as run:
+            self._decode(x, layout.positions)
+        rows = [tensor.transpose(1, 2).flatten(2) for layer in sorted(run.keys_and_values)
+                for tensor in run.keys_and_values[layer]]  # fmt: skip
+        return torch.cat([x, *rows], dim=2)
+
+    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch feature"]:
+        """The patches as the language model takes them in."""
+        return image_tokens[self._parts.layout.patches, : self.feature_width]
+
+    def tokenize(self, words: Sequence[str]) -> TextTokens:
+        """Prompts and questions to tokens."""
+        prompts = self._tokens([phrase(word) for word in words])
+        questions = self._tokens([
+            f"Is there any {word} in this image? Answer yes or no.{self._parts.after_question}" for word in words
+        ])  # fmt: skip
+        return TextTokens(prompts.input_ids, prompts.attention_mask, questions=questions)
+
+    def attend(
+        self,
+        image_tokens: Float[Tensor, "image_token width"],
+        text: TextTokens,
+        *,
+        layers: Sequence[int],
+        adapters: Mapping[str, Tensor] | None = None,
+    ) -> TextToImage:
+        """See `Backbone.attend`. The score is how sure the model is to answer a question with yes."""
+        own = {name: tensor.to(self._device) for name, tensor in (adapters or {}).items()}
+        share_of(own, len(text.input_ids))
+        prefix = self._prefix(image_tokens)
+        _, logits = self._read(prefix, text, frozenset(layers), own)
+        patches = self._parts.layout.patches.to(self._device)
+        match = torch.ones(len(text.input_ids), device=self._device)
+        if text.questions is not None:
+            last, _ = self._read(prefix, text.questions, frozenset(), own)
+            match = self._probability_of_yes(last)
+        return TextToImage({layer: seen[..., patches] for layer, seen in logits.items()}, match)
+
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+        """Factors of no change of the chosen layers' projections, and the rows of the tokens used."""
+        tokens = torch.unique(text.input_ids)
+        generator = torch.Generator().manual_seed(0)
+        factors = {}
+        for name, linear in self._projections(layers):
+            right = torch.randn(_RANK, linear.in_features, generator=generator) / linear.in_features**0.5
+            factors[f"{name}.weight{LEFT}"] = torch.zeros(linear.out_features, _RANK, device=self._device)
+            factors[f"{name}.weight{RIGHT}"] = right.to(self._device)
+        return {**factors, TOKEN_IDS: tokens, TOKEN_ROWS: self._embeddings[tokens].detach().clone().float()}
+
+    def _projections(self, layers: Sequence[int]) -> Iterator[tuple[str, nn.Linear]]:
+        """The attention's four linear layers and their names."""
+        for layer in layers:
+            attention = _layers(self._parts.language_model)[layer].self_attn
+            for part in _PROJECTIONS:
+                yield f"layers.{layer}.self_attn.{part}", getattr(attention, part)
+
+    def _tokens(self, texts: Sequence[str]) -> TextTokens:
+        # Padding on the right is never seen by what comes before it.
+        batch = self._tokenizer(
+            list(texts), add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt"
+        )
+        return TextTokens(batch["input_ids"].to(self._device), batch["attention_mask"].to(self._device))
+
+    def _prefix(self, image_tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer, `[1, head, prefix, size]`, out of the image tokens."""
+        config: Any = self._parts.language_model.config
+        rows = image_tokens[:, self.feature_width :]
+        heads = rows.view(len(rows), self.layer_count, 2, config.num_key_value_heads, -1)
+        by_layer = heads.permute(1, 2, 3, 0, 4)[:, :, None]
+        return [(layer[0], layer[1]) for layer in by_layer]
+
+    def _read(
+        self, prefix: list[tuple[Tensor, Tensor]], text: TextTokens, wanted: frozenset[int], own: Mapping[str, Tensor]
+    ) -> tuple[Float[Tensor, "prompt hidden"], dict[int, Float[Tensor, "prompt head token prefix"]]]:
+        """Run texts behind the prefix: the last token's hidden state of each, and the logits of the wanted layers."""
+        x = self._embeddings[text.input_ids]
+        if TOKEN_IDS in own:
+            x = replace_rows(x, text.input_ids, own[TOKEN_IDS], own[TOKEN_ROWS].to(x))
+        layout = self._parts.layout
+        positions = layout.following + torch.arange(x.shape[1]).expand(len(layout.positions), -1)
+        with _running(_Pass(prefix=prefix, wanted=wanted, adapters=own)) as run:
+            hidden = self._decode(x, positions)
+        last = text.attention_mask.sum(dim=1) - 1
+        return hidden[torch.arange(len(x), device=x.device), last], run.logits
+
+    def _decode(self, x: Float[Tensor, "prompt token hidden"], positions: Int[Tensor, "axis token"]) -> Tensor:
+        at = positions.to(self._device)
+        # One axis is the usual [batch, token]; more of them come first.
+        at = at if len(at) == 1 else at[:, None].expand(-1, len(x), -1)
+        hidden: Tensor = self._parts.language_model(inputs_embeds=x, position_ids=at, use_cache=False).last_hidden_state
+        return hidden
+
+    def _probability_of_yes(self, hidden: Float[Tensor, "prompt hidden"]) -> Float[Tensor, "prompt"]:
+        """Of the answers yes and no; what else might be said doesn't count."""
+        head = self._parts.head
+        yes, no = (
+            F.linear(hidden, head.weight[answer], None if head.bias is None else head.bias[answer]).float().logsumexp(1)
+            for answer in self._answers
+        )
+        return torch.sigmoid(yes - no)
+
+
+def text_to_image_attention(
+    module: nn.Module,
+    query: Float[Tensor, "prompt head token size"],
+    key: Float[Tensor, "prompt shared_head token size"],
+    value: Float[Tensor, "prompt shared_head token size"],
+    attention_mask: Tensor | None,
+    scaling: float,
+    **unused: object,
+) -> tuple[Float[Tensor, "prompt token head size"], None]:
+    """Causal self-attention behind a prefix that all prompts share, so that its keys are never copied per prompt.
+
+    The form is that of transformers' attention functions; the run it belongs to is in `_PASS`.
+    """
+    run, layer = _PASS.get(), int(module.layer_idx)  # type: ignore[arg-type]  # of transformers
+    if run.prefix is None:
+        run.keys_and_values[layer] = (key, value)
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+        return out.transpose(1, 2), None
+    prompts, heads, tokens, size = query.shape
+    prefix_key, prefix_value = run.prefix[layer]
+    # Heads that share keys side by side.
+    q = (query * scaling).reshape(prompts, key.shape[1], -1, size)
+    to_prefix = q @ prefix_key.mT
+    later = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)
+    to_own = (q @ key.mT).view(prompts, heads, tokens, tokens).masked_fill(later, float("-inf"))
+    if layer in run.wanted:
+        run.logits[layer] = to_prefix.view(prompts, heads, tokens, -1)
+    both = torch.cat([to_prefix, to_own.view(prompts, key.shape[1], -1, tokens)], dim=-1)
+    seen = both.float().softmax(dim=-1).to(value)
+    out = seen[..., :-tokens] @ prefix_value + seen[..., -tokens:] @ value
+    return out.view(prompts, heads, tokens, size).transpose(1, 2), None
+
+
+AttentionInterface.register(_ATTENTION, text_to_image_attention)
+
+
+@contextmanager
+def _running(run: _Pass) -> Iterator[_Pass]:
+    token = _PASS.set(run)
+    try:
+        yield run
+    finally:
+        _PASS.reset(token)
+
+
+def _changed(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor | None]:
+    """What an adapter adds to a projection's output, each adapter's share of the prompts its own."""
+
+    def add(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
+        adapters = _PASS.get().adapters
+        if f"{name}.weight{LEFT}" not in adapters:
+            return None
+        left, right = (adapters[f"{name}.weight{side}"].to(output) for side in (LEFT, RIGHT))
+        rows = inputs[0].reshape(len(left), -1, inputs[0].shape[-1])
+        return output + ((rows @ right.mT) @ left.mT).view_as(output)
+
+    return add
+
+
+def _layers(language_model: nn.Module) -> Any:
+    return language_model.layers
+
+
+def _answers(tokenizer: Any) -> tuple[Int[Tensor, "yes"], Int[Tensor, "no"]]:
+    """Tokens that an answer of yes begins with, and those of no; what either may begin with says nothing."""
+    yes, no = (
+        {tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words} - {tokenizer.unk_token_id}
+        for words in (_YES, _NO)
+    )
+    return torch.tensor(sorted(yes - no)), torch.tensor(sorted(no - yes))

@@ -1,0 +1,359 @@
+"""ViLT image-text retrieval models (Kim et al. 2021, https://arxiv.org/abs/2102.03334), from the hub or a folder.
+
+One transformer reads the text tokens and the patches of the image together; there is no image tower. What the text sees
+of the image is the text→patch block of this joint self-attention. Image tokens depend on the prompt from the first
+layer on, so nothing of them can be shared between prompts but their embeddings: of all families this one costs least
+per image and most per prompt.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoTokenizer, ViltForImageAndTextRetrieval
+
+from app.errors import InvalidInputError
+from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
+from app.method.backbone import ImageTextScore, TextToImage, TextTokens
+from app.method.frame import Frame, fit_and_pad
+from app.method.prompts import phrase
+
+from .adapted import layer_norm, linear, share_of
+from .blip_text import replace_rows, revision_of
+from .family import Family
+
+FAMILY = Family(
+    name="vilt",
+    models="ViLT image-text retrieval",
+    source="dandelin/vilt-b32-finetuned-coco",
+    attention="joint self-attention, text to image",
+    image_text_score="match head",
+    tuned="attention of the chosen layers",
+    parameters_m=111.6,
+)
+
+
+# A photo of 4:3 then has the short side of 384 pixels that ViLT was trained with, and no side leaves the range it saw.
+_INPUT_SIZE = 512
+# Mean and deviation of ViLT's own processor, of each channel.
+_PIXEL_MEAN, _PIXEL_STD = 0.5, 0.5
+_WORDS = "vilt.embeddings.text_embeddings.word_embeddings.weight"
+_JOINT_ATTENTION = ("attention.attention.query", "attention.attention.key", "attention.attention.value",
+                    "attention.output.dense")  # fmt: skip
+
+
+def load(source: str, *, device: str, dtype: str) -> "Vilt":
+    """Load `source`, a transformers id such as `dandelin/vilt-b32-finetuned-coco` or a local folder.
+
+    Raises:
+        InvalidInputError: If it is not there or not such a model.
+    """
+    if not source:
+        raise InvalidInputError("ViLT needs an id or a folder: EXEMPLAR_BACKBONE=vilt:dandelin/vilt-b32-finetuned-coco")
+    try:
+        model, found = ViltForImageAndTextRetrieval.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InvalidInputError(
+            f"No ViLT model could be read from {source!r}: give a folder that holds config.json, model.safetensors, "
+            "tokenizer.json and tokenizer_config.json, or an id of the hub while it can be reached "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+    # transformers fills missing weights with random numbers and a missing vocabulary with nothing, and goes on.
+    if missing := sorted(found["missing_keys"]):
+        raise InvalidInputError(
+            f"{source!r} is not a whole ViLT retrieval model, since {len(missing)} of its weights are missing, such as "
+            f"{missing[0]}: give one that was fine-tuned for retrieval, as dandelin/vilt-b32-finetuned-coco was."
+        )
+    if tokenizer.unk_token_id in tokenizer(phrase("dog"))["input_ids"]:
+        raise InvalidInputError(
+            f"{source!r} is not a whole ViLT retrieval model, since its tokenizer knows no words: put tokenizer.json "
+            "and tokenizer_config.json, or vocab.txt, beside the weights."
+        )
+    name = f"vilt:{Path(source).name if Path(source).exists() else source}"
+    return Vilt(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
+
+
+class Vilt:
+    """A `Backbone`; see `app.method.backbone`.
+
+    An image token is two vectors side by side: its embedding, which the joint transformer reads together with each
+    prompt, and its feature (`JointTransformer.features`), which says what the patch holds before any prompt is known.
+
+    The class of transformers shuffles the patches, and drops some where the configuration limits their number; here
+    all of them stay, in the order of the grid.
+
+    Args:
+        model: Any `ViltForImageAndTextRetrieval`.
+        tokenizer: Its tokenizer.
+        name: What the service calls it.
+        input_size: Side of the square input; position embeddings are interpolated to it.
+
+    Raises:
+        ValueError: If patches don't fill the input.
+    """
+
+    family = "vilt"
+    image_text_score: ImageTextScore = "match head"
+
+    def __init__(
+        self,
+        model: ViltForImageAndTextRetrieval,
+        tokenizer: Any,
+        *,
+        name: str = "vilt",
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        input_size: int = _INPUT_SIZE,
+    ) -> None:
+        config = model.config
+        if input_size % config.patch_size:
+            raise ValueError(f"expected an input of whole patches of {config.patch_size} pixels, got {input_size}")
+        self.name = name
+        self.input_size = input_size
+        self.revision = revision_of(
+            model.state_dict().items(), "vilt-1", str(input_size), str(config.num_attention_heads)
+        )
+        self.layer_count: int = config.num_hidden_layers
+        # Not measured on trained weights, a start until InfoScore has ranked the layers: in the middle and above it,
+        # where words and patches have met but patches are still themselves.
+        self.default_layers = tuple(sorted({self.layer_count // 2, 3 * self.layer_count // 4}))
+        side = input_size // config.patch_size
+        self.patch_grid_hw = (side, side)
+        self.feature_width: int = config.hidden_size
+        self._place = _place(model.state_dict(), side).to(device, dtype)
+        self._model = model.to(device, dtype).eval().requires_grad_(False)
+        self._transformer = JointTransformer(
+            dict(self._model.state_dict()),
+            heads=config.num_attention_heads,
+            layer_count=self.layer_count,
+            eps=config.layer_norm_eps,
+        )
+        self._tokenizer = tokenizer
+        self._longest_prompt: int = config.max_position_embeddings
+        self._device, self._dtype = torch.device(device), dtype
+        self._silence = self._tokens([""])
+
+    @property
+    def device(self) -> str:
+        """Where the weights are."""
+        return str(self._device)
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the network."""
+        return str(self._dtype).removeprefix("torch.")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(p.numel() * p.element_size() for p in self._model.parameters())
+
+    def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
+        """The photo fitted into the square and padded; the padding is image too."""
+        return fit_and_pad(photo, self.input_size)
+
+    @torch.no_grad()
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
+        """One CLS token and the patches: embeddings, with place and modality in them, and features."""
+        pixels = ((rgb - _PIXEL_MEAN) / _PIXEL_STD).to(self._device, self._dtype)
+        w, projection = self._transformer.weights, "vilt.embeddings.patch_embeddings.projection."
+        patch_size = w[projection + "weight"].shape[2]
+        patches = F.conv2d(pixels, w[projection + "weight"], w[projection + "bias"], stride=patch_size)
+        overall = w["vilt.embeddings.cls_token"].expand(len(rgb), -1, -1)
+        embedded = torch.cat([overall, patches.flatten(2).mT], dim=1) + self._place
+        return torch.cat([embedded, self._transformer.features(embedded, self._silence)], dim=2)
+
+    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch feature"]:
+        """What half of the transformer made of each patch, beside an empty sentence; see `JointTransformer.features`.
+
+        The embeddings themselves are linear in the pixels and would say colour and place, hardly more. Half of the
+        layers, for one sentence, cost a hundredth of a request's prompts, and once per image.
+        """
+        return image_tokens[1:, self.feature_width :]
+
+    def tokenize(self, words: Sequence[str]) -> TextTokens:
+        """Prompts to word pieces of ViLT's vocabulary, cut to the 40 positions that it has."""
+        return self._tokens([phrase(word) for word in words])
+
+    def attend(
+        self,
+        image_tokens: Float[Tensor, "image_token width"],
+        text: TextTokens,
+        *,
+        layers: Sequence[int],
+        adapters: Mapping[str, Tensor] | None = None,
+    ) -> TextToImage:
+        """See `Backbone.attend`.
+
+        The match head reads the first text token, as it was trained, and gives one logit. Retrieval trains it to rank
+        the right text above fifteen others, so its sigmoid orders prompts but isn't a calibrated probability.
+        """
+        adapters = {name: tensor.to(image_tokens.device) for name, tensor in (adapters or {}).items()}
+        embedded = image_tokens[:, : self.feature_width]
+        logits, match = self._transformer.attend(embedded, text, layers=layers, adapters=adapters)
+        return TextToImage(logits, match.float().sigmoid())
+
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+        """See `Backbone.trainable`: the joint attention's four projections; a norm of its own it doesn't have."""
+        return self._transformer.trainable(layers, text)
+
+    def _tokens(self, sentences: Sequence[str]) -> TextTokens:
+        batch = self._tokenizer(
+            list(sentences), padding=True, truncation=True, max_length=self._longest_prompt, return_tensors="pt"
+        )
+        return TextTokens(batch["input_ids"].to(self._device), batch["attention_mask"].to(self._device))
+
+
+@dataclass(frozen=True)
+class JointTransformer:
+    """The transformer over text and image, as pure functions of its parameters, so that adapters are arguments.
+
+    Attributes:
+        weights: Parameters by name, those of `ViltForImageAndTextRetrieval`; never written.
+        heads: Attention heads of a layer.
+        layer_count: Number of layers.
+        eps: Of the layer norms.
+    """
+
+    weights: Mapping[str, Tensor]
+    heads: int
+    layer_count: int
+    eps: float
+
+    def attend(
+        self,
+        image_tokens: Float[Tensor, "image_token hidden"],
+        text: TextTokens,
+        *,
+        layers: Sequence[int],
+        adapters: Mapping[str, Tensor],
+    ) -> tuple[dict[int, Float[Tensor, "prompt head token patch"]], Float[Tensor, "prompt"]]:
+        """Run prompts over one image; see `Backbone.attend`.
+
+        Args:
+            image_tokens: Embeddings, the CLS token first.
+
+        Returns:
+            Text→patch logits of the layers asked for, and the match head's logit.
+        """
+        prompts, tokens = text.input_ids.shape
+        share_of(adapters, prompts)
+        x = torch.cat([self._embed(text, adapters), image_tokens.expand(prompts, -1, -1)], dim=1)
+        mask = _readable(text, len(image_tokens))
+        logits: dict[int, Tensor] = {}
+        for layer in range(self.layer_count):
+            # Nothing reads the image tokens after the last layer.
+            asking = x.shape[1] if layer < self.layer_count - 1 else tokens
+            x, q, k = self._layer(x, layer, adapters, mask=mask, asking=asking)
+            if layer in layers:
+                logits[layer] = q[:, :, :tokens] @ k[:, :, tokens + 1 :].mT / math.sqrt(q.shape[3])
+        first = layer_norm(x[:, :1], self.weights, "vilt.layernorm", adapters, eps=self.eps)
+        pooled = linear(first, self.weights, "vilt.pooler.dense", adapters).tanh()
+        return logits, linear(pooled, self.weights, "rank_output", adapters)[:, 0, 0]
+
+    def features(
+        self, image_tokens: Float[Tensor, "batch image_token hidden"], silence: TextTokens
+    ) -> Float[Tensor, "batch image_token hidden"]:
+        """What the first half of the layers makes of an image, as the next layer reads it.
+
+        The transformer starts from a ViT that learned ImageNet's classes (paper, section 3.1), and what like things
+        have in common shows best halfway: before it are edges and colours, behind it each patch speaks of the whole
+        image (Amir et al. 2021, https://arxiv.org/abs/2112.05814). Layer norm takes out the few channels that are
+        large in every patch.
+
+        Args:
+            image_tokens: Embeddings.
+            silence: The sentence without words, `[CLS] [SEP]`: the transformer never saw an image without a text, and
+                heads that find nothing to read rest on such tokens.
+        """
+        half = self.layer_count // 2
+        words = self._embed(silence, {}).expand(len(image_tokens), -1, -1)
+        x = torch.cat([words, image_tokens], dim=1)
+        mask = _readable(silence, image_tokens.shape[1])
+        for layer in range(half):
+            x, _, _ = self._layer(x, layer, {}, mask=mask, asking=x.shape[1])
+        name = f"vilt.encoder.layer.{half}.layernorm_before"
+        return layer_norm(x[:, words.shape[1] :], self.weights, name, {}, eps=self.eps)
+
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+        """The parameters one example may change: joint attention of the layers, and rows of the tokens used."""
+        used = torch.unique(text.input_ids)
+        names = (
+            f"vilt.encoder.layer.{layer}.{part}.{kind}"
+            for layer in layers
+            for part in _JOINT_ATTENTION
+            for kind in ("weight", "bias")
+        )
+        copies = {name: self.weights[name].detach().clone().float() for name in names if name in self.weights}
+        return {**copies, TOKEN_IDS: used, TOKEN_ROWS: self.weights[_WORDS][used].detach().clone().float()}
+
+    def _embed(self, text: TextTokens, adapters: Mapping[str, Tensor]) -> Float[Tensor, "prompt token hidden"]:
+        w, prefix = self.weights, "vilt.embeddings.text_embeddings."
+        words = w[_WORDS][text.input_ids]
+        if TOKEN_IDS in adapters:
+            words = replace_rows(words, text.input_ids, adapters[TOKEN_IDS], adapters[TOKEN_ROWS].to(words))
+        place = w[prefix + "position_embeddings.weight"][: text.input_ids.shape[1]]
+        x = words + w[prefix + "token_type_embeddings.weight"][0] + place
+        x = layer_norm(x, w, prefix + "LayerNorm", adapters, eps=self.eps)
+        return x + w["vilt.embeddings.token_type_embeddings.weight"][0]
+
+    def _layer(
+        self,
+        x: Float[Tensor, "prompt token hidden"],
+        layer: int,
+        adapters: Mapping[str, Tensor],
+        *,
+        mask: Bool[Tensor, "#prompt 1 1 token"],
+        asking: int,
+    ) -> tuple[
+        Float[Tensor, "prompt asking hidden"],
+        Float[Tensor, "prompt head asking size"],
+        Float[Tensor, "prompt head token size"],
+    ]:
+        """One layer, its norms before each part.
+
+        Args:
+            asking: So many of the first tokens are wanted of it; they read all tokens.
+
+        Returns:
+            Their new states, their queries, and the keys of all tokens.
+        """
+        w, prefix = self.weights, f"vilt.encoder.layer.{layer}."
+        normed = layer_norm(x, w, prefix + "layernorm_before", adapters, eps=self.eps)
+        q, k, v = (
+            self._heads(linear(rows, w, f"{prefix}attention.attention.{part}", adapters))
+            for part, rows in (("query", normed[:, :asking]), ("key", normed), ("value", normed))
+        )
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        x = x[:, :asking] + linear(context, w, prefix + "attention.output.dense", adapters)
+        normed = layer_norm(x, w, prefix + "layernorm_after", adapters, eps=self.eps)
+        inner = F.gelu(linear(normed, w, prefix + "intermediate.dense", adapters))
+        return x + linear(inner, w, prefix + "output.dense", adapters), q, k
+
+    def _heads(self, x: Float[Tensor, "prompt token hidden"]) -> Float[Tensor, "prompt head token size"]:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+def _readable(text: TextTokens, image_tokens: int) -> Bool[Tensor, "prompt 1 1 token"]:
+    """Which tokens are read: all but the text's padding."""
+    return F.pad(text.attention_mask.bool(), (0, image_tokens), value=True)[:, None, None]
+
+
+def _place(weights: Mapping[str, Tensor], side: int) -> Float[Tensor, "1 image_token hidden"]:
+    """What an image token's embedding has by its place and by being of an image: positions brought to this grid."""
+    position = weights["vilt.embeddings.position_embeddings"]
+    trained = math.isqrt(position.shape[1] - 1)
+    grid = position[:, 1:].mT.reshape(1, -1, trained, trained)
+    grid = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=True).flatten(2).mT
+    return torch.cat([position[:, :1], grid], dim=1) + weights["vilt.embeddings.token_type_embeddings.weight"][1]

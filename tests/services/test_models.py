@@ -1,0 +1,50 @@
+"""Several models in one service: which are in memory, and what happens to a request for one that is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.backbones.blip import Blip
+from tests.models import INPUT_PX, random_blip
+
+NAMES = ("first", "second", "third")
+
+
+@pytest.fixture(scope="module")
+def models() -> list[Blip]:
+    return [Blip(*random_blip(seed=seed), name=name, input_size=INPUT_PX) for seed, name in enumerate(NAMES)]
+
+
+def awake(api) -> dict[str, bool]:
+    return {model["name"]: model["warm"] for model in api.http.get("/backbones").json()}
+
+
+def test_without_a_limit_all_are_warm(start, models: list[Blip]) -> None:
+    with start(loaded=models) as api:
+        assert awake(api) == dict.fromkeys(NAMES, True)
+
+
+def test_the_one_not_used_for_longest_sleeps_until_it_is_asked_for(start, models: list[Blip]) -> None:
+    with start(loaded=models, backbone_memory_bytes=2 * models[0].memory_bytes) as api:
+        registry = api.http.app_state["service"].metrics.registry
+        assert awake(api) == {"first": True, "second": False, "third": True}
+        assert api.http.get("/readyz").status_code == 200
+        answer = api.segment("cat", backbone="second").json()
+        assert answer["backbone"]["name"] == "second"
+        assert awake(api) == {"first": True, "second": True, "third": False}
+        memory = {
+            name: registry.get_sample_value("exemplar_backbone_memory_bytes", {"backbone": name, "device": "cpu"})
+            for name in NAMES
+        }
+        assert memory == {"first": models[0].memory_bytes, "second": models[1].memory_bytes, "third": 0}
+        assert registry.get_sample_value("exemplar_backbone_evictions_total") == 2
+        assert registry.get_sample_value("exemplar_backbone_load_seconds_count", {"backbone": "second"}) == 1
+
+
+def test_the_default_never_sleeps(start, models: list[Blip]) -> None:
+    with start(loaded=models, backbone_memory_bytes=1) as api:
+        assert awake(api) == {"first": True, "second": False, "third": True}
+        for name in ("second", "third", "second"):
+            assert api.segment("cat", backbone=name).json()["backbone"]["name"] == name
+            assert awake(api)["first"]
+        assert len(api.http.get("/layers").json()) == 3 * models[0].layer_count
