@@ -13,7 +13,7 @@ from app.method.backbone import Backbone
 from .family import Family
 
 # Modules that several families share; they load nothing themselves.
-_SHARED = {"adapted", "blip_text", "clip_pixels", "decoder", "efficientnet", "family"}
+_SHARED = {"adapted", "blip_text", "clip_pixels", "decoder", "efficientnet", "family", "pretrained"}
 
 
 def families() -> list[str]:

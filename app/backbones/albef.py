@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,17 +21,17 @@ from transformers import BertTokenizer
 
 from app.errors import InvalidInputError
 from app.method.backbone import ImageTextScore, TextToImage, TextTokens
-from app.method.frame import Frame, fit_and_pad
 
 from .adapted import layer_norm, linear
 from .blip_text import BlipText, of_patches, revision_of, tokenize
 from .clip_pixels import clip_normalise
 from .embedded import VOCABULARY
 from .family import Family
+from .pretrained import Loaded
 
 FAMILY = Family(
     name="albef",
-    models="ALBEF, as its authors published it",
+    models="ALBEF",
     source="/models/ALBEF.pth",
     attention="cross-attention of the fusion layers",
     image_text_score="match head",
@@ -84,7 +83,7 @@ def load(source: str, *, device: str, dtype: str) -> "Albef":
     return Albef(weights, tokenizer, name=f"albef:{Path(source).name}", device=device, dtype=getattr(torch, dtype))
 
 
-class Albef:
+class Albef(Loaded):
     """A `Backbone`; see `app.method.backbone`.
 
     Args:
@@ -132,23 +131,9 @@ class Albef:
         self.feature_width = self._text.image_width
 
     @property
-    def device(self) -> str:
-        """Where the weights are."""
-        return str(self._device)
-
-    @property
-    def dtype(self) -> str:
-        """Number format of the network."""
-        return str(self._dtype).removeprefix("torch.")
-
-    @property
     def memory_bytes(self) -> int:
         """Bytes of the weights."""
         return sum(t.numel() * t.element_size() for t in self._weights.values())
-
-    def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
-        """The photo fitted into the square and padded."""
-        return fit_and_pad(photo, self.input_size)
 
     @torch.no_grad()
     def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:

@@ -1,27 +1,23 @@
 """BLIP image-text retrieval models (Li et al. 2022, https://arxiv.org/abs/2201.12086), from the hub or a folder."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoTokenizer, BlipForImageTextRetrieval
+from transformers import BlipForImageTextRetrieval
 
-from app.errors import InvalidInputError
 from app.method.backbone import ImageTextScore, TextToImage, TextTokens
-from app.method.frame import Frame, fit_and_pad, imagenet_normalise
-from app.method.prompts import phrase
+from app.method.frame import imagenet_normalise
 
 from .blip_text import BlipText, of_patches, revision_of, tokenize
 from .family import Family
+from .pretrained import Loaded, whole_model
 
 FAMILY = Family(
     name="blip",
-    models="BLIP image-text retrieval",
+    models="BLIP",
     source="Salesforce/blip-itm-large-coco",
     attention="cross-attention",
     image_text_score="match head",
@@ -41,27 +37,11 @@ def load(source: str, *, device: str, dtype: str) -> "Blip":
     Raises:
         InvalidInputError: If it is not there or not such a model.
     """
-    if not source:
-        raise InvalidInputError("BLIP needs an id or a folder: EXEMPLAR_BACKBONE=blip:Salesforce/blip-itm-large-coco.")
-    try:
-        model, found = BlipForImageTextRetrieval.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InvalidInputError(
-            f"No BLIP model could be read from {source!r}: give a folder made by save_pretrained, or an id of the hub "
-            f"while it can be reached ({str(error).splitlines()[0]})."
-        ) from error
-    # transformers fills missing weights with random numbers and a missing vocabulary with nothing, and goes on.
-    if found["missing_keys"] or tokenizer.unk_token_id in tokenizer(phrase("dog"))["input_ids"]:
-        raise InvalidInputError(
-            f"{source!r} is not a whole BLIP retrieval model: {len(found['missing_keys'])} of its weights are "
-            "missing, or its tokenizer. Give a folder that holds both, as save_pretrained writes them."
-        )
-    name = f"blip:{Path(source).name if Path(source).exists() else source}"
+    model, tokenizer, name = whole_model(source, BlipForImageTextRetrieval, FAMILY)
     return Blip(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
 
 
-class Blip:
+class Blip(Loaded):
     """A `Backbone`; see `app.method.backbone`.
 
     Args:
@@ -104,25 +84,6 @@ class Blip:
             weights, heads=config.num_attention_heads, layer_count=self.layer_count, eps=config.layer_norm_eps
         )
         self.feature_width = self._text.image_width
-
-    @property
-    def device(self) -> str:
-        """Where the weights are."""
-        return str(self._device)
-
-    @property
-    def dtype(self) -> str:
-        """Number format of the network."""
-        return str(self._dtype).removeprefix("torch.")
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes of the weights."""
-        return sum(p.numel() * p.element_size() for p in self._model.parameters())
-
-    def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
-        """The photo fitted into the square and padded, as in the authors' loader."""
-        return fit_and_pad(photo, self.input_size)
 
     @torch.no_grad()
     def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:

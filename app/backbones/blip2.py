@@ -8,23 +8,18 @@ says what takes its place; see `attention_through_queries`.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
-from safetensors import SafetensorError
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoTokenizer, Blip2ForImageTextRetrieval
+from transformers import Blip2ForImageTextRetrieval
 
 from app.errors import InvalidInputError
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
 from app.method.backbone import ImageTextScore, TextToImage, TextTokens
-from app.method.frame import Frame, fit_and_pad
 from app.method.low_rank import LEFT
-from app.method.prompts import phrase
 
 from .adapted import layer_norm, linear, share_of
 from .blip_text import (
@@ -38,10 +33,11 @@ from .blip_text import (
 )
 from .clip_pixels import clip_normalise
 from .family import Family
+from .pretrained import Loaded, whole_model
 
 FAMILY = Family(
     name="blip2",
-    models="BLIP-2 image-text matching",
+    models="BLIP-2",
     source="Salesforce/blip2-itm-vit-g-coco",
     attention="text to queries, queries to image",
     image_text_score="match head",
@@ -61,40 +57,16 @@ def load(source: str, *, device: str, dtype: str) -> "Blip2":
     Raises:
         InvalidInputError: If it is not there or not such a model.
     """
-    if not source:
-        raise InvalidInputError(
-            "BLIP-2 needs an id or a folder: EXEMPLAR_BACKBONE=blip2:Salesforce/blip2-itm-vit-g-coco"
-        )
-    try:
-        model, found = Blip2ForImageTextRetrieval.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InvalidInputError(
-            f"No BLIP-2 model could be read from {source!r}: give a folder that holds config.json, the safetensors "
-            "files, tokenizer.json and tokenizer_config.json, or an id of the hub while it can be reached "
-            f"({str(error).splitlines()[0]})."
-        ) from error
-    # transformers fills missing weights with random numbers and a missing vocabulary with nothing, and goes on.
-    if missing := sorted(found["missing_keys"]):
-        raise InvalidInputError(
-            f"{source!r} is not a whole BLIP-2 matching model, since {len(missing)} of its weights are missing, such "
-            f"as {missing[0]}: give one with a matching head, as Salesforce/blip2-itm-vit-g-coco is."
-        )
+    model, tokenizer, name = whole_model(source, Blip2ForImageTextRetrieval, FAMILY)
     if not model.config.qformer_config.use_qformer_text_input:
         raise InvalidInputError(
             f"{source!r} is not a BLIP-2 matching model, since its Q-Former reads no text: give one with a matching "
-            "head, as Salesforce/blip2-itm-vit-g-coco is."
+            f"head, as {FAMILY.source} is."
         )
-    if tokenizer.unk_token_id in tokenizer(phrase("dog"))["input_ids"]:
-        raise InvalidInputError(
-            f"{source!r} is not a whole BLIP-2 matching model, since its tokenizer knows no words: put tokenizer.json "
-            "and tokenizer_config.json, or vocab.txt, beside the weights."
-        )
-    name = f"blip2:{Path(source).name if Path(source).exists() else source}"
     return Blip2(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
 
 
-class Blip2:
+class Blip2(Loaded):
     """A `Backbone`; see `app.method.backbone`.
 
     Its layers are the Q-Former's cross-attentions, counted from 0, in so far as a text reads behind them: layers 0, 2,
@@ -147,25 +119,6 @@ class Blip2:
         side = input_size // vision.patch_size
         self.patch_grid_hw = (side, side)
         self.feature_width: int = vision.hidden_size
-
-    @property
-    def device(self) -> str:
-        """Where the weights are."""
-        return str(self._device)
-
-    @property
-    def dtype(self) -> str:
-        """Number format of the network."""
-        return str(self._dtype).removeprefix("torch.")
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes of the weights."""
-        return sum(p.numel() * p.element_size() for p in self._model.parameters())
-
-    def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
-        """The photo fitted into the square and padded; the padding is image too."""
-        return fit_and_pad(photo, self.input_size)
 
     @torch.no_grad()
     def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:

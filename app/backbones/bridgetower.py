@@ -8,31 +8,26 @@ prompts share ends with the image tower, and a prompt costs a few layers over al
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
+from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoTokenizer, BridgeTowerForImageAndTextRetrieval
+from transformers import BridgeTowerForImageAndTextRetrieval
 
-from app.errors import InvalidInputError
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
 from app.method.backbone import ImageTextScore, TextToImage, TextTokens
-from app.method.frame import Frame, fit_and_pad
 from app.method.low_rank import LEFT, RIGHT
-from app.method.prompts import phrase
 
 from .adapted import layer_norm, linear, share_of
 from .blip_text import CROSS_ATTENTION, attention, feed_forward, replace_rows, revision_of, tokenize
 from .clip_pixels import clip_normalise
 from .family import Family
+from .pretrained import Loaded, whole_model
 
 FAMILY = Family(
     name="bridgetower",
-    models="BridgeTower image-text matching",
+    models="BridgeTower",
     source="BridgeTower/bridgetower-base-itm-mlm",
     attention="cross-attention of the cross-modal layers",
     image_text_score="match head",
@@ -58,37 +53,11 @@ def load(source: str, *, device: str, dtype: str) -> "BridgeTower":
     Raises:
         InvalidInputError: If it is not there or not such a model.
     """
-    if not source:
-        raise InvalidInputError(
-            "BridgeTower needs an id or a folder: EXEMPLAR_BACKBONE=bridgetower:BridgeTower/bridgetower-base-itm-mlm."
-        )
-    try:
-        model, found = BridgeTowerForImageAndTextRetrieval.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InvalidInputError(
-            f"No BridgeTower model could be read from {source!r}: give a folder that holds config.json, "
-            "model.safetensors, tokenizer.json and tokenizer_config.json, or an id of the hub while it can be reached "
-            f"({type(error).__name__}: {str(error).partition(chr(10))[0]})."
-        ) from error
-    # transformers fills missing weights with random numbers and a missing vocabulary with nothing, and goes on.
-    if missing := sorted(found["missing_keys"]):
-        raise InvalidInputError(
-            f"{source!r} is not a whole BridgeTower retrieval model, since {len(missing)} of its weights are missing, "
-            f"such as {missing[0]}: give one with an image-text match head, as bridgetower-base-itm-mlm is."
-        )
-    if not _reads(tokenizer):
-        raise InvalidInputError(
-            f"{source!r} is not a whole BridgeTower retrieval model, since its tokenizer knows no words: put "
-            "tokenizer.json and tokenizer_config.json, or vocab.json and merges.txt, beside the weights."
-        )
-    name = f"bridgetower:{Path(source).name if Path(source).exists() else source}"
+    model, tokenizer, name = whole_model(source, BridgeTowerForImageAndTextRetrieval, FAMILY)
     return BridgeTower(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
 
 
-class BridgeTower:
+class BridgeTower(Loaded):
     """A `Backbone`; see `app.method.backbone`.
 
     An image token holds what it brings to each cross-modal layer, side by side.
@@ -136,25 +105,6 @@ class BridgeTower:
             tower_layers=config.text_config.num_hidden_layers,
             eps=config.text_config.layer_norm_eps,
         )
-
-    @property
-    def device(self) -> str:
-        """Where the weights are."""
-        return str(self._device)
-
-    @property
-    def dtype(self) -> str:
-        """Number format of the network."""
-        return str(self._dtype).removeprefix("torch.")
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes of the weights."""
-        return sum(p.numel() * p.element_size() for p in self._model.parameters())
-
-    def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
-        """The photo fitted into the square and padded."""
-        return fit_and_pad(photo, self.input_size)
 
     @torch.no_grad()
     def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
@@ -408,9 +358,3 @@ def _passes(prompts: int, adapters: int) -> Iterator[tuple[slice, slice]]:
 
 def _text_layer(layer: int) -> str:
     return f"cross_modal_text_layers.{layer}."
-
-
-def _reads(tokenizer: Any) -> bool:
-    """Whether a prompt has tokens between the first and the last one, all of them known."""
-    ids = tokenizer(phrase("dog"))["input_ids"]
-    return len(ids) > 2 and tokenizer.unk_token_id not in ids

@@ -11,26 +11,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
-from safetensors import SafetensorError
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AutoTokenizer
+from transformers import AttentionInterface
 
-from app.errors import InvalidInputError
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
 from app.method.backbone import ImageTextScore, TextToImage, TextTokens
-from app.method.frame import Frame, fit_and_pad
 from app.method.low_rank import LEFT, RIGHT
 from app.method.prompts import phrase
 
 from .adapted import share_of
 from .blip_text import replace_rows, revision_of
+from .family import Family
+from .pretrained import Loaded
 
 # Directions of an adapter's change of one projection.
 _RANK = 8
@@ -69,6 +66,7 @@ class Parts:
     """What one family's model brings.
 
     Attributes:
+        family: Which.
         language_model: The decoder's layers, without the head.
         head: Hidden states to words.
         embed_image: Normalised input `[batch, 3, size, size]` to image tokens `[batch, image, hidden]`, as the language
@@ -81,6 +79,7 @@ class Parts:
         deviation: Of the image tower's input, per colour.
     """
 
+    family: Family
     language_model: nn.Module
     head: nn.Linear
     embed_image: Callable[[Float[Tensor, "batch 3 size size"]], Float[Tensor, "batch image hidden"]]
@@ -133,46 +132,13 @@ def layout_of(
     return Layout(ids, placeholders, placeholders[order], positions, following=len(ids))
 
 
-def load_whole(source: str, model_type: Any, *, family: str, example: str) -> tuple[Any, Any]:
-    """A model of one of transformers' classes, in its checkpoint's number format, and its tokenizer.
-
-    Raises:
-        InvalidInputError: If it is not there, not whole, or not such a model.
-    """
-    if not source:
-        raise InvalidInputError(f"{family} needs an id or a folder: EXEMPLAR_BACKBONE={family}:{example}.")
-    try:
-        model, found = model_type.from_pretrained(source, dtype="auto", output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InvalidInputError(
-            f"No {family} model could be read from {source!r}: put config.json, the .safetensors files and the "
-            f"tokenizer's into a folder and name it, as save_pretrained writes them, or give an id of the hub while it "
-            f"can be reached ({str(error).splitlines()[0]})."
-        ) from error
-    if found["missing_keys"]:
-        raise InvalidInputError(
-            f"{source!r} is not a whole {family} model: {len(found['missing_keys'])} of its weights are missing, such "
-            f"as {min(found['missing_keys'])}. Give a folder as save_pretrained writes it, with all .safetensors files."
-        )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
-
-
-def name_of(family: str, source: str) -> str:
-    """What the service calls a model: a folder by its own name, since a path means nothing elsewhere."""
-    return f"{family}:{Path(source).name if Path(source).exists() else source}"
-
-
-class Decoder:
+class Decoder(Loaded):
     """A `Backbone` over any decoder vision-language model; see `app.method.backbone`.
 
     Args:
         model: The whole model, in float32 or in its checkpoint's format.
         parts: Which parts of it are what.
         tokenizer: Its tokenizer.
-        family: The family's name.
         name: What the service calls it.
         device: A torch device.
         dtype: Number format of the network.
@@ -181,13 +147,15 @@ class Decoder:
     image_text_score: ImageTextScore = "yes/no question"
 
     def __init__(
-        self, model: nn.Module, parts: Parts, tokenizer: Any, *, family: str, name: str, device: str, dtype: torch.dtype
+        self, model: nn.Module, parts: Parts, tokenizer: Any, *, name: str, device: str, dtype: torch.dtype
     ) -> None:
-        self.family, self.name = family, name
+        self.family, self.name = parts.family.name, name
         self.input_size, self.patch_grid_hw = parts.input_size, parts.patch_grid_hw
-        self.revision = revision_of(model.state_dict().items(), f"{family}-1", str(parts.input_size))
+        self.revision = revision_of(model.state_dict().items(), f"{self.family}-1", str(parts.input_size))
         self._device, self._dtype = torch.device(device), dtype
         self._model = model.to(self._device, dtype).eval().requires_grad_(False)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
         self._parts, self._tokenizer = parts, tokenizer
         layers = _layers(parts.language_model)
         self.layer_count = len(layers)
@@ -199,25 +167,6 @@ class Decoder:
         parts.language_model.config._attn_implementation = _ATTENTION  # type: ignore[union-attr]  # of transformers
         for name, linear in self._projections(range(self.layer_count)):
             linear.register_forward_hook(_changed(name))
-
-    @property
-    def device(self) -> str:
-        """Where the weights are."""
-        return str(self._device)
-
-    @property
-    def dtype(self) -> str:
-        """Number format of the network."""
-        return str(self._dtype).removeprefix("torch.")
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes of the weights."""
-        return sum(p.numel() * p.element_size() for p in self._model.parameters())
-
-    def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
-        """The photo fitted into the square and padded."""
-        return fit_and_pad(photo, self.input_size)
 
     @torch.no_grad()
     def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:

@@ -19,6 +19,7 @@ from app.method.frame import Frame, stretch
 from . import efficientnet
 from .blip_text import BlipText, of_patches, revision_of, tokenize
 from .family import Family
+from .pretrained import Loaded
 
 FAMILY = Family(
     name="embedded",
@@ -62,7 +63,7 @@ def load(source: str, *, device: str, dtype: str) -> "Embedded":
         ) from error
 
 
-class Embedded:
+class Embedded(Loaded):
     """A `Backbone`; see `app.method.backbone`."""
 
     family = "embedded"
@@ -92,16 +93,6 @@ class Embedded:
         self._text = BlipText(self._weights, heads=HEADS, layer_count=self.layer_count, eps=TEXT_EPS)
         self.feature_width = self._text.image_width
         self._tokenizer = BertTokenizer(vocab=str(VOCABULARY))
-
-    @property
-    def device(self) -> str:
-        """Where the weights are."""
-        return str(self._device)
-
-    @property
-    def dtype(self) -> str:
-        """Number format of the network."""
-        return str(self._dtype).removeprefix("torch.")
 
     @property
     def memory_bytes(self) -> int:

@@ -10,8 +10,9 @@ from transformers import LlavaForConditionalGeneration
 from app.errors import InvalidInputError
 
 from .clip_pixels import CLIP_MEAN, CLIP_STD
-from .decoder import Decoder, Parts, layout_of, load_whole, name_of
+from .decoder import Decoder, Parts, layout_of
 from .family import Family
+from .pretrained import whole_model
 
 FAMILY = Family(
     name="llava",
@@ -30,18 +31,8 @@ def load(source: str, *, device: str, dtype: str) -> Decoder:
     Raises:
         InvalidInputError: If it is not there or not such a model.
     """
-    model, tokenizer = load_whole(
-        source, LlavaForConditionalGeneration, family="llava", example="llava-hf/llava-1.5-7b-hf"
-    )
-    return Decoder(
-        model,
-        _parts(model, tokenizer),
-        tokenizer,
-        family="llava",
-        name=name_of("llava", source),
-        device=device,
-        dtype=getattr(torch, dtype),
-    )
+    model, tokenizer, name = whole_model(source, LlavaForConditionalGeneration, FAMILY, dtype="auto")
+    return Decoder(model, _parts(model, tokenizer), tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
 
 
 def _parts(model: Any, tokenizer: Any) -> Parts:
@@ -58,6 +49,7 @@ def _parts(model: Any, tokenizer: Any) -> Parts:
 
     image = tokenizer.convert_ids_to_tokens(config.image_token_id) * side**2
     return Parts(
+        family=FAMILY,
         language_model=model.model.language_model,
         head=model.lm_head,
         embed_image=embed_image,

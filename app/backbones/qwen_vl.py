@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from .clip_pixels import CLIP_MEAN, CLIP_STD
-from .decoder import Decoder, Layout, Parts, layout_of, load_whole, name_of
+from .decoder import Decoder, Layout, Parts, layout_of
 from .family import Family
+from .pretrained import whole_model
 
 FAMILY = Family(
     name="qwen_vl",
@@ -32,18 +33,8 @@ def load(source: str, *, device: str, dtype: str) -> Decoder:
     Raises:
         InvalidInputError: If it is not there or not such a model.
     """
-    model, tokenizer = load_whole(
-        source, Qwen2_5_VLForConditionalGeneration, family="qwen_vl", example="Qwen/Qwen2.5-VL-3B-Instruct"
-    )
-    return Decoder(
-        model,
-        _parts(model, tokenizer),
-        tokenizer,
-        family="qwen_vl",
-        name=name_of("qwen_vl", source),
-        device=device,
-        dtype=getattr(torch, dtype),
-    )
+    model, tokenizer, name = whole_model(source, Qwen2_5_VLForConditionalGeneration, FAMILY, dtype="auto")
+    return Decoder(model, _parts(model, tokenizer), tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
 
 
 def _parts(model: Any, tokenizer: Any) -> Parts:
@@ -62,6 +53,7 @@ def _parts(model: Any, tokenizer: Any) -> Parts:
         return torch.stack(list(found.pooler_output))
 
     return Parts(
+        family=FAMILY,
         language_model=model.model.language_model,
         head=model.lm_head,
         embed_image=embed_image,

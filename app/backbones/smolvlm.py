@@ -10,8 +10,9 @@ from transformers import AutoModelForImageTextToText, Idefics3ForConditionalGene
 
 from app.errors import InvalidInputError
 
-from .decoder import Decoder, Parts, layout_of, load_whole, name_of
+from .decoder import Decoder, Parts, layout_of
 from .family import Family
+from .pretrained import whole_model
 
 FAMILY = Family(
     name="smolvlm",
@@ -35,22 +36,12 @@ def load(source: str, *, device: str, dtype: str) -> Decoder:
     Raises:
         InvalidInputError: If it is not there or not such a model.
     """
-    model, tokenizer = load_whole(
-        source, AutoModelForImageTextToText, family="smolvlm", example="HuggingFaceTB/SmolVLM-500M-Instruct"
-    )
+    model, tokenizer, name = whole_model(source, AutoModelForImageTextToText, FAMILY, dtype="auto")
     if not isinstance(model, Idefics3ForConditionalGeneration | SmolVLMForConditionalGeneration):
         raise InvalidInputError(
             f"{source!r} is a {type(model).__name__}, neither SmolVLM nor Idefics3: name the family that it is of."
         )
-    return Decoder(
-        model,
-        _parts(model, tokenizer),
-        tokenizer,
-        family="smolvlm",
-        name=name_of("smolvlm", source),
-        device=device,
-        dtype=getattr(torch, dtype),
-    )
+    return Decoder(model, _parts(model, tokenizer), tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
 
 
 def _parts(model: Any, tokenizer: Any) -> Parts:
@@ -69,6 +60,7 @@ def _parts(model: Any, tokenizer: Any) -> Parts:
         return embedded.view(len(pixels), -1, embedded.shape[-1])
 
     return Parts(
+        family=FAMILY,
         language_model=inner.text_model,
         head=model.lm_head,
         embed_image=embed_image,

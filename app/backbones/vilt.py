@@ -9,30 +9,26 @@ per image and most per prompt.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
-from safetensors import SafetensorError
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoTokenizer, ViltForImageAndTextRetrieval
+from transformers import ViltForImageAndTextRetrieval
 
-from app.errors import InvalidInputError
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
 from app.method.backbone import ImageTextScore, TextToImage, TextTokens
-from app.method.frame import Frame, fit_and_pad
 from app.method.prompts import phrase
 
 from .adapted import layer_norm, linear, share_of
 from .blip_text import replace_rows, revision_of
 from .family import Family
+from .pretrained import Loaded, whole_model
 
 FAMILY = Family(
     name="vilt",
-    models="ViLT image-text retrieval",
+    models="ViLT",
     source="dandelin/vilt-b32-finetuned-coco",
     attention="joint self-attention, text to image",
     image_text_score="match head",
@@ -56,35 +52,11 @@ def load(source: str, *, device: str, dtype: str) -> "Vilt":
     Raises:
         InvalidInputError: If it is not there or not such a model.
     """
-    if not source:
-        raise InvalidInputError("ViLT needs an id or a folder: EXEMPLAR_BACKBONE=vilt:dandelin/vilt-b32-finetuned-coco")
-    try:
-        model, found = ViltForImageAndTextRetrieval.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InvalidInputError(
-            f"No ViLT model could be read from {source!r}: give a folder that holds config.json, model.safetensors, "
-            "tokenizer.json and tokenizer_config.json, or an id of the hub while it can be reached "
-            f"({str(error).splitlines()[0]})."
-        ) from error
-    # transformers fills missing weights with random numbers and a missing vocabulary with nothing, and goes on.
-    if missing := sorted(found["missing_keys"]):
-        raise InvalidInputError(
-            f"{source!r} is not a whole ViLT retrieval model, since {len(missing)} of its weights are missing, such as "
-            f"{missing[0]}: give one that was fine-tuned for retrieval, as dandelin/vilt-b32-finetuned-coco was."
-        )
-    if tokenizer.unk_token_id in tokenizer(phrase("dog"))["input_ids"]:
-        raise InvalidInputError(
-            f"{source!r} is not a whole ViLT retrieval model, since its tokenizer knows no words: put tokenizer.json "
-            "and tokenizer_config.json, or vocab.txt, beside the weights."
-        )
-    name = f"vilt:{Path(source).name if Path(source).exists() else source}"
+    model, tokenizer, name = whole_model(source, ViltForImageAndTextRetrieval, FAMILY)
     return Vilt(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
 
 
-class Vilt:
+class Vilt(Loaded):
     """A `Backbone`; see `app.method.backbone`.
 
     An image token is two vectors side by side: its embedding, which the joint transformer reads together with each
@@ -143,25 +115,6 @@ class Vilt:
         self._longest_prompt: int = config.max_position_embeddings
         self._device, self._dtype = torch.device(device), dtype
         self._silence = self._tokens([""])
-
-    @property
-    def device(self) -> str:
-        """Where the weights are."""
-        return str(self._device)
-
-    @property
-    def dtype(self) -> str:
-        """Number format of the network."""
-        return str(self._dtype).removeprefix("torch.")
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes of the weights."""
-        return sum(p.numel() * p.element_size() for p in self._model.parameters())
-
-    def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
-        """The photo fitted into the square and padded; the padding is image too."""
-        return fit_and_pad(photo, self.input_size)
 
     @torch.no_grad()
     def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
