@@ -25,6 +25,13 @@ def class_map(
     model: BlipForImageTextRetrieval, pixels: Tensor, text: TextTokens, prompts: PromptSet, layers: Sequence[int]
 ) -> Tensor:
     """Class probabilities `[class, size, size]` of one normalised image `[3, size, size]` (paper, section 3.2)."""
+    return compete(*evidence(model, pixels, text, layers), prompts, size=pixels.shape[1])
+
+
+def evidence(
+    model: BlipForImageTextRetrieval, pixels: Tensor, text: TextTokens, layers: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Logits summed over tokens `[layer, prompt, patch]`, and image-text scores `[prompt]`."""
     heads = model.config.text_config.num_attention_heads
     image = model.vision_model(pixels[None], interpolate_pos_encoding=True).last_hidden_state
     image = image.expand(len(text.input_ids), -1, -1).contiguous()
@@ -33,17 +40,24 @@ def class_map(
             text.input_ids, attention_mask=text.attention_mask, encoder_hidden_states=image
         ).last_hidden_state
     match = (model.itm_head(hidden).softmax(dim=2)[..., 1] * text.attention_mask).amax(dim=1)
-    side = round((image.shape[1] - 1) ** 0.5)
-    maps = []
+    summed = []
     for layer in layers:
         query, key = (tensor.unflatten(2, (heads, -1)).transpose(1, 2) for tensor in caught[layer])
         logits = query @ key.mT / query.shape[-1] ** 0.5
-        strongest = logits.amax(dim=1)[..., 1:] * text.attention_mask[..., None]
-        scores = strongest.sum(dim=1).softmax(dim=0) * match[:, None]
+        summed.append((logits.amax(dim=1)[..., 1:] * text.attention_mask[..., None]).sum(dim=1))
+    return torch.stack(summed), match
+
+
+def compete(logits: Tensor, match: Tensor, prompts: PromptSet, *, size: int) -> Tensor:
+    """Prompts against each other at every patch, classes out of them, the layers' mean at full resolution."""
+    side = round(logits.shape[2] ** 0.5)
+    maps = []
+    for layer in logits:
+        scores = layer.softmax(dim=0) * match[:, None]
         background, *others = [scores[start:stop] for start, stop in prompts.spans]
         of_class = torch.stack([background.sum(dim=0), *(other.amax(dim=0) for other in others)])
         grid = of_class.view(1, -1, side, side)
-        maps.append(F.interpolate(grid, size=pixels.shape[1:], mode="bilinear", align_corners=True)[0])
+        maps.append(F.interpolate(grid, size=(size, size), mode="bilinear", align_corners=True)[0])
     mean = torch.stack(maps).mean(dim=0)
     return mean / mean.sum(dim=0)
 
