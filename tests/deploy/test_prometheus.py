@@ -64,10 +64,23 @@ def prometheus(service_url: str, tmp_path_factory: pytest.TempPathFactory, root:
              f"--web.listen-address={address}"], stdout=log, stderr=log,
         )  # fmt: skip
     try:
+        wait_until_ready(f"http://{address}")
         yield f"http://{address}"
     finally:
         process.terminate()
         process.wait(20)
+
+
+def wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            if httpx.get(f"{url}/-/ready").status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        assert time.monotonic() < deadline, "Prometheus is not ready"
+        time.sleep(0.2)
 
 
 def ask(url: str, expr: str) -> list[dict]:
@@ -80,10 +93,7 @@ def scraped(url: str, times: int) -> None:
     """Wait until the service has been read so often."""
     deadline = time.monotonic() + 60
     while True:
-        try:
-            found = ask(url, 'count_over_time(exemplar_ready{job="exemplar"}[5m])')
-        except httpx.HTTPError:
-            found = []
+        found = ask(url, 'count_over_time(exemplar_ready{job="exemplar"}[5m])')
         if found and float(found[0]["value"][1]) >= times:
             return
         assert time.monotonic() < deadline, "Prometheus has not read the service"
