@@ -249,7 +249,8 @@ def start_on(tmp_path_factory: pytest.TempPathFactory, tiny: Backbone) -> Start:
         **settings: Any,
     ) -> Iterator[Api]:
         folder = tmp_path_factory.mktemp("data")
-        few_steps = {"tune_steps": 3} | settings
+        # One thread: where tests run beside other work, the barriers of several cost seconds.
+        few_steps = {"tune_steps": 3, "threads": 1} | settings
         app = create_app(Settings(redis_url=database, data_dir=folder, **few_steps), loaded=loaded)
         store = database or f"unix://{folder}/valkey.sock"
         with TestClient(app, client=client) as http, Redis.from_url(store) as redis:
