@@ -67,6 +67,14 @@ OPERATOR = {
     "ServiceMonitor": custom(
         fields(["selector", "endpoints"], jobLabel=TEXT, selector=fields(matchLabels=TEXTS), endpoints=listed(ENDPOINT))
     ),
+    "PodMonitor": custom(
+        fields(
+            ["selector", "podMetricsEndpoints"],
+            jobLabel=TEXT,
+            selector=fields(matchLabels=TEXTS),
+            podMetricsEndpoints=listed(ENDPOINT),
+        )
+    ),
     "PrometheusRule": custom(fields(["groups"], groups=listed(fields(["name"], name=TEXT, rules=listed(RULE))))),
 }
 
@@ -383,7 +391,9 @@ def test_settings_named_in_files_and_documents_exist(documentation):
 
 def test_the_container_listens_where_its_port_is(ours, settings):
     assert ours["exemplar-api"]["ports"] == [{"name": "http", "containerPort": settings("exemplar-api").port}]
-    assert "ports" not in ours["exemplar-worker"]
+    assert ours["exemplar-worker"]["ports"] == [
+        {"name": "metrics", "containerPort": settings("exemplar-worker").metrics_port}
+    ]
 
 
 def test_services_reach_named_ports_of_existing_pods(named, pods, selected):
@@ -616,6 +626,19 @@ def test_prometheus_scrapes_the_service_under_the_job_of_the_alerts(root, named,
     assert endpoint["path"] in routes
     assert labels_of(service)[monitor["spec"]["jobLabel"]] == scrape["job_name"]
     assert "exemplar-prometheus" in named("NetworkPolicy")
+
+
+@of_the_document
+def test_prometheus_scrapes_the_workers_under_the_same_job(ours, named, selected):
+    (monitor,) = named("PodMonitor").values()
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    (port,) = ours["exemplar-worker"]["ports"]
+    policy = named("NetworkPolicy")["exemplar-prometheus-worker"]["spec"]
+
+    assert selected(monitor["spec"]["selector"]) == selected(policy["podSelector"]) == {"exemplar-worker"}
+    assert endpoint["port"] == port["name"]
+    assert policy["ingress"][0]["ports"] == [{"protocol": "TCP", "port": port["containerPort"]}]
+    assert monitor["spec"]["jobLabel"] == named("ServiceMonitor")["exemplar"]["spec"]["jobLabel"]
 
 
 def test_the_rule_is_made_of_the_alerts(root):
