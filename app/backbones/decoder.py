@@ -132,6 +132,15 @@ def layout_of(
     return Layout(ids, placeholders, placeholders[order], positions, following=len(ids))
 
 
+def tiled(
+    pixels: Float[Tensor, "batch 3 size size"], count: int
+) -> tuple[Float[Tensor, "batch tile 3 part part"], Float[Tensor, "batch 1 3 part part"]]:
+    """An image in `count` × `count` tiles, row by row, and as a whole at a tile's size."""
+    part = pixels.shape[2] // count
+    tiles = pixels.unfold(2, part, part).unfold(3, part, part).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+    return tiles, F.avg_pool2d(pixels, count)[:, None]
+
+
 class Decoder(Loaded):
     """A `Backbone` over any decoder vision-language model; see `app.method.backbone`.
 

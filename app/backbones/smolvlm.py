@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, Idefics3ForConditionalGeneration, SmolVLMForConditionalGeneration
 
 from app.errors import InvalidInputError
 
-from .decoder import Decoder, Parts, layout_of
+from .decoder import Decoder, Parts, layout_of, tiled
 from .family import Family
 from .pretrained import whole_model
 
@@ -49,10 +48,7 @@ def _parts(model: Any, tokenizer: Any) -> Parts:
     side = vision.image_size // vision.patch_size // model.config.scale_factor
 
     def embed_image(pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image hidden"]:
-        whole = F.avg_pool2d(pixels, _TILES)
-        tiles = pixels.unfold(2, vision.image_size, vision.image_size).unfold(3, vision.image_size, vision.image_size)
-        tiles = tiles.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
-        images = torch.cat([tiles, whole[:, None]], dim=1).flatten(0, 1)
+        images = torch.cat(tiled(pixels, _TILES), dim=1).flatten(0, 1)
         patches = vision.image_size // vision.patch_size
         seen = torch.ones(len(images), patches, patches, dtype=torch.bool, device=pixels.device)
         hidden = inner.vision_model(pixel_values=images, patch_attention_mask=seen).last_hidden_state

@@ -12,6 +12,8 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -61,6 +63,20 @@ def llava(folder: Path, *, changed: bool) -> str:
     )
     config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(**_TEXT), image_token_index=token("<image>"))
     return _written(LlavaForConditionalGeneration(config), folder, "llava", changed=changed)
+
+
+def llava_next(folder: Path, *, changed: bool) -> str:
+    """As LLaVA, the image in four tiles too, and a token at the end of each row."""
+    vision = CLIPVisionConfig(
+        hidden_size=22, intermediate_size=17, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=14
+    )
+    config = LlavaNextConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**_TEXT),
+        image_token_index=token("<image>"),
+        image_grid_pinpoints=[[56, 112], [112, 112]],
+    )
+    return _written(LlavaNextForConditionalGeneration(config), folder, "llava_next", changed=changed)
 
 
 def smolvlm(folder: Path, *, changed: bool) -> str:

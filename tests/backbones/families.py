@@ -12,7 +12,7 @@ from app.backbones.embedded import WEIGHTS
 from tests.backbones.albef_model import write as albef
 from tests.backbones.blip2_model import write as blip2
 from tests.backbones.bridgetower_model import write as bridgetower
-from tests.backbones.decoder_models import llava, qwen_vl, smolvlm
+from tests.backbones.decoder_models import llava, llava_next, qwen_vl, smolvlm
 from tests.backbones.vilt_model import write as vilt
 from tests.models import random_blip
 
@@ -44,6 +44,7 @@ FAMILIES: dict[str, Callable[..., str]] = {
     "albef": albef,
     "bridgetower": bridgetower,
     "llava": llava,
+    "llava_next": llava_next,
     "smolvlm": smolvlm,
     "qwen_vl": qwen_vl,
     "vilt": vilt,

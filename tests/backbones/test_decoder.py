@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import (
     AttentionInterface,
     LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
     Qwen2_5_VLForConditionalGeneration,
     SmolVLMForConditionalGeneration,
 )
@@ -29,9 +30,10 @@ from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
 from app.method.backbone import Backbone
 from tests.models import random_adapter
 
-FAMILIES = ("llava", "smolvlm", "qwen_vl")
+FAMILIES = ("llava", "llava_next", "smolvlm", "qwen_vl")
 REAL = {
     "llava": LlavaForConditionalGeneration,
+    "llava_next": LlavaNextForConditionalGeneration,
     "smolvlm": SmolVLMForConditionalGeneration,
     "qwen_vl": Qwen2_5_VLForConditionalGeneration,
 }
@@ -91,6 +93,8 @@ def run_real(model: nn.Module, backbone: Decoder, photo: np.ndarray, text: Tenso
     given: dict[str, Tensor] = {"pixel_values": pixels[None]}
     if backbone.family == "smolvlm":
         given = {"pixel_values": tiles(pixels)}
+    if backbone.family == "llava_next":  # the whole comes first
+        given = {"pixel_values": tiles(pixels).roll(1, dims=1), "image_sizes": torch.tensor([[112, 112]])}
     if backbone.family == "qwen_vl":
         processor = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, do_resize=False)
         found = processor(images=[Image.fromarray(photo)], return_tensors="pt")
@@ -109,6 +113,8 @@ def patches_of(backbone: Decoder, layer: int, prompt_tokens: int) -> Tensor:
     if backbone.family == "smolvlm":  # quarters of 4 × 4, one after the other; the whole comes last
         image = torch.cat([torch.cat([image[16 * q + 4 * y : 16 * q + 4 * y + 4] for q in pair])
                            for pair in ((0, 1), (2, 3)) for y in range(4)])  # fmt: skip
+    if backbone.family == "llava_next":  # the whole of 4 × 4, then eight rows of eight with an end each
+        image = torch.cat([image[16 + 9 * row : 16 + 9 * row + 8] for row in range(8)])
     return _seen[layer][0, :, -prompt_tokens:, image]
 
 
@@ -219,6 +225,8 @@ def test_patches_are_what_the_language_model_takes_in(backbone: Decoder, real: n
         run_real(real, backbone, photo, backbone.tokenize([WORD]).input_ids[0])
     layout = backbone._parts.layout
     image = taken[0][0, : len(layout.token_ids)][layout.token_ids == image_token(backbone)]
+    if backbone.family == "llava_next":
+        image = image[16:].view(8, 9, -1)[:, :8].flatten(0, 1)
     assert len(image) == len(features) + 16 * (backbone.family == "smolvlm")
     torch.testing.assert_close(features.sum(dim=0), image[: len(features)].sum(dim=0), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(features[0], image[0], rtol=1e-4, atol=1e-4)
