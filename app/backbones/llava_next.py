@@ -79,6 +79,6 @@ def _parts(model: Any, tokenizer: Any) -> Parts:
 
 
 def _order(side: int) -> Int[Tensor, "patch"]:
-    """Which of the image tokens is each patch: the whole image comes first, and a row of the tiles ends in a new line."""
+    """Which of the image tokens is each patch: the whole image comes first, a row of tiles ends in a new line."""
     rows = _TILES * side
     return side**2 + torch.arange(rows * (rows + 1)).view(rows, rows + 1)[:, :-1].flatten()
