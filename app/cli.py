@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from app import logs
+from app import logs, telemetry
 from app.errors import AppError, InvalidInputError, UnavailableError
 from app.settings import Settings
 
@@ -55,6 +55,7 @@ def serve(
     """Run the HTTP service."""
     settings = _settings(host=host, port=port)
     logs.configure(settings.log)
+    telemetry.configure()
     asyncio.run(_serve(settings))
 
 
@@ -65,6 +66,7 @@ def worker() -> None:
 
     settings = Settings()
     logs.configure(settings.log)
+    telemetry.configure()
     asyncio.run(run_worker(settings))
 
 

@@ -1,4 +1,4 @@
-"""Log lines as text or JSON, each with the ids of what it is about."""
+"""Log lines as text or JSON, each with the ids of what it is about, its trace's among them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
+from opentelemetry import trace
 from pythonjsonlogger.json import JsonFormatter
 
 _TEXT = "%(asctime)s %(levelname)-7s %(name)s  %(message)s%(ids)s"
@@ -36,10 +37,15 @@ def configure(form: Literal["text", "json"]) -> None:
 
 
 def _with_ids(record: logging.LogRecord) -> bool:
-    record.ids = "".join(f"  {name}={value}" for name, value in _IDS.get().items())
+    record.ids = "".join(f"  {name}={value}" for name, value in _ids().items())
     return True
 
 
 def _with_fields(record: logging.LogRecord) -> bool:
-    record.__dict__.update(_IDS.get())
+    record.__dict__.update(_ids())
     return True
+
+
+def _ids() -> dict[str, str]:
+    span = trace.get_current_span().get_span_context()
+    return {**_IDS.get(), "trace_id": trace.format_trace_id(span.trace_id)} if span.is_valid else _IDS.get()

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import Scope
 
 import app as package
 from app.api import categories, health, jobs, layers, problems, segment
@@ -16,6 +17,9 @@ from app.settings import MEBIBYTE, Settings
 from app.wiring import Service, service
 
 _MANY_IMAGES = frozenset({"/layers/rank"})
+
+# What monitoring asks every few seconds.
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 _MAX_FORM_FIELDS = 20_000
 
@@ -45,6 +49,8 @@ def create_app(
         version=package.__version__,
         description="Learns to segment a category from one example.",
         lifespan=lifespan,
+        # A span per request and none of its parts, which are the framework's; Prometheus has the metrics.
+        telemetry={"metrics": False, "logs": False, "operation_spans": False, "exclude": _is_probe},
         # A path with one slash too many is a mistake to be told, not an address to be sent to.
         redirect_slashes=False,
         # Both beyond what is refused by its own name: too many names, too long a text.
@@ -60,6 +66,10 @@ def create_app(
     app.add_middleware(Measured)
     app.add_middleware(Identified)
     return app
+
+
+def _is_probe(scope: Scope) -> bool:
+    return scope.get("path") in _PROBES
 
 
 class _Application(FastAPI):

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TypeVar
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+Labelled = TypeVar("Labelled", Counter, Histogram)
 
 # From one text pass (milliseconds) to a tuning job or a 1,000-category request (a minute).
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class Metrics:
-    """The metrics of one process, on a registry of their own so that several services can live in one test process."""
+    """The metrics of one process, on a registry of their own so that several services can live in one test process.
 
-    def __init__(self) -> None:
+    Args:
+        categories: Most categories told apart by a label; the others are `other`. 0 = no such label, for every value of
+            one is a series of its own in Prometheus.
+    """
+
+    def __init__(self, *, categories: int = 0) -> None:
+        self._most_categories = categories
+        self._categories: set[str] = set()
+        by_category = ["category"] if categories else []
         self.registry = CollectorRegistry()
         on = self.registry
         self.requests = Counter(
@@ -100,9 +113,16 @@ class Metrics:
         self.gpu_memory = Gauge(
             "exemplar_gpu_memory_bytes", "Memory of a GPU that this process's tensors take.", ["device"], registry=on
         )
+        self.gpu_utilization = Gauge(
+            "exemplar_gpu_utilization_ratio", "Share of the last second in which a GPU worked.", ["device"], registry=on
+        )
+        self.category_requests = Counter(
+            "exemplar_category_requests", "Times a taught category was asked for.", by_category, registry=on
+        )
         self.example_gain = Histogram(
             "exemplar_example_gain",
             "IoU on a category's own examples by its new adapter, less that by the words alone.",
+            by_category,
             buckets=(-0.5, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.5, 1.0),
             registry=on,
         )
@@ -117,3 +137,19 @@ class Metrics:
         self.build_info = Gauge(
             "exemplar_build_info", "Always 1; the version is in the label.", ["version"], registry=on
         )
+
+    def asked_for(self, categories: Iterable[str]) -> None:
+        """Count a request for taught categories."""
+        for name in categories:
+            self._of(self.category_requests, name).inc()
+
+    def taught(self, category: str, *, gain: float) -> None:
+        """Note what teaching brought a category."""
+        self._of(self.example_gain, category).observe(gain)
+
+    def _of(self, metric: Labelled, category: str) -> Labelled:
+        if not self._most_categories:
+            return metric
+        if len(self._categories) < self._most_categories:
+            self._categories.add(category)
+        return metric.labels(category if category in self._categories else "other")

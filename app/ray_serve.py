@@ -25,6 +25,7 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import telemetry
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class Replica:
         # Ray writes its own logger's lines to the replica's log; others have no handler in its processes.
         own, rays = logging.getLogger("app"), logging.getLogger("ray.serve")
         own.handlers, own.level = rays.handlers, logging.INFO
+        telemetry.configure()
         self._settings = _settings_of_replica()
         self._state: dict[str, Any] = {}
         self._id = serve.get_replica_context().replica_id.unique_id

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     metrics_port: int = Field(
         0, ge=0, le=65535, description="Port where `python -m app worker` serves `/metrics`; 0 = nowhere."
     )
+    metrics_categories: int = Field(
+        0, ge=0, le=1000, description="Most categories told apart in metrics, the others are `other`; 0 = none is."
+    )
     job_concurrency: int = Field(2, ge=1, le=64, description="Jobs that one process runs at a time.")
     job_redelivery_s: float = Field(30.0, ge=1.0, description="Seconds after which a dead worker's job is taken over.")
     job_ttl_s: float = Field(7 * 86400.0, ge=60.0, description="Seconds that an ended job can be read.")

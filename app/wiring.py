@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
     Raises:
         AppError: If a part can't be started; the sentence says what to do.
     """
-    metrics = Metrics()
+    metrics = Metrics(categories=settings.metrics_categories)
     metrics.build_info.labels(app.__version__).set(1)
     async with AsyncExitStack() as stack:
         url = settings.redis_url or await _embedded_server(settings, stack)
@@ -117,8 +118,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             lane = stack.enter_context(_lane(backbone, settings, metrics))
             models.add(Model(backbone, lane, load))
             if backbone.device.startswith("cuda"):
-                taken = partial(torch.cuda.memory_allocated, backbone.device)
-                metrics.gpu_memory.labels(backbone.device).set_function(taken)
+                _watch_gpu(backbone.device, metrics)
             del backbone  # a model that must sleep for the next one is in nobody's hands
         torch.set_num_threads(1)
         jobs = JobStore(client, ttl_s=settings.job_ttl_s)
@@ -308,6 +308,13 @@ def _lane(backbone: Backbone, settings: Settings, metrics: Metrics) -> Lane:
     # On a GPU two keep it busy: one request's photo is made ready while another's is computed.
     side_by_side = threads if backbone.device == "cpu" else 2
     return Lane(backbone.name, limit=settings.queue_limit, threads=threads, side_by_side=side_by_side, metrics=metrics)
+
+
+def _watch_gpu(device: str, metrics: Metrics) -> None:
+    """Tell what a GPU does whenever the metrics are read."""
+    metrics.gpu_memory.labels(device).set_function(partial(torch.cuda.memory_allocated, device))
+    if find_spec("pynvml"):  # NVIDIA's own library, of the extra `gpu`; torch asks through it
+        metrics.gpu_utilization.labels(device).set_function(lambda: torch.cuda.utilization(device) / 100)
 
 
 async def _embedded_server(settings: Settings, stack: AsyncExitStack) -> str:

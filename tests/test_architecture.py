@@ -20,12 +20,13 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "app.errors": (),
     "app.metrics": (),
     "app.logs": (),
+    "app.telemetry": (),
     "app.settings": (),
     "app.method": (),
     "app.backbones": ("app.method", "app.errors"),
     # Of the method, the store knows the two values that it keeps.
     "app.storage": ("app.method.adapter", "app.method.infoscore", "app.errors"),
-    "app.services": ("app.method", "app.storage", "app.metrics", "app.errors", "app.logs"),
+    "app.services": ("app.method", "app.storage", "app.metrics", "app.errors", "app.logs", "app.telemetry"),
     # Golden cases are of BLIP, whatever else is loaded.
     "app.services.parity": ("app.method", "app.errors", "app.backbones.blip"),
     # Of the store, HTTP knows the records that it shows and how names become ids; of the method, the outside forms of
@@ -53,7 +54,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     # Ways in, each thin.
     "app.main": ("app.__version__", "app.api", "app.wiring", "app.settings", "app.method.backbone"),
     "app.worker": ("app.wiring", "app.settings", "app.errors"),
-    "app.ray_serve": ("app.main", "app.wiring", "app.settings"),
+    "app.ray_serve": ("app.main", "app.wiring", "app.settings", "app.telemetry"),
     "app.cli": EVERYTHING,
     "app.__main__": ("app.cli",),
     # What the command line is made of.
@@ -64,7 +65,17 @@ ARROWS: dict[str, tuple[str, ...]] = {
 
 # The method is plain torch: no model library, no store, no HTTP.
 OUTSIDE_OF_METHOD = {"jaxtyping", "numpy", "PIL", "pycocotools", "safetensors", "torch"}
-OUTSIDE_OF_API = {"fastapi", "numpy", "PIL", "prometheus_client", "pydantic", "pydantic_core", "redis", "starlette"}
+OUTSIDE_OF_API = {
+    "fastapi",
+    "numpy",
+    "opentelemetry",
+    "PIL",
+    "prometheus_client",
+    "pydantic",
+    "pydantic_core",
+    "redis",
+    "starlette",
+}
 
 MODULES = sorted(APP.rglob("*.py"))
 

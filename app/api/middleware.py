@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 
+from opentelemetry import trace
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -75,6 +76,7 @@ class Identified:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
+        trace.get_current_span().set_attribute("exemplar.request_id", request_id)
         with logs.about(request_id=request_id):
             await self._app(scope, receive, named)
 

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
@@ -15,6 +17,7 @@ import torch
 
 from app.errors import OverloadedError, UnavailableError
 from app.metrics import Metrics
+from app.telemetry import tracer
 
 Result = TypeVar("Result")
 Kind = Literal["segment", "tune", "rank"]
@@ -82,6 +85,20 @@ class Lane:
             OverloadedError: If the queue is full; jobs' steps are always taken.
             UnavailableError: If the lane is closed.
         """
+        with tracer.start_as_current_span(f"{kind} on the lane", attributes={"exemplar.backbone": self.name}):
+            return await asyncio.wrap_future(self._submit(call, kind))
+
+    def close(self) -> None:
+        """Finish the calls in the queue and end the thread."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._calls.put(None)
+        self._thread.join()
+
+    def _submit(self, call: Callable[[], Result], kind: Kind) -> Future[Result]:
+        """Put a call into the queue; its caller's context, trace and ids, goes with it."""
         future: Future[Result] = Future()
         with self._lock:
             if self._closed:
@@ -94,18 +111,9 @@ class Lane:
                     )
                 self._waiting.add(future)
                 self._metrics.queue_depth.labels(self.name).set(len(self._waiting))
-            self._calls.put(_Call(call, future, kind, time.perf_counter()))
+            self._calls.put(_Call(partial(copy_context().run, call), future, kind, time.perf_counter()))
         future.add_done_callback(self._leave)
-        return await asyncio.wrap_future(future)
-
-    def close(self) -> None:
-        """Finish the calls in the queue and end the thread."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._calls.put(None)
-        self._thread.join()
+        return future
 
     def _leave(self, future: Future[Any]) -> None:
         """Take a call out of the count: it begins, or its caller has gone."""

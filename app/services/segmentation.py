@@ -28,6 +28,7 @@ from app.services.image_cache import ImageCache
 from app.services.models import Models
 from app.storage import keys
 from app.storage.categories import CategoryRecord, CategoryStore
+from app.telemetry import tracer
 
 # A category with less than this share of the best class's score everywhere is not in the photo. Of a hundred names
 # asked for in two of the examples' photos four are kept, and 99.8 % of the refined labels are those of all hundred.
@@ -212,10 +213,10 @@ class Segmentation:
             backbone = await self._models.awake(model)
             asked = await self._asked(request, backbone)
             chosen = (await self._models.layers_of(model)).layers
-        with clock.stage("queue"):  # waiting and computing; the lane's own stages are taken off below
-            predict = partial(self._predict, backbone, request, asked, chosen)
-            maps, match, layers, spent = await model.lane.run(predict, kind="segment")
-        clock.ms["queue"] = max(0.0, clock.ms["queue"] - sum(spent.values()))
+        predict = partial(self._predict, backbone, request, asked, chosen)
+        asked_at = time.perf_counter()
+        maps, match, layers, spent = await model.lane.run(predict, kind="segment")
+        clock.ms["queue"] = max(0.0, (time.perf_counter() - asked_at) * 1000 - sum(spent.values()))
         clock.ms.update(spent)
         with clock.stage("resize"):
             labels, best = await asyncio.to_thread(maps.best)
@@ -238,6 +239,7 @@ class Segmentation:
                     "request (EXEMPLAR_MAX_CATEGORIES): name those you want.",
                     field="categories",
                 )
+        self._metrics.asked_for(record.name for record in records if record)
         adapters: list[Adapter | None] = [None] * len(records)
         if request.adapters:
             adapters = await self._cache.get_many(records)
@@ -325,10 +327,11 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what happens inside."""
+        """Time what happens inside, and make it a span."""
         started = time.perf_counter()
         try:
-            yield
+            with tracer.start_as_current_span(name):
+                yield
         finally:
             self.ms[name] = (time.perf_counter() - started) * 1000
 

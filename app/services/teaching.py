@@ -161,7 +161,7 @@ class Teaching:
         adapter = await model.lane.run(partial(finished_adapter, tuning, category, model.backbone), kind="tune")
         numbered = replace(adapter, version=await self._categories.next_version(category.id))
         await self._categories.commit(category.id, numbered, generation=job.generation)
-        self._metrics.example_gain.observe(adapter.example_iou - adapter.zero_shot_example_iou)
+        self._metrics.taught(category.name, gain=adapter.example_iou - adapter.zero_shot_example_iou)
 
     async def _conclude(self, job: Job, category_id: str) -> None:
         """End the job by what the category says: this run may have committed, or one before it that died then."""

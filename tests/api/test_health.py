@@ -135,3 +135,23 @@ class TestMetrics:
         assert value(api, "exemplar_backbone_warm", backbone="tiny", revision=tiny.revision) == 1
         assert value(api, "exemplar_backbone_memory_bytes", backbone="tiny", device="cpu") == tiny.memory_bytes
         assert any(name == "exemplar_build_info" and number == 1 for (name, _), number in samples(api).items())
+
+    def test_what_teaching_brought_is_told_without_the_category(self, api) -> None:
+        api.taught("cat")
+        api.segment("cat", "sofa")
+        assert value(api, "exemplar_category_requests_total") == 1
+        assert value(api, "exemplar_example_gain_count") == 1
+
+    def test_categories_are_told_apart_up_to_a_cap_if_that_is_wanted(self, start) -> None:
+        with start(metrics_categories=2) as api:
+            for name in ("cat", "dog", "cow"):
+                api.taught(name)
+            api.segment("cat", "cow", "sofa")
+            api.segment("cow", "dog")
+            asked = {
+                name: value(api, "exemplar_category_requests_total", category=name)
+                for name in ("cat", "dog", "cow", "sofa", "other")
+            }
+            assert asked == {"cat": 1, "dog": 1, "cow": 0, "sofa": 0, "other": 2}
+            for name in ("cat", "dog", "other"):
+                assert value(api, "exemplar_example_gain_count", category=name) == 1

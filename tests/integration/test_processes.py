@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Self
 
 import httpx2
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.storage.server import EmbeddedServer
@@ -222,3 +228,85 @@ def streams_events(service: Service, photo: bytes, mask: bytes) -> None:
     assert '"status":"succeeded"' in lines[-1][1]
     assert len(lines) > 2
     assert lines[0][0] < lines[-1][0]
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """What takes spans over OTLP."""
+    with Collector() as running:
+        yield running
+
+
+class Collector(ThreadingHTTPServer):
+    """Takes spans over OTLP/HTTP and keeps them."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Takes)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.spans: list[tuple[str, Span]] = []
+        self._thread = threading.Thread(target=self.serve_forever)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+    def one(self, name: str) -> Span:
+        (found,) = (span for _, span in self.spans if span.name == name)
+        return found
+
+
+class _Takes(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        sent = ExportTraceServiceRequest.FromString(
+            gzip.decompress(body) if self.headers.get("content-encoding") else body
+        )
+        for resource in sent.resource_spans:
+            (service,) = (a.value.string_value for a in resource.resource.attributes if a.key == "service.name")
+            self.server.spans += [(service, span) for scope in resource.scope_spans for span in scope.spans]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Not in the test's output."""
+
+
+def test_a_trace_goes_from_the_request_to_the_stages_and_to_the_job(run, collector, monkeypatch, photo, mask) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+    with serving(run) as service:
+        assert service.wait(service.teach("cup", photo, mask))["status"] == "succeeded"
+        answer = service.http.post("/segment", files={"image": photo}, data={"categories": "cup"})
+        assert answer.status_code == 200, answer.text
+        service.http.get("/metrics")
+        assert service.process.end(signal.SIGTERM) == 0
+    assert {name for name, _ in collector.spans} == {"exemplar"}
+    request, on_lane = collector.one("POST /segment"), collector.one("segment on the lane")
+    for name in ("load", "resize", "masks", on_lane.name):
+        assert collector.one(name).parent_span_id == request.span_id
+    for name in ("preprocess", "encode_image", "attend", "refine"):
+        assert collector.one(name).parent_span_id == on_lane.span_id
+    ids = {a.key: a.value.string_value for a in request.attributes}
+    assert ids["exemplar.request_id"] == answer.headers["x-request-id"]
+    taught = collector.one("POST /categories/{name}/example")
+    steps = [span for _, span in collector.spans if span.name == "tune on the lane"]
+    assert len(steps) >= 3
+    (job,) = (span for _, span in collector.spans if taught.trace_id in {link.trace_id for link in span.links})
+    assert {step.trace_id for step in steps} == {job.trace_id}
+    assert not any("metrics" in span.name for _, span in collector.spans)
+
+
+def test_without_a_collector_that_answers_the_service_works_and_stops(run, monkeypatch, photo) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    with serving(run) as service:
+        assert service.http.post("/segment", files={"image": photo}, data={"categories": "cup"}).status_code == 200
+        began = time.monotonic()
+        assert service.process.end(signal.SIGTERM) == 0
+        assert time.monotonic() - began < 20
