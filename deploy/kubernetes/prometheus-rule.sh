@@ -1,5 +1,5 @@
 #!/bin/sh
-# Prints the alerts of deploy/prometheus as a PrometheusRule, so that they are written once:
+# Prints the recording rules and alerts of deploy/prometheus as a PrometheusRule, so that they are written once:
 #   sh deploy/kubernetes/prometheus-rule.sh | kubectl apply --namespace exemplar --filename -
 set -eu
 cat <<'HEAD'
@@ -12,4 +12,6 @@ metadata:
     app.kubernetes.io/part-of: exemplar
 spec:
 HEAD
-sed 's/^/  /' "$(dirname "$0")/../prometheus/alerts.yml"
+rules="$(dirname "$0")/../prometheus"
+sed 's/^/  /' "$rules/recording.yml"
+sed '/^groups:$/d; s/^/  /' "$rules/alerts.yml" # goes on with the list that is open

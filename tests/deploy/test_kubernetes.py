@@ -62,7 +62,9 @@ def custom(spec):
 # No package has the Prometheus Operator's schemas as they are. These are the fields of its v1 API that we use; one
 # that is not among them is a typing error until added.
 ENDPOINT = fields(["port"], port=TEXT, path=TEXT, interval=TEXT)
-RULE = fields(["alert", "expr"], **{"alert": TEXT, "expr": TEXT, "for": TEXT, "labels": TEXTS, "annotations": TEXTS})
+ALERT = fields(["alert", "expr"], **{"alert": TEXT, "expr": TEXT, "for": TEXT, "labels": TEXTS, "annotations": TEXTS})
+RECORDING = fields(["record", "expr"], record=TEXT, expr=TEXT)
+RULE = {"oneOf": [ALERT, RECORDING]}
 OPERATOR = {
     "ServiceMonitor": custom(
         fields(["selector", "endpoints"], jobLabel=TEXT, selector=fields(matchLabels=TEXTS), endpoints=listed(ENDPOINT))
@@ -641,13 +643,16 @@ def test_prometheus_scrapes_the_workers_under_the_same_job(ours, named, selected
     assert monitor["spec"]["jobLabel"] == named("ServiceMonitor")["exemplar"]["spec"]["jobLabel"]
 
 
-def test_the_rule_is_made_of_the_alerts(root):
+def test_the_rule_is_made_of_the_recording_rules_and_the_alerts(root):
     made = subprocess.run(["sh", FOLDER / "prometheus-rule.sh"], capture_output=True, text=True, check=True)
     rule = yaml.safe_load(made.stdout)
-    alerts = yaml.safe_load((root / "deploy/prometheus/alerts.yml").read_text(encoding="utf-8"))
+    recording, alerts = (
+        yaml.safe_load((root / f"deploy/prometheus/{name}.yml").read_text(encoding="utf-8"))
+        for name in ("recording", "alerts")
+    )
 
     check_schema(rule, VERSIONS[-1])
-    assert rule["spec"] == alerts
+    assert rule["spec"] == {"groups": [*recording["groups"], *alerts["groups"]]}
 
 
 def test_the_document_names_what_there_is(documentation):
