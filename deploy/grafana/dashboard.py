@@ -1,6 +1,7 @@
-"""Writes dashboards/exemplar.json. Edit the panels here, then run `python deploy/grafana/dashboard.py`.
+"""Writes dashboards/*.json. Edit the panels here, then run `python deploy/grafana/dashboard.py`.
 
-The result keeps the rules of grafana/dashboard-linter; tests/deploy/test_dashboard.py holds it to them.
+One dashboard for each who looks: whoever is on call (service), whoever teaches (teaching), whoever tunes the machine
+(model). They keep the rules of grafana/dashboard-linter; tests/deploy/test_dashboard.py holds them to these.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-DASHBOARD = Path(__file__).parent / "dashboards" / "exemplar.json"
+FOLDER = Path(__file__).parent / "dashboards"
 
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _SELECTED = 'job=~"$job", instance=~"$instance"'
@@ -19,15 +20,30 @@ _ROW_WIDTH = 24  # Grafana's grid
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One panel. `queries` maps a PromQL expression to its legend; a `stat` shows the latest value, large."""
+    """One panel. `queries` maps a PromQL expression to its legend.
+
+    A `stat` shows the latest value, large; `bars` one bar for each latest value, `buckets` one for each bucket of a
+    histogram. `signed` values may be below 0.
+    """
 
     title: str
     description: str
     unit: str
     queries: dict[str, str]
-    kind: Literal["timeseries", "stat"] = "timeseries"
+    kind: Literal["timeseries", "stat", "bars", "buckets"] = "timeseries"
     width: int = 8
+    height: int = 8
     stacked: bool = False
+    signed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dashboard:
+    """One dashboard: rows of panels, by title."""
+
+    title: str
+    description: str
+    rows: dict[str, list[Panel]]
 
 
 def now(metric: str, *, more: str = "") -> str:
@@ -35,19 +51,29 @@ def now(metric: str, *, more: str = "") -> str:
 
 
 def rate(metric: str, *, by: str = "", more: str = "") -> str:
-    return _sum(f"rate({now(metric, more=more)}[$__rate_interval])", by=by)
+    return total(f"rate({now(metric, more=more)}[$__rate_interval])", by=by)
 
 
-def increase(metric: str, *, by: str = "") -> str:
-    return _sum(f"increase({now(metric)}[$__rate_interval])", by=by)
+def increase(metric: str, *, by: str = "", over: str = "$__rate_interval") -> str:
+    return total(f"increase({now(metric)}[{over}])", by=by)
 
 
 def quantile(share: float, histogram: str, *, by: str = "") -> str:
     return f"histogram_quantile({share}, {rate(f'{histogram}_bucket', by=f'le, {by}' if by else 'le')})"
 
 
-def _sum(vector: str, *, by: str) -> str:
+def total(vector: str, *, by: str = "") -> str:
     return f"sum by ({by}) ({vector})" if by else f"sum({vector})"
+
+
+def gain_quantile(share: float, *, by: str = "") -> str:
+    """Of all gains since the processes started.
+
+    Not a rate: teaching is rare, and a category's first gain, which is often its only one, brings its series into being
+    at 1, which a rate doesn't see. Nor a mean: what can be negative has no `_sum` that could be counted up.
+    """
+    counts = total(now("exemplar_example_gain_bucket"), by=f"le, {by}" if by else "le")
+    return f"histogram_quantile({share}, {counts})"
 
 
 # `or vector(0)`: a counter with labels has no series before its first event, and no errors is 0, not "no data".
@@ -55,251 +81,394 @@ _ERRORS = "(" + rate("exemplar_requests_total", more=', status=~"5.."') + " or v
 _HITS, _MISSES = rate("exemplar_adapter_cache_hits_total"), rate("exemplar_adapter_cache_misses_total")
 _PHOTO_HITS, _PHOTO_MISSES = rate("exemplar_image_cache_hits_total"), rate("exemplar_image_cache_misses_total")
 
-ROWS: dict[str, list[Panel]] = {
-    "Overview": [
-        Panel(
-            title="Ready",
-            description="Whether every selected instance answered its last readiness probe with 200.",
-            unit="bool_yes_no",
-            kind="stat",
-            width=4,
-            queries={f"min({now('exemplar_ready')})": "ready"},
-        ),
-        Panel(
-            title="Version",
-            description="Instances by version; two versions at once are a rollout under way.",
-            unit="short",
-            kind="stat",
-            width=4,
-            queries={f"sum by (version) ({now('exemplar_build_info')})": "{{version}}"},
-        ),
-        Panel(
-            title="Request rate by route",
-            description="Requests per second, by route template.",
-            unit="reqps",
-            queries={rate("exemplar_requests_total", by="route"): "{{route}}"},
-        ),
-        Panel(
-            title="Error ratio",
-            description="Share of the requests answered with a 5xx, the 503 of a full queue among them.",
-            unit="percentunit",
-            queries={f"{_ERRORS} / {rate('exemplar_requests_total')}": "5xx"},
-        ),
-        Panel(
-            title="Latency by route, median",
-            description="Half of the requests are answered faster. An event stream lasts as long as its job.",
-            unit="s",
-            queries={quantile(0.5, "exemplar_request_duration_seconds", by="route"): "{{route}}"},
-        ),
-        Panel(
-            title="Latency by route, p95",
-            description="One request in twenty is answered slower. An event stream lasts as long as its job.",
-            unit="s",
-            queries={quantile(0.95, "exemplar_request_duration_seconds", by="route"): "{{route}}"},
-        ),
-        Panel(
-            title="Requests under way",
-            description="HTTP requests being answered.",
-            unit="short",
-            width=4,
-            queries={f"sum({now('exemplar_inflight_requests')})": "requests"},
-        ),
-        Panel(
-            title="Rejected requests",
-            description="Requests per second refused before any work, by reason.",
-            unit="reqps",
-            width=4,
-            queries={rate("exemplar_rejected_total", by="reason"): "{{reason}}"},
-        ),
-    ],
-    "Model": [
-        Panel(
-            title="Queue depth",
-            description="Calls waiting for a model. At EXEMPLAR_QUEUE_LIMIT the next one is answered 503.",
-            unit="short",
-            queries={f"sum by (backbone) ({now('exemplar_queue_depth')})": "{{backbone}}"},
-        ),
-        Panel(
-            title="Queue wait, p95",
-            description="Time from asking for a model to having it; one call in twenty waits longer.",
-            unit="s",
-            queries={quantile(0.95, "exemplar_queue_wait_seconds", by="backbone, kind"): "{{backbone}} {{kind}}"},
-        ),
-        Panel(
-            title="Calls side by side",
-            description="Calls that a model answers at once, in the mean. Above one, requests wait for each other.",
-            unit="short",
-            queries={
-                f"{rate('exemplar_lane_batch_size_sum', by='backbone')} / "
-                f"{rate('exemplar_lane_batch_size_count', by='backbone')}": "{{backbone}}"
-            },
-        ),
-        Panel(
-            title="Lane busy",
-            description="Share of the time in which a model works, by kind of work; near 100 % requests queue up.",
-            unit="percentunit",
-            stacked=True,
-            queries={rate("exemplar_lane_busy_seconds_total", by="backbone, kind"): "{{backbone}} {{kind}}"},
-        ),
-        Panel(
-            title="GPU memory",
-            description="Memory of a GPU that the models' tensors take; empty on a CPU.",
-            unit="bytes",
-            queries={f"sum by (device) ({now('exemplar_gpu_memory_bytes')})": "{{device}}"},
-        ),
-        Panel(
-            title="Stage duration, p95",
-            description="Time of each stage of a segmentation, as in timings_ms; one in twenty takes longer.",
-            unit="s",
-            queries={
-                quantile(0.95, "exemplar_inference_duration_seconds", by="backbone, stage"): "{{backbone}} {{stage}}"
-            },
-        ),
-        Panel(
-            title="Model seconds per second, by stage",
-            description="How many seconds each stage takes out of every second: where the time of the model goes.",
-            unit="short",
-            stacked=True,
-            queries={rate("exemplar_inference_duration_seconds_sum", by="backbone, stage"): "{{backbone}} {{stage}}"},
-        ),
-        Panel(
-            title="Backbone warm",
-            description="Whether a model has answered its warm-up on every selected instance.",
-            unit="bool_yes_no",
-            kind="stat",
-            queries={f"min by (backbone, revision) ({now('exemplar_backbone_warm')})": "{{backbone}} {{revision}}"},
-        ),
-        Panel(
-            title="Backbone memory",
-            description="Memory of the models' weights, over all selected instances.",
-            unit="bytes",
-            queries={f"sum by (backbone, device) ({now('exemplar_backbone_memory_bytes')})": "{{backbone}} {{device}}"},
-        ),
-        Panel(
-            title="Models loaded again, p95",
-            description="Time to read a model that slept for want of memory; its requests wait for it.",
-            unit="s",
-            queries={quantile(0.95, "exemplar_backbone_load_seconds", by="backbone"): "{{backbone}}"},
-        ),
-        Panel(
-            title="Models dropped",
-            description="Models whose weights made room for another's. Often: raise EXEMPLAR_BACKBONE_MEMORY_BYTES.",
-            unit="short",
-            queries={increase("exemplar_backbone_evictions_total"): "dropped"},
-        ),
-    ],
-    "Jobs": [
-        Panel(
-            title="Jobs running",
-            description="Jobs that the selected instances work on, by kind.",
-            unit="short",
-            width=6,
-            queries={f"sum by (kind) ({now('exemplar_jobs_running')})": "{{kind}}"},
-        ),
-        Panel(
-            title="Gain of one example, median",
-            description="IoU on a category's own examples by its adapter, less that by the words alone.",
-            unit="percentunit",
-            width=6,
-            queries={quantile(0.5, "exemplar_example_gain"): "gain"},
-        ),
-        Panel(
-            title="Jobs ended, by outcome",
-            description="Jobs that ended in the rate window before each point.",
-            unit="short",
-            width=6,
-            stacked=True,
-            queries={increase("exemplar_jobs_total", by="kind, outcome"): "{{kind}} {{outcome}}"},
-        ),
-        Panel(
-            title="Job duration, p95",
-            description="Time from a job's start to its end; one in twenty takes longer.",
-            unit="s",
-            width=6,
-            queries={quantile(0.95, "exemplar_job_duration_seconds", by="kind"): "{{kind}}"},
-        ),
-        Panel(
-            title="Redeliveries",
-            description="Jobs taken over from a worker that died or stopped, in the rate window before each point.",
-            unit="short",
-            width=6,
-            queries={increase("exemplar_job_redeliveries_total"): "redeliveries"},
-        ),
-    ],
-    "Photos": [
-        Panel(
-            title="Photos found encoded",
-            description="Share of the photos asked for that were encoded before and still in memory.",
-            unit="percentunit",
-            queries={f"{_PHOTO_HITS} / ({_PHOTO_HITS} + {_PHOTO_MISSES})": "hits"},
-        ),
-        Panel(
-            title="Photo cache",
-            description="Memory held by encoded photos; EXEMPLAR_IMAGE_CACHE_BYTES bounds it.",
-            unit="bytes",
-            queries={now("exemplar_image_cache_bytes"): "{{instance}}"},
-        ),
-    ],
-    "Adapters": [
-        Panel(
-            title="Cache hit ratio",
-            description="Share of the adapters asked for that were in memory.",
-            unit="percentunit",
-            queries={f"{_HITS} / ({_HITS} + {_MISSES})": "hits"},
-        ),
-        Panel(
-            title="Evictions",
-            description="Adapters dropped from memory per second. If it lasts, raise EXEMPLAR_ADAPTER_CACHE_BYTES.",
-            unit="ops",
-            queries={rate("exemplar_adapter_cache_evictions_total", by="instance"): "{{instance}}"},
-        ),
-        Panel(
-            title="Load time, p95",
-            description="Time to read one adapter from the store; one in twenty takes longer.",
-            unit="s",
-            queries={quantile(0.95, "exemplar_adapter_load_seconds"): "load"},
-        ),
-        Panel(
-            title="Adapters loaded",
-            description="Adapters in memory, by instance.",
-            unit="short",
-            width=12,
-            queries={now("exemplar_adapters_loaded"): "{{instance}}"},
-        ),
-        Panel(
-            title="Adapter memory",
-            description="Memory held by loaded adapters, by instance.",
-            unit="bytes",
-            width=12,
-            queries={now("exemplar_adapter_cache_bytes"): "{{instance}}"},
-        ),
-    ],
-    "Store": [
-        Panel(
-            title="Store probe, p95",
-            description="Time of one write to the store, by /readyz.",
-            unit="s",
-            queries={quantile(0.95, "exemplar_redis_probe_seconds"): "p95"},
-        ),
-        Panel(
-            title="Store up",
-            description="Whether the store answered each instance's last probe.",
-            unit="bool_yes_no",
-            kind="stat",
-            width=24,
-            queries={now("exemplar_redis_up"): "{{instance}}"},
-        ),
-    ],
-}
+_IF_TOLD_APART = "Without EXEMPLAR_METRICS_CATEGORIES categories aren't told apart: one line without a name."
+
+SERVICE = Dashboard(
+    title="Exemplar: service",
+    description="Does it serve, how fast, how full is it: rate, errors, duration, saturation.",
+    rows={
+        "Now": [
+            Panel(
+                title="Ready",
+                description="Whether every selected instance answered its last readiness probe with 200.",
+                unit="bool_yes_no",
+                kind="stat",
+                width=6,
+                height=4,
+                queries={f"min({now('exemplar_ready')})": "ready"},
+            ),
+            Panel(
+                title="Store up",
+                description="Whether the store answered the last probe of every selected instance.",
+                unit="bool_yes_no",
+                kind="stat",
+                width=6,
+                height=4,
+                queries={f"min({now('exemplar_redis_up')})": "up"},
+            ),
+            Panel(
+                title="Requests per second",
+                description="Requests answered per second, whatever the answer.",
+                unit="reqps",
+                kind="stat",
+                width=6,
+                height=4,
+                queries={rate("exemplar_requests_total"): "requests"},
+            ),
+            Panel(
+                title="Version",
+                description="Instances by version; two versions at once are a rollout under way.",
+                unit="short",
+                kind="stat",
+                width=6,
+                height=4,
+                queries={f"sum by (version) ({now('exemplar_build_info')})": "{{version}}"},
+            ),
+        ],
+        "Rate and errors": [
+            Panel(
+                title="Request rate by route",
+                description="Requests per second, by route template; `none` is an address that no route has.",
+                unit="reqps",
+                queries={rate("exemplar_requests_total", by="route"): "{{route}}"},
+            ),
+            Panel(
+                title="Answers by status",
+                description="Requests per second, by the status of their answers.",
+                unit="reqps",
+                stacked=True,
+                queries={rate("exemplar_requests_total", by="status"): "{{status}}"},
+            ),
+            Panel(
+                title="Error ratio",
+                description="Share of the requests answered with a 5xx, the 503 of a full queue among them.",
+                unit="percentunit",
+                queries={f"{_ERRORS} / {rate('exemplar_requests_total')}": "5xx"},
+            ),
+        ],
+        "Duration": [
+            Panel(
+                title="Latency by route, median",
+                description="Half of the requests are answered faster. An event stream lasts as long as its job.",
+                unit="s",
+                width=12,
+                queries={quantile(0.5, "exemplar_request_duration_seconds", by="route"): "{{route}}"},
+            ),
+            Panel(
+                title="Latency by route, p95",
+                description="One request in twenty is answered slower. An event stream lasts as long as its job.",
+                unit="s",
+                width=12,
+                queries={quantile(0.95, "exemplar_request_duration_seconds", by="route"): "{{route}}"},
+            ),
+        ],
+        "Saturation": [
+            Panel(
+                title="Lane busy",
+                description="Share of the time in which an instance's model works; near 100 % requests queue up.",
+                unit="percentunit",
+                queries={
+                    rate("exemplar_lane_busy_seconds_total", by="instance, backbone"): "{{instance}} {{backbone}}"
+                },
+            ),
+            Panel(
+                title="Queue depth",
+                description="Calls waiting for a model. At EXEMPLAR_QUEUE_LIMIT the next one is answered 503.",
+                unit="short",
+                queries={f"sum by (backbone) ({now('exemplar_queue_depth')})": "{{backbone}}"},
+            ),
+            Panel(
+                title="Requests under way",
+                description="HTTP requests being answered, this scrape among them.",
+                unit="short",
+                queries={f"sum({now('exemplar_inflight_requests')})": "requests"},
+            ),
+            Panel(
+                title="Rejected requests",
+                description="Requests per second refused before any work, by reason.",
+                unit="reqps",
+                width=12,
+                queries={rate("exemplar_rejected_total", by="reason"): "{{reason}}"},
+            ),
+            Panel(
+                title="Store probe, p95",
+                description="Time of one write to the store, by /readyz.",
+                unit="s",
+                width=12,
+                queries={quantile(0.95, "exemplar_redis_probe_seconds"): "p95"},
+            ),
+        ],
+    },
+)
+
+TEACHING = Dashboard(
+    title="Exemplar: teaching",
+    description="Do jobs end well and soon, and what does one example bring over the words alone.",
+    rows={
+        "Jobs": [
+            Panel(
+                title="Jobs running",
+                description="Jobs that the selected instances work on, by kind.",
+                unit="short",
+                queries={f"sum by (kind) ({now('exemplar_jobs_running')})": "{{kind}}"},
+            ),
+            Panel(
+                title="Jobs ended, by outcome",
+                description="Jobs that ended in the rate window before each point.",
+                unit="short",
+                stacked=True,
+                queries={increase("exemplar_jobs_total", by="kind, outcome"): "{{kind}} {{outcome}}"},
+            ),
+            Panel(
+                title="Time to taught",
+                description="From a job's start to its end. 60 s is the last bucket: what takes longer reads 60 s.",
+                unit="s",
+                queries={
+                    quantile(0.5, "exemplar_job_duration_seconds", by="kind"): "{{kind}} median",
+                    quantile(0.95, "exemplar_job_duration_seconds", by="kind"): "{{kind}} p95",
+                },
+            ),
+            Panel(
+                title="Examples sent",
+                description="Requests per second that bring an example, by the status of their answers.",
+                unit="reqps",
+                queries={
+                    rate(
+                        "exemplar_requests_total", by="status", more=', route="/categories/{name}/example"'
+                    ): "{{status}}"
+                },
+            ),
+            Panel(
+                title="Failed share",
+                description="Jobs that failed among those that ended; cancelled and superseded ones did not fail.",
+                unit="percentunit",
+                queries={
+                    rate("exemplar_jobs_total", more=', outcome="failed"')
+                    + " / "
+                    + rate("exemplar_jobs_total"): "failed"
+                },
+            ),
+            Panel(
+                title="Redeliveries",
+                description="Jobs taken over from a worker that died or stopped, in the rate window before each point.",
+                unit="short",
+                queries={increase("exemplar_job_redeliveries_total"): "redeliveries"},
+            ),
+        ],
+        "Gain of one example": [
+            Panel(
+                title="Gain over the words",
+                description="IoU on a category's own examples by its adapter, less that by the words alone: "
+                "of all since the processes started.",
+                unit="percentunit",
+                signed=True,
+                queries={
+                    gain_quantile(0.9): "best tenth above",
+                    gain_quantile(0.5): "median",
+                    gain_quantile(0.1): "worst tenth below",
+                },
+            ),
+            Panel(
+                title="Gains by size",
+                description="How many gains were up to each bound and above the one before, since the processes "
+                "started. Up to 0.0 the example did not help.",
+                unit="short",
+                kind="buckets",
+                queries={f"sum by (le) ({now('exemplar_example_gain_bucket')})": "{{le}}"},
+            ),
+            Panel(
+                title="Worst categories",
+                description="Least median gain since the processes started, estimated within its bucket. "
+                + _IF_TOLD_APART,
+                unit="percentunit",
+                kind="bars",
+                signed=True,
+                queries={f"bottomk(10, {gain_quantile(0.5, by='category')})": "{{category}}"},
+            ),
+        ],
+        "Demand": [
+            Panel(
+                title="Most asked categories",
+                description="Times that taught categories were asked for in the time range. " + _IF_TOLD_APART,
+                unit="short",
+                kind="bars",
+                width=24,
+                queries={
+                    f"topk(10, {increase('exemplar_category_requests_total', by='category', over='$__range')})": (
+                        "{{category}}"
+                    )
+                },
+            ),
+        ],
+    },
+)
+
+MODEL = Dashboard(
+    title="Exemplar: model",
+    description="Where the model's time and memory go: stages, lane, caches, weights, GPU.",
+    rows={
+        "Stages": [
+            Panel(
+                title="Stage duration, p95",
+                description="Time of each stage of a segmentation, as in timings_ms; one in twenty takes longer.",
+                unit="s",
+                width=12,
+                queries={
+                    quantile(
+                        0.95, "exemplar_inference_duration_seconds", by="backbone, stage"
+                    ): "{{backbone}} {{stage}}"
+                },
+            ),
+            Panel(
+                title="Model seconds per second, by stage",
+                description="How many seconds each stage takes out of every second: where the time of the model goes.",
+                unit="short",
+                width=12,
+                stacked=True,
+                queries={
+                    rate("exemplar_inference_duration_seconds_sum", by="backbone, stage"): "{{backbone}} {{stage}}"
+                },
+            ),
+        ],
+        "Lane": [
+            Panel(
+                title="Queue wait, p95",
+                description="Time from asking for a model to having it; one call in twenty waits longer.",
+                unit="s",
+                queries={quantile(0.95, "exemplar_queue_wait_seconds", by="backbone, kind"): "{{backbone}} {{kind}}"},
+            ),
+            Panel(
+                title="Calls side by side",
+                description="Calls that a model answers at once, in the mean. Above one, requests wait for each other.",
+                unit="short",
+                queries={
+                    f"{rate('exemplar_lane_batch_size_sum', by='backbone')} / "
+                    f"{rate('exemplar_lane_batch_size_count', by='backbone')}": "{{backbone}}"
+                },
+            ),
+            Panel(
+                title="Lane busy, by kind",
+                description="What models work on, over all selected instances: 100 % is one model all the time.",
+                unit="percentunit",
+                stacked=True,
+                queries={rate("exemplar_lane_busy_seconds_total", by="backbone, kind"): "{{backbone}} {{kind}}"},
+            ),
+        ],
+        "Photos": [
+            Panel(
+                title="Photos found encoded",
+                description="Share of the photos asked for that were encoded before and still in memory.",
+                unit="percentunit",
+                width=12,
+                queries={f"{_PHOTO_HITS} / ({_PHOTO_HITS} + {_PHOTO_MISSES})": "hits"},
+            ),
+            Panel(
+                title="Photo cache",
+                description="Memory held by encoded photos; EXEMPLAR_IMAGE_CACHE_BYTES bounds it.",
+                unit="bytes",
+                width=12,
+                queries={now("exemplar_image_cache_bytes"): "{{instance}}"},
+            ),
+        ],
+        "Adapters": [
+            Panel(
+                title="Cache hit ratio",
+                description="Share of the adapters asked for that were in memory.",
+                unit="percentunit",
+                queries={f"{_HITS} / ({_HITS} + {_MISSES})": "hits"},
+            ),
+            Panel(
+                title="Evictions",
+                description="Adapters dropped from memory per second. If it lasts, raise EXEMPLAR_ADAPTER_CACHE_BYTES.",
+                unit="ops",
+                queries={rate("exemplar_adapter_cache_evictions_total", by="instance"): "{{instance}}"},
+            ),
+            Panel(
+                title="Load time, p95",
+                description="Time to read one adapter from the store; one in twenty takes longer.",
+                unit="s",
+                queries={quantile(0.95, "exemplar_adapter_load_seconds"): "load"},
+            ),
+            Panel(
+                title="Adapters loaded",
+                description="Adapters in memory, by instance.",
+                unit="short",
+                width=12,
+                queries={now("exemplar_adapters_loaded"): "{{instance}}"},
+            ),
+            Panel(
+                title="Adapter memory",
+                description="Memory held by loaded adapters, by instance.",
+                unit="bytes",
+                width=12,
+                queries={now("exemplar_adapter_cache_bytes"): "{{instance}}"},
+            ),
+        ],
+        "Weights": [
+            Panel(
+                title="Backbone warm",
+                description="Whether a model has answered its warm-up on every selected instance.",
+                unit="bool_yes_no",
+                kind="stat",
+                width=6,
+                queries={f"min by (backbone, revision) ({now('exemplar_backbone_warm')})": "{{backbone}} {{revision}}"},
+            ),
+            Panel(
+                title="Backbone memory",
+                description="Memory of the models' weights, over all selected instances.",
+                unit="bytes",
+                width=6,
+                queries={
+                    f"sum by (backbone, device) ({now('exemplar_backbone_memory_bytes')})": "{{backbone}} {{device}}"
+                },
+            ),
+            Panel(
+                title="Models loaded again, p95",
+                description="Time to read a model that slept for want of memory; its requests wait for it.",
+                unit="s",
+                width=6,
+                queries={quantile(0.95, "exemplar_backbone_load_seconds", by="backbone"): "{{backbone}}"},
+            ),
+            Panel(
+                title="Models dropped",
+                description="Weights that made room for others. If often, raise EXEMPLAR_BACKBONE_MEMORY_BYTES.",
+                unit="short",
+                width=6,
+                queries={increase("exemplar_backbone_evictions_total"): "dropped"},
+            ),
+        ],
+        "GPU": [
+            Panel(
+                title="GPU memory",
+                description="Memory of a GPU that the models' tensors take; empty on a CPU.",
+                unit="bytes",
+                width=12,
+                queries={now("exemplar_gpu_memory_bytes"): "{{instance}} {{device}}"},
+            ),
+            Panel(
+                title="GPU utilisation",
+                description="Share of the time in which the GPU worked, for whomever; empty on a CPU, "
+                "and without the extra `gpu`.",
+                unit="percentunit",
+                width=12,
+                queries={now("exemplar_gpu_utilization_ratio"): "{{instance}} {{device}}"},
+            ),
+        ],
+    },
+)
+
+DASHBOARDS = {"service": SERVICE, "teaching": TEACHING, "model": MODEL}
 
 
-def dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana reads it."""
+def rendered(name: str) -> dict[str, Any]:
+    """A dashboard as Grafana reads it."""
+    dashboard = DASHBOARDS[name]
     return {
-        "uid": "exemplar",
-        "title": "Exemplar",
-        "description": "One Exemplar deployment: requests, model, jobs, adapters, store.",
+        "uid": f"exemplar-{name}",
+        "title": dashboard.title,
+        "description": dashboard.description,
         "tags": ["exemplar"],
+        "links": [_TO_THE_OTHERS],
         "editable": False,
         "graphTooltip": 1,  # one crosshair over all panels
         "refresh": "30s",
@@ -313,8 +482,23 @@ def dashboard() -> dict[str, Any]:
                 _variable("instance", values='label_values(exemplar_ready{job=~"$job"}, instance)'),
             ]
         },
-        "panels": _laid_out(),
+        "panels": _laid_out(dashboard.rows),
     }
+
+
+# Grafana shows every dashboard of the tag beside the time range, and hands on the time and the chosen instances.
+_TO_THE_OTHERS = {
+    "type": "dashboards",
+    "title": "Exemplar",
+    "tags": ["exemplar"],
+    "asDropdown": False,
+    "includeVars": True,
+    "keepTime": True,
+    "targetBlank": False,
+    "icon": "external link",
+    "tooltip": "",
+    "url": "",
+}
 
 
 def _variable(name: str, *, values: str) -> dict[str, Any]:
@@ -333,51 +517,74 @@ def _variable(name: str, *, values: str) -> dict[str, Any]:
     }
 
 
-def _laid_out() -> list[dict[str, Any]]:
+def _laid_out(rows: dict[str, list[Panel]]) -> list[dict[str, Any]]:
     """Rows below one another, their panels from left to right, wrapped at the grid's width."""
     placed: list[dict[str, Any]] = []
     y = 0
-    for title, panels in ROWS.items():
+    for title, panels in rows.items():
         placed.append({"id": len(placed) + 1, "type": "row", "title": title, "collapsed": False, "panels": []})
         placed[-1]["gridPos"] = {"x": 0, "y": y, "w": _ROW_WIDTH, "h": 1}
-        x, y = 0, y + 1
+        x, y, height = 0, y + 1, 0
         for panel in panels:
             if x + panel.width > _ROW_WIDTH:
-                x, y = 0, y + 8
-            placed.append({"id": len(placed) + 1, **_rendered(panel)})
-            placed[-1]["gridPos"] = {"x": x, "y": y, "w": panel.width, "h": 8}
-            x += panel.width
-        y += 8
+                x, y, height = 0, y + height, 0
+            placed.append({"id": len(placed) + 1, **_panel(panel)})
+            placed[-1]["gridPos"] = {"x": x, "y": y, "w": panel.width, "h": panel.height}
+            x, height = x + panel.width, max(height, panel.height)
+        y += height
     return placed
 
 
-def _rendered(panel: Panel) -> dict[str, Any]:
-    stat = panel.kind == "stat"
-    defaults: dict[str, Any] = {"unit": panel.unit, "min": 0}
-    if panel.unit == "bool_yes_no":
-        steps = [{"color": "red", "value": None}, {"color": "green", "value": 1}]
-        defaults |= {"thresholds": {"mode": "absolute", "steps": steps}}
-    if panel.stacked:
-        defaults |= {"custom": {"stacking": {"mode": "normal"}, "fillOpacity": 30}}
+_TYPES = {"timeseries": "timeseries", "stat": "stat", "bars": "bargauge", "buckets": "bargauge"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "timeseries": {"tooltip": {"mode": "multi", "sort": "desc"}},
+    "stat": {"textMode": "value_and_name"},
+    "bargauge": {"orientation": "horizontal", "displayMode": "basic", "reduceOptions": {"calcs": ["lastNotNull"]}},
+}
+
+
+def _panel(panel: Panel) -> dict[str, Any]:
+    kind = _TYPES[panel.kind]
     return {
-        "type": panel.kind,
+        "type": kind,
         "title": panel.title,
         "description": panel.description,
         "datasource": _DATASOURCE,
-        "fieldConfig": {"defaults": defaults, "overrides": []},
-        "options": {"textMode": "value_and_name"} if stat else {"tooltip": {"mode": "multi", "sort": "desc"}},
+        "fieldConfig": {"defaults": _field(panel), "overrides": []},
+        "options": _OPTIONS[kind],
         "targets": [
             {
                 "refId": chr(ord("A") + i),
                 "datasource": _DATASOURCE,
                 "expr": expr,
                 "legendFormat": legend,
-                "instant": stat,
+                "instant": kind != "timeseries",
+                # As "heatmap" Grafana takes each bucket of a histogram less the ones it contains.
+                "format": "heatmap" if panel.kind == "buckets" else "time_series",
             }
             for i, (expr, legend) in enumerate(panel.queries.items())
         ],
     }
 
 
+def _field(panel: Panel) -> dict[str, Any]:
+    field: dict[str, Any] = {"unit": panel.unit}
+    if not panel.signed:
+        field["min"] = 0
+    if panel.unit == "bool_yes_no":
+        field["thresholds"] = _thresholds({None: "red", 1: "green"})
+    elif _TYPES[panel.kind] == "bargauge":
+        field["thresholds"] = _thresholds({None: "red", 0: "green"} if panel.signed else {None: "blue"})
+    if panel.stacked:
+        field["custom"] = {"stacking": {"mode": "normal"}, "fillOpacity": 30}
+    return field
+
+
+def _thresholds(colours: dict[int | None, str]) -> dict[str, Any]:
+    steps = [{"color": colour, "value": value} for value, colour in colours.items()]
+    return {"mode": "absolute", "steps": steps}
+
+
 if __name__ == "__main__":
-    DASHBOARD.write_text(json.dumps(dashboard(), indent=2) + "\n", encoding="utf-8")
+    for name in DASHBOARDS:
+        (FOLDER / f"{name}.json").write_text(json.dumps(rendered(name), indent=2) + "\n", encoding="utf-8")

@@ -141,9 +141,9 @@ def test_prometheus_and_grafana_look_where_things_are(root, services, mounts):
 
     assert prometheus["scrape_configs"][0]["static_configs"] == [{"targets": ["exemplar:8000"]}]
     assert datasource["url"] == "http://prometheus:9090"
-    assert (mounted[provider["options"]["path"]] / "exemplar.json").is_file()
+    assert (mounted[provider["options"]["path"]] / "service.json").is_file()
     home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
-    assert home == provider["options"]["path"] + "/exemplar.json"
+    assert home == provider["options"]["path"] + "/service.json"
 
 
 def test_readiness_probe_tells_200_from_503(services, probe):

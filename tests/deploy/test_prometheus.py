@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(
 # Panels of what doesn't happen in a short load on a CPU with one model that fits into memory.
 EMPTY = {
     "GPU memory": "there is no GPU",
+    "GPU utilisation": "there is no GPU",
     "Models loaded again, p95": "no model had to sleep",
     "Rejected requests": "none was",
 }
@@ -53,7 +54,7 @@ def prometheus(service_url: str, tmp_path_factory: pytest.TempPathFactory, root:
     folder = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load((root / "deploy/prometheus/prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["rule_files"] = [str(root / "deploy/prometheus/alerts.yml")]
+    config["rule_files"] = [str(root / "deploy/prometheus" / name) for name in config["rule_files"]]
     config["scrape_configs"][0]["static_configs"] = [{"targets": [service_url.removeprefix("http://")]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -101,14 +102,14 @@ def scraped(url: str, times: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def shown(prometheus: str, service_url: str, dashboard: dict) -> dict[str, list[dict]]:
-    """What each panel shows after a short load."""
+def shown(prometheus: str, service_url: str, dashboards: dict[str, dict]) -> dict[str, list[dict]]:
+    """What each panel of every dashboard shows after a short load."""
     scraped(prometheus, 3)  # a rate needs a value from before
     load(service_url)
     scraped(prometheus, int(float(ask(prometheus, "count_over_time(exemplar_ready[5m])")[0]["value"][1])) + 3)
-    filled = {"$__rate_interval": "1m", "$job": "exemplar", "$instance": ".*"}
+    filled = {"$__rate_interval": "1m", "$__range": "5m", "$job": "exemplar", "$instance": ".*"}
     results: dict[str, list[dict]] = {}
-    for panel in dashboard["panels"]:
+    for panel in (panel for dashboard in dashboards.values() for panel in dashboard["panels"]):
         for target in panel.get("targets", []):
             expr = target["expr"]
             for variable, value in filled.items():
@@ -130,7 +131,14 @@ def test_what_they_show_is_what_happened(shown: dict[str, list[dict]]) -> None:
     assert largest("Ready") == 1
     assert largest("Adapters loaded") == 1
     assert 0 < largest("Lane busy") < 2
+    assert largest("Gains by size") == 1  # one category was taught
+    assert largest("Most asked categories") > 0
     assert 0 < largest("Latency by route, p95") < 60
+
+
+def test_every_recording_rule_has_a_value(prometheus: str, shown: dict[str, list[dict]], root: Path) -> None:
+    (group,) = yaml.safe_load((root / "deploy/prometheus/recording.yml").read_text())["groups"]
+    assert [rule["record"] for rule in group["rules"] if not ask(prometheus, rule["record"])] == []
 
 
 def test_no_alert_fires_for_a_service_that_is_well(prometheus: str) -> None:
