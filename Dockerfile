@@ -21,8 +21,8 @@ RUN python -m venv /venv
 # torch comes alone from its own index: PyPI's default build pulls gigabytes of CUDA parts, and the torch index lacks
 # the pinned versions of torch's dependencies. They follow in the next step, which finds torch already there.
 RUN pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" --constraint constraints.txt torch
-# Dependencies only, so that a change of app/ does not install them again.
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+# Dependencies only, so that a change of app/ does not install them again; traces and what a GPU does among them.
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = p['optional-dependencies']; print(*p['dependencies'], *extras['otel'], *extras['gpu'], sep='\n')" \
       > requirements.txt \
     && pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt \
     && pip check
@@ -36,16 +36,17 @@ LABEL org.opencontainers.image.title="Exemplar" \
 # A fixed number: the files on a volume keep their owner from image to image.
 RUN groupadd --gid 10001 exemplar \
     && useradd --no-log-init --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin exemplar \
-    && install --directory --owner=10001 --group=10001 --mode=0700 /data
+    && install --directory --owner=10001 --group=10001 --mode=0700 /data /models
 COPY --from=build /venv /venv
 WORKDIR /app
 COPY app app
-# HF_HOME: a hub model, if one is asked for, is fetched once per volume and not once per container.
+# /models: weights of other families, in folders (EXEMPLAR_BACKBONE=blip:/models/blip-large; may be read-only then) or as
+# fetched from the hub, once per volume and not once per container.
 ENV EXEMPLAR_HOST=0.0.0.0 \
     EXEMPLAR_DATA_DIR=/data \
-    HF_HOME=/data/huggingface \
+    HF_HOME=/models/huggingface \
     PYTHONDONTWRITEBYTECODE=1
-VOLUME /data
+VOLUME /data /models
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Liveness only; Compose and Kubernetes ask /readyz as well. The empty ProxyHandler keeps an HTTP_PROXY that the host

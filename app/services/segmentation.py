@@ -231,14 +231,15 @@ class Segmentation:
             records = await self._store.get_many([keys.category_id(name) for name in request.categories])
             names = request.categories
         else:
-            records = list(await self._store.all())
-            names = tuple(record.name for record in records if record)
-            if len(names) > self._max_categories:
+            taught = await self._store.count()
+            if taught > self._max_categories:
                 raise InvalidInputError(
-                    f"{len(names)} categories are taught, at most {self._max_categories} can be asked for in one "
+                    f"{taught} categories are taught, at most {self._max_categories} can be asked for in one "
                     "request (EXEMPLAR_MAX_CATEGORIES): name those you want.",
                     field="categories",
                 )
+            records = list(await self._store.all())
+            names = tuple(record.name for record in records if record)
         self._metrics.asked_for(record.name for record in records if record)
         adapters: list[Adapter | None] = [None] * len(records)
         if request.adapters:

@@ -192,7 +192,8 @@ class Teaching:
 
     async def _lay_out(self, category: CategoryRecord, shots: list[Shot]) -> CategoryTuning:
         model = self._models.default
-        names = [other.name for other in await self._categories.all() if other.id != category.id]
+        latest = await self._categories.latest(self._recipe.others + 1)  # it may be one of them itself
+        names = [other.name for other in latest if other.id != category.id]
         others = names[-self._recipe.others :] if self._recipe.others else []
         layers = (await self._models.layers_of(model)).layers
         lay_out = partial(

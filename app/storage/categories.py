@@ -217,7 +217,18 @@ class CategoryStore:
 
     async def all(self) -> list[CategoryRecord]:
         """All categories, the oldest first."""
-        ids = as_texts(await self._redis.zrange(keys.CATEGORIES, 0, -1))
+        return await self._between(0, -1)
+
+    async def latest(self, count: int) -> list[CategoryRecord]:
+        """The youngest categories, at most so many, the oldest of them first."""
+        return await self._between(-count, -1) if count else []
+
+    async def count(self) -> int:
+        """How many categories there are."""
+        return int(await self._redis.zcard(keys.CATEGORIES))
+
+    async def _between(self, first: int, last: int) -> list[CategoryRecord]:
+        ids = as_texts(await self._redis.zrange(keys.CATEGORIES, first, last))
         return [record for record in await self.get_many(ids) if record is not None]
 
     async def get_many(self, category_ids: Sequence[str]) -> list[CategoryRecord | None]:

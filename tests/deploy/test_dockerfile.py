@@ -88,7 +88,9 @@ def test_entrypoint_command_and_probe_run_without_a_shell(named):
 def test_signals_ports_and_volumes(named, environment):
     assert named("STOPSIGNAL") == ["SIGTERM"]
     assert named("EXPOSE") == [str(Settings.model_fields["port"].default)]
-    assert named("VOLUME") == [environment["EXEMPLAR_DATA_DIR"]] == ["/data"]
+    assert named("VOLUME") == ["/data /models"]
+    assert environment["EXEMPLAR_DATA_DIR"] == "/data"
+    assert environment["HF_HOME"].startswith("/models/")
 
 
 def test_working_directories_are_absolute(named):
@@ -162,7 +164,8 @@ def test_the_requirements_step_lists_the_dependencies(root, named):
     listed = subprocess.run(["sh", "-c", line], cwd=root, capture_output=True, text=True, check=True).stdout
 
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert listed.splitlines() == project["dependencies"]
+    extras = project["optional-dependencies"]
+    assert listed.splitlines() == project["dependencies"] + extras["otel"] + extras["gpu"]
 
 
 @pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])

@@ -227,3 +227,13 @@ async def test_many_are_read_in_their_order(store: CategoryStore) -> None:
     assert [record and record.name for record in await store.get_many(["a", "x", "b"])] == ["a", None, "b"]
     assert await store.get_many([]) == []
     assert [record.name for record in await store.all()] == ["b", "a"]
+
+
+async def test_the_youngest_are_read_without_the_others(store: CategoryStore) -> None:
+    assert (await store.count(), await store.latest(2)) == (0, [])
+    for name in ("c", "a", "b"):
+        await teach(store, name)
+    assert await store.count() == 3
+    assert [record.name for record in await store.latest(2)] == ["a", "b"]
+    assert [record.name for record in await store.latest(7)] == ["c", "a", "b"]
+    assert await store.latest(0) == []
