@@ -58,8 +58,8 @@ def increase(metric: str, *, by: str = "", over: str = "$__rate_interval") -> st
     return total(f"increase({now(metric)}[{over}])", by=by)
 
 
-def quantile(share: float, histogram: str, *, by: str = "") -> str:
-    return f"histogram_quantile({share}, {rate(f'{histogram}_bucket', by=f'le, {by}' if by else 'le')})"
+def quantile(share: float, histogram: str, *, by: str = "", more: str = "") -> str:
+    return f"histogram_quantile({share}, {rate(f'{histogram}_bucket', by=f'le, {by}' if by else 'le', more=more)})"
 
 
 def total(vector: str, *, by: str = "") -> str:
@@ -81,6 +81,7 @@ _ERRORS = "(" + rate("exemplar_requests_total", more=', status=~"5.."') + " or v
 _HITS, _MISSES = rate("exemplar_adapter_cache_hits_total"), rate("exemplar_adapter_cache_misses_total")
 _PHOTO_HITS, _PHOTO_MISSES = rate("exemplar_image_cache_hits_total"), rate("exemplar_image_cache_misses_total")
 
+_NO_STREAMS = ', route!="/jobs/{id}/events"'
 _IF_TOLD_APART = "Without EXEMPLAR_METRICS_CATEGORIES categories aren't told apart: one line without a name."
 
 SERVICE = Dashboard(
@@ -149,23 +150,26 @@ SERVICE = Dashboard(
         "Duration": [
             Panel(
                 title="Latency by route, median",
-                description="Half of the requests are answered faster. An event stream lasts as long as its job.",
+                description="Half of the requests are answered faster. Event streams last as jobs do and are left out.",
                 unit="s",
                 width=12,
-                queries={quantile(0.5, "exemplar_request_duration_seconds", by="route"): "{{route}}"},
+                queries={quantile(0.5, "exemplar_request_duration_seconds", by="route", more=_NO_STREAMS): "{{route}}"},
             ),
             Panel(
                 title="Latency by route, p95",
-                description="One request in twenty is answered slower. An event stream lasts as long as its job.",
+                description="One request in twenty is answered slower. Event streams last as jobs do and are left out.",
                 unit="s",
                 width=12,
-                queries={quantile(0.95, "exemplar_request_duration_seconds", by="route"): "{{route}}"},
+                queries={
+                    quantile(0.95, "exemplar_request_duration_seconds", by="route", more=_NO_STREAMS): "{{route}}"
+                },
             ),
         ],
         "Saturation": [
             Panel(
                 title="Lane busy",
-                description="Share of the time in which an instance's model works; near 100 % requests queue up.",
+                description="Share of the time in which an instance's model works, counted when a call ends. "
+                "Near 100 % calls wait.",
                 unit="percentunit",
                 queries={
                     rate("exemplar_lane_busy_seconds_total", by="instance, backbone"): "{{instance}} {{backbone}}"
@@ -320,13 +324,15 @@ MODEL = Dashboard(
                 },
             ),
             Panel(
-                title="Model seconds per second, by stage",
-                description="How many seconds each stage takes out of every second: where the time of the model goes.",
+                title="Seconds per second, by stage",
+                description="How many seconds each stage takes out of every second, without the wait for the model.",
                 unit="short",
                 width=12,
                 stacked=True,
                 queries={
-                    rate("exemplar_inference_duration_seconds_sum", by="backbone, stage"): "{{backbone}} {{stage}}"
+                    rate(
+                        "exemplar_inference_duration_seconds_sum", by="backbone, stage", more=', stage!="queue"'
+                    ): "{{backbone}} {{stage}}"
                 },
             ),
         ],

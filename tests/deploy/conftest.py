@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from types import ModuleType
 from typing import Any
 
 import promql_parser as promql
@@ -129,6 +131,18 @@ def dashboards() -> dict[str, dict[str, Any]]:
     """Every dashboard of the folder, by the name of its file."""
     files = sorted((ROOT / "deploy/grafana/dashboards").iterdir())
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+@pytest.fixture(scope="session")
+def drawing() -> ModuleType:
+    """deploy/grafana/draw.py, a script."""
+    spec = importlib.util.spec_from_file_location("draw", ROOT / "deploy/grafana/draw.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["draw"] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

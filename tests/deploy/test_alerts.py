@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 
@@ -60,6 +61,12 @@ def test_every_alert_has_a_case_that_fires_and_one_that_does_not(root, rules):
     for rule in rules:
         fires = {bool(case.get("exp_alerts")) for case in cases if case["alertname"] == rule["alert"]}
         assert fires == {True, False}, rule["alert"]
+
+
+def test_the_document_tells_every_alert(root, rules):
+    documentation = (root / "docs/dashboards.md").read_text(encoding="utf-8")
+
+    assert re.findall(r"^\| `(Exemplar\w+)` \|", documentation, re.MULTILINE) == [rule["alert"] for rule in rules]
 
 
 @needs_promtool

@@ -655,6 +655,25 @@ def test_the_rule_is_made_of_the_recording_rules_and_the_alerts(root):
     assert rule["spec"] == {"groups": [*recording["groups"], *alerts["groups"]]}
 
 
+def test_the_dashboards_go_into_a_config_map(root):
+    """By the command of docs/dashboards.md, but that nothing is sent."""
+    (command,) = re.findall(
+        r"^kubectl (.*create configmap.*)$", (root / "docs/dashboards.md").read_text(), re.MULTILINE
+    )
+
+    made = subprocess.run(
+        [kubectl_path(), *command.split(), "--dry-run=client", "--output=json"],
+        cwd=root,
+        capture_output=True,
+        check=True,
+    )
+
+    configmap = json.loads(made.stdout)
+    check_schema(configmap, VERSIONS[-1])
+    assert sorted(configmap["data"]) == ["model.json", "service.json", "teaching.json"]
+    assert len(made.stdout) < 2**20  # what the API takes
+
+
 def test_the_document_names_what_there_is(documentation):
     for path in re.findall(r"deploy/kubernetes(/[\w/.-]+\w)", documentation):
         assert (FOLDER / path[1:]).exists(), path

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import httpx2 as httpx
 import pytest
@@ -134,6 +135,16 @@ def test_what_they_show_is_what_happened(shown: dict[str, list[dict]]) -> None:
     assert largest("Gains by size") == 1  # one category was taught
     assert largest("Most asked categories") > 0
     assert 0 < largest("Latency by route, p95") < 60
+
+
+def test_it_can_be_drawn(prometheus: str, shown: dict[str, list[dict]], drawing: ModuleType, tmp_path: Path) -> None:
+    now = time.time()
+    span = drawing.Span(start=now - 60, end=now, scrape_interval_s=1.0)
+
+    files = drawing.draw(prometheus, span, tmp_path)
+
+    assert [file.stem for file in files] == ["model", "service", "teaching"]
+    assert all(file.stat().st_size > 20_000 for file in files)  # bare ones are a third of it
 
 
 def test_every_recording_rule_has_a_value(prometheus: str, shown: dict[str, list[dict]], root: Path) -> None:

@@ -53,6 +53,12 @@ def test_every_recorded_name_has_a_test(root, rules, parse):
     assert {rule["record"] for rule in rules} == tested
 
 
+def test_the_document_tells_every_rule(root, rules):
+    documentation = (root / "docs/dashboards.md").read_text(encoding="utf-8")
+
+    assert re.findall(r"^\| `([a-z_]+:\S+)` \|", documentation, re.MULTILINE) == [rule["record"] for rule in rules]
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 @pytest.mark.parametrize(
     "arguments",
