@@ -33,10 +33,10 @@ _REQUESTS = 9
 
 def service_rows(console: Console) -> tuple[list[dict[str, Any]], list[Row]]:
     """p50 of POST /segment with where its time goes, and what else a user waits for."""
-    with _photos() as photos, running_service(console) as service, Client(service.url) as client:
+    with photos_of_a_camera() as photos, running_service(console) as service, Client(service.url) as client:
         rows = [_teach(client)]
-        names, others = _words(2 * _MANY)[::2], _words(2 * _MANY)[1::2]
-        _import_copies(service, names)
+        names, others = words(2 * _MANY)[::2], words(2 * _MANY)[1::2]
+        import_copies(service, names, adapter_of(service, "taught"))
         stages = [
             {"kind": kind, "categories": count, **_requests(client, photos, chosen[:count], f"{count} {kind}")}
             for kind, chosen in (("named", others), ("taught", names))
@@ -53,7 +53,7 @@ def service_rows(console: Console) -> tuple[list[dict[str, Any]], list[Row]]:
 
 
 @contextmanager
-def _photos(count: int = 70) -> Iterator[Iterator[Path]]:
+def photos_of_a_camera(count: int = 70) -> Iterator[Iterator[Path]]:
     """Photos of 640 × 480 for ever, more than the service keeps encoded: each is new to it."""
     with tempfile.TemporaryDirectory() as folder, Image.open(EXAMPLES / "dog.jpg") as dog:
         files = []
@@ -78,16 +78,21 @@ def _teach(client: Client) -> Row:
     )
 
 
-def _import_copies(service: RunningService, names: list[str]) -> None:
-    """The taught adapter under other names and with other words, so that they are different categories."""
-    adapter = adapter_from_bytes(httpx.get(f"{service.url}/categories/taught/adapter").content)
+def adapter_of(service: RunningService, category: str) -> bytes:
+    """A category's adapter as a file."""
+    return httpx.get(f"{service.url}/categories/{category}/adapter").raise_for_status().content
+
+
+def import_copies(service: RunningService, names: list[str], raw: bytes) -> None:
+    """An adapter under other names and with other words, so that they are different categories."""
+    adapter = adapter_from_bytes(raw)
     with httpx.Client(base_url=service.url, timeout=60) as http:
         for name in track(names, description="importing adapters", transient=True):
-            raw = adapter_to_bytes(replace(adapter, prompts=(name,)))
-            http.put(f"/categories/{name}/adapter", content=raw).raise_for_status()
+            copy = adapter_to_bytes(replace(adapter, prompts=(name,)))
+            http.put(f"/categories/{name}/adapter", content=copy).raise_for_status()
 
 
-def _words(count: int) -> list[str]:
+def words(count: int) -> list[str]:
     """Words of the vocabulary, evenly drawn."""
     words = [
         word for word in VOCABULARY.read_text().splitlines() if word.isascii() and word.isalpha() and len(word) > 4
@@ -119,9 +124,9 @@ def _floor_row(ten: dict[str, Any]) -> Row:
 
 
 def _many(service: RunningService, client: Client, photos: Iterator[Path], names: list[str], ten_s: float) -> list[Row]:
-    memory_ten = _peak_bytes(service.pid)
+    memory_ten = peak_bytes(service.pid)
     many_s = _requests(client, photos, names, f"{len(names)} taught", repeats=3)["p50_ms"] / 1000
-    memory_many = _peak_bytes(service.pid)
+    memory_many = peak_bytes(service.pid)
     what = f"{len(names)} taught categories over 10"
     gigabytes = [f"{size / 2**30:.2f} GB" for size in (memory_ten, memory_many)]
     return [
@@ -130,7 +135,7 @@ def _many(service: RunningService, client: Client, photos: Iterator[Path], names
     ]
 
 
-def _peak_bytes(pid: int) -> int:
+def peak_bytes(pid: int) -> int:
     """Most memory that the process has had, 0 where the system doesn't tell."""
     status = Path(f"/proc/{pid}/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -139,7 +144,7 @@ def _peak_bytes(pid: int) -> int:
 
 def _first_use(service: RunningService, client: Client, photos: Iterator[Path]) -> Row:
     """A replica's first look at an adapter: reading and parsing it. The `load` stage of the first request."""
-    adapter = httpx.get(f"{service.url}/categories/taught/adapter").content
+    adapter = adapter_of(service, "taught")
     times = []
     for number in range(5):
         httpx.put(f"{service.url}/categories/new {number}/adapter", content=adapter).raise_for_status()
