@@ -11,10 +11,10 @@ import yaml
 from app.settings import Settings
 
 # The part of the Compose specification that the file uses; a key outside it is a typing error until added here.
-TOP_LEVEL = {"name", "services", "volumes", "x-hardened"}
+TOP_LEVEL = {"name", "services", "volumes", "x-exemplar", "x-hardened"}
 SERVICE = {
-    "build", "cap_drop", "command", "depends_on", "environment", "healthcheck", "image", "init", "ports", "read_only",
-    "restart", "security_opt", "stop_grace_period", "tmpfs", "user", "volumes",
+    "build", "cap_drop", "command", "depends_on", "environment", "gpus", "healthcheck", "image", "init", "networks",
+    "ports", "profiles", "read_only", "restart", "security_opt", "stop_grace_period", "tmpfs", "user", "volumes",
 }  # fmt: skip
 HEALTHCHECK = {"test", "interval", "timeout", "start_period", "retries"}
 DURATION = re.compile(r"(\d+(us|ms|s|m|h))+")
@@ -32,8 +32,11 @@ def services(compose):
 
 @pytest.fixture(scope="session")
 def mounts(services):
-    """Each service's mounts as source, target, options."""
-    return [(name, *(volume + ":rw").split(":")[:3]) for name, at in services.items() for volume in at["volumes"]]
+    """Each service's mounts as source, target, options; variables of the shell have their defaults."""
+    volumes = [
+        (name, re.sub(r"\$\{\w+:-(.*?)\}", r"\1", one)) for name, at in services.items() for one in at["volumes"]
+    ]
+    return [(name, *(volume + ":rw").split(":")[:3]) for name, volume in volumes]
 
 
 def test_only_known_keys(compose, services):
@@ -44,7 +47,27 @@ def test_only_known_keys(compose, services):
 
 
 def test_the_services(services):
-    assert set(services) == {"exemplar", "redis", "prometheus", "grafana"}
+    assert {name: at.get("profiles") for name, at in services.items()} == {
+        "exemplar": ["cpu"],
+        "exemplar-gpu": ["gpu"],
+        "redis": None,
+        "prometheus": ["monitoring"],
+        "grafana": ["monitoring"],
+    }
+
+
+def test_without_a_profile_the_cpu_and_the_monitoring_start(root):
+    lines = (root / ".env").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["COMPOSE_PROFILES=cpu,monitoring"]
+
+
+def test_on_a_gpu_it_is_the_same_service(services):
+    cpu, gpu = ({**services[name]} for name in ("exemplar", "exemplar-gpu"))
+    differ = {key for key in cpu.keys() | gpu.keys() if cpu.get(key) != gpu.get(key)}
+    assert differ == {"profiles", "build", "gpus", "networks"}
+    assert gpu["gpus"] == "all"
+    assert re.fullmatch(r"https://download\.pytorch\.org/whl/cu\d+", gpu["build"]["args"]["TORCH_INDEX"])
+    assert "exemplar" in gpu["networks"]["default"]["aliases"]
 
 
 def test_images_are_pinned_to_a_version(services):
@@ -68,6 +91,7 @@ def test_ports_are_open_to_this_machine_only(services):
 
     assert ports == {
         "exemplar": ["127.0.0.1:8000:8000"],
+        "exemplar-gpu": ["127.0.0.1:8000:8000"],
         "prometheus": ["127.0.0.1:9090:9090"],
         "grafana": ["127.0.0.1:3000:3000"],
     }
@@ -106,9 +130,11 @@ def test_settings_of_the_service_exist_and_are_accepted(services, monkeypatch):
     for name in [name for name in os.environ if name.startswith("EXEMPLAR_")]:
         monkeypatch.delenv(name)
     for name, value in environment.items():
-        assert name.removeprefix("EXEMPLAR_").lower() in Settings.model_fields, name
         assert isinstance(value, str), f"{name}: YAML would change it"
-        monkeypatch.setenv(name, value)
+        if name.startswith("OTEL_"):
+            continue
+        assert name.removeprefix("EXEMPLAR_").lower() in Settings.model_fields, name
+        monkeypatch.setenv(name, re.sub(r"\$\{\w+:-(.*?)\}", r"\1", value))
 
     settings = Settings()
     assert settings.redis_url == "redis://redis:6379/0"
@@ -116,8 +142,11 @@ def test_settings_of_the_service_exist_and_are_accepted(services, monkeypatch):
 
 
 def test_settings_named_in_comments_exist(root):
+    shells = {"MODELS"}  # read by Compose alone
     for file in ["Dockerfile", "docker-compose.yml", "deploy/grafana/dashboard.py", "deploy/prometheus/alerts.yml"]:
         for name in re.findall(r"EXEMPLAR_([A-Z_]+)", (root / file).read_text(encoding="utf-8")):
+            if name in shells:
+                continue
             assert name.lower() in Settings.model_fields, f"{file}: EXEMPLAR_{name}"
 
 
