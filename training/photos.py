@@ -145,8 +145,12 @@ def load(photo: Photo, labels: Labels | None = None) -> Sample:
     Args:
         labels: Of a photo without a mask file.
     """
-    rgb = np.asarray(Image.open(photo.image).convert("RGB"))
-    values = np.asarray(Image.open(photo.labels)) if photo.labels else labels
+    with Image.open(photo.image) as file:
+        rgb = np.asarray(file.convert("RGB"))
+    values = labels
+    if photo.labels:
+        with Image.open(photo.labels) as file:
+            values = np.asarray(file)
     if values is None:
         raise ValueError(f"expected labels for {photo.image}, which has no mask file")
     out = np.full(256, UNKNOWN, np.uint8)

@@ -40,7 +40,8 @@ def pseudo_labels(network: Network, photos: list[Photo]) -> dict[Path, Labels]:
     found: dict[Path, Labels] = {}
     waiting = [photo for photo in photos if photo.labels is None]
     for photo in tqdm(waiting, desc="pseudo-labels", unit="photo", mininterval=20):
-        image = Image.open(photo.image).convert("RGB")
+        with Image.open(photo.image) as file:
+            image = file.convert("RGB")
         # At an aspect of its own the object would look different to the classifier; the maps are stretched back.
         rgb = torch.from_numpy(np.array(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR))).permute(2, 0, 1)
         probabilities = _class_probabilities(network, rgb[None].float() / 255)[0]
@@ -70,7 +71,8 @@ def own_labels(
     """
     found: dict[Path, Labels] = {}
     for photo in tqdm(photos, desc="own labels", unit="photo", mininterval=20):
-        image = np.array(Image.open(photo.image).convert("RGB"))
+        with Image.open(photo.image) as file:
+            image = np.array(file.convert("RGB"))
         names = photo.regions[1].names
         queries = [Query(names)] if set(_PEOPLE) & set(names) else [Query(names), Query(_PEOPLE)]
         rgb, frame = model.preprocess(image)
