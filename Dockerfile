@@ -40,13 +40,13 @@ RUN groupadd --gid 10001 exemplar \
 COPY --from=build /venv /venv
 WORKDIR /app
 COPY app app
-# /models: weights of other families, in folders (EXEMPLAR_BACKBONE=blip:/models/blip-large; may be read-only then) or as
-# fetched from the hub, once per volume and not once per container.
+# /models: mount a volume with weights of other families there (EXEMPLAR_BACKBONE=blip:/models/blip-large); what is fetched
+# from the hub goes there too. No VOLUME: an image on top of this one may bring its weights, which runtimes would copy.
 ENV EXEMPLAR_HOST=0.0.0.0 \
     EXEMPLAR_DATA_DIR=/data \
     HF_HOME=/models/huggingface \
     PYTHONDONTWRITEBYTECODE=1
-VOLUME /data /models
+VOLUME /data
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Liveness only; Compose and Kubernetes ask /readyz as well. The empty ProxyHandler keeps an HTTP_PROXY that the host
