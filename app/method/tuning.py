@@ -263,14 +263,16 @@ class CategoryTuning:
         return self._adapted
 
     def _finish(self) -> dict[str, Tensor]:
-        if self.recipe.visual_prompt is None:
-            return self._parameters_alone(self._whole)
         if self._halves:
-            ways = (self._words, self._parameters_alone, self._visual_prompt_alone, self._both)
+            ways = [self._words, self._parameters_alone]
+            if self.recipe.visual_prompt:
+                ways += [self._visual_prompt_alone, self._both]
             found = [self._on_the_other_half(way) for way in ways]
             return ways[found.index(max(found))](self._whole)
-        both, alone = self._both(self._whole), self._parameters_alone(self._whole)
-        words = self._mean_iou({}, self._whole)
+        alone = self._parameters_alone(self._whole)
+        if self.recipe.visual_prompt is None:
+            return alone
+        both, words = self._both(self._whole), self._mean_iou({}, self._whole)
         return alone if self._mean_iou(both, self._whole) < words <= self._mean_iou(alone, self._whole) else both
 
     def _on_the_other_half(self, way: Callable[[_Learner], dict[str, Tensor]]) -> float:
