@@ -5,9 +5,8 @@ authors': one set of parameters for all classes at once. Both go step by step, s
 between steps.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -43,8 +42,6 @@ class Recipe:
             (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903).
         visual_prompt: What to believe of the visual prompt, which is fitted after the last step; None for none (the
             authors').
-        cross_validated: Of several examples, learn from each half too, and keep what does best on the other half: the
-            words alone, the tuned parameters, the visual prompt, or both.
         rank: Directions that are kept of the change of each matrix; None for all (the authors').
         others: So many other categories' names compete while one is tuned.
         shots_per_step: Examples that one step looks at, in turn.
@@ -60,14 +57,13 @@ class Recipe:
     ensemble_learning_rate: float = 0.02
     interpolation: float = 0.2
     visual_prompt: Prior | None = field(default_factory=Prior)
-    cross_validated: bool = True
     rank: int | None = 8
     others: int = 16
     shots_per_step: int = 4
     label_scale: int = 4
 
 
-PAPER_RECIPE = Recipe(balanced=False, interpolation=1.0, visual_prompt=None, cross_validated=False, rank=None)
+PAPER_RECIPE = Recipe(balanced=False, interpolation=1.0, visual_prompt=None, rank=None)
 
 
 @dataclass(frozen=True)
@@ -128,51 +124,6 @@ class _Word:
     adapter: None = None
 
 
-class _Learner:
-    """A category's parameters on their way from the base model's, led by some of its examples.
-
-    Args:
-        start: The base model's parameters, which are copied.
-        layer_count: Of the layers that are mixed.
-        examples: Numbers of the examples that lead.
-        recipe: How.
-    """
-
-    def __init__(self, start: Mapping[str, Tensor], layer_count: int, examples: Sequence[int], recipe: Recipe) -> None:
-        self.examples = tuple(examples)
-        self.parameters = {
-            name: tensor.detach().clone().requires_grad_(name != TOKEN_IDS) for name, tensor in start.items()
-        }
-        device = next(iter(start.values())).device
-        self.layer_logits = torch.zeros(layer_count, device=device, requires_grad=recipe.learned_ensemble)
-        self._optimiser = torch.optim.AdamW(
-            [
-                {
-                    "params": [p for p in self.parameters.values() if p.requires_grad],
-                    "weight_decay": recipe.weight_decay,
-                },
-                {"params": [self.layer_logits], "lr": recipe.ensemble_learning_rate, "weight_decay": 0.0},
-            ],
-            lr=recipe.learning_rate,
-        )
-        self._turn = self._turns(recipe.shots_per_step)
-
-    def step(self, loss_of: Callable[[int], Float[Tensor, ""]]) -> float:
-        """One optimiser step on the next examples; returns its loss."""
-        loss = torch.stack([loss_of(example) for example in next(self._turn)]).mean()
-        self._optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
-        self._optimiser.step()
-        return loss.item()
-
-    def _turns(self, size: int) -> Iterator[list[int]]:
-        """Examples of each step: as many as the recipe says, in turn."""
-        size, start = min(size, len(self.examples)), 0
-        while True:
-            yield [self.examples[(start + offset) % len(self.examples)] for offset in range(size)]
-            start += size
-
-
 class CategoryTuning:
     """Tune one category's adapter while everything else stands still.
 
@@ -213,108 +164,109 @@ class CategoryTuning:
             self._constant = [prompt_evidence(backbone, s.image_tokens, groups, layers) for s in shots]
         stop = self._constant[0].spans[-1][1]
         self._spans = (*self._constant[0].spans, (stop, stop + len(words)))
-        self._start = backbone.trainable(layers, self.text)
-        everything = range(len(shots))
-        self._whole = self._learner(everything)
-        halves = (everything[::2], everything[1::2]) if recipe.cross_validated and len(shots) > 1 else ()
-        self._halves = [(self._learner(half), other) for half, other in zip(halves, halves[::-1], strict=True)]
+        self.parameters = {
+            name: tensor.requires_grad_(name != TOKEN_IDS)
+            for name, tensor in backbone.trainable(layers, self.text).items()
+        }
+        device = shots[0].image_tokens.device
+        self._start = {name: tensor.detach().clone() for name, tensor in self.parameters.items()}
+        self._layer_logits = torch.zeros(len(self.layers), device=device, requires_grad=recipe.learned_ensemble)
+        self._optimiser = torch.optim.AdamW(
+            [
+                {
+                    "params": [p for p in self.parameters.values() if p.requires_grad],
+                    "weight_decay": recipe.weight_decay,
+                },
+                {"params": [self._layer_logits], "lr": recipe.ensemble_learning_rate, "weight_decay": 0.0},
+            ],
+            lr=recipe.learning_rate,
+        )
+        self._turn = self._turns()
         self._adapted: dict[str, Tensor] | None = None  # of the steps so far, made when it is first asked for
-
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        """Those that the steps change, as they are by now."""
-        return self._whole.parameters
 
     @property
     def ensemble(self) -> tuple[float, ...]:
         """Weight of each layer, sum 1."""
-        return tuple(self._whole.layer_logits.detach().softmax(dim=0).tolist())
+        return tuple(self._layer_logits.detach().softmax(dim=0).tolist())
 
     def step(self) -> float:
         """One optimiser step; returns its loss."""
+        losses = [self._loss(index) for index in next(self._turn)]
+        loss = torch.stack(losses).mean()
+        self._optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
+        self._optimiser.step()
         self._adapted = None
-        for half, _ in self._halves:
-            half.step(partial(self._loss, learner=half))
-        return self._whole.step(partial(self._loss, learner=self._whole))
+        return loss.item()
 
     @torch.no_grad()
     def example_iou(self, *, adapted: bool) -> float:
         """Mean intersection over union on the category's own examples, by the adapter or the words alone."""
-        return self._mean_iou(self.adapted() if adapted else {}, self._whole)
+        return self._mean_iou(self.adapted() if adapted else None)
 
-    def _mean_iou(
-        self, parameters: Mapping[str, Tensor], learner: _Learner, examples: Sequence[int] | None = None
-    ) -> float:
-        scores = [self._iou(index, parameters, learner) for index in examples or learner.examples]
+    def _mean_iou(self, parameters: Mapping[str, Tensor] | None) -> float:
+        scores = [self._iou(index, parameters) for index in range(len(self.shots))]
         return sum(scores) / len(scores)
 
     @torch.no_grad()
     def adapted(self) -> dict[str, Tensor]:
         """The adapter: the recipe's part of the way from the base parameters to the tuned ones, and a visual prompt.
 
-        Matrices are factors of their change if the recipe names a rank. Nothing if the words alone do best on the half
-        of the examples that was not learned from.
+        Matrices are factors of their change if the recipe names a rank.
 
-        Of a single example, the visual prompt is left out where the example is marked worse with it than by the words
-        alone, and not without it.
+        The visual prompt is left out where it does harm. Of several examples: where one of the others, on top of the
+        words, marks each worse in the mean than the words alone. Of a single one: where it is marked worse with it than
+        by the words alone, and not without it.
         """
         if self._adapted is None:
             self._adapted = self._finish()
         return self._adapted
 
     def _finish(self) -> dict[str, Tensor]:
-        if self._halves:
-            ways = [self._words, self._parameters_alone]
-            if self.recipe.visual_prompt:
-                ways += [self._visual_prompt_alone, self._both]
-            found = [self._on_the_other_half(way) for way in ways]
-            return ways[found.index(max(found))](self._whole)
-        alone = self._parameters_alone(self._whole)
-        if self.recipe.visual_prompt is None:
-            return alone
-        both, words = self._both(self._whole), self._mean_iou({}, self._whole)
-        return alone if self._mean_iou(both, self._whole) < words <= self._mean_iou(alone, self._whole) else both
-
-    def _on_the_other_half(self, way: Callable[[_Learner], dict[str, Tensor]]) -> float:
-        return sum(self._mean_iou(way(half), half, other) for half, other in self._halves)
-
-    def _words(self, learner: _Learner) -> dict[str, Tensor]:
-        return {}
-
-    def _parameters_alone(self, learner: _Learner) -> dict[str, Tensor]:
-        return self._part_of_the_way(learner, self.recipe.interpolation)
-
-    def _visual_prompt_alone(self, learner: _Learner) -> dict[str, Tensor]:
-        return self._with_visual_prompt(self._part_of_the_way(learner, 0.0), learner)
-
-    def _both(self, learner: _Learner) -> dict[str, Tensor]:
-        return self._with_visual_prompt(self._parameters_alone(learner), learner)
-
-    def _part_of_the_way(self, learner: _Learner, share: float) -> dict[str, Tensor]:
+        share = self.recipe.interpolation
         # Of a product of factors one goes part of the way: the product does too.
         parameters = {
             name: tensor.detach()
             if name == TOKEN_IDS or name.endswith(RIGHT)
             else torch.lerp(self._start[name], tensor.detach(), share)
-            for name, tensor in learner.parameters.items()
+            for name, tensor in self.parameters.items()
         }
-        return parameters if self.recipe.rank is None else factorised(parameters, self._start, self.recipe.rank)
+        if self.recipe.rank is not None:
+            parameters = factorised(parameters, self._start, self.recipe.rank)
+        if self.recipe.visual_prompt is None:
+            return parameters
+        whole = {**parameters, **self._visual_prompt(range(len(self.shots)), self._log_odds(parameters))}
+        if len(self.shots) > 1:
+            return whole if self._helps_on_others() else parameters
+        words = self._mean_iou(None)
+        return parameters if self._mean_iou(whole) < words <= self._mean_iou(parameters) else whole
 
-    def _with_visual_prompt(self, parameters: dict[str, Tensor], learner: _Learner) -> dict[str, Tensor]:
-        prior = self.recipe.visual_prompt
-        assert prior is not None
-        shots = [self.shots[index] for index in learner.examples]
+    def _helps_on_others(self) -> bool:
+        """Whether the visual prompt of the other examples marks each, in the mean, at least as well as the words."""
+        log_odds = self._log_odds(self._start)
+        gain = 0.0
+        for index in range(len(self.shots)):
+            others = [other for other in range(len(self.shots)) if other != index]
+            visual = self._visual_prompt(others, log_odds)
+            gain += self._iou(index, {**self._start, **visual}) - self._iou(index, None)
+        return gain >= 0
+
+    def _log_odds(self, parameters: Mapping[str, Tensor]) -> list[Float[Tensor, "patch"]]:
+        """Of the category against everything else, per example."""
+        own = [normalise(self._scores(index, parameters))[-1] for index in range(len(self.shots))]
+        return [torch.logit(each, eps=1e-5) for each in own]
+
+    def _visual_prompt(self, examples: Sequence[int], log_odds: Sequence[Float[Tensor, "patch"]]) -> dict[str, Tensor]:
+        """The visual prompt that some of the examples give, on top of parameters with these log-odds."""
+        assert self.recipe.visual_prompt is not None
+        shots = [self.shots[index] for index in examples]
         features = [example.features for example in shots]
         inside, outside = zip(*(example.sides(self.backbone.patch_grid_hw) for example in shots), strict=True)
         outer, inner = mean_features(features, inside, outside)
         likeness = [F.normalize(photo.float(), dim=1) @ (inner - outer) for photo in features]
-        log_odds = []
-        for index in learner.examples:
-            own = normalise(self._scores(index, parameters, learner))[-1]
-            log_odds.append(torch.logit(own, eps=1e-5))
-        strength, bias = fit(log_odds, likeness, inside, outside, prior)
-        visual = {DIRECTION: strength * (inner - outer), BIAS: torch.tensor(bias, device=inner.device)}
-        return {**parameters, **visual}
+        chosen = [log_odds[index] for index in examples]
+        strength, bias = fit(chosen, likeness, inside, outside, self.recipe.visual_prompt)
+        return {DIRECTION: strength * (inner - outer), BIAS: torch.tensor(bias, device=inner.device)}
 
     def tensors(self, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
         """The adapter's parameters, as it keeps them."""
@@ -322,23 +274,29 @@ class CategoryTuning:
             name: tensor.clone() if name == TOKEN_IDS else tensor.to(dtype) for name, tensor in self.adapted().items()
         }
 
-    def _scores(self, index: int, parameters: Mapping[str, Tensor], learner: _Learner) -> Float[Tensor, "class patch"]:
+    def _turns(self) -> Iterator[list[int]]:
+        """Examples of each step: as many as the recipe says, in turn."""
+        size, start = min(self.recipe.shots_per_step, len(self.shots)), 0
+        while True:
+            yield [(start + offset) % len(self.shots) for offset in range(size)]
+            start += size
+
+    def _scores(self, index: int, parameters: Mapping[str, Tensor] | None) -> Float[Tensor, "class patch"]:
         """Class scores of one example: background, the other categories, and this one last.
 
         Args:
-            parameters: Of this category's adapter; empty for the words alone.
-            learner: Knows how the layers are mixed.
+            parameters: Of this category's adapter; None for the words alone.
         """
         example, constant = self.shots[index], self._constant[index]
         adapters = {name: tensor[None] for name, tensor in parameters.items()} if parameters else None
         seen = self.backbone.attend(example.image_tokens, self.text, layers=self.layers, adapters=adapters)
         match = torch.cat([constant.match_score, seen.match_score.float()])
         # The words alone average the layers, as a category without an adapter does.
-        mix = (learner.layer_logits if parameters else torch.zeros_like(learner.layer_logits)).softmax(dim=0)
+        mix = (self._layer_logits if parameters else torch.zeros_like(self._layer_logits)).softmax(dim=0)
         total = torch.zeros(())
         for row, layer in enumerate(self.layers):
             own = token_sum(head_max(seen.logits[layer]), self.text.attention_mask).float()
-            if DIRECTION in parameters:
+            if parameters and DIRECTION in parameters:
                 own = own + visual_logits(example.features, parameters[DIRECTION][None], parameters[BIAS][None])
             logits = torch.cat([constant.patch_logits[row], own])
             scores = class_scores(prompt_scores(logits, match), self._spans)
@@ -347,21 +305,18 @@ class CategoryTuning:
             total = total.to(scores) + weight.to(scores)[:, None] * scores
         return total
 
-    def _loss(self, index: int, *, learner: _Learner) -> Float[Tensor, ""]:
+    def _loss(self, index: int) -> Float[Tensor, ""]:
         example = self.shots[index]
-        scores = self._scores(index, learner.parameters, learner)
+        scores = self._scores(index, self.parameters)
         either = torch.stack([scores[:-1].sum(dim=0), scores[-1]])
         log_p = normalise(upsample(either, self.backbone.patch_grid_hw, example.size_hw)).clamp_min(1e-12).log()
         weight = object_and_background_weight(example, self.recipe)
         return -(weight * log_p.flip(0)).sum()
 
-    def _iou(self, index: int, parameters: Mapping[str, Tensor], learner: _Learner) -> float:
+    def _iou(self, index: int, parameters: Mapping[str, Tensor] | None) -> float:
         example = self.shots[index]
-        maps = upsample(self._scores(index, parameters, learner), self.backbone.patch_grid_hw, example.size_hw)
+        maps = upsample(self._scores(index, parameters), self.backbone.patch_grid_hw, example.size_hw)
         return binary_iou(maps.argmax(dim=0) == len(maps) - 1, example)
-
-    def _learner(self, examples: Sequence[int]) -> _Learner:
-        return _Learner(self._start, len(self.layers), examples, self.recipe)
 
 
 def object_and_background_weight(example: Shot, recipe: Recipe) -> Float[Tensor, "2 y x"]:
