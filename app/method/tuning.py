@@ -214,9 +214,9 @@ class CategoryTuning:
 
         Matrices are factors of their change if the recipe names a rank.
 
-        The visual prompt is left out where it does harm. Of several examples: where one of the others, on top of the
-        words, marks each worse in the mean than the words alone. Of a single one: where it is marked worse with it than
-        by the words alone, and not without it.
+        The visual prompt is left out where it does harm. Of several examples: where each is marked no better with one
+        of the others than without. Of a single one: where it is marked worse with it than by the words alone, and not
+        without it.
         """
         if self._adapted is None:
             self._adapted = self._finish()
@@ -237,19 +237,19 @@ class CategoryTuning:
             return parameters
         whole = {**parameters, **self._visual_prompt(range(len(self.shots)), self._log_odds(parameters))}
         if len(self.shots) > 1:
-            return whole if self._helps_on_others() else parameters
+            return whole if self._helps_on_others(parameters) else parameters
         words = self._mean_iou(None)
         return parameters if self._mean_iou(whole) < words <= self._mean_iou(parameters) else whole
 
-    def _helps_on_others(self) -> bool:
-        """Whether the visual prompt of the other examples marks each, in the mean, at least as well as the words."""
-        log_odds = self._log_odds(self._start)
+    def _helps_on_others(self, parameters: Mapping[str, Tensor]) -> bool:
+        """Whether a visual prompt of the other examples marks each, in the mean, better than the parameters alone."""
+        log_odds = self._log_odds(parameters)
         gain = 0.0
         for index in range(len(self.shots)):
             others = [other for other in range(len(self.shots)) if other != index]
             visual = self._visual_prompt(others, log_odds)
-            gain += self._iou(index, {**self._start, **visual}) - self._iou(index, None)
-        return gain >= 0
+            gain += self._iou(index, {**parameters, **visual}) - self._iou(index, parameters)
+        return gain > 0
 
     def _log_odds(self, parameters: Mapping[str, Tensor]) -> list[Float[Tensor, "patch"]]:
         """Of the category against everything else, per example."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.capacity import SIDE_BY_SIDE, ServiceTimes, highest_rate, latencies
+from benchmarks.capacity import SIDE_BY_SIDE, ServiceTimes, highest_rate, latencies, random_arrivals
 
 
 def test_a_request_in_a_thousand_years_takes_its_own_time() -> None:
     times = ServiceTimes(alone_s=(0.7,), together=1.3)
-    assert np.allclose(latencies(times, per_s=1e-9, requests=17), 0.7)
+    assert np.allclose(latencies(times, random_arrivals(1e-9, 17)), 0.7)
 
 
 def test_where_two_take_twice_as_long_the_wait_is_that_of_one_server() -> None:
@@ -19,7 +19,7 @@ def test_where_two_take_twice_as_long_the_wait_is_that_of_one_server() -> None:
     A pair ends when both end, so that its first waits for its second: longer, and less than a service time longer.
     """
     times = ServiceTimes(alone_s=(1.0,), together=2.0)
-    mean = latencies(times, per_s=0.5, requests=200_000).mean()
+    mean = latencies(times, random_arrivals(0.5, 200_000)).mean()
     assert 1.5 < mean < 2.0
 
 
@@ -27,12 +27,12 @@ def test_a_loaded_lane_answers_two_at_a_time() -> None:
     times = ServiceTimes(alone_s=(1.0,), together=1.25)
     assert times.most_per_s == pytest.approx(SIDE_BY_SIDE / 1.25)
     # Of requests that all come at once the first begins alone, the others follow in 50 pairs.
-    assert latencies(times, per_s=1e9, requests=101).max() == pytest.approx(1 + 50 * 1.25, rel=1e-6)
+    assert latencies(times, random_arrivals(1e9, 101)).max() == pytest.approx(1 + 50 * 1.25, rel=1e-6)
 
 
 def test_the_highest_rate_keeps_its_promise_and_is_below_what_saturates() -> None:
     times = ServiceTimes(alone_s=(0.2, 0.3, 0.4), together=1.4)
     rate = highest_rate(times, p95_s=1.0)
     assert 0.3 * times.most_per_s < rate < times.most_per_s
-    assert np.quantile(latencies(times, per_s=rate, requests=40_000, seed=7), 0.95) == pytest.approx(1.0, rel=0.15)
+    assert np.quantile(latencies(times, random_arrivals(rate, 40_000, seed=7)), 0.95) == pytest.approx(1.0, rel=0.15)
     assert highest_rate(times, p95_s=0.1) == 0.0
