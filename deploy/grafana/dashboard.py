@@ -225,7 +225,7 @@ TEACHING = Dashboard(
             ),
             Panel(
                 title="Time to taught",
-                description="From a job's start to its end. Half an hour is the last bucket: what takes longer reads so.",
+                description="From a job's start to its end. What takes longer than half an hour reads half an hour.",
                 unit="s",
                 queries={
                     quantile(0.5, "exemplar_job_duration_seconds", by="kind"): "{{kind}} median",
