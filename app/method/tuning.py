@@ -235,15 +235,15 @@ class CategoryTuning:
             parameters = factorised(parameters, self._start, self.recipe.rank)
         if self.recipe.visual_prompt is None:
             return parameters
-        whole = {**parameters, **self._visual_prompt(range(len(self.shots)), self._log_odds(parameters))}
+        log_odds = self._log_odds(parameters)
+        whole = {**parameters, **self._visual_prompt(range(len(self.shots)), log_odds)}
         if len(self.shots) > 1:
-            return whole if self._helps_on_others(parameters) else parameters
+            return whole if self._helps_on_others(parameters, log_odds) else parameters
         words = self._mean_iou(None)
         return parameters if self._mean_iou(whole) < words <= self._mean_iou(parameters) else whole
 
-    def _helps_on_others(self, parameters: Mapping[str, Tensor]) -> bool:
+    def _helps_on_others(self, parameters: Mapping[str, Tensor], log_odds: Sequence[Float[Tensor, "patch"]]) -> bool:
         """Whether a visual prompt of the other examples marks each, in the mean, better than the parameters alone."""
-        log_odds = self._log_odds(parameters)
         gain = 0.0
         for index in range(len(self.shots)):
             others = [other for other in range(len(self.shots)) if other != index]
