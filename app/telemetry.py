@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry, where the environment names a collector; off otherwise, and then free.
+"""Traces by OpenTelemetry, where the environment names a collector; off otherwise.
 
 FastAPI makes the span of a request, and pydocket that of a job, which links to the request that queued it. The lane and
 the stages of a segmentation add theirs. How spans are sampled, named and sent is said by the variables of
