@@ -175,6 +175,7 @@ def evaluate(
     size: Annotated[Literal["original", "input"], typer.Option(help="Where masks are compared.")] = "original",
     crf: Annotated[bool, typer.Option(help="Also with the CRF.")] = True,
     layers: Annotated[str | None, typer.Option(help="Layers to read, such as 0,3.")] = None,
+    tiles: Annotated[bool | None, typer.Option(help="As EXEMPLAR_TILES.")] = None,
     backbone: Annotated[str | None, typer.Option(help="As EXEMPLAR_BACKBONE.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="Write good, middling and failed cases here, as PNG.")] = None,
@@ -184,9 +185,9 @@ def evaluate(
 
     from app.method.prompts import BACKGROUND_WORDS
     from app.services.evaluation import Evaluation, Options, read_dataset
-    from app.wiring import backbone_loaders, compute_threads, recipe_of
+    from app.wiring import backbone_loaders, compute_threads, crf_of, recipe_of
 
-    settings = _settings(backbone=backbone, layers=layers)
+    settings = _settings(backbone=backbone, layers=layers, tiles=tiles)
     torch.set_num_threads(compute_threads(settings))
     dataset = read_dataset(data, split=split, ids=ids, limit=limit)
     if method == "prototype" and protocol == "words":
@@ -201,9 +202,10 @@ def evaluate(
             seeds=seeds,
             shots=shots,
             size=size,
-            crf=crf,
+            crf=crf_of(settings) if crf else None,
             layers=settings.layer_numbers,
             background=settings.background_words or BACKGROUND_WORDS,
+            tiles=settings.tiles,
             recipe=recipe_of(settings),
         )
         evaluation = Evaluation(

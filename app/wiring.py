@@ -29,6 +29,7 @@ from app import backbones
 from app.backbones.family import Family
 from app.errors import InvalidInputError, UnavailableError
 from app.method.backbone import Backbone
+from app.method.crf import FIVE_ROUNDS, CrfParameters
 from app.method.prompts import BACKGROUND_WORDS
 from app.method.tuning import PAPER_RECIPE, Recipe
 from app.metrics import Metrics
@@ -147,6 +148,8 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 ImageCache(max_bytes=settings.image_cache_bytes, metrics=metrics),
                 background=background,
                 max_categories=settings.max_categories,
+                tiles=settings.tiles,
+                crf=crf_of(settings),
                 metrics=metrics,
             ),
             teaching=Teaching(
@@ -254,6 +257,11 @@ def recipe_of(settings: Settings) -> Recipe:
     """How categories are tuned: what measured best, or the paper's way."""
     recipe = Recipe(learned_ensemble=settings.ensemble == "learned") if settings.method == "tuned" else PAPER_RECIPE
     return replace(recipe, steps=settings.tune_steps) if settings.tune_steps else recipe
+
+
+def crf_of(settings: Settings) -> CrfParameters:
+    """How edges are refined: what measured best, or the paper's way."""
+    return FIVE_ROUNDS if settings.method == "tuned" else CrfParameters()
 
 
 class _Retry(Retry):

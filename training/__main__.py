@@ -70,6 +70,8 @@ def main() -> None:
         network = Network({k: v.float() for k, v in dequantised(load_file(arguments.resume)).items()})
     material = Material(collections, guessed, Vocabulary(network, collections, imagenet, without=words))
     first = [stage.name for stage in STAGES].index(arguments.stage)
+    if any(stage.own_labels for stage in STAGES[:first]):
+        material = _labelled_by(network, material, arguments.out)
     for stage in STAGES[first:]:
         shortened = replace(stage, steps=max(1, round(arguments.pace * stage.steps)))
         if stage.own_labels:

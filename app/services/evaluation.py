@@ -18,12 +18,13 @@ from torch import Tensor
 from app.errors import InvalidInputError
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone
-from app.method.crf import CrfParameters
+from app.method.crf import FIVE_ROUNDS, CrfParameters
 from app.method.frame import Frame, labels_to_input, to_photo
 from app.method.prompts import free_background, prompt_set
 from app.method.prototype import prototype_map, prototypes
-from app.method.segment import Query, class_map, encode, refine
+from app.method.segment import Query, blended_class_map, encode, refine
 from app.method.tuning import IGNORE, CategoryTuning, JointTuning, Recipe, Shot, shot
+from app.method.views import View, views_of
 from app.services.segmentation import LEAST
 
 Protocol = Literal["words", "one-shot", "joint", "interference"]
@@ -74,9 +75,10 @@ class Options:
     shots: int = 1
     joint_epochs: int = 2
     size: Literal["original", "input"] = "original"
-    crf: bool = True
+    crf: CrfParameters | None = FIVE_ROUNDS
     layers: tuple[int, ...] | None = None
     background: tuple[str, ...] = ()
+    tiles: bool = False
     recipe: Recipe = field(default_factory=Recipe)
 
 
@@ -173,6 +175,23 @@ class Case:
     labels: dict[str, np.ndarray]
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """A photo as the network saw it: tokens of each view, the whole photo's first, and the whole's input as uint8."""
+
+    tokens: list[Tensor]
+    views: list[View]
+    pixels: Tensor
+
+    @property
+    def frame(self) -> Frame:
+        return self.views[0].frame
+
+    @property
+    def rgb(self) -> Tensor:
+        return self.pixels.float() / 255
+
+
 class Evaluation:
     """One measurement.
 
@@ -188,7 +207,7 @@ class Evaluation:
     ) -> None:
         self.backbone, self.dataset, self.options, self._progress = backbone, dataset, options, progress
         self.layers = options.layers or backbone.default_layers
-        self._encoded: dict[str, tuple[Tensor, Tensor, Frame]] = {}
+        self._encoded: dict[str, _Encoded] = {}
         self._columns: dict[str, Predict] = {}
         self._ranked: list[tuple[float, Photo]] = []
 
@@ -233,9 +252,9 @@ class Evaluation:
 
     def _found(self, maps: Tensor, numbers: Sequence[int], photo: Photo) -> np.ndarray:
         """Class numbers at the photo's size, refined if the measurement is."""
-        _, rgb, frame = self._encode(photo)
-        maps = refine(maps, rgb, CrfParameters()) if self.options.crf else maps
-        found: np.ndarray = np.array(numbers)[to_photo(maps, frame).argmax(dim=0).cpu().numpy()]
+        encoded = self._encode(photo)
+        maps = refine(maps, encoded.rgb, self.options.crf) if self.options.crf else maps
+        found: np.ndarray = np.array(numbers)[to_photo(maps, encoded.frame).argmax(dim=0).cpu().numpy()]
         return found
 
     def _supports(self, seed: int) -> dict[int, list[Photo]]:
@@ -264,15 +283,15 @@ class Evaluation:
             asked = self._asked(photo)
             if not asked:
                 continue
-            _, rgb, frame = self._encode(photo)
+            encoded = self._encode(photo)
             for column, predict in columns.items():
                 maps, numbers = predict(photo, asked)
-                counts[column].add(*self._compare(maps, frame, photo, numbers))
+                counts[column].add(*self._compare(maps, encoded.frame, photo, numbers))
                 if self.options.crf:
-                    maps = refine(maps, rgb, CrfParameters())
-                    counts[column + " + CRF"].add(*self._compare(maps, frame, photo, numbers))
+                    maps = refine(maps, encoded.rgb, self.options.crf)
+                    counts[column + " + CRF"].add(*self._compare(maps, encoded.frame, photo, numbers))
             alone = _Counts(len(self.dataset.classes))
-            alone.add(*self._compare(maps, frame, photo, numbers))
+            alone.add(*self._compare(maps, encoded.frame, photo, numbers))
             self._ranked.append((alone.score().mean, photo))
         self._progress(len(photos), len(photos), f"{what}: segmenting")
         return {column: count.score() for column, count in counts.items()}
@@ -287,7 +306,7 @@ class Evaluation:
                 for column, count in counts.items():
                     taught = {number: adapters[number]} if column != "words" else {}
                     maps, numbers = self._attention(photo, asked, taught)
-                    count.add(*self._compare(maps, self._encode(photo)[2], photo, numbers), but=number)
+                    count.add(*self._compare(maps, self._encode(photo).frame, photo, numbers), but=number)
         self._progress(len(photos), len(photos), f"{what}: segmenting")
         return {column: count.score() for column, count in counts.items()}
 
@@ -305,16 +324,16 @@ class Evaluation:
             return np.array(numbers)[maps.argmax(dim=0).cpu().numpy()], labels_to_input(labels, frame, outside=IGNORE)
         return np.array(numbers)[to_photo(maps, frame).argmax(dim=0).cpu().numpy()], labels
 
-    def _encode(self, photo: Photo) -> tuple[Tensor, Tensor, Frame]:
-        """Image tokens, input and frame of a photo; the tokens are kept, in half the space, for the next seed."""
+    def _encode(self, photo: Photo) -> _Encoded:
+        """What is kept of a photo for the next column and seed."""
         if photo.id not in self._encoded:
             try:
-                rgb, frame = self.backbone.preprocess(photo.read())
+                inputs, views = views_of(self.backbone.preprocess, photo.read(), tiles=self.options.tiles)
             except (OSError, UnidentifiedImageError) as error:
                 raise InvalidInputError(f"{photo.image} can't be read: {error}.") from error
-            self._encoded[photo.id] = (encode(self.backbone, rgb), (rgb * 255).round().to(torch.uint8), frame)
-        tokens, rgb, frame = self._encoded[photo.id]
-        return tokens, rgb.float() / 255, frame
+            tokens = [encode(self.backbone, rgb) for rgb in inputs]
+            self._encoded[photo.id] = _Encoded(tokens, views, (inputs[0] * 255).round().to(torch.uint8))
+        return self._encoded[photo.id]
 
     def _words(self, photo: Photo, asked: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         return self._attention(photo, asked, {})
@@ -322,9 +341,11 @@ class Evaluation:
     def _attention(
         self, photo: Photo, asked: Sequence[int], adapters: Mapping[int, Adapter]
     ) -> tuple[Tensor, tuple[int, ...]]:
-        found = class_map(
+        encoded = self._encode(photo)
+        found = blended_class_map(
             self.backbone,
-            self._encode(photo)[0],
+            encoded.tokens,
+            encoded.views,
             [Query((self.dataset.classes[number],), adapters.get(number)) for number in asked],
             layers=self.layers,
             background=self.options.background,
@@ -376,11 +397,11 @@ class Evaluation:
         )
 
     def _shot(self, photo: Photo, number: int) -> Shot:
-        tokens, _, frame = self._encode(photo)
+        encoded = self._encode(photo)
         labels = photo.read_labels()
         binary = np.where(labels == IGNORE, IGNORE, labels == number).astype(np.uint8)
-        on_input = torch.from_numpy(labels_to_input(binary, frame, outside=IGNORE)).long()
-        return shot(self.backbone, tokens, on_input, label_scale=self.options.recipe.label_scale)
+        on_input = torch.from_numpy(labels_to_input(binary, encoded.frame, outside=IGNORE)).long()
+        return shot(self.backbone, encoded.tokens[0], on_input, label_scale=self.options.recipe.label_scale)
 
     def _joint(self, supports: dict[int, list[Photo]], seed: int) -> Predict:
         """The authors' way: every class in one set of parameters, which the background's prompts use too."""
@@ -391,9 +412,9 @@ class Evaluation:
         random.Random(seed).shuffle(photos)
         tuning = JointTuning(
             self.backbone,
-            [self._encode(photo)[0] for photo in photos],
+            [self._encode(photo).tokens[0] for photo in photos],
             [
-                torch.from_numpy(labels_to_input(p.read_labels(), self._encode(p)[2], outside=IGNORE)).long()
+                torch.from_numpy(labels_to_input(p.read_labels(), self._encode(p).frame, outside=IGNORE)).long()
                 for p in photos
             ],
             text=self.backbone.tokenize(prompts.words),
@@ -408,7 +429,7 @@ class Evaluation:
         def predict(photo: Photo, asked: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
             here = prompt_set(free_background(self.options.background, [self.dataset.classes[n] for n in asked]),
                               [names[number - 1] for number in asked])  # fmt: skip
-            maps = tuning.class_map(self._encode(photo)[0], self.backbone.tokenize(here.words), here)
+            maps = tuning.class_map(self._encode(photo).tokens[0], self.backbone.tokenize(here.words), here)
             return maps, (0, *asked)
 
         return predict
@@ -425,7 +446,7 @@ class Evaluation:
             taught = tuple(number for number in asked if number in rows)
             if not taught:
                 return torch.ones(1, side, side), (0,)
-            features = self.backbone.patch_features(self._encode(photo)[0])
+            features = self.backbone.patch_features(self._encode(photo).tokens[0])
             found = prototype_map(features, [rows[n] for n in taught], grid_hw=grid, size_hw=(side, side))
             return found, (0, *taught)
 

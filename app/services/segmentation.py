@@ -20,7 +20,8 @@ from app.method.backbone import Backbone
 from app.method.crf import CrfParameters
 from app.method.frame import Frame, to_photo
 from app.method.masks import bbox_of
-from app.method.segment import Query, class_map, encode, refine
+from app.method.segment import Query, blended_class_map, encode, refine
+from app.method.views import views_of
 from app.metrics import Metrics
 from app.services.adapter_cache import AdapterCache
 from app.services.decode import Photo
@@ -177,6 +178,8 @@ class Segmentation:
         images: Photos encoded lately.
         background: Background words if a request brings none.
         max_categories: Most categories in one request.
+        tiles: Whether photos are looked at in tiles too.
+        crf: Parameters of the refinement.
         metrics: Where stages are timed.
     """
 
@@ -189,6 +192,8 @@ class Segmentation:
         *,
         background: tuple[str, ...],
         max_categories: int,
+        tiles: bool,
+        crf: CrfParameters,
         metrics: Metrics,
     ) -> None:
         self._models = models
@@ -197,6 +202,8 @@ class Segmentation:
         self._images = images
         self._background = background
         self._max_categories = max_categories
+        self._tiles = tiles
+        self._crf = crf
         self._metrics = metrics
 
     async def segment(self, request: Request) -> Segmented:
@@ -261,13 +268,17 @@ class Segmentation:
         queries = [Query(one.adapter.prompts if one.adapter else one.words, one.adapter) for one in asked]
         with torch.inference_mode():
             with clock.stage("preprocess"):
-                rgb, frame = backbone.preprocess(request.photo.rgb)
+                inputs, views = views_of(backbone.preprocess, request.photo.rgb, tiles=self._tiles)
             with clock.stage("encode_image"):
-                tokens = self._images.get(backbone.name, request.photo.sha256, partial(encode, backbone, rgb))
+                tokens = [
+                    self._images.get(backbone.name, (request.photo.sha256, number), partial(encode, backbone, rgb))
+                    for number, rgb in enumerate(inputs)
+                ]
             with clock.stage("attend"):
-                found = class_map(
+                found = blended_class_map(
                     backbone,
                     tokens,
+                    views,
                     queries,
                     layers=chosen,
                     background=request.background or self._background,
@@ -276,8 +287,8 @@ class Segmentation:
             maps = found.probabilities
             if request.refine:
                 with clock.stage("refine"):
-                    maps = refine(maps, rgb, CrfParameters())
-            on_photo = PhotoMaps(maps.cpu(), frame, classes=found.classes, threshold=request.threshold)
+                    maps = refine(maps, inputs[0], self._crf)
+            on_photo = PhotoMaps(maps.cpu(), views[0].frame, classes=found.classes, threshold=request.threshold)
         return on_photo, found.match_score.tolist(), found.layers, clock.ms
 
 

@@ -13,7 +13,7 @@ from app import wiring
 from app.errors import AppError, InvalidInputError, UnavailableError
 from app.method.tuning import PAPER_RECIPE, Recipe
 from app.settings import Settings
-from app.wiring import backbone_loaders, compute_threads, connect, recipe_of, service
+from app.wiring import backbone_loaders, compute_threads, connect, crf_of, recipe_of, service
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +66,10 @@ class TestRecipe:
         assert recipe_of(Settings(ensemble="learned")) == Recipe(learned_ensemble=True)
         assert recipe_of(Settings(tune_steps=7)).steps == 7
         assert recipe_of(Settings(tune_steps=7, method="paper")).balanced is False
+
+
+def test_the_paper_refines_twenty_times_and_the_service_five_times() -> None:
+    assert (crf_of(Settings(method="paper")).iterations, crf_of(Settings()).iterations) == (20, 5)
 
 
 class TestBackbones:

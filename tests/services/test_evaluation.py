@@ -13,6 +13,7 @@ from PIL import Image
 from app import backbones
 from app.errors import InvalidInputError
 from app.method.backbone import Backbone
+from app.method.crf import FIVE_ROUNDS
 from app.method.prompts import BACKGROUND_WORDS
 from app.method.tuning import Recipe
 from app.report import as_picture
@@ -21,7 +22,7 @@ from app.services.evaluation import Dataset, Evaluation, Options, Prompts, Repor
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Two photos each, so that one can teach and the other can test.
 PHOTOS = {"astronaut": 1, "grace_hopper": 1, "kitten": 2, "chelsea": 2}
-OPTIONS = Options(crf=False, background=BACKGROUND_WORDS, recipe=Recipe(steps=2))
+OPTIONS = Options(crf=None, background=BACKGROUND_WORDS, recipe=Recipe(steps=2))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,8 @@ def test_words_find_people_and_cats(folder: Path, embedded: Backbone) -> None:
 @pytest.mark.parametrize(
     ("options", "column"),
     [
-        (replace(OPTIONS, protocol="one-shot", crf=True), "one-shot"),
+        (replace(OPTIONS, protocol="one-shot", crf=FIVE_ROUNDS), "one-shot"),
+        (replace(OPTIONS, protocol="one-shot", tiles=True), "one-shot"),
         (replace(OPTIONS, protocol="joint", joint_epochs=1), "joint"),
         (replace(OPTIONS, protocol="one-shot", method="prototype"), "prototype"),
         (replace(OPTIONS, protocol="one-shot", prompts="all", size="input"), "one-shot"),
