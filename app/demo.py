@@ -101,13 +101,18 @@ def side_by_side(pictures: list[bytes], height: int = 320) -> Image.Image:
 
 
 @contextmanager
-def running_service(console: Console) -> Iterator[RunningService]:
-    """A service on its embedded parts, in a folder and on a port of its own, stopped at the end whatever happens."""
+def running_service(console: Console, **settings: str) -> Iterator[RunningService]:
+    """A service on its embedded parts, in a folder and on a port of its own, stopped at the end whatever happens.
+
+    Args:
+        settings: By their names in `Settings`; all others have their defaults.
+    """
     with tempfile.TemporaryDirectory(prefix="exemplar-demo-") as folder:
         port = _free_port()
         log = Path(folder) / "service.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EXEMPLAR_")}
-        environment |= {"EXEMPLAR_DATA_DIR": str(Path(folder) / "data"), "EXEMPLAR_PORT": str(port)}
+        settings = {**settings, "data_dir": str(Path(folder) / "data"), "port": str(port)}
+        environment |= {f"EXEMPLAR_{name.upper()}": value for name, value in settings.items()}
         with log.open("w") as sink:
             process = subprocess.Popen(
                 [sys.executable, "-m", "app", "serve"], env=environment, stdout=sink, stderr=subprocess.STDOUT

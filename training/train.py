@@ -39,7 +39,6 @@ class Stage:
         deep_prompts: Prompts of a photo that run through all layers.
         match_weight: Of the match head's loss.
         average: Decay of the running mean of the weights, which is what is kept.
-        kinds: Of a batch: share of COCO's photos, of VOC's, of those with a class only.
         mosaics: Share of the samples that are made of four photos.
         share: How far to go from the weights before the stage to those after it.
         own_labels: Whether the photos without masks are labelled anew, by the network as it is when the stage begins.
@@ -57,7 +56,6 @@ class Stage:
     deep_prompts: int = 14
     match_weight: float = 0.4
     average: float = 0.995
-    kinds: tuple[float, float, float] = (0.45, 0.3, 0.25)
     mosaics: float = 0.0
     share: float = 1.0
     own_labels: bool = False
@@ -78,15 +76,6 @@ STAGES = (
         own_labels=True,
     ),
     Stage(
-        "broader",
-        steps=1400,
-        learning_rates=(("joining", 3e-4), ("tower", 1e-4)),
-        tower_waits=0.0,
-        average=0.998,
-        kinds=(0.25, 0.45, 0.3),
-        mosaics=0.15,
-    ),
-    Stage(
         "match",
         steps=120,
         learning_rates=(("match", 7e-4), ("text", 5e-5)),
@@ -102,6 +91,9 @@ STAGES = (
 
 # Steps over which a learning rate rises.
 _WARM_UP = 60
+
+# Of a batch: COCO's photos, VOC's, those with a class only.
+_SHARE = (0.45, 0.3, 0.25)
 
 
 @dataclass(frozen=True)
@@ -317,7 +309,7 @@ def _batches(material: Material, stage: Stage, seed: int) -> Iterator[list[Sampl
                 if rng.random() < stage.mosaics:
                     samples.append(_mosaic(kinds[:2], rng))
                     continue
-                (kind,) = rng.choices(kinds, stage.kinds)
+                (kind,) = rng.choices(kinds, _SHARE)
                 samples.append(_sample(kind, kinds[0], material.guessed, rng))
             ready.put(samples)
 
