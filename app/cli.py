@@ -175,7 +175,6 @@ def evaluate(
     size: Annotated[Literal["original", "input"], typer.Option(help="Where masks are compared.")] = "original",
     crf: Annotated[bool, typer.Option(help="Also with the CRF.")] = True,
     layers: Annotated[str | None, typer.Option(help="Layers to read, such as 0,3.")] = None,
-    tiles: Annotated[bool | None, typer.Option(help="As EXEMPLAR_TILES.")] = None,
     backbone: Annotated[str | None, typer.Option(help="As EXEMPLAR_BACKBONE.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="Write good, middling and failed cases here, as PNG.")] = None,
@@ -187,7 +186,7 @@ def evaluate(
     from app.services.evaluation import Evaluation, Options, read_dataset
     from app.wiring import backbone_loaders, compute_threads, crf_of, recipe_of
 
-    settings = _settings(backbone=backbone, layers=layers, tiles=tiles)
+    settings = _settings(backbone=backbone, layers=layers)
     torch.set_num_threads(compute_threads(settings))
     dataset = read_dataset(data, split=split, ids=ids, limit=limit)
     if method == "prototype" and protocol == "words":
@@ -205,7 +204,6 @@ def evaluate(
             crf=crf_of(settings) if crf else None,
             layers=settings.layer_numbers,
             background=settings.background_words or BACKGROUND_WORDS,
-            tiles=settings.tiles,
             recipe=recipe_of(settings),
         )
         evaluation = Evaluation(

@@ -49,10 +49,6 @@ class Settings(BaseSettings):
         "tuned", description="`tuned` = what measured best; `paper` = the paper's own choices."
     )
     layers: str = Field("", description="Layers to read, such as `0,3`; empty = InfoScore if ranked, else the default.")
-    tiles: bool = Field(
-        False,
-        description="Look at each photo in four overlapping tiles too: better masks, in three times the time.",
-    )
     tune_steps: int = Field(0, ge=0, description="Optimiser steps of one tuning job; 0 = as many as the method says.")
     ensemble: Literal["mean", "learned"] = Field(
         "mean", description="How the chosen layers of a taught category are mixed."

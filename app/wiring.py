@@ -148,7 +148,6 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 ImageCache(max_bytes=settings.image_cache_bytes, metrics=metrics),
                 background=background,
                 max_categories=settings.max_categories,
-                tiles=settings.tiles,
                 crf=crf_of(settings),
                 metrics=metrics,
             ),

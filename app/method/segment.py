@@ -1,12 +1,12 @@
 """The whole method on one screen: a photo and the categories to look for, to a probability per class and pixel.
 
-`segment` names the steps in order and each step is a file: `frame` (photo to input and back), `views` (the photo in
-tiles), the backbone (image tokens, attention), `prompts`, `class_map`, `ensemble`, `crf`. `tuning` makes the adapters,
-`infoscore` chooses the layers, `masks` gives the result its outside form.
+`segment` names the steps in order and each step is a file: `frame` (photo to input and back), the backbone (image
+tokens, attention), `prompts`, `class_map`, `ensemble`, `crf`. `tuning` makes the adapters, `infoscore` chooses the
+layers, `masks` gives the result its outside form.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from .ensemble import layer_weights, weighted_scores
 from .evidence import prompt_evidence
 from .frame import imagenet_normalise, to_photo
 from .prompts import BACKGROUND_WORDS, free_background
-from .views import View, blend, views_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ def segment(
     layers: Sequence[int] | None = None,
     background: Sequence[str] = BACKGROUND_WORDS,
     crf: CrfParameters | None = None,
-    tiles: bool = False,
 ) -> Float[Tensor, "class height width"]:
     """Segment a photo into the background and the categories asked for.
 
@@ -68,21 +66,20 @@ def segment(
         layers: Layers read for categories without an adapter; the backbone's default if None.
         background: Words for "none of them"; those that name a category in play are left out.
         crf: Parameters of the refinement; None leaves it out.
-        tiles: Whether the photo is looked at in tiles too.
 
     Returns:
         Probabilities at the photo's own size, `[1 + category, height, width]`.
     """
     # 1. Photo to network input.
-    inputs, views = views_of(backbone.preprocess, photo, tiles=tiles)
+    rgb, frame = backbone.preprocess(photo)
     # 2. Image tokens, once for all prompts.
-    image_tokens = [encode(backbone, rgb) for rgb in inputs]
+    image_tokens = encode(backbone, rgb)
     # 3. Attention of every prompt, to a map per class.
-    found = blended_class_map(backbone, image_tokens, views, queries, layers=layers, background=background)
+    found = class_map(backbone, image_tokens, queries, layers=layers, background=background)
     # 4. Edges.
-    probabilities = refine(found.probabilities, inputs[0], crf) if crf else found.probabilities
+    probabilities = refine(found.probabilities, rgb, crf) if crf else found.probabilities
     # 5. Back to the photo.
-    return to_photo(probabilities, views[0].frame)
+    return to_photo(probabilities, frame)
 
 
 @torch.no_grad()
@@ -122,38 +119,6 @@ def class_map(
     # The best of each category's prompts; the background, first, has no score of its own.
     best = torch.stack([evidence.match_score[start:stop].amax() for start, stop in evidence.spans])
     return ClassMap(tuple(classes.tolist()), probabilities, match_score=best[1:], layers=weights.layers)
-
-
-@torch.no_grad()
-def blended_class_map(
-    backbone: Backbone,
-    image_tokens: Sequence[Float[Tensor, "image_token width"]],
-    views: Sequence[View],
-    queries: Sequence[Query],
-    *,
-    layers: Sequence[int] | None = None,
-    background: Sequence[str] = BACKGROUND_WORDS,
-    least: float = 0.0,
-) -> ClassMap:
-    """The class map of a photo seen in several views, on the input of the first, which is the whole.
-
-    Match scores are those of the whole.
-
-    Args:
-        image_tokens: Of each view.
-    """
-    found = [
-        class_map(backbone, tokens, queries, layers=layers, background=background, least=least)
-        for tokens in image_tokens
-    ]
-    if len(found) == 1:
-        return found[0]
-    classes = sorted({number for one in found for number in one.classes})
-    # A class that a view left out is nowhere in it.
-    maps = [one.probabilities.new_zeros(len(classes), *one.probabilities.shape[1:]) for one in found]
-    for map_, one in zip(maps, found, strict=True):
-        map_[[classes.index(number) for number in one.classes]] = one.probabilities
-    return replace(found[0], classes=tuple(classes), probabilities=blend(maps, views))
 
 
 def refine(

@@ -22,9 +22,8 @@ from app.method.crf import FIVE_ROUNDS, CrfParameters
 from app.method.frame import Frame, labels_to_input, to_photo
 from app.method.prompts import free_background, prompt_set
 from app.method.prototype import prototype_map, prototypes
-from app.method.segment import Query, blended_class_map, encode, refine
+from app.method.segment import Query, class_map, encode, refine
 from app.method.tuning import IGNORE, CategoryTuning, JointTuning, Recipe, Shot, shot
-from app.method.views import View, views_of
 from app.services.segmentation import LEAST
 
 Protocol = Literal["words", "one-shot", "joint", "interference"]
@@ -78,7 +77,6 @@ class Options:
     crf: CrfParameters | None = FIVE_ROUNDS
     layers: tuple[int, ...] | None = None
     background: tuple[str, ...] = ()
-    tiles: bool = False
     recipe: Recipe = field(default_factory=Recipe)
 
 
@@ -175,23 +173,6 @@ class Case:
     labels: dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    """A photo as the network saw it: tokens of each view, the whole photo's first, and the whole's input as uint8."""
-
-    tokens: list[Tensor]
-    views: list[View]
-    pixels: Tensor
-
-    @property
-    def frame(self) -> Frame:
-        return self.views[0].frame
-
-    @property
-    def rgb(self) -> Tensor:
-        return self.pixels.float() / 255
-
-
 class Evaluation:
     """One measurement.
 
@@ -207,7 +188,7 @@ class Evaluation:
     ) -> None:
         self.backbone, self.dataset, self.options, self._progress = backbone, dataset, options, progress
         self.layers = options.layers or backbone.default_layers
-        self._encoded: dict[str, _Encoded] = {}
+        self._encoded: dict[str, tuple[Tensor, Tensor, Frame]] = {}
         self._columns: dict[str, Predict] = {}
         self._ranked: list[tuple[float, Photo]] = []
 
@@ -252,9 +233,9 @@ class Evaluation:
 
     def _found(self, maps: Tensor, numbers: Sequence[int], photo: Photo) -> np.ndarray:
         """Class numbers at the photo's size, refined if the measurement is."""
-        encoded = self._encode(photo)
-        maps = refine(maps, encoded.rgb, self.options.crf) if self.options.crf else maps
-        found: np.ndarray = np.array(numbers)[to_photo(maps, encoded.frame).argmax(dim=0).cpu().numpy()]
+        _, rgb, frame = self._encode(photo)
+        maps = refine(maps, rgb, self.options.crf) if self.options.crf else maps
+        found: np.ndarray = np.array(numbers)[to_photo(maps, frame).argmax(dim=0).cpu().numpy()]
         return found
 
     def _supports(self, seed: int) -> dict[int, list[Photo]]:
@@ -283,15 +264,15 @@ class Evaluation:
             asked = self._asked(photo)
             if not asked:
                 continue
-            encoded = self._encode(photo)
+            _, rgb, frame = self._encode(photo)
             for column, predict in columns.items():
                 maps, numbers = predict(photo, asked)
-                counts[column].add(*self._compare(maps, encoded.frame, photo, numbers))
+                counts[column].add(*self._compare(maps, frame, photo, numbers))
                 if self.options.crf:
-                    maps = refine(maps, encoded.rgb, self.options.crf)
-                    counts[column + " + CRF"].add(*self._compare(maps, encoded.frame, photo, numbers))
+                    maps = refine(maps, rgb, self.options.crf)
+                    counts[column + " + CRF"].add(*self._compare(maps, frame, photo, numbers))
             alone = _Counts(len(self.dataset.classes))
-            alone.add(*self._compare(maps, encoded.frame, photo, numbers))
+            alone.add(*self._compare(maps, frame, photo, numbers))
             self._ranked.append((alone.score().mean, photo))
         self._progress(len(photos), len(photos), f"{what}: segmenting")
         return {column: count.score() for column, count in counts.items()}
@@ -306,7 +287,7 @@ class Evaluation:
                 for column, count in counts.items():
                     taught = {number: adapters[number]} if column != "words" else {}
                     maps, numbers = self._attention(photo, asked, taught)
-                    count.add(*self._compare(maps, self._encode(photo).frame, photo, numbers), but=number)
+                    count.add(*self._compare(maps, self._encode(photo)[2], photo, numbers), but=number)
         self._progress(len(photos), len(photos), f"{what}: segmenting")
         return {column: count.score() for column, count in counts.items()}
 
@@ -324,16 +305,16 @@ class Evaluation:
             return np.array(numbers)[maps.argmax(dim=0).cpu().numpy()], labels_to_input(labels, frame, outside=IGNORE)
         return np.array(numbers)[to_photo(maps, frame).argmax(dim=0).cpu().numpy()], labels
 
-    def _encode(self, photo: Photo) -> _Encoded:
-        """What is kept of a photo for the next column and seed."""
+    def _encode(self, photo: Photo) -> tuple[Tensor, Tensor, Frame]:
+        """Image tokens, input and frame of a photo; the tokens are kept, in half the space, for the next seed."""
         if photo.id not in self._encoded:
             try:
-                inputs, views = views_of(self.backbone.preprocess, photo.read(), tiles=self.options.tiles)
+                rgb, frame = self.backbone.preprocess(photo.read())
             except (OSError, UnidentifiedImageError) as error:
                 raise InvalidInputError(f"{photo.image} can't be read: {error}.") from error
-            tokens = [encode(self.backbone, rgb) for rgb in inputs]
-            self._encoded[photo.id] = _Encoded(tokens, views, (inputs[0] * 255).round().to(torch.uint8))
-        return self._encoded[photo.id]
+            self._encoded[photo.id] = (encode(self.backbone, rgb), (rgb * 255).round().to(torch.uint8), frame)
+        tokens, rgb, frame = self._encoded[photo.id]
+        return tokens, rgb.float() / 255, frame
 
     def _words(self, photo: Photo, asked: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         return self._attention(photo, asked, {})
@@ -341,11 +322,9 @@ class Evaluation:
     def _attention(
         self, photo: Photo, asked: Sequence[int], adapters: Mapping[int, Adapter]
     ) -> tuple[Tensor, tuple[int, ...]]:
-        encoded = self._encode(photo)
-        found = blended_class_map(
+        found = class_map(
             self.backbone,
-            encoded.tokens,
-            encoded.views,
+            self._encode(photo)[0],
             [Query((self.dataset.classes[number],), adapters.get(number)) for number in asked],
             layers=self.layers,
             background=self.options.background,
@@ -397,11 +376,11 @@ class Evaluation:
         )
 
     def _shot(self, photo: Photo, number: int) -> Shot:
-        encoded = self._encode(photo)
+        tokens, _, frame = self._encode(photo)
         labels = photo.read_labels()
         binary = np.where(labels == IGNORE, IGNORE, labels == number).astype(np.uint8)
-        on_input = torch.from_numpy(labels_to_input(binary, encoded.frame, outside=IGNORE)).long()
-        return shot(self.backbone, encoded.tokens[0], on_input, label_scale=self.options.recipe.label_scale)
+        on_input = torch.from_numpy(labels_to_input(binary, frame, outside=IGNORE)).long()
+        return shot(self.backbone, tokens, on_input, label_scale=self.options.recipe.label_scale)
 
     def _joint(self, supports: dict[int, list[Photo]], seed: int) -> Predict:
         """The authors' way: every class in one set of parameters, which the background's prompts use too."""
@@ -412,9 +391,9 @@ class Evaluation:
         random.Random(seed).shuffle(photos)
         tuning = JointTuning(
             self.backbone,
-            [self._encode(photo).tokens[0] for photo in photos],
+            [self._encode(photo)[0] for photo in photos],
             [
-                torch.from_numpy(labels_to_input(p.read_labels(), self._encode(p).frame, outside=IGNORE)).long()
+                torch.from_numpy(labels_to_input(p.read_labels(), self._encode(p)[2], outside=IGNORE)).long()
                 for p in photos
             ],
             text=self.backbone.tokenize(prompts.words),
@@ -429,7 +408,7 @@ class Evaluation:
         def predict(photo: Photo, asked: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
             here = prompt_set(free_background(self.options.background, [self.dataset.classes[n] for n in asked]),
                               [names[number - 1] for number in asked])  # fmt: skip
-            maps = tuning.class_map(self._encode(photo).tokens[0], self.backbone.tokenize(here.words), here)
+            maps = tuning.class_map(self._encode(photo)[0], self.backbone.tokenize(here.words), here)
             return maps, (0, *asked)
 
         return predict
@@ -446,7 +425,7 @@ class Evaluation:
             taught = tuple(number for number in asked if number in rows)
             if not taught:
                 return torch.ones(1, side, side), (0,)
-            features = self.backbone.patch_features(self._encode(photo).tokens[0])
+            features = self.backbone.patch_features(self._encode(photo)[0])
             found = prototype_map(features, [rows[n] for n in taught], grid_hw=grid, size_hw=(side, side))
             return found, (0, *taught)
 

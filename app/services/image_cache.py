@@ -12,7 +12,7 @@ from app.metrics import Metrics
 
 
 class ImageCache:
-    """Image tokens by view and model, the least recently used dropped first. Any thread may call it.
+    """Image tokens by photo and model, the least recently used dropped first. Any thread may call it.
 
     Args:
         max_bytes: Memory for tokens.
@@ -22,19 +22,19 @@ class ImageCache:
     def __init__(self, *, max_bytes: int, metrics: Metrics) -> None:
         self._max_bytes = max_bytes
         self._metrics = metrics
-        self._tokens: OrderedDict[tuple[str, tuple[str, int]], Tensor] = OrderedDict()
+        self._tokens: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def get(self, model: str, view: tuple[str, int], encode: Callable[[], Tensor]) -> Tensor:
-        """Tokens of one view of a photo; nobody may write to them.
+    def get(self, model: str, sha256: str, encode: Callable[[], Tensor]) -> Tensor:
+        """Tokens of a photo; nobody may write to them.
 
         Args:
             model: Name of the backbone.
-            view: SHA-256 of the photo's file, and the number of the view of it.
+            sha256: Of the photo's file.
             encode: Makes them if they are not in memory.
         """
-        key = (model, view)
+        key = (model, sha256)
         with self._lock:
             found = self._tokens.get(key)
             if found is not None:

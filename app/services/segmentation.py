@@ -20,8 +20,7 @@ from app.method.backbone import Backbone
 from app.method.crf import CrfParameters
 from app.method.frame import Frame, to_photo
 from app.method.masks import bbox_of
-from app.method.segment import Query, blended_class_map, encode, refine
-from app.method.views import views_of
+from app.method.segment import Query, class_map, encode, refine
 from app.metrics import Metrics
 from app.services.adapter_cache import AdapterCache
 from app.services.decode import Photo
@@ -178,7 +177,6 @@ class Segmentation:
         images: Photos encoded lately.
         background: Background words if a request brings none.
         max_categories: Most categories in one request.
-        tiles: Whether photos are looked at in tiles too.
         crf: Parameters of the refinement.
         metrics: Where stages are timed.
     """
@@ -192,7 +190,6 @@ class Segmentation:
         *,
         background: tuple[str, ...],
         max_categories: int,
-        tiles: bool,
         crf: CrfParameters,
         metrics: Metrics,
     ) -> None:
@@ -202,7 +199,6 @@ class Segmentation:
         self._images = images
         self._background = background
         self._max_categories = max_categories
-        self._tiles = tiles
         self._crf = crf
         self._metrics = metrics
 
@@ -268,17 +264,13 @@ class Segmentation:
         queries = [Query(one.adapter.prompts if one.adapter else one.words, one.adapter) for one in asked]
         with torch.inference_mode():
             with clock.stage("preprocess"):
-                inputs, views = views_of(backbone.preprocess, request.photo.rgb, tiles=self._tiles)
+                rgb, frame = backbone.preprocess(request.photo.rgb)
             with clock.stage("encode_image"):
-                tokens = [
-                    self._images.get(backbone.name, (request.photo.sha256, number), partial(encode, backbone, rgb))
-                    for number, rgb in enumerate(inputs)
-                ]
+                tokens = self._images.get(backbone.name, request.photo.sha256, partial(encode, backbone, rgb))
             with clock.stage("attend"):
-                found = blended_class_map(
+                found = class_map(
                     backbone,
                     tokens,
-                    views,
                     queries,
                     layers=chosen,
                     background=request.background or self._background,
@@ -287,8 +279,8 @@ class Segmentation:
             maps = found.probabilities
             if request.refine:
                 with clock.stage("refine"):
-                    maps = refine(maps, inputs[0], self._crf)
-            on_photo = PhotoMaps(maps.cpu(), views[0].frame, classes=found.classes, threshold=request.threshold)
+                    maps = refine(maps, rgb, self._crf)
+            on_photo = PhotoMaps(maps.cpu(), frame, classes=found.classes, threshold=request.threshold)
         return on_photo, found.match_score.tolist(), found.layers, clock.ms
 
 

@@ -276,21 +276,6 @@ class TestCache:
             assert metric(api, "exemplar_image_cache_hits_total") == 1
             assert metric(api, "exemplar_image_cache_bytes") > 0
 
-    def test_in_tiles_a_photo_is_encoded_five_times_and_once(self, start) -> None:
-        def found(api) -> list[tuple[float, ...]]:
-            answer = api.segment("cat", "dog", threshold="0.0", **PLAIN).json()["categories"]
-            return [(one["match_score"], one["area"], one["mean_probability"]) for one in answer]
-
-        with start() as api:
-            whole = found(api)
-        with start(tiles=True) as api:
-            tiled = found(api)
-            assert found(api) == tiled
-            assert metric(api, "exemplar_image_cache_misses_total") == 5
-            assert metric(api, "exemplar_image_cache_hits_total") == 5
-        assert [one[:2] for one in tiled] == [one[:2] for one in whole]
-        assert tiled != whole, (tiled, whole)
-
     def test_without_memory_for_photos_each_is_encoded(self, start) -> None:
         with start(image_cache_bytes=0) as api:
             for _ in range(2):

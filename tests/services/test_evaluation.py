@@ -117,7 +117,6 @@ def test_words_find_people_and_cats(folder: Path, embedded: Backbone) -> None:
     ("options", "column"),
     [
         (replace(OPTIONS, protocol="one-shot", crf=FIVE_ROUNDS), "one-shot"),
-        (replace(OPTIONS, protocol="one-shot", tiles=True), "one-shot"),
         (replace(OPTIONS, protocol="joint", joint_epochs=1), "joint"),
         (replace(OPTIONS, protocol="one-shot", method="prototype"), "prototype"),
         (replace(OPTIONS, protocol="one-shot", prompts="all", size="input"), "one-shot"),

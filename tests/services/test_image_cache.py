@@ -17,7 +17,7 @@ def test_the_least_recently_used_photo_makes_room() -> None:
             made.append(name)
             return torch.full((7,), float(len(made)))
 
-        return cache.get("model", (name, 0), encode)
+        return cache.get("model", name, encode)
 
     first = get("a")
     get("b")
@@ -31,7 +31,5 @@ def test_the_least_recently_used_photo_makes_room() -> None:
 
 def test_each_model_has_its_own_tokens() -> None:
     cache = ImageCache(max_bytes=1000, metrics=Metrics())
-    one, other = (
-        cache.get(model, ("a", 0), lambda value=value: torch.tensor([value])) for value, model in enumerate("xy")
-    )
+    one, other = (cache.get(model, "a", lambda value=value: torch.tensor([value])) for value, model in enumerate("xy"))
     assert one.item() != other.item()
