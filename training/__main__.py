@@ -70,12 +70,12 @@ def main() -> None:
         network = Network({k: v.float() for k, v in dequantised(load_file(arguments.resume)).items()})
     material = Material(collections, guessed, Vocabulary(network, collections, imagenet, without=words))
     first = [stage.name for stage in STAGES].index(arguments.stage)
-    if any(stage.own_labels for stage in STAGES[:first]):
-        material = _labelled_by(network, material, arguments.out)
-    for stage in STAGES[first:]:
-        shortened = replace(stage, steps=max(1, round(arguments.pace * stage.steps)))
+    for number, stage in enumerate(STAGES):
         if stage.own_labels:
             material = _labelled_by(network, material, arguments.out)
+        if number < first:
+            continue
+        shortened = replace(stage, steps=max(1, round(arguments.pace * stage.steps)))
 
         def keep(weights: dict[str, Tensor], step: int, name: str = stage.name) -> None:
             facts = {"stage": name, "step": str(step), "seed": str(arguments.seed), "without": ", ".join(without)}

@@ -249,6 +249,17 @@ class TestForms:
             assert answer.json()["errors"][0]["field"] == "categories"
 
 
+def test_the_papers_method_refines_more_often(start) -> None:
+    """Five rounds stop before the map of the random model has settled, so that twenty end elsewhere."""
+
+    def found(**settings: str) -> list[float]:
+        with start(**settings) as api:
+            answer = api.segment("cat", "dog", background=["sky"], threshold="0.0").json()["categories"]
+            return [one["mean_probability"] for one in answer]
+
+    assert found() != found(method="paper")
+
+
 class TestCache:
     def test_an_adapter_is_read_from_the_store_once(self, api) -> None:
         api.taught("cat")
