@@ -149,6 +149,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 background=background,
                 max_categories=settings.max_categories,
                 crf=crf_of(settings),
+                look_again=looks_again(settings),
                 metrics=metrics,
             ),
             teaching=Teaching(
@@ -256,6 +257,11 @@ def recipe_of(settings: Settings) -> Recipe:
     """How categories are tuned: what measured best, or the paper's way."""
     recipe = Recipe(learned_ensemble=settings.ensemble == "learned") if settings.method == "tuned" else PAPER_RECIPE
     return replace(recipe, steps=settings.tune_steps) if settings.tune_steps else recipe
+
+
+def looks_again(settings: Settings) -> bool:
+    """Whether classes look for more of themselves in the photo; the paper's don't."""
+    return settings.method == "tuned"
 
 
 def crf_of(settings: Settings) -> CrfParameters:

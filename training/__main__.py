@@ -15,11 +15,13 @@ from torch.nn import functional as F
 
 from app.backbones import embedded
 from app.backbones.embedded import dequantised
+from app.method.self_support import PREFIX
 
 from . import pack
 from .network import Network
 from .photos import Labels, Photo, imagenet_names, load, masked_photos, named_photos, vary
 from .pseudo_labels import own_labels, pseudo_labels
+from .self_support import train_self_support
 from .start import starting_weights
 from .train import STAGES, Collections, Material, Vocabulary, train
 from .vocabulary import excluded_with
@@ -29,6 +31,9 @@ _MATCH_SHARE = 0.3
 
 # The later layers mark best (docs/embedded-model.md).
 _TEACHER_LAYERS = (1, 2, 3)
+
+# The stage that comes after those of `STAGES`.
+_LAST = "self-support"
 
 _HELD_OUT = Path(__file__).parent / "held_out.json"
 
@@ -40,7 +45,7 @@ def main() -> None:
     parser.add_argument("--pace", type=float, default=1.0, help="share of the steps of each stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", type=Path, help="weights to go on from, at --stage")
-    parser.add_argument("--stage", choices=[stage.name for stage in STAGES], default=STAGES[0].name)
+    parser.add_argument("--stage", choices=[*(stage.name for stage in STAGES), _LAST], default=STAGES[0].name)
     parser.add_argument(
         "--without-every-fourth",
         action="store_true",
@@ -58,6 +63,29 @@ def main() -> None:
         voc=masked_photos(data, "voc_animals_dev", held_out=set(voc[::10]), imagenet=imagenet, without=without),
         named=named_photos(data, imagenet=imagenet, without=words),
     )
+    facts = {"seed": str(arguments.seed), "without": ", ".join(without)}
+    if arguments.stage != _LAST:
+        network = _trained(arguments, collections, imagenet, without=without, words=words)
+    elif arguments.resume:
+        network = _read(arguments.resume)
+    else:
+        parser.error(f"--stage {_LAST} needs --resume: give the weights of the stages before it.")
+    pack.write(network.weights, arguments.out, facts)
+    model = embedded.load(str(arguments.out), device="cpu", dtype="float32")
+    exact = (collections.coco, collections.voc)
+    learned = train_self_support(model, *exact, seed=arguments.seed, pace=arguments.pace)
+    pack.write({**network.weights, **learned}, arguments.out, facts)
+
+
+def _trained(
+    arguments: argparse.Namespace, collections: Collections, imagenet: list[str], *, without: set[str], words: set[str]
+) -> Network:
+    """The network after the stages from `--stage` on.
+
+    Args:
+        without: Categories that the model shall never have seen.
+        words: All names that go with them.
+    """
     network = Network(starting_weights(imagenet, seed=arguments.seed, without=without))
     _standardise(network, [*collections.coco, *collections.voc[:100]])
     guessed = _remembered(
@@ -67,7 +95,7 @@ def main() -> None:
     collections = replace(collections, named=named)
     print(f"{len(collections.coco)} COCO, {len(collections.voc)} VOC, {len(named)} named photos", flush=True)
     if arguments.resume:
-        network = Network({k: v.float() for k, v in dequantised(load_file(arguments.resume)).items()})
+        network = _read(arguments.resume)
     material = Material(collections, guessed, Vocabulary(network, collections, imagenet, without=words))
     first = [stage.name for stage in STAGES].index(arguments.stage)
     for number, stage in enumerate(STAGES):
@@ -84,7 +112,13 @@ def main() -> None:
         train(network, material, shortened, seed=arguments.seed, keep=keep)
     for name in ("itm_head.weight", "itm_head.bias"):
         network.weights[name] *= _MATCH_SHARE
-    pack.write(network.weights, arguments.out, {"seed": str(arguments.seed), "without": ", ".join(without)})
+    return network
+
+
+def _read(file: Path) -> Network:
+    """The network of a weights file; what the last stage made is left out, since it would not fit."""
+    stored = dequantised(load_file(file))
+    return Network({name: tensor.float() for name, tensor in stored.items() if not name.startswith(PREFIX)})
 
 
 def _labelled_by(network: Network, material: Material, out: Path) -> Material:

@@ -162,6 +162,13 @@ def load(photo: Photo, labels: Labels | None = None) -> Sample:
     return Sample(rgb, out[values], regions, set(photo.uncertain))
 
 
+def whole(sample: Sample) -> Sample:
+    """The photo as it is, at the network's size."""
+    image = Image.fromarray(sample.rgb).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    labels = Image.fromarray(sample.labels).resize((SIZE, SIZE), Image.Resampling.NEAREST)
+    return Sample(np.asarray(image), np.asarray(labels), sample.regions, sample.uncertain)
+
+
 def vary(sample: Sample, rng: random.Random) -> Sample:
     """A random crop, flip and change of colour, at the network's size."""
     height, width = sample.labels.shape

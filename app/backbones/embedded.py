@@ -15,6 +15,7 @@ from transformers import BertTokenizer
 from app.errors import InvalidInputError
 from app.method.backbone import ImageTextScore, TextToImage, TextTokens
 from app.method.frame import Frame, stretch
+from app.method.self_support import PREFIX
 
 from . import efficientnet
 from .blip_text import BlipText, of_patches, revision_of, tokenize
@@ -89,6 +90,12 @@ class Embedded(Loaded):
             for name, t in stored.items()
             if not name.startswith("image_tower.")
         }
+        # Few numbers, used beside probabilities: float32 whatever the network has.
+        self.self_support = {
+            name.removeprefix(PREFIX): self._weights.pop(name).float()
+            for name in sorted(stored)
+            if name.startswith(PREFIX)
+        } or None
         self.layer_count = sum(name.endswith(".crossattention.self.query.weight") for name in self._weights)
         self._text = BlipText(self._weights, heads=HEADS, layer_count=self.layer_count, eps=TEXT_EPS)
         self.feature_width = self._text.image_width

@@ -1,5 +1,6 @@
 """Models of transformers' classes, from the hub or a folder: read whole, or refused in a sentence."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +73,7 @@ class Loaded:
     input_size: int
     _device: torch.device
     _dtype: torch.dtype
+    self_support: Mapping[str, Tensor] | None = None
     _model: Any  # of transformers, which leaves it without types
 
     @property

@@ -64,6 +64,8 @@ class Backbone(Protocol):
     input_size: int
     feature_width: int
     image_text_score: ImageTextScore
+    # Tensors of `app.method.self_support`; None of a model that has not learned them.
+    self_support: Mapping[str, Tensor] | None
 
     @property
     def device(self) -> str:

@@ -21,6 +21,7 @@ from .ensemble import layer_weights, weighted_scores
 from .evidence import prompt_evidence
 from .frame import imagenet_normalise, to_photo
 from .prompts import BACKGROUND_WORDS, free_background
+from .self_support import self_support
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def class_map(
     layers: Sequence[int] | None = None,
     background: Sequence[str] = BACKGROUND_WORDS,
     least: float = 0.0,
+    look_again: bool = True,
 ) -> ClassMap:
     """The classes' probabilities on the network's input, before refinement (METHOD steps 1 to 6).
 
@@ -104,12 +106,15 @@ def class_map(
         least: A category that has less than this share of the best class's score at every patch is left out, since it
             is not in the photo: of a thousand categories few are, and only those cost upsampling and refinement. Below
             1/4 no pixel's best class changes: interpolation is a mean of four patches.
+        look_again: Whether each class looks for more of itself (`self_support`), if the backbone knows how to.
     """
     words = [word for query in queries for word in query.words]
     groups = [Query(free_background(background, words)), *queries]
     weights = layer_weights([query.adapter for query in groups], layers or backbone.default_layers)
     evidence = prompt_evidence(backbone, image_tokens, groups, weights.layers)
     scores = weighted_scores(evidence, weights)
+    if look_again and backbone.self_support:
+        scores = self_support(backbone.self_support, scores, backbone.patch_features(image_tokens))
     kept = (scores >= least * scores.amax(dim=0)).any(dim=1)
     kept[0] = True
     classes = kept.nonzero().flatten()

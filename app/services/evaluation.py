@@ -75,6 +75,7 @@ class Options:
     joint_epochs: int = 2
     size: Literal["original", "input"] = "original"
     crf: CrfParameters | None = FIVE_ROUNDS
+    look_again: bool = True
     layers: tuple[int, ...] | None = None
     background: tuple[str, ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
@@ -329,6 +330,7 @@ class Evaluation:
             layers=self.layers,
             background=self.options.background,
             least=LEAST,
+            look_again=self.options.look_again,
         )
         return found.probabilities, tuple((0, *asked)[number] for number in found.classes)
 
