@@ -91,11 +91,8 @@ class Embedded(Loaded):
             if not name.startswith("image_tower.")
         }
         # Few numbers, used beside probabilities: float32 whatever the network has.
-        self.self_support = {
-            name.removeprefix(PREFIX): self._weights.pop(name).float()
-            for name in sorted(stored)
-            if name.startswith(PREFIX)
-        } or None
+        learned = {name: self._weights.pop(name).float() for name in stored if name.startswith(PREFIX)}
+        self.self_support = {name.removeprefix(PREFIX): tensor for name, tensor in learned.items()} or None
         self.layer_count = sum(name.endswith(".crossattention.self.query.weight") for name in self._weights)
         self._text = BlipText(self._weights, heads=HEADS, layer_count=self.layer_count, eps=TEXT_EPS)
         self.feature_width = self._text.image_width

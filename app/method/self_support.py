@@ -1,10 +1,10 @@
 """The photo as its own example: what looks like the parts that a class is sure of belongs to it too.
 
-The words' map finds a class where it is typical and misses the rest of it. The mean of the patches where it is sure, the
-class's prototype in this very photo, finds that rest: self-support matching (Fan et al. 2022,
+The words' map finds a class where it is typical and misses the rest of it. The mean of the patches where it is sure,
+the class's prototype in this very photo, finds that rest: self-support matching (Fan et al. 2022,
 https://arxiv.org/abs/2207.11549). Here the patches are compared in a space that was trained for it, and how likely a
-class is to be in the photo at all is read off its map by a small network, so that of eighty names asked for those that
-are not there don't spread.
+class is to be in the photo at all is read off its map by a small network, so that of eighty names asked for those
+that are not there don't spread.
 """
 
 import math
