@@ -1,8 +1,8 @@
 """The whole method on one screen: a photo and the categories to look for, to a probability per class and pixel.
 
 `segment` names the steps in order and each step is a file: `frame` (photo to input and back), the backbone (image
-tokens, attention), `prompts`, `class_map`, `ensemble`, `self_support`, `crf`. `tuning` makes the adapters, `infoscore` chooses the
-layers, `masks` gives the result its outside form.
+tokens, attention), `prompts`, `class_map`, `ensemble`, `self_support`, `crf`. `tuning` makes the adapters,
+`infoscore` chooses the layers, `masks` gives the result its outside form.
 """
 
 from collections.abc import Sequence
