@@ -23,6 +23,9 @@ _SHARPNESS = 3
 # Facts of a class that its presence is read off are divided by these to be near one.
 _FACT_SCALES = (4.0, 4.0, 2.0, 1.0)
 _LEAST = 1e-9
+# Share of the patches in which the words must put a class first. With it a name that isn't there marks something as
+# seldom as by the words alone (docs/quality.md).
+_LEAST_AREA = 0.005
 # Beyond what was ever measured, more names make no class less likely.
 _MOST_COMPETING = 80
 
@@ -34,6 +37,9 @@ def self_support(
 ) -> Float[Tensor, "class patch"]:
     """Class probabilities after each class has looked for more of itself; sum 1 over classes.
 
+    A class that the words put first in hardly any patch is taken to be absent: in training whatever is asked for is
+    there or has something true beside it, so that alone the likeness would make something of every name.
+
     Args:
         weights: `projection.weight` [space, feature] and `projection.bias` of the space in which patches are compared;
             `likeness` and `words`, by which likeness and the words' log-probability count; `presence.0` and
@@ -41,7 +47,10 @@ def self_support(
         scores: Of the words, the background first.
         features: Of the patches, as `Backbone.patch_features` gives them.
     """
-    return logits(weights, scores, features).softmax(dim=0)
+    first = torch.bincount(scores.argmax(dim=0), minlength=len(scores))
+    there = first >= _LEAST_AREA * scores.shape[1]
+    there[0] = True
+    return logits(weights, scores, features).masked_fill(~there[:, None], -torch.inf).softmax(dim=0)
 
 
 def logits(
