@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from app.method.backbone import Backbone
+from app.method.class_map import normalise
 from app.method.ensemble import layer_weights, weighted_scores
 from app.method.evidence import prompt_evidence
 from app.method.prompts import BACKGROUND_WORDS, free_background
@@ -159,7 +160,7 @@ def _loss(weights: dict[str, Tensor], photo: Seen, rng: random.Random) -> Float[
     count = 0 if draw < 0.5 else rng.randint(min(1, others), others) if draw < 0.75 else others
     rows = torch.tensor([*range(present), *rng.sample(range(present, present + others), count)])
     scores = photo.scores[rows]
-    log_p = (scores / scores.sum(dim=0)).clamp_min(1e-9).log()
+    log_p = normalise(scores).clamp_min(1e-9).log()
     misled = torch.randn(len(rows), 1) * torch.tensor([0.3] + [1.0] * (len(rows) - 1))[:, None]
     blurred = (rng.uniform(0.5, 1.0) * log_p + misled).softmax(dim=0)
     found = logits(weights, blurred, photo.features).log_softmax(dim=0)

@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from .class_map import normalise
+
 # What a backbone's weights call these tensors.
 PREFIX = "self_support."
 
@@ -59,7 +61,7 @@ def logits(
     features: Float[Tensor, "patch feature"],
 ) -> Float[Tensor, "class patch"]:
     """What `self_support` takes the softmax of."""
-    probability = scores / scores.sum(dim=0).clamp_min(torch.finfo(scores.dtype).tiny)
+    probability = normalise(scores)
     sure = probability**_SHARPNESS
     sure = sure / sure.sum(dim=1, keepdim=True).clamp_min(_LEAST)
     place = F.linear(features.float(), weights["projection.weight"], weights["projection.bias"])
