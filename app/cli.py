@@ -184,7 +184,7 @@ def evaluate(
 
     from app.method.prompts import BACKGROUND_WORDS
     from app.services.evaluation import Evaluation, Options, read_dataset
-    from app.wiring import backbone_loaders, compute_threads, crf_of, looks_again, recipe_of
+    from app.wiring import backbone_loaders, compute_threads, crf_of, has_second_look, recipe_of
 
     settings = _settings(backbone=backbone, layers=layers)
     torch.set_num_threads(compute_threads(settings))
@@ -202,7 +202,7 @@ def evaluate(
             shots=shots,
             size=size,
             crf=crf_of(settings) if crf else None,
-            look_again=looks_again(settings),
+            second_look=has_second_look(settings),
             layers=settings.layer_numbers,
             background=settings.background_words or BACKGROUND_WORDS,
             recipe=recipe_of(settings),

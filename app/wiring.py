@@ -29,7 +29,7 @@ from app import backbones
 from app.backbones.family import Family
 from app.errors import InvalidInputError, UnavailableError
 from app.method.backbone import Backbone
-from app.method.crf import FIVE_ROUNDS, CrfParameters
+from app.method.crf import THREE_ROUNDS, CrfParameters
 from app.method.prompts import BACKGROUND_WORDS
 from app.method.tuning import PAPER_RECIPE, Recipe
 from app.metrics import Metrics
@@ -149,7 +149,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 background=background,
                 max_categories=settings.max_categories,
                 crf=crf_of(settings),
-                look_again=looks_again(settings),
+                second_look=has_second_look(settings),
                 metrics=metrics,
             ),
             teaching=Teaching(
@@ -259,14 +259,14 @@ def recipe_of(settings: Settings) -> Recipe:
     return replace(recipe, steps=settings.tune_steps) if settings.tune_steps else recipe
 
 
-def looks_again(settings: Settings) -> bool:
-    """Whether classes look for more of themselves in the photo; the paper's don't."""
+def has_second_look(settings: Settings) -> bool:
+    """Whether a mask decoder, where the backbone has one, looks at the photo again; the paper has none."""
     return settings.method == "tuned"
 
 
 def crf_of(settings: Settings) -> CrfParameters:
     """How edges are refined: what measured best, or the paper's way."""
-    return FIVE_ROUNDS if settings.method == "tuned" else CrfParameters()
+    return THREE_ROUNDS if settings.method == "tuned" else CrfParameters()
 
 
 class _Retry(Retry):

@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 from app.backbones import embedded
 from app.backbones.embedded import dequantised
-from app.method.self_support import PREFIX
+from app.method.mask_decoder import PREFIX
 
 from . import pack
+from .looking import look
+from .mask_decoder import train_mask_decoder
 from .network import Network
 from .photos import Labels, Photo, imagenet_names, load, masked_photos, named_photos, vary
 from .pseudo_labels import own_labels, pseudo_labels
@@ -33,7 +35,7 @@ _MATCH_SHARE = 0.3
 _TEACHER_LAYERS = (1, 2, 3)
 
 # The stage that comes after those of `STAGES`.
-_LAST = "self-support"
+_LAST = "mask decoder"
 
 _HELD_OUT = Path(__file__).parent / "held_out.json"
 
@@ -72,9 +74,12 @@ def main() -> None:
         parser.error(f"--stage {_LAST} needs --resume: give the weights of the stages before it.")
     pack.write(network.weights, arguments.out, facts)
     model = embedded.load(str(arguments.out), device="cpu", dtype="float32")
-    exact = (collections.coco, collections.voc)
-    learned = train_self_support(model, *exact, seed=arguments.seed, pace=arguments.pace)
-    pack.write({**network.weights, **learned}, arguments.out, facts)
+    looked = arguments.out.with_suffix(".looked.pt")
+    seen = look(model, collections.coco, collections.voc, seed=arguments.seed, remembered=looked)
+    start = train_self_support(*seen, seed=arguments.seed, pace=arguments.pace)
+    learned = train_mask_decoder(start, *seen, seed=arguments.seed, pace=arguments.pace)
+    decoder = {PREFIX + name: tensor for name, tensor in learned.items()}
+    pack.write({**network.weights, **decoder}, arguments.out, facts)
 
 
 def _trained(
@@ -118,7 +123,7 @@ def _trained(
 def _read(file: Path) -> Network:
     """The network of a weights file; what the last stage made is left out, since it would not fit."""
     stored = dequantised(load_file(file))
-    return Network({name: tensor.float() for name, tensor in stored.items() if not name.startswith(PREFIX)})
+    return Network({name: t.float() for name, t in stored.items() if not name.startswith((PREFIX, "self_support."))})
 
 
 def _labelled_by(network: Network, material: Material, out: Path) -> Material:
@@ -155,7 +160,7 @@ def _standardise(network: Network, photos: list[Photo]) -> None:
     features = []
     for photo in photos[:300]:
         sample = vary(load(photo), rng)
-        fine, deep = network.tower(torch.from_numpy(sample.rgb.copy()).permute(2, 0, 1)[None].float() / 255)
+        _, fine, deep = network.tower(torch.from_numpy(sample.rgb.copy()).permute(2, 0, 1)[None].float() / 255)
         fine, deep = fine.flatten(2).transpose(1, 2), deep.flatten(2).transpose(1, 2)
         head = F.relu6(F.linear(deep, network.weights["head_w"], network.weights["head_b"]))
         features.append(torch.cat([head, fine], dim=-1)[0, ::7])

@@ -72,7 +72,7 @@ class Network:
     ) -> Float[Tensor, "batch image_token width"]:
         """The global token and those of some patches; the tower's early stages never learn."""
         with torch.no_grad():
-            fine = self.tower.fine(rgb)
+            _, fine = self.tower.early(rgb)
         with torch.set_grad_enabled(tower_learns):
             deep = fine
             for block in self.tower.after:

@@ -89,7 +89,7 @@ def own_labels(
 
 def _class_probabilities(network: Network, rgb: Tensor) -> Tensor:
     """ImageNet's classes at each patch, `[photo, class, y, x]`."""
-    _, deep = network.tower(rgb)
+    *_, deep = network.tower(rgb)
     w = network.weights
     head = F.relu6(F.linear(deep.flatten(2).transpose(1, 2), w["head_w"], w["head_b"]))
     logits = F.linear(head, w["fc_w"], w["fc_b"])

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 # so that every map from stage 5 on is 1/16 of the input.
 _STAGES = ((1, 1, 1), (3, 2, 6), (3, 2, 6), (4, 2, 6), (4, 1, 6), (5, 1, 6), (1, 1, 6))
 _DILATED_STAGE = 5
+# Blocks of stages 1 to 3, after which a map is 1/8 of the input.
+_EDGE_BLOCKS = 7
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class Block:
 
 @dataclass(frozen=True)
 class EfficientNetLite2:
-    """The tower: gives the input of stage 6 ("fine", 120 channels) and the last map ("deep", 352 channels)."""
+    """The tower: gives a map of edges (the input of stage 4, 48 channels, at 1/8), the input of stage 6 ("fine", 120
+    channels) and the last map ("deep", 352 channels), both at 1/16.
+    """
 
     stem: Conv
     before: tuple[Block, ...]
@@ -75,21 +79,26 @@ class EfficientNetLite2:
 
     def __call__(
         self, rgb: Float[Tensor, "batch 3 height width"]
-    ) -> tuple[Float[Tensor, "batch 120 y x"], Float[Tensor, "batch 352 y x"]]:
-        """Feature maps at 1/16 of the resolution, of an image with values in [0, 1]."""
-        fine = self.fine(rgb)
+    ) -> tuple[Float[Tensor, "batch 48 yy xx"], Float[Tensor, "batch 120 y x"], Float[Tensor, "batch 352 y x"]]:
+        """Feature maps of an image with values in [0, 1]: edges, fine, deep."""
+        edges, fine = self.early(rgb)
         x = fine
         for block in self.after:
             x = block(x)
-        return fine, x
+        return edges, fine, x
 
-    def fine(self, rgb: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 120 y x"]:
-        """The first of the two maps."""
+    def early(
+        self, rgb: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch 48 yy xx"], Float[Tensor, "batch 120 y x"]]:
+        """The first two of the maps."""
         x = ((rgb * 255 - 127) / 128).to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
         x = F.relu6(self.stem(x), inplace=True)
-        for block in self.before:
+        for block in self.before[:_EDGE_BLOCKS]:
             x = block(x)
-        return x
+        edges = x
+        for block in self.before[_EDGE_BLOCKS:]:
+            x = block(x)
+        return edges, x
 
 
 def build(weights: Mapping[str, Tensor], dtype: torch.dtype) -> EfficientNetLite2:

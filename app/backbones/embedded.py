@@ -15,7 +15,7 @@ from transformers import BertTokenizer
 from app.errors import InvalidInputError
 from app.method.backbone import ImageTextScore, TextToImage, TextTokens
 from app.method.frame import Frame, stretch
-from app.method.self_support import PREFIX
+from app.method.mask_decoder import PREFIX
 
 from . import efficientnet
 from .blip_text import BlipText, of_patches, revision_of, tokenize
@@ -38,6 +38,8 @@ VOCABULARY = Path(__file__).parent / "weights" / "vocab.txt"
 
 _INPUT_SIZE = 384
 _GRID = 24
+_TOKENS = 1 + _GRID**2
+_EDGE_CHANNELS, _EDGE_GRID = 48, 2 * _GRID
 HEADS = 12
 TEXT_EPS = 1e-12
 # Length of the semantic part relative to a unit sentence embedding, as the weights were trained with.
@@ -92,7 +94,7 @@ class Embedded(Loaded):
         }
         # Few numbers, used beside probabilities: float32 whatever the network has.
         learned = {name: self._weights.pop(name).float() for name in stored if name.startswith(PREFIX)}
-        self.self_support = {name.removeprefix(PREFIX): tensor for name, tensor in learned.items()} or None
+        self.mask_decoder = {name.removeprefix(PREFIX): tensor for name, tensor in learned.items()} or None
         self.layer_count = sum(name.endswith(".crossattention.self.query.weight") for name in self._weights)
         self._text = BlipText(self._weights, heads=HEADS, layer_count=self.layer_count, eps=TEXT_EPS)
         self.feature_width = self._text.image_width
@@ -109,13 +111,21 @@ class Embedded(Loaded):
 
     @torch.no_grad()
     def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
-        """One global token and 24 × 24 patch tokens."""
-        fine, deep = self._tower(rgb.to(self._device))
-        return image_tokens(self._weights, fine, deep)
+        """One global token and 24 × 24 patch tokens; behind them the map of edges, 48 × 48, in rows as wide.
+
+        So all that is known of an image is one tensor, which is what caches keep.
+        """
+        edges, fine, deep = self._tower(rgb.to(self._device))
+        behind = edges.reshape(len(edges), -1, self.feature_width)
+        return torch.cat([image_tokens(self._weights, fine, deep), behind], dim=1)
 
     def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch width"]:
         """The patch tokens themselves."""
-        return image_tokens[1:]
+        return image_tokens[1:_TOKENS]
+
+    def edge_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "channel y x"]:
+        """A map of the image tower at 1/8 of the input."""
+        return image_tokens[_TOKENS:].reshape(_EDGE_CHANNELS, _EDGE_GRID, _EDGE_GRID)
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
         """Prompts to word pieces of MiniLM's vocabulary."""
@@ -130,7 +140,7 @@ class Embedded(Loaded):
         adapters: Mapping[str, Tensor] | None = None,
     ) -> TextToImage:
         """See `Backbone.attend`. The match head reads the first token, as it was trained."""
-        logits, hidden = self._text.attend(image_tokens, text, layers=layers, adapters=adapters)
+        logits, hidden = self._text.attend(image_tokens[:_TOKENS], text, layers=layers, adapters=adapters)
         match = F.linear(hidden[:, 0], self._weights["itm_head.weight"], self._weights["itm_head.bias"])
         return TextToImage(of_patches(logits), match.float().softmax(dim=-1)[:, 1])
 

@@ -73,7 +73,7 @@ class Loaded:
     input_size: int
     _device: torch.device
     _dtype: torch.dtype
-    self_support: Mapping[str, Tensor] | None = None
+    mask_decoder: Mapping[str, Tensor] | None = None
     _model: Any  # of transformers, which leaves it without types
 
     @property
@@ -94,3 +94,7 @@ class Loaded:
     def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
         """The photo fitted into the square and padded, as in the authors' loader; the padding is image too."""
         return fit_and_pad(photo, self.input_size)
+
+    def edge_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "0 y x"]:
+        """None: only the mask decoder reads them."""
+        return image_tokens.new_zeros(0, 1, 1)

@@ -21,6 +21,9 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int64)
 TOKEN_IDS = "embeddings.word_embeddings.token_ids"
 TOKEN_ROWS = "embeddings.word_embeddings.rows"
 
+# What names of tensors start with that tell the mask decoder how the examples look (`example_memory`).
+MEMORY_PREFIX = "example."
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -53,10 +56,17 @@ class Adapter:
     created_at: str
 
     @cached_property
+    def parameters(self) -> dict[str, Tensor]:
+        """The tensors that prompts run under: all but what is kept of the examples for the mask decoder."""
+        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(MEMORY_PREFIX)}
+
+    @cached_property
     def form(self) -> frozenset[tuple[str, tuple[int, ...]]]:
-        """Names and shapes of the tensors, rows of tokens aside: adapters of one form can run side by side."""
+        """Names and shapes of the parameters, rows of tokens aside: adapters of one form can run side by side."""
         rows = (TOKEN_IDS, TOKEN_ROWS)
-        return frozenset((name, () if name in rows else tuple(tensor.shape)) for name, tensor in self.tensors.items())
+        return frozenset(
+            (name, () if name in rows else tuple(tensor.shape)) for name, tensor in self.parameters.items()
+        )
 
     @property
     def nbytes(self) -> int:

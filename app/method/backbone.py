@@ -64,8 +64,8 @@ class Backbone(Protocol):
     input_size: int
     feature_width: int
     image_text_score: ImageTextScore
-    # Tensors of `app.method.self_support`; None of a model that has not learned them.
-    self_support: Mapping[str, Tensor] | None
+    # Tensors of `app.method.mask_decoder`; None of a model that has not learned them.
+    mask_decoder: Mapping[str, Tensor] | None
 
     @property
     def device(self) -> str:
@@ -87,6 +87,9 @@ class Backbone(Protocol):
 
     def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch feature"]:
         """What the image tokens say of each patch, in the order of the grid: patches of like things are alike."""
+
+    def edge_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "channel y x"]:
+        """Features on a finer grid than the patches', for the mask decoder; no channels of a model without one."""
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
         """Words to the tokens of their prompts."""

@@ -39,11 +39,11 @@ def class_scores(
 
 
 def upsample(
-    maps: Float[Tensor, "class patch"], grid_hw: tuple[int, int], size_hw: tuple[int, int]
+    maps: Float[Tensor, "class patch"], grid_hw: tuple[int, int], size_hw: tuple[int, int], *, corners: bool = True
 ) -> Float[Tensor, "class height width"]:
-    """Patch grid to pixels, corner patches on corner pixels."""
+    """Patch grid to pixels, corner patches on corner pixels (the authors'), or every patch where it lies."""
     grid = maps.reshape(1, maps.shape[0], *grid_hw)
-    return F.interpolate(grid, size=size_hw, mode="bilinear", align_corners=True)[0]
+    return F.interpolate(grid, size=size_hw, mode="bilinear", align_corners=corners)[0]
 
 
 def normalise(maps: Float[Tensor, "class *place"]) -> Float[Tensor, "class *place"]:

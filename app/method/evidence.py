@@ -106,10 +106,10 @@ def stack(adapters: Sequence[Adapter]) -> dict[str, Tensor] | None:
     """
     if not adapters:
         return None
-    rows = max(len(adapter.tensors[TOKEN_IDS]) for adapter in adapters)
+    rows = max(len(adapter.parameters[TOKEN_IDS]) for adapter in adapters)
     stacked = {}
-    for name in adapters[0].tensors:
-        tensors = [adapter.tensors[name] for adapter in adapters]
+    for name in adapters[0].parameters:
+        tensors = [adapter.parameters[name] for adapter in adapters]
         if name in (TOKEN_IDS, TOKEN_ROWS):
             tensors = [_pad_rows(tensor, rows, -1 if name == TOKEN_IDS else 0) for tensor in tensors]
         stacked[name] = torch.stack(tensors)
@@ -117,8 +117,8 @@ def stack(adapters: Sequence[Adapter]) -> dict[str, Tensor] | None:
 
 
 def _tuned(group: PromptGroup) -> Adapter | None:
-    """The adapter that a group's prompts run under; one without tensors says that the words alone were better."""
-    return group.adapter if group.adapter is not None and group.adapter.tensors else None
+    """The adapter that a group's prompts run under; one without parameters says that the words alone were better."""
+    return group.adapter if group.adapter is not None and group.adapter.parameters else None
 
 
 def _attend(

@@ -1,7 +1,7 @@
 """The whole method on one screen: a photo and the categories to look for, to a probability per class and pixel.
 
 `segment` names the steps in order and each step is a file: `frame` (photo to input and back), the backbone (image
-tokens, attention), `prompts`, `class_map`, `ensemble`, `self_support`, `crf`. `tuning` makes the adapters,
+tokens, attention), `prompts`, `class_map`, `ensemble`, `mask_decoder`, `crf`. `tuning` makes the adapters,
 `infoscore` chooses the layers, `masks` gives the result its outside form.
 """
 
@@ -20,8 +20,8 @@ from .crf import CrfParameters, conv_crf
 from .ensemble import layer_weights, weighted_scores
 from .evidence import prompt_evidence
 from .frame import imagenet_normalise, to_photo
+from .mask_decoder import look_again
 from .prompts import BACKGROUND_WORDS, free_background
-from .self_support import self_support
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def class_map(
     layers: Sequence[int] | None = None,
     background: Sequence[str] = BACKGROUND_WORDS,
     least: float = 0.0,
-    look_again: bool = True,
+    second_look: bool = True,
 ) -> ClassMap:
     """The classes' probabilities on the network's input, before refinement (METHOD steps 1 to 6).
 
@@ -106,20 +106,24 @@ def class_map(
         least: A category that has less than this share of the best class's score at every patch is left out, since it
             is not in the photo: of a thousand categories few are, and only those cost upsampling and refinement. Below
             1/4 no pixel's best class changes: interpolation is a mean of four patches.
-        look_again: Whether each class looks for more of itself (`self_support`), if the backbone knows how to.
+        second_look: Whether the mask decoder looks at the photo again, if the backbone has one.
     """
     words = [word for query in queries for word in query.words]
     groups = [Query(free_background(background, words)), *queries]
     weights = layer_weights([query.adapter for query in groups], layers or backbone.default_layers)
     evidence = prompt_evidence(backbone, image_tokens, groups, weights.layers)
     scores = weighted_scores(evidence, weights)
-    if look_again and backbone.self_support:
-        scores = self_support(backbone.self_support, scores, backbone.patch_features(image_tokens))
+    grid_hw, corners = backbone.patch_grid_hw, True
+    if second_look and backbone.mask_decoder:
+        maps = look_again(
+            backbone, image_tokens, scores, [group.adapter.tensors if group.adapter else None for group in groups]
+        )
+        scores, grid_hw, corners = maps.flatten(1), (maps.shape[1], maps.shape[2]), False
     kept = (scores >= least * scores.amax(dim=0)).any(dim=1)
     kept[0] = True
     classes = kept.nonzero().flatten()
     both = torch.cat([scores[classes], scores.sum(dim=0, keepdim=True)])
-    *_, total = maps = upsample(both, backbone.patch_grid_hw, (backbone.input_size,) * 2)
+    *_, total = maps = upsample(both, grid_hw, (backbone.input_size,) * 2, corners=corners)
     probabilities = maps[:-1] / total.clamp_min(torch.finfo(maps.dtype).tiny)
     # The best of each category's prompts; the background, first, has no score of its own.
     best = torch.stack([evidence.match_score[start:stop].amax() for start, stop in evidence.spans])

@@ -4,7 +4,7 @@ The words' map finds a class where it is typical and misses the rest of it. The 
 the class's prototype in this very photo, finds that rest: self-support matching (Fan et al. 2022,
 https://arxiv.org/abs/2207.11549). Here the patches are compared in a space that was trained for it, and how likely a
 class is to be in the photo at all is read off its map by a small network, so that of eighty names asked for those
-that are not there don't spread.
+that are not there don't spread. It is the first half of the mask decoder.
 """
 
 import math
@@ -17,30 +17,21 @@ from torch.nn import functional as F
 
 from .class_map import normalise
 
-# What a backbone's weights call these tensors.
-PREFIX = "self_support."
-
 # Patches weigh by this power of their class's probability: only the sure ones make the prototype.
 _SHARPNESS = 3
 # Facts of a class that its presence is read off are divided by these to be near one.
 _FACT_SCALES = (4.0, 4.0, 2.0, 1.0)
 _LEAST = 1e-9
-# Share of the patches in which the words must put a class first. With it a name that isn't there marks something as
-# seldom as by the words alone (docs/quality.md).
-_LEAST_AREA = 0.005
 # Beyond what was ever measured, more names make no class less likely.
 _MOST_COMPETING = 80
 
 
-def self_support(
+def logits(
     weights: Mapping[str, Tensor],
     scores: Float[Tensor, "class patch"],
     features: Float[Tensor, "patch feature"],
 ) -> Float[Tensor, "class patch"]:
-    """Class probabilities after each class has looked for more of itself; sum 1 over classes.
-
-    A class that the words put first in hardly any patch is taken to be absent: in training whatever is asked for is
-    there or has something true beside it, so that alone the likeness would make something of every name.
+    """Logits of each class after it has looked for more of itself.
 
     Args:
         weights: `projection.weight` [space, feature] and `projection.bias` of the space in which patches are compared;
@@ -49,18 +40,6 @@ def self_support(
         scores: Of the words, the background first.
         features: Of the patches, as `Backbone.patch_features` gives them.
     """
-    first = torch.bincount(scores.argmax(dim=0), minlength=len(scores))
-    there = first >= _LEAST_AREA * scores.shape[1]
-    there[0] = True
-    return logits(weights, scores, features).masked_fill(~there[:, None], -torch.inf).softmax(dim=0)
-
-
-def logits(
-    weights: Mapping[str, Tensor],
-    scores: Float[Tensor, "class patch"],
-    features: Float[Tensor, "patch feature"],
-) -> Float[Tensor, "class patch"]:
-    """What `self_support` takes the softmax of."""
     probability = normalise(scores)
     sure = probability**_SHARPNESS
     sure = sure / sure.sum(dim=1, keepdim=True).clamp_min(_LEAST)

@@ -17,7 +17,9 @@ from .adapter import TOKEN_IDS
 from .backbone import Backbone, TextTokens
 from .class_map import class_scores, head_max, normalise, prompt_scores, token_sum, upsample
 from .evidence import PromptGroup, prompt_evidence
+from .example_memory import remember
 from .low_rank import RIGHT, factorised
+from .mask_decoder import look_again
 from .prompts import PromptSet
 from .visual_prompt import BIAS, DIRECTION, Prior, fit, mean_features, visual_logits
 
@@ -43,6 +45,8 @@ class Recipe:
         visual_prompt: What to believe of the visual prompt, which is fitted after the last step; None for none (the
             authors').
         rank: Directions that are kept of the change of each matrix; None for all (the authors').
+        memory: Keep what the examples look like, for a backbone whose mask decoder knows what to do with it; and judge
+            by what it marks (the authors have none).
         others: So many other categories' names compete while one is tuned.
         shots_per_step: Examples that one step looks at, in turn.
         label_scale: Loss resolution, in pixels per patch.
@@ -58,12 +62,13 @@ class Recipe:
     interpolation: float = 0.2
     visual_prompt: Prior | None = field(default_factory=Prior)
     rank: int | None = 8
+    memory: bool = True
     others: int = 16
     shots_per_step: int = 4
     label_scale: int = 4
 
 
-PAPER_RECIPE = Recipe(balanced=False, interpolation=1.0, visual_prompt=None, rank=None)
+PAPER_RECIPE = Recipe(balanced=False, interpolation=1.0, visual_prompt=None, rank=None, memory=False)
 
 
 @dataclass(frozen=True)
@@ -210,7 +215,7 @@ class CategoryTuning:
 
     @torch.no_grad()
     def adapted(self) -> dict[str, Tensor]:
-        """The adapter: the recipe's part of the way from the base parameters to the tuned ones, and a visual prompt.
+        """The adapter: the recipe's part of the way from base to tuned parameters, a visual prompt and a memory.
 
         Matrices are factors of their change if the recipe names a rank.
 
@@ -233,6 +238,16 @@ class CategoryTuning:
         }
         if self.recipe.rank is not None:
             parameters = factorised(parameters, self._start, self.recipe.rank)
+        kept = self._with_visual_prompt(parameters)
+        if not self._decodes:
+            return kept
+        # An example looks like itself: whether the parameters do any good is asked without its looks.
+        if self._mean_iou(kept) < self._mean_iou(None):
+            kept = {}
+        return {**kept, **self._memory(kept or None)}
+
+    def _with_visual_prompt(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters, and a visual prompt where it helps."""
         if self.recipe.visual_prompt is None:
             return parameters
         log_odds = self._log_odds(parameters)
@@ -241,6 +256,17 @@ class CategoryTuning:
             return whole if self._helps_on_others(parameters, log_odds) else parameters
         words = self._mean_iou(None)
         return parameters if self._mean_iou(whole) < words <= self._mean_iou(parameters) else whole
+
+    def _memory(self, parameters: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """How the examples look, and how far off these parameters are on them; the words alone if there are none."""
+        assert self.backbone.mask_decoder is not None
+        inside, outside = zip(*(example.sides(self.backbone.patch_grid_hw) for example in self.shots), strict=True)
+        features = [example.features for example in self.shots]
+        return remember(self.backbone.mask_decoder, features, inside, outside, self._log_odds(parameters))
+
+    @property
+    def _decodes(self) -> bool:
+        return self.recipe.memory and self.backbone.mask_decoder is not None
 
     def _helps_on_others(self, parameters: Mapping[str, Tensor], log_odds: Sequence[Float[Tensor, "patch"]]) -> bool:
         """Whether a visual prompt of the other examples marks each, in the mean, better than the parameters alone."""
@@ -251,8 +277,8 @@ class CategoryTuning:
             gain += self._iou(index, {**parameters, **visual}) - self._iou(index, parameters)
         return gain > 0
 
-    def _log_odds(self, parameters: Mapping[str, Tensor]) -> list[Float[Tensor, "patch"]]:
-        """Of the category against everything else, per example."""
+    def _log_odds(self, parameters: Mapping[str, Tensor] | None) -> list[Float[Tensor, "patch"]]:
+        """Of the category against everything else, per example; by the words alone if there are no parameters."""
         own = [normalise(self._scores(index, parameters))[-1] for index in range(len(self.shots))]
         return [torch.logit(each, eps=1e-5) for each in own]
 
@@ -314,8 +340,13 @@ class CategoryTuning:
         return -(weight * log_p.flip(0)).sum()
 
     def _iou(self, index: int, parameters: Mapping[str, Tensor] | None) -> float:
-        example = self.shots[index]
-        maps = upsample(self._scores(index, parameters), self.backbone.patch_grid_hw, example.size_hw)
+        example, scores = self.shots[index], self._scores(index, parameters)
+        grid_hw = self.backbone.patch_grid_hw
+        if self._decodes:
+            others = [None] * (len(scores) - 1)
+            maps = look_again(self.backbone, example.image_tokens, scores, [*others, parameters])
+            scores, grid_hw = maps.flatten(1), (maps.shape[1], maps.shape[2])
+        maps = upsample(scores, grid_hw, example.size_hw, corners=not self._decodes)
         return binary_iou(maps.argmax(dim=0) == len(maps) - 1, example)
 
 
@@ -391,6 +422,13 @@ class JointTuning:
         """Class probabilities of an image under the tuned parameters, at the network's input size."""
         return self._class_map(image_tokens, text, prompts)
 
+    @torch.no_grad()
+    def scores(
+        self, image_tokens: Float[Tensor, "image_token width"], text: TextTokens, prompts: PromptSet
+    ) -> Float[Tensor, "class patch"]:
+        """Class scores of an image under the tuned parameters, for the mask decoder."""
+        return class_scores_of(self.backbone, image_tokens, text, prompts, self.layers, self._adapters)
+
     def _loss(self, indices: Sequence[int]) -> Float[Tensor, ""]:
         """One weighted mean over the pixels of all supports of the step, not a mean of means."""
         log_p = (
@@ -404,8 +442,11 @@ class JointTuning:
         return F.nll_loss(log_p, labels, weight=weight.to(log_p), ignore_index=IGNORE)
 
     def _class_map(self, image_tokens: Tensor, text: TextTokens, prompts: PromptSet) -> Tensor:
-        adapters = {name: tensor[None] for name, tensor in self.parameters.items()}
-        return class_map_of(self.backbone, image_tokens, text, prompts, self.layers, adapters)
+        return class_map_of(self.backbone, image_tokens, text, prompts, self.layers, self._adapters)
+
+    @property
+    def _adapters(self) -> dict[str, Tensor]:
+        return {name: tensor[None] for name, tensor in self.parameters.items()}
 
 
 def class_map_of(
@@ -417,10 +458,22 @@ def class_map_of(
     adapters: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "class size size"]:
     """Class probabilities of one image, all prompts under the base model or under one adapter; the layers' mean."""
+    mean = class_scores_of(backbone, image_tokens, text, prompts, layers, adapters)
+    return normalise(upsample(mean, backbone.patch_grid_hw, (backbone.input_size,) * 2))
+
+
+def class_scores_of(
+    backbone: Backbone,
+    image_tokens: Float[Tensor, "image_token width"],
+    text: TextTokens,
+    prompts: PromptSet,
+    layers: Sequence[int],
+    adapters: Mapping[str, Tensor] | None = None,
+) -> Float[Tensor, "class patch"]:
+    """What `class_map_of` brings to the network's input."""
     seen = backbone.attend(image_tokens, text, layers=layers, adapters=adapters)
     maps = []
     for layer in layers:
         logits = token_sum(head_max(seen.logits[layer]), text.attention_mask).float()
         maps.append(class_scores(prompt_scores(logits, seen.match_score.float()), prompts.spans))
-    mean = torch.stack(maps).mean(dim=0)
-    return normalise(upsample(mean, backbone.patch_grid_hw, (backbone.input_size,) * 2))
+    return torch.stack(maps).mean(dim=0)

@@ -8,10 +8,12 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from app.errors import ConflictError, InvalidInputError, NotFoundError
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS, Adapter, adapter_from_bytes
 from app.method.backbone import Backbone
+from app.method.example_memory import FACTS, blank
 from app.method.low_rank import LEFT, unchanged
 from app.method.visual_prompt import BIAS, DIRECTION
 from app.services.job_engine import JobEngine
@@ -192,11 +194,9 @@ def check_adapter(adapter: Adapter, backbone: Backbone) -> None:
         raise InvalidInputError("The adapter names layers that the backbone doesn't have.", field="body")
     if not adapter.tensors:
         return
-    expected = backbone.trainable(adapter.layers, backbone.tokenize(adapter.prompts))
-    if any(name.endswith(LEFT) for name in adapter.tensors):
-        expected = unchanged(expected, _rank_of(adapter))
-    if BIAS in adapter.tensors:
-        expected |= {DIRECTION: torch.zeros(backbone.feature_width), BIAS: torch.zeros(())}
+    memory = blank(backbone.mask_decoder) if backbone.mask_decoder and FACTS in adapter.tensors else {}
+    # Where the tuned parameters do harm, what the examples look like is kept alone.
+    expected = memory | _parameters(adapter, backbone) if adapter.parameters else memory
     if set(adapter.tensors) != set(expected):
         raise InvalidInputError("The adapter's tensors are not those that the backbone tunes.", field="body")
     rows = len(adapter.tensors.get(TOKEN_IDS, ()))
@@ -205,6 +205,16 @@ def check_adapter(adapter: Adapter, backbone: Backbone) -> None:
         given = adapter.tensors[name]
         if tuple(given.shape) != shape or given.is_floating_point() != tensor.is_floating_point():
             raise InvalidInputError(f"The adapter's {name} is not of the shape that the backbone tunes.", field="body")
+
+
+def _parameters(adapter: Adapter, backbone: Backbone) -> dict[str, Tensor]:
+    """What these weights tune, in the form that the adapter has it."""
+    expected = backbone.trainable(adapter.layers, backbone.tokenize(adapter.prompts))
+    if any(name.endswith(LEFT) for name in adapter.tensors):
+        expected = unchanged(expected, _rank_of(adapter))
+    if BIAS in adapter.tensors:
+        expected |= {DIRECTION: torch.zeros(backbone.feature_width), BIAS: torch.zeros(())}
+    return expected
 
 
 def _rank_of(adapter: Adapter) -> int:

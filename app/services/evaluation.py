@@ -18,8 +18,10 @@ from torch import Tensor
 from app.errors import InvalidInputError
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone
-from app.method.crf import FIVE_ROUNDS, CrfParameters
+from app.method.class_map import upsample
+from app.method.crf import THREE_ROUNDS, CrfParameters
 from app.method.frame import Frame, labels_to_input, to_photo
+from app.method.mask_decoder import look_again
 from app.method.prompts import free_background, prompt_set
 from app.method.prototype import prototype_map, prototypes
 from app.method.segment import Query, class_map, encode, refine
@@ -74,8 +76,8 @@ class Options:
     shots: int = 1
     joint_epochs: int = 2
     size: Literal["original", "input"] = "original"
-    crf: CrfParameters | None = FIVE_ROUNDS
-    look_again: bool = True
+    crf: CrfParameters | None = THREE_ROUNDS
+    second_look: bool = True
     layers: tuple[int, ...] | None = None
     background: tuple[str, ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
@@ -330,7 +332,7 @@ class Evaluation:
             layers=self.layers,
             background=self.options.background,
             least=LEAST,
-            look_again=self.options.look_again,
+            second_look=self.options.second_look,
         )
         return found.probabilities, tuple((0, *asked)[number] for number in found.classes)
 
@@ -410,8 +412,13 @@ class Evaluation:
         def predict(photo: Photo, asked: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
             here = prompt_set(free_background(self.options.background, [self.dataset.classes[n] for n in asked]),
                               [names[number - 1] for number in asked])  # fmt: skip
-            maps = tuning.class_map(self._encode(photo)[0], self.backbone.tokenize(here.words), here)
-            return maps, (0, *asked)
+            tokens, text = self._encode(photo)[0], self.backbone.tokenize(here.words)
+            if not (self.options.second_look and self.backbone.mask_decoder):
+                return tuning.class_map(tokens, text, here), (0, *asked)
+            scores = tuning.scores(tokens, text, here)
+            maps = look_again(self.backbone, tokens, scores, [None] * len(scores))
+            size_hw = (self.backbone.input_size,) * 2
+            return upsample(maps.flatten(1), (maps.shape[1], maps.shape[2]), size_hw, corners=False), (0, *asked)
 
         return predict
 

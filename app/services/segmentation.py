@@ -178,7 +178,7 @@ class Segmentation:
         background: Background words if a request brings none.
         max_categories: Most categories in one request.
         crf: Parameters of the refinement.
-        look_again: As of `class_map`.
+        second_look: As of `class_map`.
         metrics: Where stages are timed.
     """
 
@@ -192,7 +192,7 @@ class Segmentation:
         background: tuple[str, ...],
         max_categories: int,
         crf: CrfParameters,
-        look_again: bool,
+        second_look: bool,
         metrics: Metrics,
     ) -> None:
         self._models = models
@@ -202,7 +202,7 @@ class Segmentation:
         self._background = background
         self._max_categories = max_categories
         self._crf = crf
-        self._look_again = look_again
+        self._second_look = second_look
         self._metrics = metrics
 
     async def segment(self, request: Request) -> Segmented:
@@ -278,7 +278,7 @@ class Segmentation:
                     layers=chosen,
                     background=request.background or self._background,
                     least=LEAST if request.threshold is None else min(LEAST, request.threshold),
-                    look_again=self._look_again,
+                    second_look=self._second_look,
                 )
             maps = found.probabilities
             if request.refine:

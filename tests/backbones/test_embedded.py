@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.backbones.efficientnet import Conv
-from app.backbones.embedded import WEIGHTS, Embedded, dequantised, load
+from app.backbones.embedded import WEIGHTS, Embedded, dequantised, image_tokens, load
 from app.errors import InvalidInputError
 from app.method.segment import Query, class_map, encode, segment
 
@@ -65,8 +65,9 @@ def test_photos_are_stretched_to_the_square(model: Embedded) -> None:
     assert torch.equal(rgb, torch.ones(3, 384, 384))
 
 
-def test_the_tower_gives_two_maps_at_a_sixteenth(model: Embedded) -> None:
-    fine, deep = model._tower(torch.rand(1, 3, 96, 160))
+def test_the_tower_gives_a_map_at_an_eighth_and_two_at_a_sixteenth(model: Embedded) -> None:
+    edges, fine, deep = model._tower(torch.rand(1, 3, 96, 160))
+    assert edges.shape == (1, 48, 12, 20)
     assert fine.shape == (1, 120, 6, 10)
     assert deep.shape == (1, 352, 6, 10)
 
@@ -124,3 +125,24 @@ def test_a_named_animal_is_found_without_an_example(model: Embedded, photo: str,
     assert words[int(asked.match_score.argmax())] == word
     found = (segment(model, rgb, [Query((word,))]).argmax(dim=0) == 1).numpy()
     assert (found & marked).sum() / (found | marked).sum() > 0.5
+
+
+def test_the_map_of_edges_comes_behind_the_tokens(model: Embedded) -> None:
+    rgb = torch.rand(2, 3, 384, 384, generator=torch.Generator().manual_seed(0))
+    edges, fine, deep = model._tower(rgb)
+    tokens = model.encode_image(rgb)
+    plain = image_tokens(model._weights, fine, deep)
+    for index in range(2):
+        assert torch.equal(tokens[index, : 1 + 576], plain[index])
+        assert torch.equal(model.patch_features(tokens[index]), plain[index, 1:])
+        assert torch.equal(model.edge_features(tokens[index]), edges[index])
+
+
+def test_what_comes_behind_the_tokens_is_not_attended_to(model: Embedded) -> None:
+    tokens = model.encode_image(torch.rand(1, 3, 384, 384, generator=torch.Generator().manual_seed(0)))[0]
+    other = tokens.clone()
+    other[1 + 576 :] = 100
+    text = model.tokenize(["dog"])
+    seen, same = (model.attend(each, text, layers=(0, 1)) for each in (tokens, other))
+    assert torch.equal(seen.match_score, same.match_score)
+    assert all(torch.equal(seen.logits[layer], same.logits[layer]) for layer in (0, 1))

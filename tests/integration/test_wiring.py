@@ -13,7 +13,7 @@ from app import wiring
 from app.errors import AppError, InvalidInputError, UnavailableError
 from app.method.tuning import PAPER_RECIPE, Recipe
 from app.settings import Settings
-from app.wiring import backbone_loaders, compute_threads, connect, crf_of, looks_again, recipe_of, service
+from app.wiring import backbone_loaders, compute_threads, connect, crf_of, has_second_look, recipe_of, service
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ class TestRecipe:
 
 
 def test_classes_look_for_more_of_themselves_but_the_papers_do_not() -> None:
-    assert (looks_again(Settings(method="paper")), looks_again(Settings())) == (False, True)
+    assert (has_second_look(Settings(method="paper")), has_second_look(Settings())) == (False, True)
 
 
 def test_the_paper_refines_twenty_times_and_the_service_five_times() -> None:

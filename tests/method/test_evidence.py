@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from app.backbones.blip import Blip
 from app.method import evidence
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
 from app.method.evidence import batches, prompt_evidence, stack
+from app.method.example_memory import FACTS
 from app.method.segment import Query
 from tests.models import random_adapter
 
@@ -54,6 +56,17 @@ def test_together_each_group_is_as_alone(blip: Blip, image_tokens: Tensor, group
     assert found.spans == ((0, 3), (3, 4), (4, 6), (6, 9), (9, 10), (10, 11), (11, 12))
     torch.testing.assert_close(found.patch_logits, logits, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(found.match_score, match, rtol=0, atol=1e-5)
+
+
+def test_how_examples_look_is_no_concern_of_the_prompts(blip: Blip, image_tokens: Tensor) -> None:
+    memory, background, dog = {FACTS: torch.ones(3)}, Query(("sky",)), random_adapter(blip, "dog")
+    for tensors in (dog.tensors, {}):
+        plain, with_it = (replace(dog, tensors=both) for both in (tensors, {**tensors, **memory}))
+        assert plain.form == with_it.form
+        found, same = (
+            prompt_evidence(blip, image_tokens, [background, Query(("dog",), one)], LAYERS) for one in (with_it, plain)
+        )
+        assert torch.equal(found.patch_logits, same.patch_logits)
 
 
 @pytest.mark.parametrize("prompts_per_pass", [1, 2, 3, 5])

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
-from app.method.segment import Query, class_map, encode
-from app.method.self_support import self_support
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from app.method.self_support import logits
 
 
 def weights(
@@ -34,9 +28,8 @@ def weights(
     }
 
 
-def read(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
-        return np.array(image.convert("L" if file.suffix == ".png" else "RGB"))
+def self_support(some: dict[str, Tensor], scores: Tensor, features: Tensor) -> Tensor:
+    return logits(some, scores, features).softmax(dim=0)
 
 
 # Three patches of a cat, two of a wall. The words know the cat's face, and would have its tail be wall.
@@ -84,21 +77,3 @@ def test_a_thousand_names_make_no_class_less_likely_than_eighty() -> None:
 
     assert best(1) > best(13) > best(80)
     assert best(1009) == pytest.approx(best(80), abs=1e-5)
-
-
-def test_a_class_that_is_nowhere_first_is_taken_to_be_absent() -> None:
-    weak = torch.cat([SCORES, 0.9 * SCORES[1:]])
-    assert self_support(weights(likeness=5.0), weak, FEATURES)[2].max() == 0
-
-
-def test_the_embedded_model_marks_more_of_a_person_with_it(embedded) -> None:
-    tokens = encode(embedded, embedded.preprocess(read(EXAMPLES / "astronaut.jpg"))[0])
-    mask = torch.from_numpy(read(EXAMPLES / "astronaut_mask.png"))[None, None].float()
-    wanted = torch.nn.functional.interpolate(mask, size=(embedded.input_size,) * 2)[0, 0] > 0
-
-    def iou(*, look_again: bool) -> float:
-        maps = class_map(embedded, tokens, [Query(("person",))], look_again=look_again).probabilities
-        found = maps.argmax(dim=0) == 1
-        return float((found & wanted).sum() / (found | wanted).sum())
-
-    assert iou(look_again=True) > iou(look_again=False) + 0.05

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from app.backbones.blip import Blip
 from app.method.adapter import TOKEN_IDS, Adapter
 from app.method.class_map import normalise, upsample
+from app.method.example_memory import FACTS, MEMORY
+from app.method.frame import labels_to_input
 from app.method.prompts import prompt_set
-from app.method.segment import Query, class_map
+from app.method.segment import Query, class_map, encode
 from app.method.tuning import (
     IGNORE,
     PAPER_RECIPE,
@@ -28,6 +33,7 @@ from app.method.tuning import (
 )
 from app.method.visual_prompt import DIRECTION, Prior
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 LAYERS = (0, 3)
 BACKGROUND = ("sky", "wall", "railway track")
 OTHERS = ("cat", "tree")
@@ -323,3 +329,57 @@ class TestAllClassesAtOnce:
         assert maps.shape == (3, 112, 112)
         assert not maps.requires_grad
         torch.testing.assert_close(maps.sum(dim=0), torch.ones(112, 112))
+
+
+class TestMemory:
+    """What the examples look like is kept for a mask decoder, and only for one."""
+
+    @pytest.fixture
+    def example(self, embedded) -> Shot:
+        rgb = 0.5 * torch.rand(3, 384, 384, generator=torch.Generator().manual_seed(0))
+        rgb[0, :160, :224] += 0.5
+        labels = torch.zeros(384, 384, dtype=torch.long)
+        labels[:160, :224] = 1
+        return shot(embedded, embedded.encode_image(rgb[None])[0], labels, label_scale=2)
+
+    def tuning(self, embedded, example: Shot, **how: object) -> CategoryTuning:
+        recipe = replace(RECIPE, **how)
+        return CategoryTuning(
+            embedded, [example], ["gribble"], background=BACKGROUND, layers=embedded.default_layers, recipe=recipe
+        )
+
+    def test_with_a_mask_decoder(self, embedded, example: Shot) -> None:
+        tuning = self.tuning(embedded, example)
+        assert set(MEMORY) <= set(tuning.tensors())
+        # A word that means nothing, and a patch of red: it is found by its looks.
+        assert tuning.example_iou(adapted=True) > tuning.example_iou(adapted=False) + 0.3
+
+    def test_the_paper_has_none(self, embedded, example: Shot) -> None:
+        assert not set(MEMORY) & set(self.tuning(embedded, example, memory=False).tensors())
+
+    def test_without_a_mask_decoder(self, blip: Blip, shots: list[Shot]) -> None:
+        assert not set(MEMORY) & set(tuning_of(blip, shots).tensors())
+
+    def test_looks_do_not_change_with_the_steps(self, embedded, example: Shot) -> None:
+        tuning = self.tuning(embedded, example)
+        before = tuning.adapted()
+        tuning.step()
+        after = tuning.adapted()
+        assert all(torch.equal(before[name], after[name]) for name in set(MEMORY) - {FACTS})
+
+    def test_parameters_that_do_harm_are_left_out_and_the_looks_stay(self, embedded) -> None:
+        """The words know a cat; a few steps at an absurd rate ruin that."""
+        with Image.open(EXAMPLES / "chelsea.jpg") as photo, Image.open(EXAMPLES / "chelsea_mask.png") as mask:
+            rgb, frame = embedded.preprocess(np.array(photo.convert("RGB")))
+            marked = (np.array(mask.convert("L")) > 0).astype(np.uint8)
+        labels = torch.from_numpy(labels_to_input(marked, frame, outside=IGNORE)).long()
+        cat = shot(embedded, encode(embedded, rgb), labels, label_scale=2)
+        recipe = replace(RECIPE, learning_rate=1.0, interpolation=1.0)
+        tuning = CategoryTuning(
+            embedded, [cat], ["cat"], background=BACKGROUND, layers=embedded.default_layers, recipe=recipe
+        )
+        assert set(MEMORY) < set(tuning.tensors())
+        for _ in range(3):
+            tuning.step()
+        assert set(tuning.tensors()) == set(MEMORY)
+        assert tuning.example_iou(adapted=True) > 0.8

@@ -9,8 +9,10 @@ import torch
 
 from app.errors import ConflictError, InvalidInputError
 from app.method.adapter import TOKEN_IDS, Adapter
+from app.method.example_memory import FACTS, INSIDE, blank
 from app.method.low_rank import unchanged
 from app.services.categories import check_adapter, clean_name, clean_names, teaching_words
+from tests.models import random_adapter
 
 
 @pytest.mark.parametrize(
@@ -102,3 +104,17 @@ class TestAdapters:
         for tensors in (fewer, more, misshaped, integers, one_row_more):
             with pytest.raises(InvalidInputError):
                 check_adapter(replace(adapter, tensors=tensors), tiny)
+
+    def test_what_the_examples_look_like_comes_with_it_where_there_is_a_mask_decoder(self, adapter, embedded) -> None:
+        memory = blank(embedded.mask_decoder)
+        own = random_adapter(embedded, "dog", layers=(0, 1))
+        check_adapter(replace(own, tensors=own.tensors | memory), embedded)
+        check_adapter(replace(own, tensors=memory), embedded)
+        with pytest.raises(InvalidInputError, match="shape"):
+            check_adapter(replace(own, tensors=own.tensors | memory | {INSIDE: torch.zeros(32, 7)}), embedded)
+        with pytest.raises(InvalidInputError, match="not those"):
+            check_adapter(replace(own, tensors=own.tensors | {FACTS: torch.zeros(3)}), embedded)
+
+    def test_it_is_refused_where_there_is_none(self, adapter, tiny, embedded) -> None:
+        with pytest.raises(InvalidInputError, match="not those"):
+            check_adapter(replace(adapter, tensors=adapter.tensors | blank(embedded.mask_decoder)), tiny)

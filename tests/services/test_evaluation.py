@@ -13,7 +13,7 @@ from PIL import Image
 from app import backbones
 from app.errors import InvalidInputError
 from app.method.backbone import Backbone
-from app.method.crf import FIVE_ROUNDS
+from app.method.crf import THREE_ROUNDS
 from app.method.prompts import BACKGROUND_WORDS
 from app.method.tuning import Recipe
 from app.report import as_picture
@@ -116,7 +116,7 @@ def test_words_find_people_and_cats(folder: Path, embedded: Backbone) -> None:
 @pytest.mark.parametrize(
     ("options", "column"),
     [
-        (replace(OPTIONS, protocol="one-shot", crf=FIVE_ROUNDS), "one-shot"),
+        (replace(OPTIONS, protocol="one-shot", crf=THREE_ROUNDS), "one-shot"),
         (replace(OPTIONS, protocol="joint", joint_epochs=1), "joint"),
         (replace(OPTIONS, protocol="one-shot", method="prototype"), "prototype"),
         (replace(OPTIONS, protocol="one-shot", prompts="all", size="input"), "one-shot"),

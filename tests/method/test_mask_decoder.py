@@ -1,0 +1,186 @@
+"""From class scores on the patch grid to masks at twice its resolution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from app.method.example_memory import FACTS, MEMORY, blank
+from app.method.frame import labels_to_input
+from app.method.mask_decoder import by_looks, decode, logits, look_again
+from app.method.segment import Query, class_map, encode
+from app.method.tuning import CategoryTuning, Recipe, shot
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+GRID = (5, 7)
+PATCHES = 35
+FEATURES, CHANNELS, WIDTH, SPACE = 11, 3, 13, 17
+
+
+def random_weights(seed: int = 0) -> dict[str, Tensor]:
+    """A network that has learned nothing, of prime widths."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {
+        "projection.weight": (SPACE, FEATURES), "projection.bias": (SPACE,),
+        "presence.0.weight": (5, 4), "presence.0.bias": (5,), "presence.1.weight": (1, 5), "presence.1.bias": (1,),
+        "likeness": (), "words": (), "background": (),
+        "example.weight": (SPACE, FEATURES), "example.bias": (SPACE,), "example.sharpness": (),
+        "example.0.weight": (7, 9), "example.0.bias": (7,), "example.1.weight": (7, 7), "example.1.bias": (7,),
+        "example.2.weight": (1, 7), "example.2.bias": (1,),
+        "tokens.weight": (WIDTH, FEATURES), "tokens.bias": (WIDTH,),
+        "edges.weight": (WIDTH, CHANNELS, 3, 3), "edges.bias": (WIDTH,),
+        "edges.mean": (CHANNELS, 1, 1),
+        "image.weight": (WIDTH, WIDTH, 3, 3), "image.bias": (WIDTH,),
+        "place.weight": (2, WIDTH, 1, 1), "place.bias": (2,),
+        "class.weight": (WIDTH, 8, 3, 3), "class.bias": (WIDTH,),
+        "layers.0.weight": (WIDTH, WIDTH, 3, 3), "layers.0.bias": (WIDTH,),
+        "layers.1.weight": (WIDTH, WIDTH, 3, 3), "layers.1.bias": (WIDTH,),
+        "mask.weight": (1, WIDTH, 1, 1), "mask.bias": (1,),
+    }  # fmt: skip
+    made = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return {**made, "edges.deviation": torch.ones(CHANNELS, 1, 1)}
+
+
+def photo(seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Features of the patches, and of the edges on twice the grid."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(PATCHES, FEATURES, generator=generator), torch.randn(CHANNELS, 10, 14, generator=generator)
+
+
+def random_scores(classes: int, seed: int = 2) -> Tensor:
+    return torch.rand(classes, PATCHES, generator=torch.Generator().manual_seed(seed))
+
+
+def memories(count: int, seed: int = 3) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    empty = blank(random_weights())
+    return {name: torch.rand(count, *tensor.shape, generator=generator) for name, tensor in empty.items()}
+
+
+def read(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.array(image.convert("L" if file.suffix == ".png" else "RGB"))
+
+
+def test_the_map_is_finer_and_sums_to_one() -> None:
+    maps = decode(random_weights(), random_scores(4), *photo(), grid_hw=GRID)
+    assert maps.shape == (4, 10, 14)
+    torch.testing.assert_close(maps.sum(dim=0), torch.ones(10, 14))
+
+
+def test_a_network_that_adds_nothing_gives_the_words_back() -> None:
+    """Likeness, presence and convolutions at nothing: what is left is the words' log-probability, interpolated."""
+    weights = {name: torch.zeros_like(tensor) for name, tensor in random_weights().items()}
+    weights |= {"words": torch.tensor(1.0), "edges.deviation": torch.ones(CHANNELS, 1, 1)}
+    scores = random_scores(3)
+    log_p = (scores / scores.sum(dim=0)).log().view(1, 3, *GRID)
+    expected = F.interpolate(log_p, size=(10, 14), mode="bilinear")[0].softmax(dim=0)
+    torch.testing.assert_close(decode(weights, scores, *photo(), grid_hw=GRID), expected)
+
+
+def test_the_order_of_the_classes_changes_nothing() -> None:
+    scores, order = random_scores(4), [0, 3, 1, 2]
+    maps = decode(random_weights(), scores, *photo(), grid_hw=GRID)
+    torch.testing.assert_close(decode(random_weights(), scores[order], *photo(), grid_hw=GRID), maps[order])
+
+
+def test_a_class_that_is_nowhere_first_is_taken_to_be_absent() -> None:
+    scores = random_scores(3)
+    weak = torch.cat([scores, 0.9 * scores[1:2]])
+    maps = decode(random_weights(), weak, *photo(), grid_hw=GRID)
+    assert maps[3].max() == 0
+    torch.testing.assert_close(maps.sum(dim=0), torch.ones(10, 14))
+
+
+def test_if_all_are_absent_there_is_background() -> None:
+    scores = torch.cat([torch.ones(1, PATCHES), 0.5 * random_scores(2)])
+    maps = decode(random_weights(), scores, *photo(), grid_hw=GRID)
+    assert maps[0].min() == 1
+    assert maps[1:].max() == 0
+
+
+def test_examples_can_bring_back_what_the_words_miss() -> None:
+    scores = torch.cat([torch.ones(1, PATCHES), 0.5 * random_scores(2)])
+    weights = random_weights() | {"example.2.bias": torch.tensor([50.0])}
+    maps = decode(weights, scores, *photo(), grid_hw=GRID, taught=[2], memories=memories(1))
+    assert maps[2].mean() > 0.5
+    assert maps[1].max() == 0
+
+
+def test_a_category_s_examples_speak_for_it_alone() -> None:
+    scores, kept = random_scores(4), memories(2)
+    features, _ = photo()
+    plain, _ = by_looks(random_weights(), scores, features)
+    found, seen = by_looks(random_weights(), scores, features, taught=[1, 3], memories=kept)
+    assert torch.equal(found[[0, 2]], plain[[0, 2]])
+    assert not seen[[0, 2]].any()
+    for place, row in enumerate((1, 3)):
+        alone = {name: tensor[place : place + 1] for name, tensor in kept.items()}
+        other, _ = by_looks(random_weights(), scores, features, taught=[row], memories=alone)
+        torch.testing.assert_close(other[row], found[row])
+        assert (found[row] - plain[row]).abs().max() > 0.01
+
+
+def test_gradients_reach_every_weight_that_learns() -> None:
+    weights = {name: tensor.requires_grad_(True) for name, tensor in random_weights().items()}
+    scores, (features, edges) = random_scores(3), photo()
+    found, seen = by_looks(weights, scores, features, taught=[1], memories=memories(1))
+    fine = logits(weights, scores, found, seen, features, edges, grid_hw=GRID)
+    (fine.log_softmax(dim=0) * torch.rand(3, 10, 14)).sum().backward()
+    still = [name for name, tensor in weights.items() if tensor.grad is None or not tensor.grad.any()]
+    assert still == []
+
+
+def test_a_model_without_one_is_named(tiny) -> None:
+    with pytest.raises(ValueError, match="got tiny"):
+        look_again(tiny, torch.zeros(26, 8), torch.rand(2, 25), [None, None])
+
+
+class TestEmbedded:
+    """The model that ships with the service."""
+
+    def iou(self, embedded, tokens: Tensor, query: Query, wanted: Tensor, *, second_look: bool = True) -> float:
+        found = class_map(embedded, tokens, [query], second_look=second_look).probabilities.argmax(dim=0) == 1
+        return float((found & wanted).sum() / (found | wanted).sum())
+
+    def shown(self, embedded, name: str) -> tuple[Tensor, Tensor]:
+        """Tokens of an example photo, and its mask on the network's input."""
+        rgb, frame = embedded.preprocess(read(EXAMPLES / f"{name}.jpg"))
+        mask = (read(EXAMPLES / f"{name}_mask.png") > 0).astype(np.uint8)
+        return encode(embedded, rgb), torch.from_numpy(labels_to_input(mask, frame, outside=255)).long()
+
+    def test_it_marks_more_of_a_person_with_it(self, embedded) -> None:
+        tokens, labels = self.shown(embedded, "astronaut")
+        with_it, without = (
+            self.iou(embedded, tokens, Query(("person",)), labels == 1, second_look=look) for look in (True, False)
+        )
+        assert with_it > without + 0.05
+
+    def test_an_example_teaches_what_there_is_no_word_for(self, embedded) -> None:
+        """A made-up word finds no giraffe; one giraffe's head shows what is meant, without a step of tuning."""
+        tokens, labels = self.shown(embedded, "giraffe_head")
+        recipe = Recipe(visual_prompt=None)
+        tuning = CategoryTuning(
+            embedded,
+            [shot(embedded, tokens, labels, label_scale=recipe.label_scale)],
+            ["blorptang"],
+            background=("sky", "grass", "tree"),
+            layers=embedded.default_layers,
+            recipe=recipe,
+        )
+        kept = {name: tensor for name, tensor in tuning.tensors().items() if name in MEMORY}
+        assert kept[FACTS].dtype == torch.float16
+        assert sum(tensor.nbytes for tensor in kept.values()) < 10_000
+        tokens, labels = self.shown(embedded, "giraffes")
+        scores = torch.ones(2, tokens.shape[0] - 1)[:, : embedded.patch_grid_hw[0] * embedded.patch_grid_hw[1]]
+        # Words that say nothing: background and category alike everywhere.
+        maps = look_again(embedded, tokens, scores * torch.tensor([[0.6], [0.4]]), [None, kept])
+        found = F.interpolate(maps[None], size=labels.shape, mode="bilinear")[0].argmax(dim=0) == 1
+        assert (found & (labels == 1)).sum() / (found | (labels == 1)).sum() > 0.3

@@ -1,0 +1,106 @@
+"""The last stage: what is seen in photos with exact masks, and what is learned from it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from app.method.example_memory import MEMORY, blank
+from app.method.mask_decoder import decode
+from training.looking import PIXELS, Seen, look
+from training.mask_decoder import _lesson, _memory, _showing, train_mask_decoder
+from training.photos import Photo, Region
+from training.self_support import train_self_support
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def seen(embedded, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Seen], list[Seen]]:
+    """Photos with masks of the training photos' form (values are classes), looked at once."""
+    folder = tmp_path_factory.mktemp("photos")
+    made = []
+    for file, name in (("chelsea", "cat"), ("kitten", "cat"), ("dog", "dog")):
+        with Image.open(EXAMPLES / f"{file}_mask.png") as mask:
+            labels = (np.array(mask.convert("L")) > 0).astype(np.uint8)
+        Image.fromarray(labels).save(folder / f"{file}.png")
+        region = Region((name,), frozenset({name}))
+        made.append(Photo(EXAMPLES / f"{file}.jpg", folder / f"{file}.png", {1: region}))
+    return look(embedded, made, made[:1], seed=0, remembered=folder / "looked.pt")
+
+
+@pytest.fixture(scope="module")
+def learned(seen: tuple[list[Seen], list[Seen]]) -> dict[str, torch.Tensor]:
+    start = train_self_support(*seen, seed=0, pace=0.01)
+    return train_mask_decoder(start, *seen, seed=0, pace=0.005)
+
+
+def test_few_photos_are_shown_in_several_forms(seen: tuple[list[Seen], list[Seen]]) -> None:
+    few, many = seen
+    assert [one.photo for one in many] == ["chelsea"]
+    assert sorted(one.photo for one in few) == ["chelsea"] * 5 + ["dog"] * 5 + ["kitten"] * 5
+    assert torch.equal(few[0].scores, many[0].scores)  # whole
+    assert (few[0].features - few[3].features).abs().max() > 0.1  # varied
+
+
+def test_a_target_is_what_the_mask_covers(seen: tuple[list[Seen], list[Seen]]) -> None:
+    (cat,) = seen[1]
+    with Image.open(EXAMPLES / "chelsea_mask.png") as mask:
+        share = float((np.array(mask.convert("L")) > 0).mean())
+    assert cat.names[0] == "cat"
+    assert cat.target.sum(dim=0).min() == PIXELS
+    assert float(cat.shares[1].mean()) == pytest.approx(share, abs=0.01)
+    assert float(cat.patch_shares(24)[1].mean()) == pytest.approx(share, abs=0.01)
+
+
+def test_it_is_remembered(embedded, seen: tuple[list[Seen], list[Seen]], tmp_path: Path) -> None:
+    few, _ = look(embedded, [], [], seed=0, remembered=tmp_path / "looked.pt")
+    assert few == []
+    again, _ = look(embedded, ["not asked for"], [], seed=0, remembered=tmp_path / "looked.pt")
+    assert again == []
+
+
+def test_it_gives_the_tensors_that_the_model_reads(embedded, learned: dict[str, torch.Tensor]) -> None:
+    assert {name: t.shape for name, t in learned.items()} == {n: t.shape for n, t in embedded.mask_decoder.items()}
+    maps = decode(learned, torch.rand(3, 576), torch.randn(576, 512), torch.randn(48, 48, 48), grid_hw=(24, 24))
+    torch.testing.assert_close(maps.sum(dim=0), torch.ones(48, 48))
+
+
+def test_a_seed_gives_the_same_again(seen: tuple[list[Seen], list[Seen]], learned: dict[str, torch.Tensor]) -> None:
+    again = train_mask_decoder(train_self_support(*seen, seed=0, pace=0.01), *seen, seed=0, pace=0.005)
+    assert all(torch.equal(learned[name], again[name]) for name in learned)
+
+
+def test_examples_are_other_photos_of_the_same_thing(seen: tuple[list[Seen], list[Seen]]) -> None:
+    few, _ = seen
+    showing, rng = _showing(few), random.Random(0)
+    assert set(showing) == {"cat", "dog"}
+    taught = 0
+    for _ in range(50):
+        lesson = _lesson(few[0], showing, rng)
+        for at, (shots, wordless) in lesson.examples.items():
+            taught += 1
+            assert few[0].names[lesson.rows[at] - 1] in ("cat", "dog")
+            assert all(one.photo != few[0].photo for one in shots)
+            assert wordless == (lesson.words[at] != lesson.rows[at])
+    assert taught > 10
+
+
+def test_without_examples_nobody_is_taught(seen: tuple[list[Seen], list[Seen]]) -> None:
+    few, _ = seen
+    lessons = [_lesson(few[0], {}, random.Random(seed)) for seed in range(20)]
+    assert not any(lesson.examples for lesson in lessons)
+    assert all(lesson.rows[:2] == [0, 1] and lesson.words == lesson.rows for lesson in lessons)
+
+
+def test_a_memory_is_of_the_form_of_those_in_use(seen, learned: dict[str, torch.Tensor]) -> None:
+    few, _ = seen
+    cats = _showing(few)["cat"]
+    made = _memory(learned, cats[:2], "cat", torch.zeros(2), random.Random(0), wordless=False)
+    assert set(made) == set(MEMORY)
+    assert {name: t.shape[1:] for name, t in made.items()} == {n: t.shape[1:] for n, t in blank(learned).items()}

@@ -1,0 +1,119 @@
+"""What the trained network sees in photos with exact masks: all that the mask decoder learns from."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from app.method.backbone import Backbone
+from app.method.ensemble import layer_weights, weighted_scores
+from app.method.evidence import prompt_evidence
+from app.method.prompts import BACKGROUND_WORDS, free_background
+from app.method.segment import Query
+
+from .photos import SIZE, UNKNOWN, Photo, Sample, load, vary, whole
+
+# Cells of a target from side to side, and the pixels in each.
+CELLS = 96
+PIXELS = (SIZE // CELLS) ** 2
+
+# Names that are not in the photo and may compete.
+_OTHERS = 24
+# A region must have so much of the photo to be asked for.
+_LEAST_AREA = 0.001
+# Of the collection of few photos each is shown whole and in so many varied forms.
+_VARIED = 4
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A photo, as the trained network sees it.
+
+    Attributes:
+        photo: Its file's name, the same of all its forms.
+        names: Those that are there, then `_OTHERS` that aren't.
+        scores: Of the background and the names.
+        features: Of its patches, float16.
+        edges: Float16.
+        target: Pixels of each cell that the background and each name that is there cover.
+    """
+
+    photo: str
+    names: list[str]
+    scores: Float[Tensor, "class patch"]
+    features: Float[Tensor, "patch feature"]
+    edges: Float[Tensor, "channel y x"]
+    target: UInt8[Tensor, "present cell_y cell_x"]
+
+    @property
+    def shares(self) -> Float[Tensor, "present cell_y cell_x"]:
+        """Share of each cell that the background and each name cover."""
+        return self.target.float() / PIXELS
+
+    def patch_shares(self, patches: int) -> Float[Tensor, "present patch"]:
+        """The same of each patch, of a grid of so many from side to side."""
+        return F.avg_pool2d(self.shares, CELLS // patches).flatten(1)
+
+
+def look(
+    model: Backbone, few: Sequence[Photo], many: Sequence[Photo], *, seed: int, remembered: Path
+) -> tuple[list[Seen], list[Seen]]:
+    """Show the network every photo.
+
+    Args:
+        model: With all that comes before trained.
+        few: Photos that are shown whole and in varied forms.
+        many: Photos that are shown whole.
+        seed: Of everything random.
+        remembered: File of an earlier run, since this takes half an hour; made if it isn't there.
+    """
+    if not remembered.exists():
+        rng = random.Random(seed)
+        names = sorted({region.names[0] for photo in few for region in photo.regions.values()})
+        shown = [(photo, view) for view in range(1 + _VARIED) for photo in few], [(photo, 0) for photo in many]
+        with tqdm(total=len(shown[0]) + len(shown[1]), desc="looking", unit="photo", mininterval=20) as bar:
+            found = [[asdict(seen) for one in part if (seen := _look(model, *one, names, rng, bar))] for part in shown]
+        torch.save(found, remembered)
+    few_seen, many_seen = ([Seen(**one) for one in part] for part in torch.load(remembered, weights_only=True))
+    return few_seen, many_seen
+
+
+@torch.no_grad()
+def _look(
+    model: Backbone, photo: Photo, view: int, names: Sequence[str], rng: random.Random, bar: "tqdm[object]"
+) -> Seen | None:
+    """What the network sees in a photo, or in a varied form of it; None if nothing known is in it."""
+    bar.update()
+    sample = load(photo)
+    sample = vary(sample, rng) if view else whole(sample)
+    present, target = _target(sample)
+    if not present:
+        return None
+    related = set().union(*(region.related for region in sample.regions), present)
+    possible = [name for name in names if name not in related]
+    words = [*present, *rng.sample(possible, min(_OTHERS, len(possible)))]
+    tokens = model.encode_image(torch.from_numpy(sample.rgb.copy()).permute(2, 0, 1)[None].float() / 255)[0]
+    groups = [Query(free_background(BACKGROUND_WORDS, words)), *(Query((word,)) for word in words)]
+    weights = layer_weights([None] * len(groups), model.default_layers)
+    scores = weighted_scores(prompt_evidence(model, tokens, groups, weights.layers), weights)
+    features, edges = model.patch_features(tokens).half(), model.edge_features(tokens).half()
+    return Seen(photo.image.stem, words, scores, features.clone(), edges.clone(), target)
+
+
+def _target(sample: Sample) -> tuple[list[str], UInt8[Tensor, "present cell_y cell_x"]]:
+    """Names in the photo, and the pixels of each cell that the background and each of them cover."""
+    labels = torch.from_numpy(sample.labels.copy()).long()
+    present = [
+        value
+        for value in range(1, len(sample.regions) + 1)
+        if (labels == value).sum() >= _LEAST_AREA * (labels != UNKNOWN).sum()
+    ]
+    maps = torch.stack([labels == value for value in (0, *present)]).float()
+    pixels = (F.avg_pool2d(maps, SIZE // CELLS) * PIXELS).round().to(torch.uint8)
+    return [sample.regions[value - 1].names[0] for value in present], pixels

@@ -1,0 +1,315 @@
+"""The last stage: the mask decoder (`app.method.mask_decoder`), learned from photos with exact masks.
+
+First what words and photo say; then, while all of that stands still, what an example is worth: other photos of the same
+class. Now and then a taught class has the words of another one, so that what nobody has a word for is taught too.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from app.method.class_map import normalise
+from app.method.example_memory import FACTS, INSIDE, INSIDE_SHARE, OUTSIDE, OUTSIDE_SHARE, example_facts, place
+from app.method.mask_decoder import by_looks, logits
+
+from .looking import PIXELS, Seen
+from .self_support import misled, random_bias
+from .train import GRID
+
+_WIDTH, _LAYERS = 24, 3
+_EXAMPLE_WIDTH, _EXAMPLE_FACTS = 24, 9
+_CLASS_FACTS, _EXAMPLE_CHANNELS = 5, 3
+_STATISTICS = ("edges.mean", "edges.deviation")
+# The convolution that reads what is known of a class, the example's part of it last.
+_FIRST = "class.weight"
+_BATCH = 12
+_WARM_UP = 50
+# Decay of the running mean of the weights, which is what is kept.
+_AVERAGE = 0.99
+# Weight of the overlap beside the cross-entropy.
+_OVERLAP = 0.5
+# Share of the classes that have an example, of those that are there and of those that aren't; and of those with one the
+# share whose words are another class's.
+_TAUGHT, _TAUGHT_ABSENT, _WORDLESS = 0.7, 0.3, 0.25
+# An example shows at least this share of its class.
+_EXAMPLE_AREA = 0.005
+# So many patches of each side stand for an example; a category in use keeps as many means of patches.
+_PATCHES = 48
+# Names that compete when it is measured how far the words are off in an example.
+_COMPETING = (0, 2, 8, 16, 16)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the two.
+
+    Attributes:
+        name: For the progress bar.
+        steps: Optimiser steps.
+        examples: Whether classes have examples, and what reads them learns; otherwise all the rest does.
+        rates: Of what learns, at its peak: of the spaces in which patches are compared, of self-support's few numbers,
+            and of all that starts from nothing.
+    """
+
+    name: str
+    steps: int
+    examples: bool
+    rates: dict[str, float]
+
+
+_PARTS = (
+    _Part("mask decoder", 500, examples=False, rates={"space": 1e-4, "numbers": 1e-3, "new": 2e-3}),
+    _Part("examples", 400, examples=True, rates={"space": 2e-4, "new": 3e-3}),
+)
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """One photo of a step: which names are asked for, by whose scores, and examples of some of them.
+
+    Attributes:
+        rows: Of the photo's scores: the background, the names asked for.
+        words: Of the photo's scores, those that are taken for each of them.
+        bias: How far the words of each are off.
+        examples: By place in `rows`: photos that show it, and whether its words are those of another.
+    """
+
+    rows: list[int]
+    words: list[int]
+    bias: Float[Tensor, "class"]
+    examples: dict[int, tuple[list[Seen], bool]]
+
+
+def train_mask_decoder(
+    start: Mapping[str, Tensor], few: Sequence[Seen], many: Sequence[Seen], *, seed: int, pace: float = 1.0
+) -> dict[str, Tensor]:
+    """Learn the tensors of `app.method.mask_decoder`.
+
+    Args:
+        start: Those of `app.method.self_support`, learned alone.
+        few: Half of each batch.
+        many: The other half.
+        seed: Of everything random.
+        pace: Share of the steps.
+    """
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    weights = _start(start, [*few, *many])
+    showing = _showing([*few, *many])
+    for part in _PARTS:
+        lessons = _lessons(few, many, showing if part.examples else {}, rng)
+        weights = _learned(weights, part, lessons, rng, steps=max(1, round(part.steps * pace)))
+    return weights
+
+
+def _learned(
+    weights: dict[str, Tensor],
+    part: _Part,
+    lessons: Iterator[tuple[Seen, "_Lesson"]],
+    rng: random.Random,
+    *,
+    steps: int,
+) -> dict[str, Tensor]:
+    """The weights after a part: their running mean."""
+    learning = {name: t.clone().requires_grad_(True) for name, t in weights.items() if _learns(name, part)}
+    average = {name: tensor.clone() for name, tensor in weights.items()}
+    groups = [
+        {"params": [tensor for name, tensor in learning.items() if _kind(name) == kind], "peak": rate}
+        for kind, rate in part.rates.items()
+    ]
+    optimiser = torch.optim.AdamW(groups, weight_decay=0.0 if part.examples else 0.02)
+    bar = tqdm(range(steps), desc=part.name, unit="step", mininterval=20)
+    smooth = 0.0
+    for step in bar:
+        cosine = 0.5 * (1 + math.cos(math.pi * step / steps)) * 0.99 + 0.01
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * cosine * min(1.0, (step + 1) / _WARM_UP)
+        optimiser.zero_grad()
+        total = 0.0
+        for photo, lesson in islice(lessons, _BATCH):
+            loss = _loss({**weights, **learning}, photo, lesson, rng) / _BATCH
+            total += loss.item()
+            if loss.requires_grad:  # a lesson without an example teaches nothing of examples
+                loss.backward()
+        if part.examples:  # of the first convolution only what reads examples
+            learning[_FIRST].grad[:, :-_EXAMPLE_CHANNELS] = 0
+        torch.nn.utils.clip_grad_norm_(list(learning.values()), 1.0)
+        optimiser.step()
+        decay = min(_AVERAGE, (step + 1) / (step + 10))
+        for name, tensor in learning.items():
+            average[name].lerp_(tensor.detach(), 1 - decay)
+        smooth = total if not step else 0.98 * smooth + 0.02 * total
+        bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
+    return average
+
+
+def _learns(name: str, part: _Part) -> bool:
+    if name in _STATISTICS:
+        return False
+    return name.startswith("example.") == part.examples or name == _FIRST
+
+
+def _kind(name: str) -> str:
+    if name.startswith("projection.") or name in ("example.weight", "example.bias"):
+        return "space"
+    return "numbers" if name.startswith("presence.") or name in ("likeness", "words", "background") else "new"
+
+
+def _start(self_support: Mapping[str, Tensor], photos: Sequence[Seen]) -> dict[str, Tensor]:
+    """At first the masks are self-support's, and examples say nothing."""
+    channels, width = len(photos[0].edges), photos[0].features.shape[1]
+    edges = torch.cat([photo.edges.flatten(1)[:, ::17].float() for photo in photos[::5]], dim=1)
+    layers: dict[str, torch.nn.Module] = {
+        "tokens": torch.nn.Linear(width, _WIDTH),
+        "edges": torch.nn.Conv2d(channels, _WIDTH, 3),
+        "image": torch.nn.Conv2d(_WIDTH, _WIDTH, 3),
+        "place": torch.nn.Conv2d(_WIDTH, _WIDTH, 1),
+        "class": torch.nn.Conv2d(_CLASS_FACTS + _EXAMPLE_CHANNELS, _WIDTH, 3),
+        **{f"layers.{layer}": torch.nn.Conv2d(_WIDTH, _WIDTH, 3) for layer in range(_LAYERS)},
+        "mask": torch.nn.Conv2d(_WIDTH, 1, 1),
+        "example.0": torch.nn.Linear(_EXAMPLE_FACTS, _EXAMPLE_WIDTH),
+        "example.1": torch.nn.Linear(_EXAMPLE_WIDTH, _EXAMPLE_WIDTH),
+        "example.2": torch.nn.Linear(_EXAMPLE_WIDTH, 1),
+    }
+    for last in ("mask", "example.2"):
+        for parameter in layers[last].parameters():
+            torch.nn.init.zeros_(parameter)
+    new = {
+        f"{name}.{kind}": value.detach() for name, layer in layers.items() for kind, value in layer.named_parameters()
+    }
+    return {
+        **{name: tensor.detach().clone() for name, tensor in self_support.items()},
+        **new,
+        "edges.mean": edges.mean(dim=1)[:, None, None],
+        "edges.deviation": edges.std(dim=1)[:, None, None] + 1e-3,
+        # Examples are compared where the photo's own patches are.
+        "example.weight": self_support["projection.weight"].detach().clone(),
+        "example.bias": self_support["projection.bias"].detach().clone(),
+        "example.sharpness": torch.tensor(2.3),
+    }
+
+
+def _showing(photos: Sequence[Seen]) -> dict[str, list[Seen]]:
+    """Photos by the names that they are examples of."""
+    found: dict[str, list[Seen]] = {}
+    for photo in photos:
+        area = photo.shares[1:].mean(dim=(1, 2))
+        for name, share in zip(photo.names, area.tolist(), strict=False):  # those that are there come first
+            if share >= _EXAMPLE_AREA:
+                found.setdefault(name, []).append(photo)
+    return found
+
+
+def _lessons(
+    few: Sequence[Seen], many: Sequence[Seen], showing: Mapping[str, list[Seen]], rng: random.Random
+) -> Iterator[tuple[Seen, _Lesson]]:
+    while True:
+        photo = rng.choice(few if rng.random() < 0.5 else many)
+        yield photo, _lesson(photo, showing, rng)
+
+
+def _lesson(photo: Seen, showing: Mapping[str, list[Seen]], rng: random.Random) -> _Lesson:
+    """Names that aren't there compete in half of the lessons, a few or many."""
+    present, names = len(photo.target), len(photo.scores)
+    absent = list(range(present, names))
+    draw = rng.random()
+    count = 0 if draw < 0.5 else rng.randint(1, 6) if draw < 0.8 else len(absent)
+    rows = [*range(present), *rng.sample(absent, min(count, len(absent)))]
+    spare = [row for row in absent if row not in rows]
+    words, examples = list(rows), {}
+    for at, row in enumerate(rows[1:], start=1):
+        there = row < present
+        others = [one for one in showing.get(photo.names[row - 1], ()) if one.photo != photo.photo]
+        if not others or rng.random() > (_TAUGHT if there else _TAUGHT_ABSENT):
+            continue
+        shots = 1 if rng.random() < 0.65 or len(others) < 3 else min(len(others), rng.choice((2, 3, 5)))
+        wordless = there and bool(spare) and rng.random() < _WORDLESS
+        if wordless:
+            words[at] = rng.choice(spare)
+        examples[at] = rng.sample(others, shots), wordless
+    return _Lesson(rows, words, random_bias(len(rows)), examples)
+
+
+def _loss(weights: dict[str, Tensor], photo: Seen, lesson: _Lesson, rng: random.Random) -> Float[Tensor, ""]:
+    """Cross-entropy, each class weighing by the root of its area, and the overlap of those that are there."""
+    scores = misled(photo.scores[torch.tensor(lesson.words)], lesson.bias, rng)
+    memories = [
+        _memory(weights, shots, photo.names[lesson.rows[at] - 1], lesson.bias[[0, at]], rng, wordless=wordless)
+        for at, (shots, wordless) in lesson.examples.items()
+    ]
+    features = photo.features.float()
+    found, seen = by_looks(weights, scores, features, taught=list(lesson.examples), memories=_stacked(memories))
+    fine = logits(weights, scores, found, seen, features, photo.edges, grid_hw=(GRID, GRID))
+    target = F.pad(photo.shares, (0, 0, 0, 0, 0, len(lesson.rows) - len(photo.target)))
+    log_p = F.interpolate(fine[None], size=target.shape[1:], mode="bilinear")[0].log_softmax(dim=0)
+    weight = target / (target.sum(dim=(1, 2), keepdim=True) + 2 * PIXELS).sqrt()
+    entropy = -(weight * log_p).sum() / weight.sum().clamp_min(1e-6)
+    p = log_p.exp() * target.sum(dim=0)
+    both, either = (p * target).sum(dim=(1, 2)), (p + target - p * target).sum(dim=(1, 2))
+    return entropy + _OVERLAP * (1 - (both + 1) / (either + 1))[: len(photo.target)].mean()
+
+
+def _memory(
+    weights: Mapping[str, Tensor],
+    shots: Sequence[Seen],
+    name: str,
+    bias: Float[Tensor, "2"],
+    rng: random.Random,
+    *,
+    wordless: bool,
+) -> dict[str, Tensor]:
+    """As `app.method.example_memory.remember`, of some of the patches, and with gradients."""
+    places, sides, facts = [], [], []
+    competing = rng.choice(_COMPETING)
+    for shot in shots:
+        row = 1 + shot.names.index(name)
+        shares = shot.patch_shares(GRID)
+        inside, outside = shares[row], shares.sum(dim=0) - shares[row]
+        others = range(len(shot.target), len(shot.scores))
+        words = rng.choice(others) if wordless else row
+        scores = shot.scores[torch.tensor([0, *rng.sample(others, min(competing, len(others))), words])]
+        log_p = normalise(scores).clamp_min(1e-9).log()
+        log_p[0], log_p[-1] = log_p[0] + bias[0], log_p[-1] + bias[1]
+        facts.append(example_facts(log_p.softmax(dim=0)[-1].logit(eps=1e-6), inside, outside))
+        some = torch.unique(torch.cat([_drawn(side) for side in (inside, outside)]))
+        places.append(place(weights, shot.features[some]))
+        sides.append(torch.stack([side[some] / side[some].sum().clamp_min(1e-6) for side in (inside, outside)]))
+    kept, (inside, outside) = torch.cat(places), torch.cat(sides, dim=1) / len(shots)
+    return {
+        INSIDE: kept,
+        INSIDE_SHARE: inside,
+        OUTSIDE: kept,
+        OUTSIDE_SHARE: outside,
+        FACTS: torch.stack(facts).mean(dim=0),
+    }
+
+
+def _drawn(share: Float[Tensor, "patch"]) -> Tensor:
+    count = min(_PATCHES, max(1, int((share > 1e-3).sum())))
+    return torch.multinomial(share.clamp_min(1e-9), count)
+
+
+def _stacked(memories: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Memories of as many patches each, those that are missing without any share."""
+    if not memories:
+        return {}
+    most = max(len(memory[INSIDE]) for memory in memories)
+    padded = [
+        {
+            INSIDE: F.pad(memory[INSIDE], (0, 0, 0, most - len(memory[INSIDE]))),
+            INSIDE_SHARE: F.pad(memory[INSIDE_SHARE], (0, most - len(memory[INSIDE]))),
+            OUTSIDE_SHARE: F.pad(memory[OUTSIDE_SHARE], (0, most - len(memory[INSIDE]))),
+            FACTS: memory[FACTS],
+        }
+        for memory in memories
+    ]
+    stacked = {name: torch.stack([memory[name] for memory in padded]) for name in padded[0]}
+    return {**stacked, OUTSIDE: stacked[INSIDE]}
