@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from app.method.class_map import normalise
 from app.method.example_memory import FACTS, INSIDE, INSIDE_SHARE, OUTSIDE, OUTSIDE_SHARE, example_facts, place
-from app.method.mask_decoder import by_looks, logits
+from app.method.mask_decoder import by_looks, image_features, logits
 
 from .looking import PIXELS, Seen
 from .self_support import misled, random_bias
@@ -247,7 +247,8 @@ def _loss(weights: dict[str, Tensor], photo: Seen, lesson: _Lesson, rng: random.
     ]
     features = photo.features.float()
     found, seen = by_looks(weights, scores, features, taught=list(lesson.examples), memories=_stacked(memories))
-    fine = logits(weights, scores, found, seen, features, photo.edges, grid_hw=(GRID, GRID))
+    image = image_features(weights, features, photo.edges, grid_hw=(GRID, GRID))
+    fine = logits(weights, scores, found, seen, image, grid_hw=(GRID, GRID))
     target = F.pad(photo.shares, (0, 0, 0, 0, 0, len(lesson.rows) - len(photo.target)))
     log_p = F.interpolate(fine[None], size=target.shape[1:], mode="bilinear")[0].log_softmax(dim=0)
     weight = target / (target.sum(dim=(1, 2), keepdim=True) + 2 * PIXELS).sqrt()

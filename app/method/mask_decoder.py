@@ -7,9 +7,10 @@ of weights serves every class, so it works for categories that it never saw; it 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -75,7 +76,8 @@ def decode(
     """Class probabilities on the edges' grid; sum 1 over classes.
 
     A class that neither words nor examples put first in more than a handful of patches is absent: in training whatever
-    is asked for is there or has something true beside it, so that something would be made of every name.
+    is asked for is there or has something true beside it, so that something would be made of every name. Of many names
+    some lose all they had to others; then the rest is decoded once more without them.
 
     Args:
         weights: Of the network (see `logits` and `training.mask_decoder`).
@@ -91,10 +93,32 @@ def decode(
     there[list(taught)] |= _first_somewhere(found)[list(taught)]
     there[0] = True
     rows = there.nonzero().flatten()
-    fine = logits(weights, scores[rows], found[rows], seen[rows], features, edges, grid_hw=grid_hw)
+    masks = partial(
+        _masks, weights, scores, found, seen, image_features(weights, features, edges, grid_hw=grid_hw), grid_hw=grid_hw
+    )
+    fine = masks(rows)
+    stays = _first_somewhere(fine.flatten(1))
+    stays[0] = True
+    if not stays.all():
+        rows = rows[stays]
+        fine = masks(rows)
     maps = fine.new_zeros(len(scores), *fine.shape[1:])
-    maps[rows] = fine.softmax(dim=0)
+    maps[rows] = fine
     return maps
+
+
+def _masks(
+    weights: Mapping[str, Tensor],
+    scores: Float[Tensor, "class patch"],
+    found: Float[Tensor, "class patch"],
+    seen: Float[Tensor, "class 3 patch"],
+    image: Float[Tensor, "1 width y x"],
+    rows: Int[Tensor, "some"],
+    *,
+    grid_hw: tuple[int, int],
+) -> Float[Tensor, "some y x"]:
+    """Probabilities of some of the classes, as if nobody had asked for the others."""
+    return logits(weights, scores[rows], found[rows], seen[rows], image, grid_hw=grid_hw).softmax(dim=0)
 
 
 def by_looks(
@@ -136,26 +160,25 @@ def logits(
     scores: Float[Tensor, "class patch"],
     found: Float[Tensor, "class patch"],
     seen: Float[Tensor, "class 3 patch"],
-    features: Float[Tensor, "patch feature"],
-    edges: Float[Tensor, "channel y x"],
+    image: Float[Tensor, "1 width y x"],
     *,
     grid_hw: tuple[int, int],
 ) -> Float[Tensor, "class y x"]:
     """Logits on the edges' grid.
 
     Args:
-        weights: `tokens`, `edges` and `image`, which make the photo's own features; `place`, the space in which places
-            are compared; `class`, `layers.0`, … (convolutions, each twice as wide as the one before) and `mask`.
+        weights: `place`, the space in which places are compared; `class`, `layers.0`, … (convolutions, each twice as
+            wide as the one before) and `mask`.
         scores: Of the words.
         found: Logits by looks.
         seen: What examples say.
+        image: As `image_features` makes it.
     """
-    image = _image(weights, features, edges, grid_hw)
     # 1. All that is known on the patch grid, at twice the resolution.
     coarse = torch.stack(
         [found.log_softmax(dim=0).clamp_min(_LEAST_LOG), normalise(scores).clamp_min(_LEAST_SCORE).log()], dim=1
     )
-    known = _finer(torch.cat([coarse, seen], dim=1), grid_hw, edges)
+    known = _finer(torch.cat([coarse, seen], dim=1), grid_hw, image[0])
     log_p, words, examples = known[:, 0], known[:, 1], known[:, 2:]
     # 2. Places that look like those where the class is sure.
     like = _likeness(F.conv2d(image, weights["place.weight"], weights["place.bias"])[0], log_p.softmax(dim=0))
@@ -174,28 +197,29 @@ def logits(
     return log_p + F.conv2d(x, weights["mask.weight"], weights["mask.bias"])[:, 0]
 
 
-def _image(
+def image_features(
     weights: Mapping[str, Tensor],
     features: Float[Tensor, "patch feature"],
     edges: Float[Tensor, "channel y x"],
+    *,
     grid_hw: tuple[int, int],
 ) -> Float[Tensor, "1 width y x"]:
-    """The photo's own features on the edges' grid, the same for every class."""
+    """The photo's own features on the edges' grid, the same for every class; by `tokens`, `edges` and `image`."""
     tokens = _finer(_linear(weights, "tokens", features.float()).T[None], grid_hw, edges)
     standardised = (edges.float()[None] - weights["edges.mean"]) / weights["edges.deviation"]
     joined = F.gelu(tokens + _convolve(weights, "edges", standardised))
     return F.gelu(_convolve(weights, "image", joined)) + tokens
 
 
-def _first_somewhere(scores: Float[Tensor, "class patch"]) -> Bool[Tensor, "class"]:
+def _first_somewhere(scores: Float[Tensor, "class place"]) -> Bool[Tensor, "class"]:
     return torch.bincount(scores.argmax(dim=0), minlength=len(scores)) >= _LEAST_AREA * scores.shape[1]
 
 
 def _finer(
-    maps: Float[Tensor, "one channel patch"], grid_hw: tuple[int, int], edges: Float[Tensor, "channels y x"]
+    maps: Float[Tensor, "one channel patch"], grid_hw: tuple[int, int], like: Float[Tensor, "channels y x"]
 ) -> Float[Tensor, "one channel y x"]:
     return F.interpolate(
-        maps.reshape(*maps.shape[:2], *grid_hw), size=edges.shape[1:], mode="bilinear", align_corners=False
+        maps.reshape(*maps.shape[:2], *grid_hw), size=like.shape[1:], mode="bilinear", align_corners=False
     )
 
 

@@ -238,12 +238,10 @@ class CategoryTuning:
         }
         if self.recipe.rank is not None:
             parameters = factorised(parameters, self._start, self.recipe.rank)
-        kept = self._with_visual_prompt(parameters)
         if not self._decodes:
-            return kept
+            return self._with_visual_prompt(parameters)
         # An example looks like itself: whether the parameters do any good is asked without its looks.
-        if self._mean_iou(kept) < self._mean_iou(None):
-            kept = {}
+        kept = parameters if self._mean_iou(parameters) >= self._mean_iou(None) else {}
         return {**kept, **self._memory(kept or None)}
 
     def _with_visual_prompt(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -250,7 +250,7 @@ class TestForms:
 
 
 def test_the_papers_method_refines_more_often(start) -> None:
-    """Five rounds stop before the map of the random model has settled, so that twenty end elsewhere."""
+    """A few rounds stop before the map of the random model has settled, so that twenty end elsewhere."""
 
     def found(**settings: str) -> list[float]:
         with start(**settings) as api:

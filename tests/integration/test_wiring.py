@@ -68,12 +68,12 @@ class TestRecipe:
         assert recipe_of(Settings(tune_steps=7, method="paper")).balanced is False
 
 
-def test_classes_look_for_more_of_themselves_but_the_papers_do_not() -> None:
+def test_the_service_looks_twice_and_the_paper_once() -> None:
     assert (has_second_look(Settings(method="paper")), has_second_look(Settings())) == (False, True)
 
 
-def test_the_paper_refines_twenty_times_and_the_service_five_times() -> None:
-    assert (crf_of(Settings(method="paper")).iterations, crf_of(Settings()).iterations) == (20, 5)
+def test_the_paper_refines_twenty_times_and_the_service_three_times() -> None:
+    assert (crf_of(Settings(method="paper")).iterations, crf_of(Settings()).iterations) == (20, 3)
 
 
 class TestBackbones:

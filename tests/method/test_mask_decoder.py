@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from app.method.example_memory import FACTS, MEMORY, blank
 from app.method.frame import labels_to_input
-from app.method.mask_decoder import by_looks, decode, logits, look_again
+from app.method.mask_decoder import by_looks, decode, image_features, logits, look_again
 from app.method.segment import Query, class_map, encode
 from app.method.tuning import CategoryTuning, Recipe, shot
 
@@ -48,6 +48,12 @@ def random_weights(seed: int = 0) -> dict[str, Tensor]:
     return {**made, "edges.deviation": torch.ones(CHANNELS, 1, 1)}
 
 
+def plain_weights() -> dict[str, Tensor]:
+    """A network that adds nothing to the words."""
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in random_weights().items()}
+    return {**nothing, "words": torch.tensor(1.0), "edges.deviation": torch.ones(CHANNELS, 1, 1)}
+
+
 def photo(seed: int = 1) -> tuple[Tensor, Tensor]:
     """Features of the patches, and of the edges on twice the grid."""
     generator = torch.Generator().manual_seed(seed)
@@ -77,12 +83,10 @@ def test_the_map_is_finer_and_sums_to_one() -> None:
 
 def test_a_network_that_adds_nothing_gives_the_words_back() -> None:
     """Likeness, presence and convolutions at nothing: what is left is the words' log-probability, interpolated."""
-    weights = {name: torch.zeros_like(tensor) for name, tensor in random_weights().items()}
-    weights |= {"words": torch.tensor(1.0), "edges.deviation": torch.ones(CHANNELS, 1, 1)}
     scores = random_scores(3)
     log_p = (scores / scores.sum(dim=0)).log().view(1, 3, *GRID)
     expected = F.interpolate(log_p, size=(10, 14), mode="bilinear")[0].softmax(dim=0)
-    torch.testing.assert_close(decode(weights, scores, *photo(), grid_hw=GRID), expected)
+    torch.testing.assert_close(decode(plain_weights(), scores, *photo(), grid_hw=GRID), expected)
 
 
 def test_the_order_of_the_classes_changes_nothing() -> None:
@@ -97,6 +101,15 @@ def test_a_class_that_is_nowhere_first_is_taken_to_be_absent() -> None:
     maps = decode(random_weights(), weak, *photo(), grid_hw=GRID)
     assert maps[3].max() == 0
     torch.testing.assert_close(maps.sum(dim=0), torch.ones(10, 14))
+
+
+def test_a_class_that_loses_all_it_had_competes_no_more() -> None:
+    """By the words the fourth is barely first in one patch, and between that patch and its neighbours it is not."""
+    scores = torch.cat([random_scores(3), torch.zeros(1, PATCHES)])
+    scores[3, 17] = 1.01 * scores[:, 17].max()
+    maps = decode(plain_weights(), scores, *photo(), grid_hw=GRID)
+    assert maps[3].max() == 0
+    torch.testing.assert_close(maps[:3], decode(plain_weights(), scores[:3], *photo(), grid_hw=GRID))
 
 
 def test_if_all_are_absent_there_is_background() -> None:
@@ -132,7 +145,7 @@ def test_gradients_reach_every_weight_that_learns() -> None:
     weights = {name: tensor.requires_grad_(True) for name, tensor in random_weights().items()}
     scores, (features, edges) = random_scores(3), photo()
     found, seen = by_looks(weights, scores, features, taught=[1], memories=memories(1))
-    fine = logits(weights, scores, found, seen, features, edges, grid_hw=GRID)
+    fine = logits(weights, scores, found, seen, image_features(weights, features, edges, grid_hw=GRID), grid_hw=GRID)
     (fine.log_softmax(dim=0) * torch.rand(3, 10, 14)).sum().backward()
     still = [name for name, tensor in weights.items() if tensor.grad is None or not tensor.grad.any()]
     assert still == []
