@@ -7,10 +7,9 @@ of weights serves every class, so it works for categories that it never saw; it 
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -77,7 +76,7 @@ def decode(
 
     A class that neither words nor examples put first in more than a handful of patches is absent: in training whatever
     is asked for is there or has something true beside it, so that something would be made of every name. Of many names
-    some lose all they had to others; then the rest is decoded once more without them.
+    some lose all they had to others; then the rest is decoded as if nobody had asked for them.
 
     Args:
         weights: Of the network (see `logits` and `training.mask_decoder`).
@@ -88,37 +87,45 @@ def decode(
         taught: Rows of `scores` that have examples.
         memories: What `example_memory.remember` kept of them, stacked.
     """
+    image = image_features(weights, features, edges, grid_hw=grid_hw)
+    return _decoded(weights, scores, features, image, grid_hw=grid_hw, taught=taught, memories=memories or {})
+
+
+def _decoded(
+    weights: Mapping[str, Tensor],
+    scores: Float[Tensor, "class patch"],
+    features: Float[Tensor, "patch feature"],
+    image: Float[Tensor, "1 width y x"],
+    *,
+    grid_hw: tuple[int, int],
+    taught: Sequence[int],
+    memories: Mapping[str, Tensor],
+) -> Float[Tensor, "class y x"]:
     found, seen = by_looks(weights, scores, features, taught=taught, memories=memories)
     there = _first_somewhere(scores)
     there[list(taught)] |= _first_somewhere(found)[list(taught)]
     there[0] = True
     rows = there.nonzero().flatten()
-    masks = partial(
-        _masks, weights, scores, found, seen, image_features(weights, features, edges, grid_hw=grid_hw), grid_hw=grid_hw
-    )
-    fine = masks(rows)
+    fine = logits(weights, scores[rows], found[rows], seen[rows], image, grid_hw=grid_hw).softmax(dim=0)
     stays = _first_somewhere(fine.flatten(1))
     stays[0] = True
-    if not stays.all():
-        rows = rows[stays]
-        fine = masks(rows)
     maps = fine.new_zeros(len(scores), *fine.shape[1:])
-    maps[rows] = fine
+    if stays.all():
+        maps[rows] = fine
+        return maps
+    left = rows[stays]
+    place_of = {row: place for place, row in enumerate(left.tolist())}
+    kept = [number for number, row in enumerate(taught) if row in place_of]
+    maps[left] = _decoded(
+        weights,
+        scores[left],
+        features,
+        image,
+        grid_hw=grid_hw,
+        taught=[place_of[taught[number]] for number in kept],
+        memories={name: tensor[kept] for name, tensor in memories.items()},
+    )
     return maps
-
-
-def _masks(
-    weights: Mapping[str, Tensor],
-    scores: Float[Tensor, "class patch"],
-    found: Float[Tensor, "class patch"],
-    seen: Float[Tensor, "class 3 patch"],
-    image: Float[Tensor, "1 width y x"],
-    rows: Int[Tensor, "some"],
-    *,
-    grid_hw: tuple[int, int],
-) -> Float[Tensor, "some y x"]:
-    """Probabilities of some of the classes, as if nobody had asked for the others."""
-    return logits(weights, scores[rows], found[rows], seen[rows], image, grid_hw=grid_hw).softmax(dim=0)
 
 
 def by_looks(

@@ -112,6 +112,24 @@ def test_a_class_that_loses_all_it_had_competes_no_more() -> None:
     torch.testing.assert_close(maps[:3], decode(plain_weights(), scores[:3], *photo(), grid_hw=GRID))
 
 
+def test_it_is_then_as_if_nobody_had_asked_for_it() -> None:
+    """Also in what classes make of each other's number, and with examples of some of those that stay."""
+    weights, scores = random_weights(5), random_scores(3)
+    scores = torch.cat([scores[:1], torch.zeros(2, PATCHES), scores[1:]])
+    scores[1, 17] = scores[2, 3] = 1.01 * scores.max()
+    kept = memories(3)
+    gone = decode(weights, scores, *photo(), grid_hw=GRID, taught=[1, 3, 4], memories=kept)
+    lost = [row for row in (1, 2, 3, 4) if not gone[row].any()]
+    assert 2 in lost
+    rows = [row for row in range(5) if row not in lost]
+    taught = [row for row in (1, 3, 4) if row not in lost]
+    some = {name: tensor[[(1, 3, 4).index(row) for row in taught]] for name, tensor in kept.items()}
+    alone = decode(
+        weights, scores[rows], *photo(), grid_hw=GRID, taught=[rows.index(row) for row in taught], memories=some
+    )
+    torch.testing.assert_close(gone[rows], alone)
+
+
 def test_if_all_are_absent_there_is_background() -> None:
     scores = torch.cat([torch.ones(1, PATCHES), 0.5 * random_scores(2)])
     maps = decode(random_weights(), scores, *photo(), grid_hw=GRID)
