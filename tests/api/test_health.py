@@ -54,11 +54,13 @@ class TestHealth:
             """The tiny model, held up at its first use."""
 
             held = threading.Event()
+            busy = threading.Event()
 
             def __getattr__(self, name: str) -> object:
                 return getattr(tiny, name)
 
             def preprocess(self, photo):
+                self.busy.set()
                 self.held.wait(10)
                 return tiny.preprocess(photo)
 
@@ -66,11 +68,13 @@ class TestHealth:
         slow.held.set()
         with start(loaded=[slow], queue_limit=1) as api:
             slow.held.clear()
-            requests = [threading.Thread(target=api.segment, args=("cat",)) for _ in range(2)]
-            for number, request in enumerate(requests):
-                request.start()
-                while value(api, "exemplar_queue_depth", backbone="tiny") < number:
-                    time.sleep(0.01)
+            slow.busy.clear()
+            at_work, waiting = requests = [threading.Thread(target=api.segment, args=("cat",)) for _ in range(2)]
+            at_work.start()
+            assert slow.busy.wait(10)  # else the second might find it in the queue, and be refused
+            waiting.start()
+            while value(api, "exemplar_queue_depth", backbone="tiny") < 1:
+                time.sleep(0.01)
             answer = api.http.get("/readyz")
             slow.held.set()
             for request in requests:
