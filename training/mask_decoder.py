@@ -136,9 +136,8 @@ def _learned(
         total = 0.0
         for photo, lesson in islice(lessons, _BATCH):
             loss = _loss({**weights, **learning}, photo, lesson, rng) / _BATCH
+            loss.backward()
             total += loss.item()
-            if loss.requires_grad:  # a lesson without an example teaches nothing of examples
-                loss.backward()
         if part.examples:  # of the first convolution only what reads examples
             learning[_FIRST].grad[:, :-_EXAMPLE_CHANNELS] = 0
         torch.nn.utils.clip_grad_norm_(list(learning.values()), 1.0)
