@@ -43,7 +43,7 @@ class Recipe:
             authors'; one photo teaches too much certainty, and a fifth of the way does better on other photos
             (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903).
         visual_prompt: What to believe of the visual prompt, which is fitted after the last step; None for none (the
-            authors').
+            authors'). A memory takes its place.
         rank: Directions that are kept of the change of each matrix; None for all (the authors').
         memory: Keep what the examples look like, for a backbone whose mask decoder knows what to do with it; and judge
             by what it marks (the authors have none).
@@ -215,9 +215,11 @@ class CategoryTuning:
 
     @torch.no_grad()
     def adapted(self) -> dict[str, Tensor]:
-        """The adapter: the recipe's part of the way from base to tuned parameters, a visual prompt and a memory.
+        """The adapter: the recipe's part of the way from base to tuned parameters, and how the examples look.
 
-        Matrices are factors of their change if the recipe names a rank.
+        Matrices are factors of their change if the recipe names a rank. For a mask decoder looks are a memory; then
+        parameters that mark the examples worse than the words do are left out. For any other backbone they are a visual
+        prompt.
 
         The visual prompt is left out where it does harm. Of several examples: where each is marked no better with one
         of the others than without. Of a single one: where it is marked worse with it than by the words alone, and not

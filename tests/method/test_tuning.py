@@ -349,8 +349,9 @@ class TestMemory:
         )
 
     def test_with_a_mask_decoder(self, embedded, example: Shot) -> None:
-        tuning = self.tuning(embedded, example)
+        tuning = self.tuning(embedded, example, visual_prompt=Prior())
         assert set(MEMORY) <= set(tuning.tensors())
+        assert DIRECTION not in tuning.tensors()
         # A word that means nothing, and a patch of red: it is found by its looks.
         assert tuning.example_iou(adapted=True) > tuning.example_iou(adapted=False) + 0.3
 
