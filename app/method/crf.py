@@ -50,7 +50,7 @@ class CrfParameters:
     colour_weight: float = 10.0
 
 
-# Three rounds of near neighbours serve masks that are good already; more do harm (docs/quality.md).
+# Three rounds of near neighbours: what the embedded model's masks, which have edges already, gain by (docs/quality.md).
 THREE_ROUNDS = CrfParameters(iterations=3, filter_size=7)
 
 
