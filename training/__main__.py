@@ -18,14 +18,17 @@ from app.backbones.embedded import dequantised
 from app.method.mask_decoder import PREFIX
 
 from . import pack
+from .batches import Collections, Material
 from .looking import look
+from .losses import Vocabulary
 from .mask_decoder import train_mask_decoder
 from .network import Network
 from .photos import Labels, Photo, imagenet_names, load, masked_photos, named_photos, vary
 from .pseudo_labels import own_labels, pseudo_labels
 from .self_support import train_self_support
+from .stages import STAGES, DecoderStage, Stage
 from .start import starting_weights
-from .train import STAGES, Collections, Material, Vocabulary, train
+from .train import train
 from .vocabulary import excluded_with
 
 # The match head is surer of itself than it may be on photos that it never saw: its log-odds are shrunk.
@@ -34,26 +37,27 @@ _MATCH_SHARE = 0.3
 # The later layers mark best (docs/embedded-model.md).
 _TEACHER_LAYERS = (1, 2, 3)
 
-# The stage that comes after those of `STAGES`.
-_LAST = "mask decoder"
-
 _HELD_OUT = Path(__file__).parent / "held_out.json"
 
 
 def main() -> None:
+    names = [stage.name for stage in STAGES]
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the four collections of photos")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--pace", type=float, default=1.0, help="share of the steps of each stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", type=Path, help="weights to go on from, at --stage")
-    parser.add_argument("--stage", choices=[*(stage.name for stage in STAGES), _LAST], default=STAGES[0].name)
+    parser.add_argument("--stage", choices=names, default=names[0], help="the first stage to go through")
     parser.add_argument(
         "--without-every-fourth",
         action="store_true",
         help="leave out every fourth COCO category: its photos, masks and words",
     )
     arguments = parser.parse_args()
+    stages = STAGES[names.index(arguments.stage) :]
+    if len(stages) < len(STAGES) and not arguments.resume:
+        parser.error(f"--stage {arguments.stage} needs --resume: give the weights of the stages before it.")
     data: Path = arguments.data
     imagenet = imagenet_names(data)
     without = _every_fourth(data) if arguments.without_every_fourth else set()
@@ -65,65 +69,54 @@ def main() -> None:
         voc=masked_photos(data, "voc_animals_dev", held_out=set(voc[::10]), imagenet=imagenet, without=without),
         named=named_photos(data, imagenet=imagenet, without=words),
     )
-    facts = {"seed": str(arguments.seed), "without": ", ".join(without)}
-    if arguments.stage != _LAST:
-        network = _trained(arguments, collections, imagenet, without=without, words=words)
-    elif arguments.resume:
-        network = _read(arguments.resume)
-    else:
-        parser.error(f"--stage {_LAST} needs --resume: give the weights of the stages before it.")
-    pack.write(network.weights, arguments.out, facts)
-    model = embedded.load(str(arguments.out), device="cpu", dtype="float32")
-    looked = arguments.out.with_suffix(".looked.pt")
-    seen = look(model, collections.coco, collections.voc, seed=arguments.seed, remembered=looked)
-    start = train_self_support(*seen, seed=arguments.seed, pace=arguments.pace)
-    learned = train_mask_decoder(start, *seen, seed=arguments.seed, pace=arguments.pace)
-    decoder = {PREFIX + name: tensor for name, tensor in learned.items()}
-    pack.write({**network.weights, **decoder}, arguments.out, facts)
-
-
-def _trained(
-    arguments: argparse.Namespace, collections: Collections, imagenet: list[str], *, without: set[str], words: set[str]
-) -> Network:
-    """The network after the stages from `--stage` on.
-
-    Args:
-        without: Categories that the model shall never have seen.
-        words: All names that go with them.
-    """
-    network = Network(starting_weights(imagenet, seed=arguments.seed, without=without))
-    _standardise(network, [*collections.coco, *collections.voc[:100]])
-    guessed = _remembered(
-        arguments.out.with_suffix(".pseudo-labels.npz"), lambda: pseudo_labels(network, collections.named)
-    )
-    named = [photo for photo in collections.named if photo.image in guessed]
-    collections = replace(collections, named=named)
-    print(f"{len(collections.coco)} COCO, {len(collections.voc)} VOC, {len(named)} named photos", flush=True)
     if arguments.resume:
-        network = _read(arguments.resume)
-    material = Material(collections, guessed, Vocabulary(network, collections, imagenet, without=words))
-    first = [stage.name for stage in STAGES].index(arguments.stage)
-    for number, stage in enumerate(STAGES):
+        network = Network({name: t.float() for name, t in dequantised(load_file(arguments.resume)).items()})
+    else:
+        network = Network(starting_weights(imagenet, seed=arguments.seed, without=without))
+        _standardise(network, [*collections.coco, *collections.voc[:100]])
+    vocabulary = Vocabulary(network, collections.coco, (*collections.voc, *collections.named), imagenet, without=words)
+    material = Material(collections, {}, vocabulary)
+    if any(isinstance(stage, Stage) and stage.shares[2] for stage in stages):
+        material = _guessed(arguments.out, material, imagenet, seed=arguments.seed)
+    for stage in stages:
+        facts = {"stage": stage.name, "seed": str(arguments.seed), "without": ", ".join(sorted(without))}
+        if isinstance(stage, DecoderStage):
+            _learn_decoder(network, arguments.out, collections, stage, seed=arguments.seed, pace=arguments.pace)
+            pack.write(network.weights, arguments.out, facts)
+            continue
         if stage.own_labels:
             material = _labelled_by(network, material, arguments.out)
-        if number < first:
-            continue
+
+        def keep(weights: dict[str, Tensor], step: int, facts: dict[str, str] = facts) -> None:
+            pack.write(weights, arguments.out, {**facts, "step": str(step)})
+
         shortened = replace(stage, steps=max(1, round(arguments.pace * stage.steps)))
-
-        def keep(weights: dict[str, Tensor], step: int, name: str = stage.name) -> None:
-            facts = {"stage": name, "step": str(step), "seed": str(arguments.seed), "without": ", ".join(without)}
-            pack.write(weights, arguments.out, facts)
-
         train(network, material, shortened, seed=arguments.seed, keep=keep)
-    for name in ("itm_head.weight", "itm_head.bias"):
-        network.weights[name] *= _MATCH_SHARE
-    return network
+        if "match" in dict(stage.learning_rates):
+            for name in ("itm_head.weight", "itm_head.bias"):
+                network.weights[name] *= _MATCH_SHARE
 
 
-def _read(file: Path) -> Network:
-    """The network of a weights file; what the last stage made is left out, since it would not fit."""
-    stored = dequantised(load_file(file))
-    return Network({name: t.float() for name, t in stored.items() if not name.startswith((PREFIX, "self_support."))})
+def _learn_decoder(
+    network: Network, out: Path, collections: Collections, stage: DecoderStage, *, seed: int, pace: float
+) -> None:
+    """Show the network the photos with exact masks, and learn the mask decoder from what it sees."""
+    pack.write(network.weights, out, {})
+    model = embedded.load(str(out), device="cpu", dtype="float32")
+    looked = out.with_suffix(f".{stage.name.replace(' ', '-')}.pt")
+    seen = look(model, collections.coco, collections.voc, seed=seed, remembered=looked)
+    learned = train_mask_decoder(train_self_support(*seen, seed=seed, pace=pace), *seen, seed=seed, pace=pace)
+    network.weights.update({PREFIX + name: tensor for name, tensor in learned.items()})
+
+
+def _guessed(out: Path, material: Material, imagenet: list[str], *, seed: int) -> Material:
+    """The same photos, those without masks labelled by what ImageNet's classifier sees in them."""
+    untrained = Network(starting_weights(imagenet, seed=seed))
+    shown = material.collections
+    guessed = _remembered(out.with_suffix(".pseudo-labels.npz"), lambda: pseudo_labels(untrained, shown.named))
+    named = [photo for photo in shown.named if photo.image in guessed]
+    print(f"{len(shown.coco)} COCO, {len(shown.voc)} VOC, {len(named)} named photos", flush=True)
+    return replace(material, collections=replace(shown, named=named), guessed=guessed)
 
 
 def _labelled_by(network: Network, material: Material, out: Path) -> Material:

@@ -11,13 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from app.backbones.embedded import DEFAULT_LAYERS
 from app.method.backbone import Backbone
-from app.method.ensemble import layer_weights, weighted_scores
+from app.method.class_map import class_scores, prompt_scores
 from app.method.evidence import prompt_evidence
 from app.method.prompts import BACKGROUND_WORDS, free_background
 from app.method.segment import Query
 
 from .photos import SIZE, UNKNOWN, Photo, Sample, load, vary, whole
+from .start import TEXT_LAYERS
 
 # Cells of a target from side to side, and the pixels in each.
 CELLS = 96
@@ -27,6 +29,9 @@ PIXELS = (SIZE // CELLS) ** 2
 _OTHERS = 24
 # A region must have so much of the photo to be asked for.
 _LEAST_AREA = 0.001
+# Share of the lessons that read the layers which are read in use; the others two at random, since InfoScore may choose
+# any.
+_USUAL_LAYERS = 0.5
 # Of the collection of few photos each is shown whole and in so many varied forms.
 _VARIED = 4
 
@@ -38,7 +43,7 @@ class Seen:
     Attributes:
         photo: Its file's name, the same of all its forms.
         names: Those that are there, then `_OTHERS` that aren't.
-        scores: Of the background and the names.
+        scores: Of the background and the names, by each layer.
         features: Of its patches, float16.
         edges: Float16.
         target: Pixels of each cell that the background and each name that is there cover.
@@ -46,10 +51,14 @@ class Seen:
 
     photo: str
     names: list[str]
-    scores: Float[Tensor, "class patch"]
+    scores: Float[Tensor, "layer class patch"]
     features: Float[Tensor, "patch feature"]
     edges: Float[Tensor, "channel y x"]
     target: UInt8[Tensor, "present cell_y cell_x"]
+
+    def read(self, layers: Sequence[int]) -> Float[Tensor, "class patch"]:
+        """The scores by some layers: their mean."""
+        return self.scores[list(layers)].mean(dim=0)
 
     @property
     def shares(self) -> Float[Tensor, "present cell_y cell_x"]:
@@ -59,6 +68,11 @@ class Seen:
     def patch_shares(self, patches: int) -> Float[Tensor, "present patch"]:
         """The same of each patch, of a grid of so many from side to side."""
         return F.avg_pool2d(self.shares, CELLS // patches).flatten(1)
+
+
+def drawn_layers(rng: random.Random) -> Sequence[int]:
+    """Layers that a lesson reads."""
+    return DEFAULT_LAYERS if rng.random() < _USUAL_LAYERS else rng.sample(range(TEXT_LAYERS), 2)
 
 
 def look(
@@ -92,21 +106,22 @@ def _look(
     bar.update()
     sample = load(photo)
     sample = vary(sample, rng) if view else whole(sample)
-    present, target = _target(sample)
+    present, target = cells_of(sample)
     if not present:
         return None
-    related = set().union(*(region.related for region in sample.regions), present)
-    possible = [name for name in names if name not in related]
+    possible = [name for name in names if name not in {*sample.related, *present}]
     words = [*present, *rng.sample(possible, min(_OTHERS, len(possible)))]
     tokens = model.encode_image(torch.from_numpy(sample.rgb.copy()).permute(2, 0, 1)[None].float() / 255)[0]
     groups = [Query(free_background(BACKGROUND_WORDS, words)), *(Query((word,)) for word in words)]
-    weights = layer_weights([None] * len(groups), model.default_layers)
-    scores = weighted_scores(prompt_evidence(model, tokens, groups, weights.layers), weights)
+    evidence = prompt_evidence(model, tokens, groups, range(model.layer_count))
+    scores = torch.stack(
+        [class_scores(prompt_scores(layer, evidence.match_score), evidence.spans) for layer in evidence.patch_logits]
+    )
     features, edges = model.patch_features(tokens).half(), model.edge_features(tokens).half()
     return Seen(photo.image.stem, words, scores, features.clone(), edges.clone(), target)
 
 
-def _target(sample: Sample) -> tuple[list[str], UInt8[Tensor, "present cell_y cell_x"]]:
+def cells_of(sample: Sample) -> tuple[list[str], UInt8[Tensor, "present cell_y cell_x"]]:
     """Names in the photo, and the pixels of each cell that the background and each of them cover."""
     labels = torch.from_numpy(sample.labels.copy()).long()
     present = [

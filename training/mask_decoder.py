@@ -20,9 +20,10 @@ from app.method.class_map import normalise
 from app.method.example_memory import FACTS, INSIDE, INSIDE_SHARE, OUTSIDE, OUTSIDE_SHARE, example_facts, place
 from app.method.mask_decoder import by_looks, image_features, logits
 
-from .looking import PIXELS, Seen
+from .looking import PIXELS, Seen, drawn_layers
+from .network import is_of_a_space
+from .photos import GRID
 from .self_support import misled, random_bias
-from .train import GRID
 
 _WIDTH, _LAYERS = 24, 3
 _EXAMPLE_WIDTH, _EXAMPLE_FACTS = 24, 9
@@ -72,16 +73,18 @@ _PARTS = (
 
 
 @dataclass(frozen=True)
-class _Lesson:
+class Lesson:
     """One photo of a step: which names are asked for, by whose scores, and examples of some of them.
 
     Attributes:
+        layers: That are read.
         rows: Of the photo's scores: the background, the names asked for.
         words: Of the photo's scores, those that are taken for each of them.
         bias: How far the words of each are off.
         examples: By place in `rows`: photos that show it, and whether its words are those of another.
     """
 
+    layers: Sequence[int]
     rows: list[int]
     words: list[int]
     bias: Float[Tensor, "class"]
@@ -103,9 +106,9 @@ def train_mask_decoder(
     rng = random.Random(seed)
     torch.manual_seed(seed)
     weights = _start(start, [*few, *many])
-    showing = _showing([*few, *many])
+    shown = showing([*few, *many])
     for part in _PARTS:
-        lessons = _lessons(few, many, showing if part.examples else {}, rng)
+        lessons = _lessons(few, many, shown if part.examples else {}, rng)
         weights = _learned(weights, part, lessons, rng, steps=max(1, round(part.steps * pace)))
     return weights
 
@@ -113,7 +116,7 @@ def train_mask_decoder(
 def _learned(
     weights: dict[str, Tensor],
     part: _Part,
-    lessons: Iterator[tuple[Seen, "_Lesson"]],
+    lessons: Iterator[tuple[Seen, "Lesson"]],
     rng: random.Random,
     *,
     steps: int,
@@ -135,7 +138,7 @@ def _learned(
         optimiser.zero_grad()
         total = 0.0
         for photo, lesson in islice(lessons, _BATCH):
-            loss = _loss({**weights, **learning}, photo, lesson, rng) / _BATCH
+            loss = lesson_loss({**weights, **learning}, photo, lesson, rng) / _BATCH
             loss.backward()
             total += loss.item()
         if part.examples:  # of the first convolution only what reads examples
@@ -157,7 +160,7 @@ def _learns(name: str, part: _Part) -> bool:
 
 
 def _kind(name: str) -> str:
-    if name.startswith("projection.") or name in ("example.weight", "example.bias"):
+    if is_of_a_space(name):
         return "space"
     return "numbers" if name.startswith("presence.") or name in ("likeness", "words", "background") else "new"
 
@@ -196,7 +199,7 @@ def _start(self_support: Mapping[str, Tensor], photos: Sequence[Seen]) -> dict[s
     }
 
 
-def _showing(photos: Sequence[Seen]) -> dict[str, list[Seen]]:
+def showing(photos: Sequence[Seen]) -> dict[str, list[Seen]]:
     """Photos by the names that they are examples of."""
     found: dict[str, list[Seen]] = {}
     for photo in photos:
@@ -208,16 +211,24 @@ def _showing(photos: Sequence[Seen]) -> dict[str, list[Seen]]:
 
 
 def _lessons(
-    few: Sequence[Seen], many: Sequence[Seen], showing: Mapping[str, list[Seen]], rng: random.Random
-) -> Iterator[tuple[Seen, _Lesson]]:
+    few: Sequence[Seen], many: Sequence[Seen], shown: Mapping[str, list[Seen]], rng: random.Random
+) -> Iterator[tuple[Seen, Lesson]]:
     while True:
         photo = rng.choice(few if rng.random() < 0.5 else many)
-        yield photo, _lesson(photo, showing, rng)
+        yield photo, lesson_of(photo, shown, rng, layers=drawn_layers(rng))
 
 
-def _lesson(photo: Seen, showing: Mapping[str, list[Seen]], rng: random.Random) -> _Lesson:
-    """Names that aren't there compete in half of the lessons, a few or many."""
-    present, names = len(photo.target), len(photo.scores)
+def lesson_of(
+    photo: Seen, shown: Mapping[str, list[Seen]], rng: random.Random, *, layers: Sequence[int], doubt: float = 1.0
+) -> Lesson:
+    """A lesson about a photo; names that aren't there compete in half of the lessons, a few or many.
+
+    Args:
+        shown: Photos by the names that they may be examples of.
+        layers: That are read.
+        doubt: How far the words are made worse.
+    """
+    present, names = len(photo.target), 1 + len(photo.names)
     absent = list(range(present, names))
     draw = rng.random()
     count = 0 if draw < 0.5 else rng.randint(1, 6) if draw < 0.8 else len(absent)
@@ -226,7 +237,7 @@ def _lesson(photo: Seen, showing: Mapping[str, list[Seen]], rng: random.Random) 
     words, examples = list(rows), {}
     for at, row in enumerate(rows[1:], start=1):
         there = row < present
-        others = [one for one in showing.get(photo.names[row - 1], ()) if one.photo != photo.photo]
+        others = [one for one in shown.get(photo.names[row - 1], ()) if one.photo != photo.photo]
         if not others or rng.random() > (_TAUGHT if there else _TAUGHT_ABSENT):
             continue
         shots = 1 if rng.random() < 0.65 or len(others) < 3 else min(len(others), rng.choice((2, 3, 5)))
@@ -234,14 +245,22 @@ def _lesson(photo: Seen, showing: Mapping[str, list[Seen]], rng: random.Random) 
         if wordless:
             words[at] = rng.choice(spare)
         examples[at] = rng.sample(others, shots), wordless
-    return _Lesson(rows, words, random_bias(len(rows)), examples)
+    return Lesson(layers, rows, words, doubt * random_bias(len(rows)), examples)
 
 
-def _loss(weights: dict[str, Tensor], photo: Seen, lesson: _Lesson, rng: random.Random) -> Float[Tensor, ""]:
+def lesson_loss(weights: dict[str, Tensor], photo: Seen, lesson: Lesson, rng: random.Random) -> Float[Tensor, ""]:
     """Cross-entropy, each class weighing by the root of its area, and the overlap of those that are there."""
-    scores = misled(photo.scores[torch.tensor(lesson.words)], lesson.bias, rng)
+    scores = misled(photo.read(lesson.layers)[torch.tensor(lesson.words)], lesson.bias, rng)
     memories = [
-        _memory(weights, shots, photo.names[lesson.rows[at] - 1], lesson.bias[[0, at]], rng, wordless=wordless)
+        _memory(
+            weights,
+            shots,
+            photo.names[lesson.rows[at] - 1],
+            rng,
+            layers=lesson.layers,
+            bias=lesson.bias[[0, at]],
+            wordless=wordless,
+        )
         for at, (shots, wordless) in lesson.examples.items()
     ]
     features = photo.features.float()
@@ -261,9 +280,10 @@ def _memory(
     weights: Mapping[str, Tensor],
     shots: Sequence[Seen],
     name: str,
-    bias: Float[Tensor, "2"],
     rng: random.Random,
     *,
+    layers: Sequence[int],
+    bias: Float[Tensor, "2"],
     wordless: bool,
 ) -> dict[str, Tensor]:
     """As `app.method.example_memory.remember`, of some of the patches, and with gradients."""
@@ -273,9 +293,9 @@ def _memory(
         row = 1 + shot.names.index(name)
         shares = shot.patch_shares(GRID)
         inside, outside = shares[row], shares.sum(dim=0) - shares[row]
-        others = range(len(shot.target), len(shot.scores))
+        others = range(len(shot.target), 1 + len(shot.names))
         words = rng.choice(others) if wordless else row
-        scores = shot.scores[torch.tensor([0, *rng.sample(others, min(competing, len(others))), words])]
+        scores = shot.read(layers)[torch.tensor([0, *rng.sample(others, min(competing, len(others))), words])]
         log_p = normalise(scores).clamp_min(1e-9).log()
         log_p[0], log_p[-1] = log_p[0] + bias[0], log_p[-1] + bias[1]
         facts.append(example_facts(log_p.softmax(dim=0)[-1].logit(eps=1e-6), inside, outside))

@@ -1,6 +1,7 @@
 """The embedded model with gradients, and what it is trained for."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -10,10 +11,11 @@ from transformers import BertTokenizer
 
 from app.backbones import efficientnet
 from app.backbones.blip_text import BlipText, tokenize
-from app.backbones.efficientnet import EfficientNetLite2
+from app.backbones.efficientnet import EDGE_BLOCKS, EfficientNetLite2
 from app.backbones.embedded import HEADS, TEXT_EPS, VOCABULARY, image_tokens
 from app.method.backbone import TextTokens
 from app.method.class_map import head_max, token_sum
+from app.method.mask_decoder import PREFIX
 
 from .start import TEXT_LAYERS
 
@@ -44,8 +46,10 @@ class Network:
 
         Args:
             name: `joining` (token projections, cross-attentions, match head), `tower` (the image tower's last stages,
-                their depthwise filters aside, and its head), `match` (cross-attention and match head, from the second
-                layer's values on) or `text` (the rest of the text tower from there on).
+                their depthwise filters aside, and its head), `earlier tower` (likewise the stages before them, from the
+                map of edges on), `match` (cross-attention and match head, from the second layer's values on), `text`
+                (the rest of the text tower from there on), `decoder's spaces` (of the mask decoder, where patches are
+                compared) or `decoder` (the rest of it).
         """
         return {key: tensor for key, tensor in self.weights.items() if self._is_part(name, key)}
 
@@ -53,18 +57,25 @@ class Network:
         layer = int(key.split(".")[2]) if key.startswith("encoder.layer.") else -1
         cross = "crossattention" in key
         asks = ".query." in key or ".key." in key
+        block = int(key.split(".")[2]) if key.startswith("image_tower.blocks.") else -1
+        filters = key.endswith("depthwise.weight")
+        decodes = key.startswith(PREFIX) and not key.endswith((".mean", ".deviation"))
         match part:
             case "joining":
                 return cross or key.startswith(("vis.", "itm_head."))
             case "tower":
-                block = int(key.split(".")[2]) if key.startswith("image_tower.blocks.") else -1
-                late = block >= len(self.tower.before) and not key.endswith("depthwise.weight")
-                return late or key in ("head_w", "head_b")
+                return (block >= len(self.tower.before) and not filters) or key in ("head_w", "head_b")
+            case "earlier tower":
+                return EDGE_BLOCKS < block < len(self.tower.before) and not filters
             case "match":
                 return key.startswith("itm_head.") or (cross and (layer > 1 or (layer == 1 and not asks)))
             case "text":
                 forward = ".intermediate." in key or f".layer.{layer}.output." in key
                 return not cross and (layer > 1 or (layer == 1 and forward))
+            case "decoder's spaces":
+                return decodes and is_of_a_space(key.removeprefix(PREFIX))
+            case "decoder":
+                return decodes and not is_of_a_space(key.removeprefix(PREFIX))
         raise ValueError(f"expected a part of the network, got {part!r}")
 
     def encode(
@@ -80,6 +91,20 @@ class Network:
         # A random part of the patches stands for all of them: what follows the tower costs as much as its late stages.
         some = [maps.flatten(2)[..., patches].unsqueeze(3) for maps in (fine, deep)]
         return image_tokens(self.weights, *some)
+
+    def encode_whole(
+        self, rgb: Float[Tensor, "batch 3 size size"]
+    ) -> tuple[Float[Tensor, "batch channel yy xx"], Float[Tensor, "batch image_token width"]]:
+        """The map of edges and all tokens; what comes after the edges learns, from the next full block on."""
+        with torch.no_grad():
+            edges = self.tower.edges(rgb)
+            x = self.tower.before[EDGE_BLOCKS](edges)  # its stride is not for the cheap gradient
+        for block in self.tower.before[EDGE_BLOCKS + 1 :]:
+            x = _with_cheap_gradient(block, x)
+        fine = x
+        for block in self.tower.after:
+            x = _with_cheap_gradient(block, x)
+        return edges, image_tokens(self.weights, fine, x)
 
     def tokens_of(self, words: Sequence[str]) -> TextTokens:
         """Prompts of these words."""
@@ -115,10 +140,24 @@ class Network:
         self, tokens: Float[Tensor, "image_token width"], text: TextTokens
     ) -> tuple[list[Float[Tensor, "prompt patch"]], Float[Tensor, "prompt 2"]]:
         """Every layer's scores of one photo's prompts, and the match head's logits."""
-        logits, hidden = self.text.attend(tokens, text, layers=range(TEXT_LAYERS), adapters=None)
-        scores = [token_sum(head_max(logits[layer][..., 1:]), text.attention_mask) for layer in range(TEXT_LAYERS)]
-        w = self.weights
-        return scores, F.linear(hidden[:, 0], w["itm_head.weight"], w["itm_head.bias"])
+        scores, hidden = self._scores(self.text, tokens, text)
+        return scores, F.linear(hidden[:, 0], self.weights["itm_head.weight"], self.weights["itm_head.bias"])
+
+    def layer_scores(
+        self, tokens: Float[Tensor, "image_token width"], text: TextTokens, layers: int
+    ) -> list[Float[Tensor, "prompt patch"]]:
+        """The first layers' scores of one photo's prompts; those after them don't run."""
+        return self._scores(replace(self.text, layer_count=layers), tokens, text)[0]
+
+    def _scores(self, tower: BlipText, tokens: Tensor, text: TextTokens) -> tuple[list[Tensor], Tensor]:
+        layers = range(tower.layer_count)
+        logits, hidden = tower.attend(tokens, text, layers=layers, adapters=None)
+        return [token_sum(head_max(logits[layer][..., 1:]), text.attention_mask) for layer in layers], hidden
+
+
+def is_of_a_space(name: str) -> bool:
+    """Whether a tensor of the mask decoder belongs to a space in which patches are compared."""
+    return name.startswith("projection.") or name in ("example.weight", "example.bias")
 
 
 def class_map_loss(

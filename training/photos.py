@@ -17,6 +17,8 @@ from PIL import Image, ImageEnhance
 from .vocabulary import CALTECH_KINDS, KINDS, PLACES, excluded_with, names_of
 
 SIZE = 384
+# Patches from side to side.
+GRID = SIZE // 16
 UNKNOWN = 255
 
 Rgb = UInt8[np.ndarray, "height width 3"]
@@ -70,6 +72,11 @@ class Sample:
     labels: Labels
     regions: list[Region]
     uncertain: set[str] = field(default_factory=set)
+
+    @property
+    def related(self) -> set[str]:
+        """Names that are no counter-example here, of what is there or may be."""
+        return self.uncertain.union(*(region.related for region in self.regions))
 
 
 def imagenet_names(data: Path) -> list[str]:

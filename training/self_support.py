@@ -15,8 +15,8 @@ from tqdm import tqdm
 from app.method.class_map import normalise
 from app.method.self_support import logits
 
-from .looking import Seen
-from .train import GRID
+from .looking import Seen, drawn_layers
+from .photos import GRID
 
 _SPACE = 64
 _HIDDEN = 12
@@ -101,11 +101,11 @@ def _loss(weights: dict[str, Tensor], photo: Seen, rng: random.Random) -> Float[
 
     Half of the time names that aren't there compete.
     """
-    present, others = len(photo.target), len(photo.scores) - len(photo.target)
+    present, others = len(photo.target), len(photo.names) + 1 - len(photo.target)
     draw = rng.random()
     count = 0 if draw < 0.5 else rng.randint(min(1, others), others) if draw < 0.75 else others
     rows = torch.tensor([*range(present), *rng.sample(range(present, present + others), count)])
-    blurred = misled(photo.scores[rows], random_bias(len(rows)), rng)
+    blurred = misled(photo.read(drawn_layers(rng))[rows], random_bias(len(rows)), rng)
     found = logits(weights, blurred, photo.features).log_softmax(dim=0)
     target = F.pad(photo.patch_shares(GRID), (0, 0, 0, count))
     weight = target / (target.sum(dim=1, keepdim=True) + 2).sqrt()

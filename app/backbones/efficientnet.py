@@ -18,7 +18,7 @@ from torch.nn import functional as F
 _STAGES = ((1, 1, 1), (3, 2, 6), (3, 2, 6), (4, 2, 6), (4, 1, 6), (5, 1, 6), (1, 1, 6))
 _DILATED_STAGE = 5
 # Blocks of stages 1 to 3, after which a map is 1/8 of the input.
-_EDGE_BLOCKS = 7
+EDGE_BLOCKS = 7
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,18 @@ class EfficientNetLite2:
         self, rgb: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch 48 yy xx"], Float[Tensor, "batch 120 y x"]]:
         """The first two of the maps."""
-        x = ((rgb * 255 - 127) / 128).to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
-        x = F.relu6(self.stem(x), inplace=True)
-        for block in self.before[:_EDGE_BLOCKS]:
-            x = block(x)
-        edges = x
-        for block in self.before[_EDGE_BLOCKS:]:
+        edges = x = self.edges(rgb)
+        for block in self.before[EDGE_BLOCKS:]:
             x = block(x)
         return edges, x
+
+    def edges(self, rgb: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 48 yy xx"]:
+        """The first of the maps."""
+        x = ((rgb * 255 - 127) / 128).to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
+        x = F.relu6(self.stem(x), inplace=True)
+        for block in self.before[:EDGE_BLOCKS]:
+            x = block(x)
+        return x
 
 
 def build(weights: Mapping[str, Tensor], dtype: torch.dtype) -> EfficientNetLite2:

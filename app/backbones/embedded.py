@@ -47,7 +47,7 @@ _SEMANTIC_SCALE = 19.6
 _FEATURE_LIMIT = 6.0
 _SCALE = ".scale"
 # The two whose mean is best with all names asked, and good with those that are there (docs/quality.md).
-_DEFAULT_LAYERS = (0, 1)
+DEFAULT_LAYERS = (0, 1)
 
 
 def load(source: str, *, device: str, dtype: str) -> "Embedded":
@@ -71,7 +71,7 @@ class Embedded(Loaded):
 
     family = "embedded"
     image_text_score: ImageTextScore = "match head"
-    default_layers = _DEFAULT_LAYERS
+    default_layers = DEFAULT_LAYERS
     patch_grid_hw = (_GRID, _GRID)
     input_size = _INPUT_SIZE
 

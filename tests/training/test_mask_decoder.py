@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -12,26 +13,19 @@ from PIL import Image
 
 from app.method.example_memory import MEMORY, blank
 from app.method.mask_decoder import decode
-from training.looking import PIXELS, Seen, look
-from training.mask_decoder import _lesson, _memory, _showing, train_mask_decoder
-from training.photos import Photo, Region
+from training.looking import PIXELS, Seen, drawn_layers, look
+from training.mask_decoder import _memory, lesson_of, showing, train_mask_decoder
+from training.photos import Photo
 from training.self_support import train_self_support
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
-def seen(embedded, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Seen], list[Seen]]:
-    """Photos with masks of the training photos' form (values are classes), looked at once."""
-    folder = tmp_path_factory.mktemp("photos")
-    made = []
-    for file, name in (("chelsea", "cat"), ("kitten", "cat"), ("dog", "dog")):
-        with Image.open(EXAMPLES / f"{file}_mask.png") as mask:
-            labels = (np.array(mask.convert("L")) > 0).astype(np.uint8)
-        Image.fromarray(labels).save(folder / f"{file}.png")
-        region = Region((name,), frozenset({name}))
-        made.append(Photo(EXAMPLES / f"{file}.jpg", folder / f"{file}.png", {1: region}))
-    return look(embedded, made, made[:1], seed=0, remembered=folder / "looked.pt")
+def seen(embedded, photos: list[Photo], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Seen], list[Seen]]:
+    """The photos, looked at once."""
+    remembered = tmp_path_factory.mktemp("seen") / "looked.pt"
+    return look(embedded, photos, photos[:1], seed=0, remembered=remembered)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +52,19 @@ def test_a_target_is_what_the_mask_covers(seen: tuple[list[Seen], list[Seen]]) -
     assert float(cat.patch_shares(24)[1].mean()) == pytest.approx(share, abs=0.01)
 
 
+def test_layers_are_read_by_their_mean(seen: tuple[list[Seen], list[Seen]]) -> None:
+    (cat,) = seen[1]
+    assert cat.scores.shape == (4, 1 + len(cat.names), 576)
+    torch.testing.assert_close(cat.read((1, 3)), (cat.scores[1] + cat.scores[3]) / 2)
+
+
+def test_half_of_the_lessons_read_the_layers_in_use_and_the_others_any_two() -> None:
+    rng = random.Random(0)
+    drawn = [tuple(drawn_layers(rng)) for _ in range(400)]
+    assert 150 < drawn.count((0, 1)) < 260
+    assert {frozenset(pair) for pair in drawn} == {frozenset(pair) for pair in itertools.combinations(range(4), 2)}
+
+
 def test_it_is_remembered(embedded, seen: tuple[list[Seen], list[Seen]], tmp_path: Path) -> None:
     few, _ = look(embedded, [], [], seed=0, remembered=tmp_path / "looked.pt")
     assert few == []
@@ -78,11 +85,11 @@ def test_a_seed_gives_the_same_again(seen: tuple[list[Seen], list[Seen]], learne
 
 def test_examples_are_other_photos_of_the_same_thing(seen: tuple[list[Seen], list[Seen]]) -> None:
     few, _ = seen
-    showing, rng = _showing(few), random.Random(0)
-    assert set(showing) == {"cat", "dog"}
+    shown, rng = showing(few), random.Random(0)
+    assert set(shown) == {"cat", "dog"}
     taught = 0
     for _ in range(50):
-        lesson = _lesson(few[0], showing, rng)
+        lesson = lesson_of(few[0], shown, rng, layers=(0, 1))
         for at, (shots, wordless) in lesson.examples.items():
             taught += 1
             assert few[0].names[lesson.rows[at] - 1] in ("cat", "dog")
@@ -93,14 +100,14 @@ def test_examples_are_other_photos_of_the_same_thing(seen: tuple[list[Seen], lis
 
 def test_without_examples_nobody_is_taught(seen: tuple[list[Seen], list[Seen]]) -> None:
     few, _ = seen
-    lessons = [_lesson(few[0], {}, random.Random(seed)) for seed in range(20)]
+    lessons = [lesson_of(few[0], {}, random.Random(seed), layers=(0, 1)) for seed in range(20)]
     assert not any(lesson.examples for lesson in lessons)
     assert all(lesson.rows[:2] == [0, 1] and lesson.words == lesson.rows for lesson in lessons)
 
 
 def test_a_memory_is_of_the_form_of_those_in_use(seen, learned: dict[str, torch.Tensor]) -> None:
     few, _ = seen
-    cats = _showing(few)["cat"]
-    made = _memory(learned, cats[:2], "cat", torch.zeros(2), random.Random(0), wordless=False)
+    cats = showing(few)["cat"]
+    made = _memory(learned, cats[:2], "cat", random.Random(0), layers=(0, 2), bias=torch.zeros(2), wordless=False)
     assert set(made) == set(MEMORY)
     assert {name: t.shape[1:] for name, t in made.items()} == {n: t.shape[1:] for n, t in blank(learned).items()}

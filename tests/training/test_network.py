@@ -26,6 +26,25 @@ def test_training_sees_the_tokens_that_the_service_sees(network: Network) -> Non
     torch.testing.assert_close(trained, backbone.encode_image(rgb)[:, :577], atol=2e-3, rtol=1e-3)
 
 
+def test_training_all_of_the_tower_sees_the_same(network: Network) -> None:
+    backbone = embedded.load("", device="cpu", dtype="float32")
+    rgb = torch.rand(1, 3, 384, 384, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        edges, tokens = network.encode_whole(rgb)
+    seen = backbone.encode_image(rgb)
+    torch.testing.assert_close(tokens, seen[:, :577], atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(edges[0], backbone.edge_features(seen[0]), atol=1e-3, rtol=1e-3)
+
+
+def test_the_first_layers_need_not_the_later_ones(network: Network) -> None:
+    tokens = torch.randn(1 + 31, 512, generator=torch.Generator().manual_seed(6))
+    text = network.tokens_of(["dog", "traffic light"])
+    with torch.no_grad():
+        few, all_ = network.layer_scores(tokens, text, 2), network.all_scores(tokens, text)[0]
+    assert len(few) == 2
+    torch.testing.assert_close(few, all_[:2])
+
+
 def test_the_first_layer_is_the_same_for_all_photos_at_once(network: Network) -> None:
     tokens = torch.randn(2, 1 + 31, 512, generator=torch.Generator().manual_seed(2))
     text = network.tokens_of(["dog", "traffic light", "sky"])

@@ -1,0 +1,104 @@
+"""Varied samples for a step, made in a thread beside the training."""
+
+import queue
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .losses import Vocabulary
+from .photos import Labels, Photo, Sample, load, mosaic, paste, vary
+from .stages import Stage
+
+# Photos of one kind, by what they show.
+Groups = list[list[Photo]]
+
+# Share of the samples into which an object of another photo is pasted.
+_PASTED = 0.4
+
+
+@dataclass(frozen=True)
+class Collections:
+    """What is shown, by kind; photos of one kind are drawn by category, so that rare ones are seen too."""
+
+    coco: list[Photo]
+    voc: list[Photo]
+    named: list[Photo]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What there is to learn from.
+
+    Attributes:
+        collections: The photos.
+        guessed: Masks of the photos that have a class only.
+        vocabulary: The words.
+    """
+
+    collections: Collections
+    guessed: dict[Path, Labels]
+    vocabulary: Vocabulary
+
+
+def batches(material: Material, stage: Stage, seed: int) -> Iterator[list[Sample]]:
+    """A stage's batches; where masks are learned, each photo is followed by one that shows the same."""
+    ready: queue.Queue[list[Sample]] = queue.Queue(4)
+
+    def produce() -> None:
+        rng = random.Random(seed + 1)
+        shown = material.collections
+        kinds = [_by_category(photos) for photos in (shown.coco, shown.voc, shown.named)]
+        make = _pair if stage.together else _one
+        for _ in range(stage.steps):
+            samples: list[Sample] = []
+            while len(samples) < stage.batch:
+                samples += make(kinds, material.guessed, stage, rng)
+            ready.put(samples[: stage.batch])
+
+    threading.Thread(target=produce, daemon=True).start()
+    for _ in range(stage.steps):
+        yield ready.get()
+
+
+def _by_category(photos: Sequence[Photo]) -> Groups:
+    groups: dict[str, list[Photo]] = {}
+    for photo in photos:
+        for name in {region.names[0]: None for region in photo.regions.values()}:
+            groups.setdefault(name, []).append(photo)
+    return list(groups.values())
+
+
+def _one(kinds: list[Groups], guessed: dict[Path, Labels], stage: Stage, rng: random.Random) -> list[Sample]:
+    if rng.random() < stage.mosaics:
+        return [_mosaic(kinds[:2], rng)]
+    (groups,) = rng.choices(kinds, stage.shares)
+    return [_sample(rng.choice(_group(groups, rng)), kinds[0], guessed, rng)]
+
+
+def _pair(kinds: list[Groups], guessed: dict[Path, Labels], stage: Stage, rng: random.Random) -> list[Sample]:
+    (groups,) = rng.choices(kinds, stage.shares)
+    group = _group([group for group in groups if len(group) > 1], rng)
+    exact = kinds[rng.random() < stage.shares[1]]
+    pair = [_sample(photo, exact, guessed, rng) for photo in rng.sample(group, 2)]
+    return [pair[0], _mosaic(kinds[:2], rng) if rng.random() < 2 * stage.mosaics else pair[1]]
+
+
+def _group(groups: Groups, rng: random.Random) -> list[Photo]:
+    """Half by category, half by photo: the rare ones must be seen, but not only they."""
+    return rng.choice(groups) if rng.random() < 0.6 else rng.choices(groups, [len(group) for group in groups])[0]
+
+
+def _sample(photo: Photo, exact: Groups, guessed: dict[Path, Labels], rng: random.Random) -> Sample:
+    sample = load(photo, guessed.get(photo.image))
+    if rng.random() < _PASTED:
+        sample = paste(sample, load(rng.choice(rng.choice(exact))), rng)
+    return vary(sample, rng)
+
+
+def _mosaic(kinds: list[Groups], rng: random.Random) -> Sample:
+    """Of photos with exact masks: three of COCO's to one of VOC's."""
+    parts = [vary(load(rng.choice(_group(kinds[number == 0], rng))), rng) for number in range(4)]
+    rng.shuffle(parts)
+    return mosaic(parts)
