@@ -81,30 +81,32 @@ def main() -> None:
     for stage in stages:
         facts = {"stage": stage.name, "seed": str(arguments.seed), "without": ", ".join(sorted(without))}
         if isinstance(stage, DecoderStage):
-            _learn_decoder(network, arguments.out, collections, stage, seed=arguments.seed, pace=arguments.pace)
-            pack.write(network.weights, arguments.out, facts)
-            continue
-        if stage.own_labels:
-            material = _labelled_by(network, material, arguments.out)
-
-        def keep(weights: dict[str, Tensor], step: int, facts: dict[str, str] = facts) -> None:
-            pack.write(weights, arguments.out, {**facts, "step": str(step)})
-
-        shortened = replace(stage, steps=max(1, round(arguments.pace * stage.steps)))
-        train(network, material, shortened, seed=arguments.seed, keep=keep)
-        if "match" in dict(stage.learning_rates):
-            for name in ("itm_head.weight", "itm_head.bias"):
-                network.weights[name] *= _MATCH_SHARE
+            _learn_decoder(network, arguments.out, collections, seed=arguments.seed, pace=arguments.pace)
+        else:
+            if stage.own_labels:
+                material = _labelled_by(network, material, arguments.out)
+            shortened = replace(stage, steps=max(1, round(arguments.pace * stage.steps)))
+            _train(network, material, shortened, arguments.out, facts, seed=arguments.seed)
+        pack.write(network.weights, arguments.out, facts)
 
 
-def _learn_decoder(
-    network: Network, out: Path, collections: Collections, stage: DecoderStage, *, seed: int, pace: float
-) -> None:
+def _train(network: Network, material: Material, stage: Stage, out: Path, facts: dict[str, str], *, seed: int) -> None:
+    """Go through a stage; what was learned is written now and then."""
+
+    def keep(weights: dict[str, Tensor], step: int) -> None:
+        pack.write(weights, out, {**facts, "step": str(step)})
+
+    train(network, material, stage, seed=seed, keep=keep)
+    if "match" in dict(stage.learning_rates):
+        for name in ("itm_head.weight", "itm_head.bias"):
+            network.weights[name] *= _MATCH_SHARE
+
+
+def _learn_decoder(network: Network, out: Path, collections: Collections, *, seed: int, pace: float) -> None:
     """Show the network the photos with exact masks, and learn the mask decoder from what it sees."""
     pack.write(network.weights, out, {})
     model = embedded.load(str(out), device="cpu", dtype="float32")
-    looked = out.with_suffix(f".{stage.name.replace(' ', '-')}.pt")
-    seen = look(model, collections.coco, collections.voc, seed=seed, remembered=looked)
+    seen = look(model, collections.coco, collections.voc, seed=seed, remembered=out.with_suffix(".looked.pt"))
     learned = train_mask_decoder(train_self_support(*seen, seed=seed, pace=pace), *seen, seed=seed, pace=pace)
     network.weights.update({PREFIX + name: tensor for name, tensor in learned.items()})
 

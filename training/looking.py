@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from app.backbones.embedded import DEFAULT_LAYERS
 from app.method.backbone import Backbone
 from app.method.class_map import class_scores, prompt_scores
 from app.method.evidence import prompt_evidence
@@ -19,7 +18,6 @@ from app.method.prompts import BACKGROUND_WORDS, free_background
 from app.method.segment import Query
 
 from .photos import SIZE, UNKNOWN, Photo, Sample, load, vary, whole
-from .start import TEXT_LAYERS
 
 # Cells of a target from side to side, and the pixels in each.
 CELLS = 96
@@ -29,9 +27,6 @@ PIXELS = (SIZE // CELLS) ** 2
 _OTHERS = 24
 # A region must have so much of the photo to be asked for.
 _LEAST_AREA = 0.001
-# Share of the lessons that read the layers which are read in use; the others two at random, since InfoScore may choose
-# any.
-_USUAL_LAYERS = 0.5
 # Of the collection of few photos each is shown whole and in so many varied forms.
 _VARIED = 4
 
@@ -68,11 +63,6 @@ class Seen:
     def patch_shares(self, patches: int) -> Float[Tensor, "present patch"]:
         """The same of each patch, of a grid of so many from side to side."""
         return F.avg_pool2d(self.shares, CELLS // patches).flatten(1)
-
-
-def drawn_layers(rng: random.Random) -> Sequence[int]:
-    """Layers that a lesson reads."""
-    return DEFAULT_LAYERS if rng.random() < _USUAL_LAYERS else rng.sample(range(TEXT_LAYERS), 2)
 
 
 def look(

@@ -1,4 +1,4 @@
-"""The last stage: the mask decoder (`app.method.mask_decoder`), learned from photos with exact masks.
+"""The mask decoder (`app.method.mask_decoder`), learned from photos with exact masks while all before it stands still.
 
 First what words and photo say; then, while all of that stands still, what an example is worth: other photos of the same
 class. Now and then a taught class has the words of another one, so that what nobody has a word for is taught too.
@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from app.backbones.embedded import DEFAULT_LAYERS
 from app.method.class_map import normalise
 from app.method.example_memory import FACTS, INSIDE, INSIDE_SHARE, OUTSIDE, OUTSIDE_SHARE, example_facts, place
 from app.method.mask_decoder import by_looks, image_features, logits
 
-from .looking import PIXELS, Seen, drawn_layers
+from .looking import PIXELS, Seen
 from .network import is_of_a_space
 from .photos import GRID
 from .self_support import misled, random_bias
@@ -215,7 +216,7 @@ def _lessons(
 ) -> Iterator[tuple[Seen, Lesson]]:
     while True:
         photo = rng.choice(few if rng.random() < 0.5 else many)
-        yield photo, lesson_of(photo, shown, rng, layers=drawn_layers(rng))
+        yield photo, lesson_of(photo, shown, rng, layers=DEFAULT_LAYERS)
 
 
 def lesson_of(

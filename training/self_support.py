@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from app.backbones.embedded import DEFAULT_LAYERS
 from app.method.class_map import normalise
 from app.method.self_support import logits
 
-from .looking import Seen, drawn_layers
+from .looking import Seen
 from .photos import GRID
 
 _SPACE = 64
@@ -105,7 +106,7 @@ def _loss(weights: dict[str, Tensor], photo: Seen, rng: random.Random) -> Float[
     draw = rng.random()
     count = 0 if draw < 0.5 else rng.randint(min(1, others), others) if draw < 0.75 else others
     rows = torch.tensor([*range(present), *rng.sample(range(present, present + others), count)])
-    blurred = misled(photo.read(drawn_layers(rng))[rows], random_bias(len(rows)), rng)
+    blurred = misled(photo.read(DEFAULT_LAYERS)[rows], random_bias(len(rows)), rng)
     found = logits(weights, blurred, photo.features).log_softmax(dim=0)
     target = F.pad(photo.patch_shares(GRID), (0, 0, 0, count))
     weight = target / (target.sum(dim=1, keepdim=True) + 2).sqrt()

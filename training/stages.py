@@ -48,7 +48,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class DecoderStage:
-    """A part in which the mask decoder is learned anew, while all else stands still (`training.mask_decoder`)."""
+    """A part in which the mask decoder is learned, while all else stands still (`training.mask_decoder`)."""
 
     name: str
 
@@ -69,8 +69,8 @@ _MATCH = Stage(
 # First where things are, then the same with the network's own, sharper guesses: half-way between the two is better than
 # either (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903). Then who is there at all, which only what comes after
 # the second layer's map learns: when the whole text tower did, the maps lost five points. Then masks, first with all
-# else standing still; then the tower learns what makes good masks: three quarters of the way, since the whole of it is
-# better at examples and worse at words. The match head doesn't survive that, and the mask decoder has to catch up.
+# else standing still; then the tower learns what makes good masks, again a part of the way. The match head doesn't
+# survive that, and learns again.
 STAGES: tuple[Stage | DecoderStage, ...] = (
     Stage("maps", steps=1200, learning_rates=(("joining", 7e-4), ("tower", 8e-5))),
     Stage(
@@ -99,9 +99,8 @@ STAGES: tuple[Stage | DecoderStage, ...] = (
         shares=(0.42, 0.58, 0.0),
         average=0.998,
         mosaics=0.06,
-        share=0.75,
+        share=0.625,
         together=True,
     ),
     replace(_MATCH, name="match again", shares=(0.5, 0.5, 0.0)),
-    DecoderStage("mask decoder again"),
 )

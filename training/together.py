@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from app.backbones.embedded import DEFAULT_LAYERS
 from app.method.mask_decoder import PREFIX
 
-from .looking import Seen, cells_of, drawn_layers
+from .looking import Seen, cells_of
 from .losses import Losses, Vocabulary, ask, first_layer_losses, free_background, pixels
 from .mask_decoder import lesson_loss, lesson_of, showing
 from .network import Network, class_map_loss
@@ -32,6 +33,8 @@ _BACKGROUND = 8
 # to make them.
 _DOUBT = 0.6
 _MAP_WEIGHT = 0.5
+# Share of the pairs that are read by the layers read in use; the others by any two, since InfoScore may choose them.
+_USUAL_LAYERS = 0.5
 
 
 def mask_losses(
@@ -61,6 +64,11 @@ def mask_losses(
         loss = lesson_loss(decoder, one, lesson, rng)
         losses.setdefault("examples" if lesson.examples else "masks", []).append(loss)
     return losses
+
+
+def drawn_layers(rng: random.Random) -> Sequence[int]:
+    """Layers that a pair is read by."""
+    return DEFAULT_LAYERS if rng.random() < _USUAL_LAYERS else rng.sample(range(TEXT_LAYERS), 2)
 
 
 def _look(

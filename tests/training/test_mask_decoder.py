@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from PIL import Image
 
 from app.method.example_memory import MEMORY, blank
 from app.method.mask_decoder import decode
-from training.looking import PIXELS, Seen, drawn_layers, look
+from training.looking import PIXELS, Seen, look
 from training.mask_decoder import _memory, lesson_of, showing, train_mask_decoder
 from training.photos import Photo
 from training.self_support import train_self_support
@@ -56,13 +55,6 @@ def test_layers_are_read_by_their_mean(seen: tuple[list[Seen], list[Seen]]) -> N
     (cat,) = seen[1]
     assert cat.scores.shape == (4, 1 + len(cat.names), 576)
     torch.testing.assert_close(cat.read((1, 3)), (cat.scores[1] + cat.scores[3]) / 2)
-
-
-def test_half_of_the_lessons_read_the_layers_in_use_and_the_others_any_two() -> None:
-    rng = random.Random(0)
-    drawn = [tuple(drawn_layers(rng)) for _ in range(400)]
-    assert 150 < drawn.count((0, 1)) < 260
-    assert {frozenset(pair) for pair in drawn} == {frozenset(pair) for pair in itertools.combinations(range(4), 2)}
 
 
 def test_it_is_remembered(embedded, seen: tuple[list[Seen], list[Seen]], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import replace
 
@@ -14,7 +15,8 @@ from training.batches import Collections, Material, batches
 from training.losses import Vocabulary, ask, free_background
 from training.network import Network
 from training.photos import Photo, Region, Sample
-from training.stages import STAGES, DecoderStage, Stage
+from training.stages import STAGES, Stage
+from training.together import drawn_layers
 from training.train import train
 
 TOGETHER = next(stage for stage in STAGES if stage.name == "together")
@@ -112,6 +114,12 @@ def test_a_stage_of_the_maps_leaves_the_decoder_alone(material: Material) -> Non
     assert not [name for name in changed if name.startswith(("mask_decoder.", "image_tower.blocks.9."))]
 
 
-def test_the_last_stage_learns_masks_from_what_all_others_made() -> None:
-    assert isinstance(STAGES[-1], DecoderStage)
+def test_half_of_the_pairs_are_read_by_the_layers_in_use_and_the_others_by_any_two() -> None:
+    rng = random.Random(0)
+    drawn = [tuple(drawn_layers(rng)) for _ in range(400)]
+    assert 150 < drawn.count((0, 1)) < 260
+    assert {frozenset(pair) for pair in drawn} == {frozenset(pair) for pair in itertools.combinations(range(4), 2)}
+
+
+def test_every_stage_has_a_name_of_its_own() -> None:
     assert len({stage.name for stage in STAGES}) == len(STAGES)
