@@ -55,8 +55,9 @@ def main() -> None:
         help="leave out every fourth COCO category: its photos, masks and words",
     )
     arguments = parser.parse_args()
-    stages = STAGES[names.index(arguments.stage) :]
-    if len(stages) < len(STAGES) and not arguments.resume:
+    first = names.index(arguments.stage)
+    done, stages = STAGES[:first], STAGES[first:]
+    if done and not arguments.resume:
         parser.error(f"--stage {arguments.stage} needs --resume: give the weights of the stages before it.")
     data: Path = arguments.data
     imagenet = imagenet_names(data)
@@ -77,7 +78,10 @@ def main() -> None:
     vocabulary = Vocabulary(network, collections.coco, (*collections.voc, *collections.named), imagenet, without=words)
     material = Material(collections, {}, vocabulary)
     if any(isinstance(stage, Stage) and stage.shares[2] for stage in stages):
-        material = _guessed(arguments.out, material, imagenet, seed=arguments.seed)
+        untrained = Network(starting_weights(imagenet, seed=arguments.seed)) if arguments.resume else network
+        material = _guessed(untrained, material, arguments.out)
+        if any(isinstance(stage, Stage) and stage.own_labels for stage in done):
+            material = _labelled_by(network, material, arguments.out)
     for stage in stages:
         facts = {"stage": stage.name, "seed": str(arguments.seed), "without": ", ".join(sorted(without))}
         if isinstance(stage, DecoderStage):
@@ -111,9 +115,8 @@ def _learn_decoder(network: Network, out: Path, collections: Collections, *, see
     network.weights.update({PREFIX + name: tensor for name, tensor in learned.items()})
 
 
-def _guessed(out: Path, material: Material, imagenet: list[str], *, seed: int) -> Material:
+def _guessed(untrained: Network, material: Material, out: Path) -> Material:
     """The same photos, those without masks labelled by what ImageNet's classifier sees in them."""
-    untrained = Network(starting_weights(imagenet, seed=seed))
     shown = material.collections
     guessed = _remembered(out.with_suffix(".pseudo-labels.npz"), lambda: pseudo_labels(untrained, shown.named))
     named = [photo for photo in shown.named if photo.image in guessed]

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.method.prompts import BACKGROUND_WORDS
+from app.method.prompts import BACKGROUND_WORDS, free_background
 
 from .network import Network, class_map_loss
 from .photos import GRID, UNKNOWN, Photo, Sample
@@ -61,7 +61,7 @@ class Question:
         known: Share of each patch that is known.
     """
 
-    background: list[str]
+    background: tuple[str, ...]
     names: list[str]
     wrong: list[str]
     target: Float[Tensor, "class patch"]
@@ -107,13 +107,13 @@ def ask(vocabulary: Vocabulary, samples: Sequence[Sample], rng: random.Random) -
     for sample in samples:
         names, target, known = _target(sample, [rng.choice(_weighted(region.names)) for region in sample.regions])
         wrong = _negatives(vocabulary, sample, pool, rng)
-        questions.append(Question(free_background([*names, *wrong]), names, wrong, target, known))
+        questions.append(Question(background_beside([*names, *wrong]), names, wrong, target, known))
     return questions
 
 
-def free_background(names: Iterable[str]) -> list[str]:
+def background_beside(names: Iterable[str]) -> tuple[str, ...]:
     """Background words that name no category in play, also not as a part of it ("lamp" in "table lamp")."""
-    return [word for word in BACKGROUND_WORDS if not any(word in (name, *name.split()) for name in names)]
+    return free_background(BACKGROUND_WORDS, [part for name in names for part in (name, *name.split())])
 
 
 def first_layer_losses(

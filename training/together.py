@@ -18,7 +18,7 @@ from app.backbones.embedded import DEFAULT_LAYERS
 from app.method.mask_decoder import PREFIX
 
 from .looking import Seen, cells_of
-from .losses import Losses, Vocabulary, ask, first_layer_losses, free_background, pixels
+from .losses import Losses, Vocabulary, ask, background_beside, first_layer_losses, pixels
 from .mask_decoder import lesson_loss, lesson_of, showing
 from .network import Network, class_map_loss
 from .photos import GRID, Sample
@@ -85,7 +85,7 @@ def _look(
     names, target = cells_of(sample)
     possible = [name for name in vocabulary.common if name not in {*sample.related, *names}]
     names = [*names, *rng.sample(possible, min(_WRONG, len(possible)))]
-    background = free_background(names)
+    background = background_beside(names)
     few = rng.sample(background, _BACKGROUND)
     shift = math.log(len(background) / len(few))
     scores = network.layer_scores(tokens, network.tokens_of([*few, *names]), depth)

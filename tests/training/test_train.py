@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from app.backbones import embedded
 from training.batches import Collections, Material, batches
-from training.losses import Vocabulary, ask, free_background
+from training.losses import Vocabulary, ask, background_beside
 from training.network import Network
 from training.photos import Photo, Region, Sample
 from training.stages import STAGES, Stage
@@ -76,8 +76,8 @@ def test_nothing_that_may_be_there_is_called_wrong(material: Material) -> None:
 
 
 def test_a_background_word_gives_way_to_what_it_is_a_part_of() -> None:
-    assert "lamp" not in free_background(["table lamp"])
-    assert "wall" in free_background(["table lamp"])
+    assert "lamp" not in background_beside(["table lamp"])
+    assert "wall" in background_beside(["table lamp"])
 
 
 def test_learning_together_moves_tower_words_and_decoder_and_nothing_else(material: Material) -> None:
