@@ -12,11 +12,12 @@ from starlette.types import Scope
 import app as package
 from app.api import categories, health, jobs, layers, problems, segment
 from app.api.middleware import BodyLimit, Identified, LoopbackOnly, Measured, WholeNames
+from app.api.schemas import BatchLine
 from app.method.backbone import Backbone
 from app.settings import MEBIBYTE, Settings
 from app.wiring import Service, service
 
-_MANY_IMAGES = frozenset({"/layers/rank"})
+_MANY_IMAGES = frozenset({"/layers/rank", "/segment/batch"})
 
 # What monitoring asks every few seconds.
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -73,14 +74,13 @@ def _is_probe(scope: Scope) -> bool:
 
 
 class _Application(FastAPI):
-    """FastAPI with the schema that every error has in its OpenAPI document."""
+    """FastAPI with the schemas of what is not plain JSON, every error's first, in its OpenAPI document."""
 
     def openapi(self) -> dict[str, Any]:
         """The document; made once."""
         document = super().openapi()
-        schemas = document["components"]["schemas"]
-        if "Problem" not in schemas:
-            described = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(described.pop("$defs"))
-            schemas["Problem"] = described
+        for model in (problems.Problem, BatchLine):
+            described = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            for name, schema in (*described.pop("$defs", {}).items(), (model.__name__, described)):
+                document["components"]["schemas"].setdefault(name, schema)
         return document

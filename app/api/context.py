@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, TypeVar, cast
 
 from fastapi import Depends, Request, UploadFile
@@ -9,7 +10,7 @@ from pydantic import GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from app.errors import TooLargeError
+from app.errors import InvalidInputError, TooLargeError
 from app.wiring import Service
 
 Value = TypeVar("Value")
@@ -53,6 +54,20 @@ async def read_upload(file: UploadFile, *, field: str, service: Service) -> byte
     """
     _check_size(file.size or 0, field=field, unit="bytes", service=service)
     return await file.read()
+
+
+def check_count(images: Sequence[UploadFile], service: Service) -> None:
+    """Refuse more photos than one request may bring.
+
+    Raises:
+        InvalidInputError: If there are more.
+    """
+    limit = service.settings.max_batch_images
+    if len(images) > limit:
+        raise InvalidInputError(
+            f"{len(images)} photos are too many: at most {limit} in one request (EXEMPLAR_MAX_BATCH_IMAGES).",
+            field="images",
+        )
 
 
 def _check_size(size: int, *, field: str, unit: str, service: Service) -> None:

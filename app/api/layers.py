@@ -8,10 +8,9 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse
 
 from app.api.categories import IdempotencyKey
-from app.api.context import Live, Maybe, read_upload
+from app.api.context import Live, Maybe, check_count, read_upload
 from app.api.problems import documented
 from app.api.schemas import BackboneOut, JobOut, LayerOut, Started
-from app.errors import InvalidInputError
 from app.services.categories import clean_names
 from app.services.models import Model
 from app.wiring import Service
@@ -36,12 +35,7 @@ async def rank_layers(
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
     """Rank the default backbone's layers by InfoScore; the best two are read from then on."""
-    limit = live.settings.max_batch_images
-    if len(images) > limit:
-        raise InvalidInputError(
-            f"{len(images)} photos are too many: at most {limit} in one request (EXEMPLAR_MAX_BATCH_IMAGES).",
-            field="images",
-        )
+    check_count(images, live)
     names = clean_names(categories or [], field="categories", limit=live.settings.max_categories)
     raw = [await read_upload(image, field="images", service=live) for image in images]
 

@@ -42,16 +42,37 @@ def problem(
     status: int, title: str, detail: str, *, errors: Sequence[FieldError] = (), headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """An answer that says what went wrong."""
+    return _answer(_problem(status, title, detail, errors), headers)
+
+
+def about(error: AppError | RedisError) -> Problem:
+    """What is told of an error."""
+    refused = _refusal(error)
+    errors = [FieldError(field=refused.field, detail=refused.detail)] if refused.field else []
+    return _problem(refused.status, refused.title, refused.detail, errors)
+
+
+def of(error: AppError | RedisError) -> JSONResponse:
+    """The answer to a caller's error, or to the store's."""
+    refused = _refusal(error)
+    headers = {"Retry-After": str(refused.retry_after_s)} if refused.retry_after_s is not None else None
+    return _answer(about(refused), headers)
+
+
+def _problem(status: int, title: str, detail: str, errors: Sequence[FieldError]) -> Problem:
     slug = title.lower().replace(" ", "-")
-    body = Problem(type=f"urn:exemplar:problem:{slug}", title=title, status=status, detail=detail, errors=list(errors))
-    return JSONResponse(body.model_dump(), status_code=status, headers=headers, media_type=MEDIA_TYPE)
+    return Problem(type=f"urn:exemplar:problem:{slug}", title=title, status=status, detail=detail, errors=list(errors))
 
 
-def of(error: AppError) -> JSONResponse:
-    """The answer to a caller's error."""
-    errors = [FieldError(field=error.field, detail=error.detail)] if error.field else []
-    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s is not None else None
-    return problem(error.status, error.title, error.detail, errors=errors, headers=headers)
+def _answer(body: Problem, headers: dict[str, str] | None) -> JSONResponse:
+    return JSONResponse(body.model_dump(), status_code=body.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _refusal(error: AppError | RedisError) -> AppError:
+    if isinstance(error, AppError):
+        return error
+    _log.error("the store does not answer: %s", error)
+    return UnavailableError("The store does not answer: send the request again in a few seconds.")
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -67,15 +88,15 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def install(app: FastAPI) -> None:
     """Answer every error of the application with a problem."""
-    app.add_exception_handler(AppError, _app_error)
+    app.add_exception_handler(AppError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(RedisError, _store_error)
+    app.add_exception_handler(RedisError, _refused)
     app.add_exception_handler(Exception, _bug)
 
 
-async def _app_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, AppError)
+async def _refused(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, (AppError, RedisError))
     return of(error)
 
 
@@ -103,11 +124,6 @@ def _methods_of_path(request: Request) -> str:
     """All that a path can be called with: Starlette tells the methods of its first route only."""
     template = getattr(request.scope.get("route"), "path", "")
     return ", ".join(sorted(method.upper() for method in request.app.openapi()["paths"].get(template, ())))
-
-
-async def _store_error(_: Request, error: Exception) -> JSONResponse:
-    _log.error("the store does not answer: %s", error)
-    return of(UnavailableError("The store does not answer: send the request again in a few seconds."))
 
 
 async def _bug(_: Request, error: Exception) -> JSONResponse:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from app.api.problems import Problem
 from app.storage.categories import AdapterInfo, CategoryRecord, ExampleInfo
 from app.storage.jobs import Job, Kind, Status
 
@@ -161,6 +162,19 @@ class SegmentOut(BaseModel):
     layers: list[int]
     categories: list[FoundOut]
     timings_ms: dict[str, float]
+
+
+class BatchLine(BaseModel):
+    """What is told of one photo of several: a `SegmentOut` and which photo it is, or why there is none."""
+
+    index: int
+    filename: str | None
+    image: ImageOut | None = None
+    backbone: BackboneRef | None = None
+    layers: list[int] = []
+    categories: list[FoundOut] = []
+    timings_ms: dict[str, float] = {}
+    problem: Problem | None = None
 
 
 class LayerOut(BaseModel):

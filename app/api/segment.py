@@ -1,4 +1,4 @@
-"""Segment a photo."""
+"""Segment a photo, or several."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import asyncio
 import base64
 import io
 import json
-from typing import Annotated, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, File, Form, Header, Query, Response, UploadFile
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Depends, File, Form, Header, Query, Response, UploadFile
+from fastapi.responses import JSONResponse, StreamingResponse
 from PIL import Image
+from redis.exceptions import RedisError
 
-from app.api.context import Live, Maybe, read_upload
+from app.api import problems
+from app.api.context import Live, Maybe, check_count, read_upload
 from app.api.problems import documented
 from app.api.schemas import BackboneRef, FoundOut, ImageOut, Rle, SegmentOut
-from app.errors import InvalidInputError
+from app.errors import AppError, InvalidInputError
 from app.method.masks import (
     MAX_LABELS,
     label_map_to_png,
@@ -27,15 +30,55 @@ from app.method.masks import (
     palette,
     probability_to_png,
 )
+from app.services.batch import as_ready, patiently
 from app.services.categories import clean_names
 from app.services.decode import Photo, decode_photo
 from app.services.segmentation import Clock, Found, Request, Segmented
+from app.wiring import Service
 
 router = APIRouter(tags=["segment"])
 
-Output = Literal["rle", "polygons", "png"]
+MaskForm = Literal["rle", "polygons", "png"]
+
+LINES_MEDIA_TYPE = "application/x-ndjson"
 
 _PNG = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
+_LINES = {
+    "content": {LINES_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/BatchLine"}}},
+    "description": "A line per photo.",
+}
+
+# Photos of one request in work: while one is computed another is decoded or written. More would keep others waiting.
+_AT_ONCE = 2
+
+
+async def asked(
+    live: Live,
+    categories: Annotated[Maybe[list[str]], Form(description="Names; none = every category taught.")] = None,
+    background: Annotated[Maybe[list[str]], Form(description="Words for none of them.")] = None,
+    threshold: Annotated[
+        Maybe[float],
+        Form(ge=0, le=1, allow_inf_nan=False, description="Least probability; none = the most probable class wins."),
+    ] = None,
+    refine: Annotated[Literal["crf", "none"], Form(description="Whether edges follow the photo's.")] = "crf",
+    adapters: Annotated[Literal["auto", "none"], Form(description="none = words alone, for comparison.")] = "auto",
+    backbone: Annotated[Maybe[str], Form(description="A loaded backbone's name.")] = None,
+) -> Request:
+    """What is asked of one photo or of many."""
+    limit = live.settings.max_categories
+    return Request(
+        categories=clean_names(categories or [], field="categories", limit=limit),
+        background=clean_names(background or [], field="background", limit=limit),
+        threshold=threshold,
+        refine=refine == "crf",
+        adapters=adapters == "auto",
+        backbone=backbone,
+    )
+
+
+Asked = Annotated[Request, Depends(asked)]
+Output = Annotated[MaskForm, Form(description="Form of the masks.")]
+Heatmaps = Annotated[bool, Form(description="Add each category's probability as a grey PNG.")]
 
 
 @router.post(
@@ -46,40 +89,18 @@ _PNG = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
 )
 async def segment(
     live: Live,
+    request: Asked,
     image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, BMP or TIFF.")],
-    categories: Annotated[Maybe[list[str]], Form(description="Names; none = every category taught.")] = None,
-    background: Annotated[Maybe[list[str]], Form(description="Words for none of them.")] = None,
-    output: Annotated[Output, Form(description="Form of the masks.")] = "rle",
-    threshold: Annotated[
-        Maybe[float],
-        Form(ge=0, le=1, allow_inf_nan=False, description="Least probability; none = the most probable class wins."),
-    ] = None,
-    refine: Annotated[Literal["crf", "none"], Form(description="Whether edges follow the photo's.")] = "crf",
-    heatmaps: Annotated[bool, Form(description="Add each category's probability as a grey PNG.")] = False,
-    adapters: Annotated[Literal["auto", "none"], Form(description="none = words alone, for comparison.")] = "auto",
-    backbone: Annotated[Maybe[str], Form(description="A loaded backbone's name.")] = None,
+    output: Output = "rle",
+    heatmaps: Heatmaps = False,
     with_overlay: Annotated[bool, Query(alias="overlay", description="The photo with masks and names.")] = False,
     accept: Annotated[str, Header(include_in_schema=False)] = "*/*",
 ) -> Response:
     """Segment a photo into categories, taught or merely named. Masks are of the photo's size after EXIF rotation."""
-    limit = live.settings.max_categories
-    names = clean_names(categories or [], field="categories", limit=limit)
-    words = clean_names(background or [], field="background", limit=limit)
-    raw = await read_upload(image, field="image", service=live)
+    live.segmentation.admit(request)
     clock = Clock()
-    with clock.stage("decode"):
-        photo = await asyncio.to_thread(decode_photo, raw, max_pixels=live.settings.max_image_pixels)
-    segmented = await live.segmentation.segment(
-        Request(
-            photo=photo,
-            categories=names,
-            background=words,
-            threshold=threshold,
-            refine=refine == "crf",
-            adapters=adapters == "auto",
-            backbone=backbone,
-        )
-    )
+    photo = await _read(live, image, "image", clock)
+    segmented = await live.segmentation.segment(photo, request)
     segmented.timings_ms.update(clock.rounded())
     with clock.stage("answer"):
         if with_overlay:
@@ -87,12 +108,51 @@ async def segment(
         elif _wants_png(accept):
             answer = await asyncio.to_thread(_label_map, segmented)
         else:
-            answer = await asyncio.to_thread(_json, photo, segmented, output, heatmaps)
+            answer = JSONResponse(await asyncio.to_thread(_body, photo, segmented, output, heatmaps))
     clock.record(live.metrics, segmented.backbone.name)
     return answer
 
 
-def _json(photo: Photo, segmented: Segmented, output: Output, heatmaps: bool) -> JSONResponse:
+@router.post("/segment/batch", response_class=StreamingResponse, responses=documented(400, 413, 422) | {200: _LINES})
+async def segment_batch(
+    live: Live,
+    request: Asked,
+    images: Annotated[list[UploadFile], File(description="JPEG, PNG, WebP, BMP or TIFF.")],
+    output: Output = "rle",
+    heatmaps: Heatmaps = False,
+) -> StreamingResponse:
+    """Segment several photos alike: a line of JSON for each as soon as it is ready, in any order.
+
+    `index` and `filename` tell which photo it is. One that can't be read has a `problem` instead of categories, and the
+    others go on.
+    """
+    check_count(images, live)
+    live.segmentation.admit(request)
+
+    async def line(index: int, image: UploadFile) -> str:
+        clock = Clock()
+        try:
+            photo = await _read(live, image, "images", clock)
+            segmented = await patiently(partial(live.segmentation.segment, photo, request))
+            segmented.timings_ms.update(clock.rounded())
+            with clock.stage("answer"):
+                body = await asyncio.to_thread(_body, photo, segmented, output, heatmaps)
+            clock.record(live.metrics, segmented.backbone.name)
+        except (AppError, RedisError) as error:
+            body = {"problem": problems.about(error).model_dump()}
+        return json.dumps({"index": index, "filename": image.filename, **body}) + "\n"
+
+    lines = as_ready((partial(line, *each) for each in enumerate(images)), at_once=_AT_ONCE)
+    return StreamingResponse(lines, media_type=LINES_MEDIA_TYPE)
+
+
+async def _read(live: Service, image: UploadFile, field: str, clock: Clock) -> Photo:
+    raw = await read_upload(image, field=field, service=live)
+    with clock.stage("decode"):
+        return await asyncio.to_thread(decode_photo, raw, max_pixels=live.settings.max_image_pixels, field=field)
+
+
+def _body(photo: Photo, segmented: Segmented, output: MaskForm, heatmaps: bool) -> dict[str, Any]:
     height, width = photo.rgb.shape[:2]
     # Most of a thousand categories are not in a photo; writing the same empty mask a thousand times takes seconds.
     nothing = _segmentation(np.zeros((height, width), bool), output)
@@ -107,7 +167,7 @@ def _json(photo: Photo, segmented: Segmented, output: Output, heatmaps: bool) ->
         timings_ms=segmented.timings_ms,
     )
     # Fields that are only there when asked for, or when there is something to say.
-    return JSONResponse(answer.model_dump(exclude_defaults=True) | {"timings_ms": segmented.timings_ms})
+    return answer.model_dump(exclude_defaults=True) | {"timings_ms": segmented.timings_ms}
 
 
 def _found(found: Found, segmentation: Rle | list[list[float]] | str, heatmaps: bool) -> FoundOut:
@@ -124,7 +184,7 @@ def _found(found: Found, segmentation: Rle | list[list[float]] | str, heatmaps: 
     )
 
 
-def _segmentation(mask: np.ndarray, output: Output) -> Rle | list[list[float]] | str:
+def _segmentation(mask: np.ndarray, output: MaskForm) -> Rle | list[list[float]] | str:
     if output == "rle":
         return Rle(**mask_to_rle(mask))
     if output == "polygons":

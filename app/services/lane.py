@@ -1,4 +1,4 @@
-"""One lane owns a model. Requests and tuning steps queue up for it; nothing else ever calls the model."""
+"""One lane owns a model: requests and jobs' steps queue up for it, and nothing goes past it to the model."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ class Lane:
     Requests that wait run side by side with one thread each: that takes less time than one after the other with all
     threads each, since no request is parallel from end to end. Jobs' steps run alone.
 
-    A job submits its next step only when the last one is done, so it has at most one call in the queue: a request waits
-    for the requests before it and for one step of each running job, never for a whole job.
+    A job submits its next call only when the last one is done, so it has at most one in the queue: a request waits for
+    the requests before it and for one call of each running job (a step, or looking at one example), never for a whole
+    job.
 
     Args:
         name: The backbone's name, for metrics and the thread.
@@ -76,6 +77,18 @@ class Lane:
         """Whether one more request would be refused."""
         return len(self._waiting) >= self._limit
 
+    def admit(self) -> None:
+        """Refuse a request for which there is no room, before anything is done for it.
+
+        Raises:
+            OverloadedError: If the queue is full.
+        """
+        if self.full:
+            self._metrics.rejected.labels(reason="queue_full").inc()
+            raise OverloadedError(
+                f"{self._limit} requests are waiting for the model {self.name}: try again in a second."
+            )
+
     async def run(self, call: Callable[[], Result], *, kind: Kind) -> Result:
         """Run a call on the lane's thread and return its result, or raise what it raised.
 
@@ -104,11 +117,7 @@ class Lane:
             if self._closed:
                 raise UnavailableError("The service is stopping: send the request again in a moment.")
             if kind == "segment":
-                if self.full:
-                    self._metrics.rejected.labels(reason="queue_full").inc()
-                    raise OverloadedError(
-                        f"{self._limit} requests are waiting for the model {self.name}: try again in a second."
-                    )
+                self.admit()
                 self._waiting.add(future)
                 self._metrics.queue_depth.labels(self.name).set(len(self._waiting))
             self._calls.put(_Call(partial(copy_context().run, call), future, kind, time.perf_counter()))

@@ -1,4 +1,4 @@
-"""Segment one photo into categories, taught or merely named: decode, run on the lane, give the masks their form."""
+"""Segment a photo into categories, taught or merely named: look them up, run on the lane, measure the masks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ class Request:
     """What is asked of a photo.
 
     Attributes:
-        photo: Decoded.
         categories: Names; empty for every category taught.
         background: Words for "none of them"; empty for the service's own.
         threshold: A pixel belongs to a category whose probability is at least this; None: to the most probable class.
@@ -49,7 +48,6 @@ class Request:
         backbone: Name of a loaded model; None for the default.
     """
 
-    photo: Photo
     categories: tuple[str, ...] = ()
     background: tuple[str, ...] = ()
     threshold: float | None = None
@@ -205,7 +203,16 @@ class Segmentation:
         self._second_look = second_look
         self._metrics = metrics
 
-    async def segment(self, request: Request) -> Segmented:
+    def admit(self, request: Request) -> None:
+        """Refuse at once what would be refused after the photo was read.
+
+        Raises:
+            InvalidInputError: If the backbone isn't loaded.
+            OverloadedError: If too many requests wait for the model.
+        """
+        self._models.get(request.backbone).lane.admit()
+
+    async def segment(self, photo: Photo, request: Request) -> Segmented:
         """Segment a photo.
 
         Raises:
@@ -219,7 +226,7 @@ class Segmentation:
             backbone = await self._models.awake(model)
             asked = await self._asked(request, backbone)
             chosen = (await self._models.layers_of(model)).layers
-        predict = partial(self._predict, backbone, request, asked, chosen)
+        predict = partial(self._predict, backbone, photo, request, asked, chosen)
         asked_at = time.perf_counter()
         maps, match, layers, spent = await model.lane.run(predict, kind="segment")
         clock.ms["queue"] = max(0.0, (time.perf_counter() - asked_at) * 1000 - sum(spent.values()))
@@ -260,16 +267,16 @@ class Segmentation:
         ]
 
     def _predict(
-        self, backbone: Backbone, request: Request, asked: Sequence[_Asked], chosen: tuple[int, ...]
+        self, backbone: Backbone, photo: Photo, request: Request, asked: Sequence[_Asked], chosen: tuple[int, ...]
     ) -> tuple[PhotoMaps, list[float], tuple[int, ...], dict[str, float]]:
         """All that runs on the lane: photo to probabilities on the network's input."""
         clock = Clock()
         queries = [Query(one.adapter.prompts if one.adapter else one.words, one.adapter) for one in asked]
         with torch.inference_mode():
             with clock.stage("preprocess"):
-                rgb, frame = backbone.preprocess(request.photo.rgb)
+                rgb, frame = backbone.preprocess(photo.rgb)
             with clock.stage("encode_image"):
-                tokens = self._images.get(backbone.name, request.photo.sha256, partial(encode, backbone, rgb))
+                tokens = self._images.get(backbone.name, photo.sha256, partial(encode, backbone, rgb))
             with clock.stage("attend"):
                 found = class_map(
                     backbone,

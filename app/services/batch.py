@@ -1,0 +1,48 @@
+"""Many calls for one request: a few at a time, each result as soon as it is there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from itertools import islice
+from typing import Any, TypeVar
+
+from app.errors import OverloadedError
+
+Result = TypeVar("Result")
+
+
+async def as_ready(
+    calls: Iterable[Callable[[], Coroutine[Any, Any, Result]]], *, at_once: int
+) -> AsyncIterator[Result]:
+    """Results in the order in which they come; a call begins when one before it has ended and its result was taken.
+
+    Whoever stops listening ends the calls that run; the others never begin.
+
+    Args:
+        calls: Started in this order.
+        at_once: So many run beside each other.
+    """
+    waiting = iter(calls)
+    running: set[asyncio.Task[Result]] = set()
+    try:
+        while True:
+            running |= {asyncio.create_task(call()) for call in islice(waiting, at_once - len(running))}
+            if not running:
+                return
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                yield task.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def patiently(call: Callable[[], Awaitable[Result]]) -> Result:
+    """Make a call again, after the time that its refusal names, for as long as there is no room for it."""
+    while True:
+        try:
+            return await call()
+        except OverloadedError as error:
+            await asyncio.sleep(error.retry_after_s or 0)
