@@ -1,9 +1,11 @@
-"""Commands: serve, worker, demo, register, segment, evaluate, parity. An error is one sentence and a non-zero exit."""
+"""The commands. An error is one sentence and a non-zero exit."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import secrets
 import signal
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ from typer.exceptions import TyperException
 
 from app import logs, telemetry
 from app.errors import AppError, InvalidInputError, UnavailableError
-from app.settings import Settings
+from app.settings import Scope, Settings
 
 app = typer.Typer(
     help="Exemplar: learn to segment a category from one example.",
@@ -30,6 +32,10 @@ console = Console()
 errors = Console(stderr=True)
 
 Url = Annotated[str, typer.Option(help="Address of a running service.")]
+Key = Annotated[
+    str | None,
+    typer.Option(help="An API key, if the service asks for one.", envvar="EXEMPLAR_API_KEY"),
+]
 
 
 def main() -> None:
@@ -74,7 +80,7 @@ def worker() -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Where the overlay is written.")] = Path("build/demo.png"),
 ) -> None:
-    """Start a service of its own, teach two categories, segment other photos, show the result."""
+    """Start a service of its own, teach three categories, segment other photos, show the result."""
     from app.demo import run_demo
 
     run_demo(console, out)
@@ -88,11 +94,12 @@ def register(
     prompt: Annotated[list[str] | None, typer.Option(help="Another word for it; repeatable.")] = None,
     replace: Annotated[bool, typer.Option(help="Start anew instead of adding a shot.")] = False,
     url: Url = "http://127.0.0.1:8000",
+    key: Key = None,
 ) -> None:
     """Teach a running service a category from one photo and mask, and wait for its job."""
     from app.client import Client
 
-    with Client(url) as client:
+    with Client(url, key=key) as client:
         job = client.teach(name, image, mask, prompts=prompt or [], replace=replace)
         with progress_bar(console) as bar:
             task = bar.add_task(f"teaching {name}", total=1.0)
@@ -114,11 +121,12 @@ def segment(
     overlay: Annotated[Path | None, typer.Option(help="Write the photo with masks and names here, as PNG.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the service's answer.")] = False,
     url: Url = "http://127.0.0.1:8000",
+    key: Key = None,
 ) -> None:
     """Segment a photo with a running service."""
     from app.client import Client
 
-    with Client(url) as client:
+    with Client(url, key=key) as client:
         answer = client.segment(image, category or [])
         if overlay:
             overlay.write_bytes(client.overlay(image, category or []))
@@ -223,6 +231,16 @@ def evaluate(
         )
     if pictures:
         as_picture(evaluation.cases(9), dataset.classes).save(pictures, format="PNG")
+
+
+@app.command(name="key")
+def make_key(
+    scope: Annotated[Scope, typer.Argument(help="Look and segment, teach too, or everything.")] = "teach",
+) -> None:
+    """Make an API key: one line for its holder, one for EXEMPLAR_API_KEYS of the service."""
+    key = secrets.token_urlsafe(32)
+    print(f"key      {key}")
+    print(f"setting  {scope}:{hashlib.sha256(key.encode()).hexdigest()}")
 
 
 @app.command(name="backbones")

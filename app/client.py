@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,11 @@ from app.errors import AppError, UnavailableError
 # A thousand categories on a slow machine take a while.
 _TIMEOUT_S = 300.0
 
+# A service that restarts is back by then.
+_TRIES = 5
+_PAUSE_S = 1.0
+_AT_WORK = ("queued", "running")
+
 Json = dict[str, Any]
 
 
@@ -24,11 +30,12 @@ class Client:
 
     Args:
         url: Its address.
+        key: An API key, if it asks for one.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, key: str | None = None) -> None:
         self._url = url
-        self._http = httpx.Client(base_url=url, timeout=_TIMEOUT_S)
+        self._http = httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers={"X-API-Key": key} if key else {})
 
     def __enter__(self) -> Self:
         return self
@@ -61,14 +68,24 @@ class Client:
         return job
 
     def follow(self, job_id: str) -> Iterator[Json]:
-        """The job at every change, the terminal state last."""
-        try:
-            with self._http.stream("GET", f"/jobs/{job_id}/events") as stream:
-                for line in stream.iter_lines():
-                    if line.startswith("data: "):
-                        yield json.loads(line.removeprefix("data: "))
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+        """The job at every change, the terminal state last; a stream that is cut is asked for again."""
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                with self._http.stream("GET", f"/jobs/{job_id}/events") as stream:
+                    if stream.is_error:
+                        stream.read()
+                        raise AppError(_detail(stream))
+                    for line in stream.iter_lines():
+                        if line.startswith("data: "):
+                            state: Json = json.loads(line.removeprefix("data: "))
+                            yield state
+                            if state["status"] not in _AT_WORK:
+                                return
+            except httpx.TransportError as error:
+                if not tries_left:
+                    raise self._unreachable(error) from error
+            time.sleep(_PAUSE_S)
+        raise UnavailableError(f"The events of job {job_id} end before it does: ask for GET /jobs/{job_id} later.")
 
     def category(self, name: str) -> Json:
         """One category."""

@@ -53,6 +53,13 @@ class NotFoundError(AppError):
     title = "Not found"
 
 
+class UnauthorizedError(AppError):
+    """The caller has not said who it is."""
+
+    status = 401
+    title = "Unauthorized"
+
+
 class ForbiddenError(AppError):
     """The caller may not do this."""
 

@@ -10,8 +10,9 @@ from fastapi import FastAPI
 from starlette.types import Scope
 
 import app as package
-from app.api import categories, health, jobs, layers, problems, segment
-from app.api.middleware import BodyLimit, Identified, LoopbackOnly, Measured, WholeNames
+from app.api import categories, health, jobs, layers, page, problems, segment
+from app.api.access import Access
+from app.api.middleware import BodyLimit, Identified, Measured, WholeNames
 from app.api.schemas import BatchLine
 from app.method.backbone import Backbone
 from app.settings import MEBIBYTE, Settings
@@ -57,13 +58,13 @@ def create_app(
         # Both beyond what is refused by its own name: too many names, too long a text.
         form_limits={"max_fields": _MAX_FORM_FIELDS, "max_part_size": 2 * resolved.max_upload_bytes + MEBIBYTE},
     )
-    for module in (categories, segment, jobs, layers, health):
+    for module in (categories, segment, jobs, layers, health, page):
         app.include_router(module.router)
     problems.install(app)
     # The last one added is the first to see a request.
     app.add_middleware(WholeNames)
     app.add_middleware(BodyLimit, max_upload_bytes=resolved.max_upload_bytes, many_images_paths=_MANY_IMAGES)
-    app.add_middleware(LoopbackOnly, allow_anonymous=resolved.allow_anonymous)
+    app.add_middleware(Access, keys=resolved.key_scopes, allow_anonymous=resolved.allow_anonymous)
     app.add_middleware(Measured)
     app.add_middleware(Identified)
     return app
@@ -74,7 +75,7 @@ def _is_probe(scope: Scope) -> bool:
 
 
 class _Application(FastAPI):
-    """FastAPI with the schemas of what is not plain JSON, every error's first, in its OpenAPI document."""
+    """FastAPI with what it can't know in its OpenAPI document: schemas of what is not plain JSON, and the keys."""
 
     def openapi(self) -> dict[str, Any]:
         """The document; made once."""
@@ -83,4 +84,10 @@ class _Application(FastAPI):
             described = model.model_json_schema(ref_template="#/components/schemas/{model}")
             for name, schema in (*described.pop("$defs", {}).items(), (model.__name__, described)):
                 document["components"]["schemas"].setdefault(name, schema)
+        # Either header, or none where the service has no keys.
+        document["components"]["securitySchemes"] = {
+            "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            "bearer": {"type": "http", "scheme": "bearer"},
+        }
+        document["security"] = [{}, {"key": []}, {"bearer": []}]
         return document

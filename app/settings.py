@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MEBIBYTE = 1024 * 1024
+
+Scope = Literal["read", "teach", "admin"]
+# Each may do what those before it may.
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+_KEY = re.compile(rf"({'|'.join(SCOPES)}):([0-9a-f]{{64}})", re.IGNORECASE)
 
 
 class Settings(BaseSettings):
@@ -72,13 +79,18 @@ class Settings(BaseSettings):
         64 * MEBIBYTE, ge=0, description="Memory for encoded photos, so that one asked again is quick."
     )
 
-    max_upload_bytes: int = Field(20 * MEBIBYTE, ge=1, description="Largest request body.")
+    max_upload_bytes: int = Field(20 * MEBIBYTE, ge=1, description="Largest file in a request.")
     max_image_pixels: int = Field(40_000_000, ge=1, description="Largest photo, in pixels.")
     max_categories: int = Field(1000, ge=1, le=10_000, description="Most categories in one request.")
     max_batch_images: int = Field(64, ge=1, description="Most photos in one request.")
     max_examples: int = Field(64, ge=1, description="Most examples (shots) of one category.")
 
-    allow_anonymous: bool = Field(False, description="Answer other machines too, not only this one.")
+    api_keys: str = Field(
+        "",
+        description="Keys that may call, comma-separated: `read`, `teach` or `admin`, a colon, and the key's SHA-256. "
+        "`python -m app key` makes one. Empty = no keys, and only this machine may call.",
+    )
+    allow_anonymous: bool = Field(False, description="Without keys: answer other machines too, not only this one.")
 
     @field_validator("layers")
     @classmethod
@@ -86,6 +98,16 @@ class Settings(BaseSettings):
         parts = [part.strip() for part in value.split(",")] if value else []
         if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
             raise ValueError("expected different layer numbers separated by commas, such as 0,3")
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys_are_hashes_with_scopes(cls, value: str) -> str:
+        # The value itself is not told: it may be a key that was put here instead of its hash.
+        if not all(_KEY.fullmatch(part) for part in _parts(value)):
+            raise PydanticCustomError(
+                "api_keys", "expected scope:SHA-256, such as teach:5e88…, several separated by commas; see `app key`"
+            )
         return value
 
     @field_validator("job_redelivery_s", "job_ttl_s")
@@ -96,9 +118,15 @@ class Settings(BaseSettings):
         return value
 
     @property
+    def key_scopes(self) -> dict[str, Scope]:
+        """The scope of each API key, by its hash."""
+        pairs = (part.lower().split(":") for part in _parts(self.api_keys))
+        return {digest: cast("Scope", scope) for scope, digest in pairs}
+
+    @property
     def backbone_specs(self) -> tuple[str, ...]:
         """The backbones to load, the default first."""
-        return tuple(part.strip() for part in self.backbone.split(",") if part.strip())
+        return _parts(self.backbone)
 
     @property
     def layer_numbers(self) -> tuple[int, ...] | None:
@@ -108,4 +136,8 @@ class Settings(BaseSettings):
     @property
     def background_words(self) -> tuple[str, ...] | None:
         """The background words set by hand, or None."""
-        return tuple(part.strip() for part in self.background.split(",") if part.strip()) or None
+        return _parts(self.background) or None
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -41,6 +41,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "app.wiring.Service",
     ),
     "app.api.middleware": ("app.api", "app.errors", "app.metrics", "app.logs"),
+    "app.api.access": ("app.api", "app.errors", "app.settings.SCOPES", "app.settings.Scope"),
     "app.wiring": (
         "app.__version__",
         "app.settings",

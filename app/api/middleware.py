@@ -1,8 +1,7 @@
-"""What happens to every request before and after its route: who may call, how large it may be, what is counted."""
+"""What happens to every request before and after its route: what it is called, how large it may be, what is counted."""
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import time
 import uuid
@@ -13,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
 from app.api import problems
-from app.errors import ForbiddenError, InvalidInputError, TooLargeError
+from app.errors import InvalidInputError, TooLargeError
 from app.metrics import Metrics
 
 # A method is any word that a caller likes: as a label it would be a way to fill the memory.
@@ -79,23 +78,6 @@ class Identified:
         trace.get_current_span().set_attribute("exemplar.request_id", request_id)
         with logs.about(request_id=request_id):
             await self._app(scope, receive, named)
-
-
-class LoopbackOnly:
-    """Refuses callers from other machines."""
-
-    def __init__(self, app: ASGIApp, *, allow_anonymous: bool) -> None:
-        self._app = app
-        self._allow_anonymous = allow_anonymous
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application if the caller may call it."""
-        if scope["type"] != "http" or self._allow_anonymous or is_loopback(scope.get("client")):
-            return await self._app(scope, receive, send)
-        error = ForbiddenError(
-            "This service answers its own machine only: set EXEMPLAR_ALLOW_ANONYMOUS=true to open it to others."
-        )
-        await problems.of(error)(scope, receive, send)
 
 
 class WholeNames:
@@ -187,15 +169,3 @@ class _BodyTooLarge(BaseException):
 
     No `Exception`: FastAPI makes a 400 of each that comes out of reading a body.
     """
-
-
-def is_loopback(client: tuple[str, int] | None) -> bool:
-    """Whether a caller is on this machine; one without an address came through a unix socket."""
-    if client is None:
-        return True
-    try:
-        address = ipaddress.ip_address(client[0])
-    except ValueError:
-        return False
-    # A socket that listens on both families tells 127.0.0.1 as ::ffff:127.0.0.1.
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

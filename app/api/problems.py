@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
-from app.errors import AppError, UnavailableError
+from app.errors import AppError, UnauthorizedError, UnavailableError
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,11 @@ def about(error: AppError | RedisError) -> Problem:
 def of(error: AppError | RedisError) -> JSONResponse:
     """The answer to a caller's error, or to the store's."""
     refused = _refusal(error)
-    headers = {"Retry-After": str(refused.retry_after_s)} if refused.retry_after_s is not None else None
+    headers = {}
+    if refused.retry_after_s is not None:
+        headers["Retry-After"] = str(refused.retry_after_s)
+    if isinstance(refused, UnauthorizedError):
+        headers["WWW-Authenticate"] = "Bearer"
     return _answer(about(refused), headers)
 
 
@@ -82,7 +86,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
             "description": HTTPStatus(status).phrase,
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
-        for status in sorted({*statuses, 403, 503})
+        for status in sorted({*statuses, 401, 403, 503})
     }
 
 

@@ -1,0 +1,62 @@
+// What the page's forms have in common.
+
+export const $ = (id) => document.getElementById(id);
+
+// A new element. Texts become text nodes: nothing that a person or the service wrote is ever read as HTML.
+export function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+export const words = (text) => text.split(",").map((word) => word.trim()).filter(Boolean);
+
+export function showProblem(place, text) {
+  place.textContent = text;
+  place.hidden = !text;
+}
+
+// Runs work behind a button that can't be pressed meanwhile, and shows beside it what went wrong.
+export async function busy(button, problem, work) {
+  button.disabled = true;
+  showProblem(problem, "");
+  try {
+    await work();
+  } catch (error) {
+    showProblem(problem, error.message);
+  } finally {
+    button.disabled = false;
+  }
+}
+
+// Files dropped anywhere on the form are as if chosen.
+export function takeDrops(form, input) {
+  const over = (event) => {
+    event.preventDefault();
+    form.classList.toggle("over", event.type === "dragover");
+  };
+  form.addEventListener("dragover", over);
+  form.addEventListener("dragleave", over);
+  form.addEventListener("drop", (event) => {
+    over(event);
+    const taken = new DataTransfer();
+    const dropped = [...event.dataTransfer.files];
+    for (const file of input.multiple ? dropped : dropped.slice(0, 1)) taken.items.add(file);
+    if (!taken.files.length) return;
+    input.files = taken.files;
+    input.dispatchEvent(new Event("change"));
+  });
+}
+
+// Shows a file in an <img>, upright as its EXIF says. False if the browser can't, as with most TIFFs.
+export async function showPhoto(image, file) {
+  image.src = URL.createObjectURL(file);
+  try {
+    await image.decode();
+    return true;
+  } catch {
+    return false;
+  } finally {
+    URL.revokeObjectURL(image.src);
+  }
+}

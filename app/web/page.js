@@ -1,0 +1,25 @@
+// The page: teach, see what is taught, segment.
+
+import { $ } from "./form.js";
+import { segmenting } from "./segment.js";
+import { useKey } from "./service.js";
+import { showTaught } from "./taught.js";
+import { teaching } from "./teach.js";
+
+document.addEventListener("key-needed", () => {
+  $("key").hidden = false;
+  $("key-value").focus();
+});
+$("key").onsubmit = (event) => {
+  event.preventDefault();
+  useKey($("key-value").value);
+  $("key-value").value = "";
+  $("key").hidden = true;
+  showTaught();
+};
+// A photo dropped beside the forms would replace the page.
+for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
+
+teaching(showTaught);
+segmenting();
+showTaught();

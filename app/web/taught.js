@@ -1,0 +1,54 @@
+// What is taught: the list, and the names to choose from.
+
+import { $, busy, element, showProblem } from "./form.js";
+import { call, json } from "./service.js";
+
+export async function showTaught() {
+  try {
+    const categories = await json("/categories");
+    showProblem($("taught-problem"), "");
+    $("none-taught").hidden = categories.length > 0;
+    $("taught").replaceChildren(...categories.map(row));
+    showChoices(categories.map(({ name }) => name));
+  } catch (error) {
+    showProblem($("taught-problem"), error.message);
+  }
+}
+
+function row({ name, examples, adapter }) {
+  const forget = element("button", { type: "button", ariaLabel: `Delete ${name}` }, "Delete");
+  forget.onclick = () => {
+    if (!confirm(`Delete “${name}” with its examples?`)) return;
+    busy(forget, $("taught-problem"), async () => {
+      await call(`/categories/${encodeURIComponent(name)}`, { method: "DELETE" });
+      await showTaught();
+    });
+  };
+  const shots = `${examples} ${examples === 1 ? "example" : "examples"}`;
+  return element("li", {}, element("strong", {}, name), element("span", {}, `${shots}, ${state(adapter)}`), forget);
+}
+
+function state(adapter) {
+  if (!adapter) return "not tuned yet";
+  const wordsKept = adapter.example_iou < adapter.zero_shot_example_iou;
+  return `version ${adapter.version}${wordsKept ? " (words alone)" : ""}`;
+}
+
+const ticks = () => [...$("names").querySelectorAll("input")];
+
+export const chosenNames = () => ticks().flatMap(({ checked, value }) => (checked ? [value] : []));
+
+export function allOrNone() {
+  const none = !chosenNames().length;
+  for (const tick of ticks()) tick.checked = none;
+}
+
+function showChoices(names) {
+  const dropped = new Set(ticks().flatMap(({ checked, value }) => (checked ? [] : [value])));
+  $("names").hidden = !names.length;
+  for (const label of $("names").querySelectorAll("label")) label.remove();
+  for (const name of names) {
+    const tick = element("input", { type: "checkbox", value: name, checked: !dropped.has(name) });
+    $("all-names").before(element("label", { className: "inline" }, tick, name));
+  }
+}

@@ -1,0 +1,170 @@
+"""Who may call: keys and their scopes, and without keys this machine alone."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from pydantic import ValidationError
+
+from app.api.access import is_loopback, scope_of
+from app.main import create_app
+from app.settings import Settings
+
+KEYS = {"read": "look", "teach": "learn", "admin": "all"}
+
+
+def hashed(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+SETTING = ", ".join(f"{scope}:{hashed(key)}" for scope, key in KEYS.items())
+
+
+@pytest.fixture
+def api(start):
+    """A service with three keys, called from another machine."""
+    with start(api_keys=SETTING, client=("10.0.0.7", 50007)) as running:
+        yield running
+
+
+def sending(api, key: str):
+    api.http.headers["X-API-Key"] = key
+    return api
+
+
+class TestKeys:
+    def test_a_team_with_a_key_for_each_of_its_tools(self, api) -> None:
+        assert sending(api, "look").teach("cat").status_code == 403
+        assert sending(api, "learn").taught("cat")["status"] == "succeeded"
+        assert sending(api, "look").segment("cat").json()["categories"][0]["adapted"]
+        assert sending(api, "learn").http.delete("/categories/cat").status_code == 403
+        assert sending(api, "all").http.delete("/categories/cat").status_code == 204
+
+    def test_without_a_key(self, api) -> None:
+        before = api.stored()
+        for method, path in (("GET", "/categories"), ("POST", "/segment"), ("DELETE", "/jobs/1"), ("GET", "/no")):
+            answer = api.http.request(method, path)
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert "X-API-Key" in answer.json()["detail"]
+        assert api.stored() == before
+
+    @pytest.mark.parametrize(
+        "headers",
+        [{"X-API-Key": "look"}, {"Authorization": "Bearer look"}, {"Authorization": "bearer  look"}],
+    )
+    def test_either_header_carries_it(self, api, headers: dict[str, str]) -> None:
+        assert api.http.get("/categories", headers=headers).status_code == 200
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"X-API-Key": "Look"},
+            {"X-API-Key": ""},
+            {"X-API-Key": hashed("look")},  # the setting's own text opens nothing
+            {"Authorization": "look"},
+            {"Authorization": "Basic look"},
+            {"Authorization": "Bearer"},
+            {"X-API-Key": b"l\xf6\xf6k"},
+        ],
+    )
+    def test_another_key_is_refused(self, api, headers: dict[str, str]) -> None:
+        assert api.http.get("/categories", headers=headers).status_code == 401
+
+    def test_a_body_is_not_read_for_who_may_not_send_it(self, api) -> None:
+        answer = api.http.post("/categories/cat/example", content=b"x" * 3_000_000, headers={"X-API-Key": "look"})
+        assert answer.status_code == 403
+        assert "teach" in answer.json()["detail"]
+
+    def test_probes_numbers_and_the_document_are_open(self, api) -> None:
+        for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
+            assert api.http.get(path).status_code == 200
+
+    def test_this_machine_needs_a_key_too(self, start) -> None:
+        with start(api_keys=SETTING, allow_anonymous=True) as api:
+            assert api.http.get("/categories").status_code == 401
+
+    def test_an_admins_key_is_good_for_everything(self, api) -> None:
+        sending(api, "all").taught("cat")
+        assert api.segment("cat").status_code == 200
+
+
+# What each call needs, by hand.
+NEEDED = {
+    ("POST", "/categories/{name}/example"): "teach",
+    ("GET", "/categories"): "read",
+    ("GET", "/categories/{name}"): "read",
+    ("DELETE", "/categories/{name}"): "admin",
+    ("GET", "/categories/{name}/versions"): "read",
+    ("POST", "/categories/{name}/rollback"): "teach",
+    ("GET", "/categories/{name}/adapter"): "read",
+    ("PUT", "/categories/{name}/adapter"): "admin",
+    ("GET", "/categories/{name}/examples"): "read",
+    ("GET", "/categories/{name}/examples/{id}/image"): "read",
+    ("GET", "/categories/{name}/examples/{id}/mask"): "read",
+    ("DELETE", "/categories/{name}/examples/{id}"): "teach",
+    ("POST", "/segment"): "read",
+    ("POST", "/segment/batch"): "read",
+    ("GET", "/jobs"): "read",
+    ("GET", "/jobs/{id}"): "read",
+    ("DELETE", "/jobs/{id}"): "teach",
+    ("GET", "/jobs/{id}/events"): "read",
+    ("POST", "/layers/rank"): "teach",
+    ("GET", "/layers"): "read",
+    ("GET", "/backbones"): "read",
+    ("GET", "/healthz"): None,
+    ("GET", "/readyz"): None,
+    ("GET", "/metrics"): None,
+}
+
+
+def test_every_call_has_the_scope_that_is_meant() -> None:
+    paths = create_app(Settings()).openapi()["paths"]
+    found = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+    assert found == NEEDED.keys()
+    assert {call: scope_of(*call) for call in NEEDED} == NEEDED
+
+
+class TestSetting:
+    @pytest.mark.parametrize("value", ["secret", "sesame:", "write:" + hashed("x"), "teach:" + hashed("x")[:-1]])
+    def test_what_is_no_hash_with_a_scope_is_refused_and_not_repeated(self, value: str) -> None:
+        with pytest.raises(ValidationError) as refused:
+            Settings(api_keys=value)
+        (error,) = refused.value.errors()
+        assert "scope:SHA-256" in error["msg"]
+        assert value not in error["msg"]
+
+    def test_case_and_spaces_do_not_matter(self) -> None:
+        settings = Settings(api_keys=f" TEACH:{hashed('a').upper()} ,, read:{hashed('b')}")
+        assert settings.key_scopes == {hashed("a"): "teach", hashed("b"): "read"}
+
+
+class TestWithoutKeys:
+    def test_a_page_of_another_site_may_not_change_anything(self, start) -> None:
+        with start() as api:
+            headers = {"Origin": "https://elsewhere.example"}
+            answer = api.teach("cat", headers=headers)
+            assert answer.status_code == 403
+            assert "elsewhere.example" in answer.json()["detail"]
+            assert api.http.get("/categories", headers=headers).json() == []
+            own = {"Origin": str(api.http.base_url).rstrip("/")}
+            assert api.teach("cat", headers=own).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("client", "expected"),
+    [
+        (None, True),
+        (("127.0.0.1", 1), True),
+        (("::1", 1), True),
+        (("::ffff:127.0.0.1", 1), True),
+        (("::ffff:10.0.0.1", 1), False),
+        (("10.0.0.1", 1), False),
+        (("localhost", 1), False),
+        (("", 1), False),
+    ],
+)
+def test_loopback(client, expected) -> None:
+    assert is_loopback(client) is expected

@@ -1,0 +1,372 @@
+"""The page at / in a real browser, over a running service."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from app.main import create_app
+from app.method.backbone import Backbone
+from app.method.masks import mask_to_rle, palette, rle_to_mask
+from app.settings import Settings
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+KITTEN = EXAMPLES / "kitten.jpg"
+CHELSEA = EXAMPLES / "chelsea.jpg"
+DEADLINE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip(f"none of {', '.join(names)} is installed")
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path) as running:
+        yield running
+
+
+@pytest.fixture
+def api_keys() -> str:
+    """The service's keys: none, unless a test is parametrised with some."""
+    return ""
+
+
+@pytest.fixture
+def url(database: str, embedded: Backbone, tmp_path: Path, api_keys: str) -> Iterator[str]:
+    settings = Settings(redis_url=database, data_dir=tmp_path, tune_steps=3, threads=1, api_keys=api_keys)
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, loaded=[embedded]), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    deadline = time.monotonic() + DEADLINE_S
+    while not server.started:
+        assert thread.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    host, port = server.servers[0].sockets[0].getsockname()
+    yield f"http://{host}:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    """The page, opened; nothing may have gone wrong in its scripts at the end."""
+    with browser.new_context(base_url=url, viewport={"width": 1100, "height": 1000}) as context:
+        context.set_default_timeout(1000 * DEADLINE_S)
+        expect.set_options(timeout=1000 * DEADLINE_S)
+        opened = context.new_page()
+        faults: list[str] = []
+        opened.on("pageerror", lambda error: faults.append(str(error)))
+        opened.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+        opened.goto("/")
+        yield opened
+        # The browser itself tells of refused calls.
+        assert [fault for fault in faults if not fault.startswith("Failed to load resource")] == []
+
+
+class Canvas:
+    """Where one paints: points are pixels of the upright photo."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.element = page.locator("#paper canvas")
+        expect(self.element).to_be_visible()
+        self.element.scroll_into_view_if_needed()
+        image = page.locator("#paper img")
+        self.width, self.height = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+        box = self.element.bounding_box()
+        assert box is not None
+        self.left, self.top, self.scale = box["x"], box["y"], box["width"] / self.width
+        assert box["height"] == pytest.approx(self.height * self.scale, abs=1)
+
+    def draw(self, tool: str, *points: tuple[float, float]) -> None:
+        self.page.get_by_label(tool, exact=True).check(force=True)  # what is seen of it is its label
+        on_screen = [(self.left + x * self.scale, self.top + y * self.scale) for x, y in points]
+        self.page.mouse.move(*on_screen[0])
+        self.page.mouse.down()
+        for x, y in on_screen[1:]:
+            self.page.mouse.move(x, y, steps=5)
+        self.page.mouse.up()
+
+
+def choose(page: Page, photo: object = KITTEN) -> Canvas:
+    page.get_by_label("Photo, chosen or dropped here", exact=True).set_input_files(photo)
+    return Canvas(page)
+
+
+def teach(page: Page, name: str = "cat") -> None:
+    page.get_by_label("Name", exact=True).fill(name)
+    page.get_by_role("button", name="Teach").click()
+
+
+def taught(page: Page, name: str = "cat") -> None:
+    teach(page, name)
+    ended = re.compile(rf"“{name}”(: the words alone were kept| is taught)")
+    expect(page.locator("#teach-status")).to_contain_text(ended)
+
+
+def stored_mask(page: Page, name: str = "cat") -> np.ndarray:
+    (example,) = page.request.get(f"/categories/{name}/examples").json()
+    body = page.request.get(f"/categories/{name}/examples/{example['id']}/mask").body()
+    with Image.open(io.BytesIO(body)) as mask:
+        return np.asarray(mask) > 0
+
+
+def segmented(page: Page, names: str) -> dict:
+    """Segment a photo into what is taught and these names, and the answer."""
+    page.get_by_label("Photos, chosen or dropped here").set_input_files(CHELSEA)
+    page.get_by_label("Other names").fill(names)
+    with page.expect_response(lambda answer: answer.url.endswith("/segment")) as answer:
+        page.get_by_role("button", name="Segment").click()
+    expect(page.locator("#segment-go")).to_be_enabled()
+    return answer.value.json()
+
+
+def alphas(canvas: Locator) -> np.ndarray:
+    values = canvas.evaluate(
+        """canvas => [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]
+                         .filter((_, at) => at % 4 === 3)"""
+    )
+    return np.array(values)
+
+
+def test_paint_teach_and_segment_another_photo(page: Page) -> None:
+    expect(page.locator("#none-taught")).to_be_visible()
+    canvas = choose(page)
+    canvas.draw("Brush", (200, 200), (280, 240), (420, 260))
+    page.get_by_label("Other words for it").fill("kitten, tabby")
+    taught(page)
+    expect(page.locator("#taught li")).to_contain_text("cat1 example, version 1")
+    assert page.request.get("/categories/cat").json()["prompts"] == ["cat", "kitten", "tabby"]
+    mask = stored_mask(page)
+    assert mask.shape == (480, 640)
+    assert mask[200, 200]
+    assert mask[240, 280]
+    assert not mask[:100].any()
+    # The stroke is as wide as the slider says: 8 % of 640 pixels.
+    assert np.count_nonzero(mask[:, 350]) == pytest.approx(51, abs=3)
+
+    answer = segmented(page, names="sofa")
+    assert [found["name"] for found in answer["categories"]] == ["cat", "sofa"]
+    legend = page.locator(".legend li")
+    cat, sofa = answer["categories"]
+    expect(legend).to_have_count(2)
+    expect(legend.nth(1)).to_contain_text("words")
+    expect(legend.nth(0)).to_contain_text("taught, version 1" if cat["adapted"] else "words")
+    expect(legend.nth(0)).to_contain_text(f"{100 * cat['area'] / (451 * 300):.1f} %")
+    drawn = page.locator("#results canvas")
+    assert np.count_nonzero(alphas(drawn)) == cat["area"] + sofa["area"] > 0
+
+
+def test_a_legend_entry_shows_its_mask_alone(page: Page) -> None:
+    answer = segmented(page, names="cat, sofa, dog")
+    found = next(index for index, category in enumerate(answer["categories"]) if category["area"])
+    canvas = page.locator("#results canvas")
+    before = alphas(canvas)
+    entry = page.locator(".legend button").nth(found)
+    mask = rle_to_mask(answer["categories"][found]["segmentation"]).ravel()
+    for show, leave in ((entry.focus, entry.blur), (entry.hover, lambda: page.mouse.move(1, 1))):
+        show()
+        shown = alphas(canvas)
+        assert shown[mask].min() > before[mask].min()
+        assert (shown[~mask] <= 25).all()
+        leave()
+        assert (alphas(canvas) == before).all()
+
+
+def test_a_box_on_a_photo_that_was_turned_is_where_it_was_drawn(page: Page) -> None:
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # upright after a quarter turn
+    with Image.open(KITTEN) as kitten:
+        kitten.save(turned, "JPEG", exif=exif)
+    canvas = choose(page, {"name": "turned.jpg", "mimeType": "image/jpeg", "buffer": turned.getvalue()})
+    assert (canvas.width, canvas.height) == (480, 640)
+    canvas.draw("Box", (60, 100), (300, 540))
+    page.evaluate(
+        """() => {
+             const plain = fetch;
+             window.fetch = (path, options) => {
+               if (path.endsWith("/example")) window.sent = [...options.body.keys()];
+               return plain(path, options);
+             };
+           }"""
+    )
+    taught(page)
+    assert page.evaluate("window.sent") == ["image", "box"]
+    rows, columns = np.nonzero(stored_mask(page))
+    edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert edges == pytest.approx([60, 100, 300, 540], abs=2)
+
+
+def test_eraser_undo_and_clear(page: Page) -> None:
+    canvas = choose(page)
+    undo, clear = page.get_by_role("button", name="Undo"), page.get_by_role("button", name="Clear")
+    expect(undo).to_be_disabled()
+    canvas.draw("Brush", (50, 50), (90, 50))
+    clear.click()
+    canvas.draw("Box", (100, 100), (500, 300))
+    canvas.draw("Box", (400, 400), (401, 401))  # a click is no box
+    canvas.draw("Eraser", (300, 90), (300, 310))
+    canvas.draw("Brush", (560, 400), (600, 400))
+    undo.click()
+    taught(page)
+    mask = stored_mask(page)
+    assert mask[200, 120]
+    assert mask[200, 480]
+    assert not mask[100:300, 300].any()
+    assert not mask[:90].any()
+    assert not mask[310:].any()
+
+
+def test_painting_with_the_keyboard(page: Page) -> None:
+    canvas = choose(page)
+    canvas.element.focus()
+    for key in ("ArrowLeft", "Space", "ArrowRight", "ArrowRight", "Space", "ArrowDown", "Space", "Space", "Control+z"):
+        page.keyboard.press(key)
+    taught(page)
+    mask = stored_mask(page)
+    assert mask[240, 310:330].all()
+    assert not mask[275:].any()
+
+
+def test_a_mask_file_instead(page: Page) -> None:
+    choose(page)
+    page.get_by_label("Or a mask file").set_input_files(EXAMPLES / "kitten_mask.png")
+    expect(page.locator("#paper canvas")).to_be_hidden()
+    taught(page)
+    with Image.open(EXAMPLES / "kitten_mask.png") as mask:
+        assert (stored_mask(page) == (np.asarray(mask) > 0)).all()
+    page.get_by_role("button", name="Paint instead").click()
+    expect(page.locator("#paper canvas")).to_be_visible()
+
+
+def test_photos_are_dropped_on_a_form(page: Page) -> None:
+    files = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in (KITTEN, CHELSEA)]
+    dropped = page.evaluate_handle(
+        """(files) => {
+             const transfer = new DataTransfer();
+             for (const [name, text] of files) {
+               const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+               transfer.items.add(new File([bytes], name, { type: "image/jpeg" }));
+             }
+             return transfer;
+           }""",
+        files,
+    )
+    for form in ("#teach", "#segment"):
+        page.dispatch_event(form, "drop", {"dataTransfer": dropped})
+    assert Canvas(page).width == 640  # one photo is marked: the first
+    page.get_by_label("Other names").fill("cat")
+    page.get_by_role("button", name="Segment").click()
+    expect(page.locator("#segment-go")).to_be_enabled()
+    assert page.locator("#results figcaption").all_inner_texts() == ["kitten.jpg", "chelsea.jpg"]
+
+
+def test_what_is_wrong_is_said_beside_the_form(page: Page) -> None:
+    choose(page)
+    teach(page)
+    expect(page.locator("#teach-problem")).to_have_text("Mark the category on the photo, or choose a mask file.")
+    no_photo = {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": b"no photo"}
+    page.get_by_label("Photo, chosen or dropped here", exact=True).set_input_files(no_photo)
+    expect(page.locator("#teach-problem")).to_contain_text("can't show this file")
+    page.get_by_label("Or a mask file").set_input_files(EXAMPLES / "kitten_mask.png")
+    for button, place in (("Teach", "#teach-problem"), ("Segment", "#results .problem")):
+        page.get_by_label("Photos, chosen or dropped here").set_input_files(no_photo)
+        with page.expect_response(lambda answer: answer.status == 422) as refused:
+            page.get_by_role("button", name=button).click()
+        expect(page.locator(place)).to_have_text(refused.value.json()["detail"])
+        expect(page.get_by_role("button", name=button)).to_be_enabled()
+    page.route("**/segment", lambda route: route.abort())
+    page.get_by_role("button", name="Segment").click()
+    expect(page.locator("#results .problem")).to_contain_text("The service does not answer")
+    page.unroute("**/segment")
+
+
+def test_a_category_is_deleted_when_that_is_confirmed(page: Page) -> None:
+    choose(page).draw("Box", (100, 100), (500, 300))
+    taught(page, "<b>cat<b> & co")
+    row = page.locator("#taught li")
+    expect(row).to_contain_text("<b>cat<b> & co")  # a name is text
+    for answer, left in (("dismiss", 1), ("accept", 0)):
+        page.once("dialog", lambda dialog, answer=answer: getattr(dialog, answer)())
+        row.get_by_role("button").click()
+        expect(row).to_have_count(left)
+
+
+def test_downloads(page: Page) -> None:
+    answer = segmented(page, names="cat, sofa")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="JSON").click()
+    assert download.value.suggested_filename == "chelsea.json"
+    assert json.loads(download.value.path().read_text()) == answer
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Label map").click()
+    assert download.value.suggested_filename == "chelsea.labels.png"
+    with Image.open(download.value.path()) as labels:
+        areas = [np.count_nonzero(np.asarray(labels) == index) for index in (1, 2)]
+        assert areas == [found["area"] for found in answer["categories"]]
+    swatch = page.locator(".swatch").nth(1).evaluate("swatch => getComputedStyle(swatch).backgroundColor")
+    assert swatch == "rgb({}, {}, {})".format(*palette(2)[1])
+
+
+@pytest.mark.parametrize("api_keys", [f"teach:{hashlib.sha256(b'open-sesame').hexdigest()}"])
+def test_with_a_key_every_call_carries_it_and_the_job_is_asked_for(page: Page) -> None:
+    told = page.locator("#taught-problem")
+    expect(told).to_contain_text("asks for a key")
+    calls: list[str] = []
+    page.on("request", lambda request: calls.append(request.url))
+    for key, answer in (("wrong", "This key is not known"), ("open-sesame", "")):
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Use this key").click()
+        expect(told).to_contain_text(answer)
+    expect(page.locator("#key")).to_be_hidden()
+    choose(page).draw("Box", (100, 100), (500, 300))
+    taught(page)
+    assert any("/jobs/" in call for call in calls)
+    assert not any(call.endswith("/events") for call in calls)
+    page.reload()
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Delete cat").click()
+    expect(told).to_contain_text("needs a key of scope admin")
+    expect(page.locator("#taught li")).to_contain_text("cat")
+
+
+def test_run_lengths_are_read_as_they_were_written(page: Page) -> None:
+    random = np.random.default_rng(5)
+    masks = [random.random(hw) < 0.5 for hw in ((7, 5), (1, 13), (11, 1))]
+    masks += [np.zeros((3, 5), bool), np.ones((5, 3), bool), np.indices((997, 1009)).sum(axis=0) % 700 > 350]
+    written = [mask_to_rle(mask) for mask in masks]
+    read = page.evaluate(
+        """async (written) => {
+             const { decode } = await import("/web/rle.js");
+             return written.map((rle) => decode(rle).join(""));
+           }""",
+        written,
+    )
+    assert read == ["".join(map(str, mask.ravel().astype(int))) for mask in masks]
+
+
+@pytest.mark.parametrize("width", [360, 1100])
+def test_it_fits_and_every_control_has_a_label(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 740})
+    choose(page)
+    segmented(page, names="cat")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    unlabelled = "inputs => inputs.filter((input) => !input.labels.length).map(({ id }) => id)"
+    assert page.locator("input").evaluate_all(unlabelled) == []
