@@ -19,7 +19,7 @@ from app.method.mask_decoder import PREFIX
 
 from . import pack
 from .batches import Collections, Material
-from .looking import look
+from .looking import look, whole_file
 from .losses import Vocabulary
 from .mask_decoder import train_mask_decoder
 from .network import Network
@@ -110,7 +110,9 @@ def _learn_decoder(network: Network, out: Path, collections: Collections, *, see
     """Show the network the photos with exact masks, and learn the mask decoder from what it sees."""
     pack.write(network.weights, out, {})
     model = embedded.load(str(out), device="cpu", dtype="float32")
-    seen = look(model, collections.coco, collections.voc, seed=seed, remembered=out.with_suffix(".looked.pt"))
+    seen = look(
+        model, collections.coco, collections.voc, seed=seed, remembered=_beside(out, "looked", model.revision, "pt")
+    )
     learned = train_mask_decoder(train_self_support(*seen, seed=seed, pace=pace), *seen, seed=seed, pace=pace)
     network.weights.update({PREFIX + name: tensor for name, tensor in learned.items()})
 
@@ -118,7 +120,9 @@ def _learn_decoder(network: Network, out: Path, collections: Collections, *, see
 def _guessed(untrained: Network, material: Material, out: Path) -> Material:
     """The same photos, those without masks labelled by what ImageNet's classifier sees in them."""
     shown = material.collections
-    guessed = _remembered(out.with_suffix(".pseudo-labels.npz"), lambda: pseudo_labels(untrained, shown.named))
+    guessed = _remembered(
+        _beside(out, "pseudo-labels", str(len(shown.named)), "npz"), lambda: pseudo_labels(untrained, shown.named)
+    )
     named = [photo for photo in shown.named if photo.image in guessed]
     print(f"{len(shown.coco)} COCO, {len(shown.voc)} VOC, {len(named)} named photos", flush=True)
     return replace(material, collections=replace(shown, named=named), guessed=guessed)
@@ -130,7 +134,7 @@ def _labelled_by(network: Network, material: Material, out: Path) -> Material:
     model = embedded.load(str(out), device="cpu", dtype="float32")
     first = material.guessed
     guessed = _remembered(
-        out.with_suffix(".own-labels.npz"),
+        _beside(out, "own-labels", model.revision, "npz"),
         lambda: own_labels(model, material.collections.named, first, layers=_TEACHER_LAYERS),
     )
     named = [photo for photo in material.collections.named if photo.image in guessed]
@@ -138,10 +142,16 @@ def _labelled_by(network: Network, material: Material, out: Path) -> Material:
     return replace(material, collections=replace(material.collections, named=named), guessed=guessed)
 
 
+def _beside(out: Path, what: str, of: str, kind: str) -> Path:
+    """File of what takes long to make, named by what it was made from: a run with other weights makes its own."""
+    return out.with_suffix(f".{what}.{of}.{kind}")
+
+
 def _remembered(file: Path, make: Callable[[], dict[Path, Labels]]) -> dict[Path, Labels]:
     """Label maps from an earlier run, which take minutes to make."""
     if not file.exists():
-        np.savez_compressed(file, **{str(photo): labels for photo, labels in make().items()})
+        with whole_file(file) as unfinished:
+            np.savez_compressed(unfinished, **{str(photo): labels for photo, labels in make().items()})
     with np.load(file) as kept:
         return {Path(photo): kept[photo] for photo in kept}
 

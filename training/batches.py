@@ -44,9 +44,15 @@ class Material:
 
 def batches(material: Material, stage: Stage, seed: int) -> Iterator[list[Sample]]:
     """A stage's batches; where masks are learned, each photo is followed by one that shows the same."""
-    ready: queue.Queue[list[Sample]] = queue.Queue(4)
+    ready: queue.Queue[list[Sample] | BaseException] = queue.Queue(4)
 
     def produce() -> None:
+        try:
+            make_all()
+        except BaseException as error:  # it belongs to who waits for the batch
+            ready.put(error)
+
+    def make_all() -> None:
         rng = random.Random(seed + 1)
         shown = material.collections
         kinds = [_by_category(photos) for photos in (shown.coco, shown.voc, shown.named)]
@@ -59,7 +65,10 @@ def batches(material: Material, stage: Stage, seed: int) -> Iterator[list[Sample
 
     threading.Thread(target=produce, daemon=True).start()
     for _ in range(stage.steps):
-        yield ready.get()
+        batch = ready.get()
+        if isinstance(batch, BaseException):
+            raise batch
+        yield batch
 
 
 def _by_category(photos: Sequence[Photo]) -> Groups:

@@ -1,9 +1,11 @@
 """What the trained network sees in photos with exact masks: all that the mask decoder learns from."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from jaxtyping import Float, UInt8
@@ -33,14 +35,14 @@ _VARIED = 4
 
 @dataclass(frozen=True)
 class Seen:
-    """A photo, as the trained network sees it.
+    """A photo, as the network sees it.
 
     Attributes:
-        photo: Its file's name, the same of all its forms.
-        names: Those that are there, then `_OTHERS` that aren't.
+        photo: What tells it from others, the same of all its forms.
+        names: Those that are there, then some that aren't.
         scores: Of the background and the names, by each layer.
-        features: Of its patches, float16.
-        edges: Float16.
+        features: Of its patches.
+        edges: The image tower's.
         target: Pixels of each cell that the background and each name that is there cover.
     """
 
@@ -83,9 +85,19 @@ def look(
         shown = [(photo, view) for view in range(1 + _VARIED) for photo in few], [(photo, 0) for photo in many]
         with tqdm(total=len(shown[0]) + len(shown[1]), desc="looking", unit="photo", mininterval=20) as bar:
             found = [[asdict(seen) for one in part if (seen := _look(model, *one, names, rng, bar))] for part in shown]
-        torch.save(found, remembered)
+        with whole_file(remembered) as unfinished:
+            torch.save(found, unfinished)
     few_seen, many_seen = ([Seen(**one) for one in part] for part in torch.load(remembered, weights_only=True))
     return few_seen, many_seen
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when all of it is written: one cut short would pass for whole in the next run."""
+    unfinished = path.with_name(path.name + ".part")
+    with unfinished.open("wb") as file:
+        yield file
+    unfinished.replace(path)
 
 
 @torch.no_grad()

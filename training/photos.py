@@ -121,8 +121,9 @@ def named_photos(data: Path, *, imagenet: list[str], without: set[str]) -> list[
     kind_of = {index: category for category, indices in KINDS.items() for index in indices}
     photos = []
     folder = data / "imagenet_samples"
-    for image in json.loads((folder / "labels.json").read_text())["images"]:
-        index = imagenet.index(image["name"].lower())
+    images = json.loads((folder / "labels.json").read_text())["images"]
+    # By number, not by name: "crane" is a bird and a machine.
+    for index, image in enumerate(sorted(images, key=lambda image: image["wnid"])):
         photo = folder / "images" / image["file"]
         if imagenet[index] in PLACES:
             continue

@@ -21,7 +21,7 @@ _WARM_UP = 60
 def train(
     network: Network, material: Material, stage: Stage, *, seed: int, keep: Callable[[dict[str, Tensor], int], None]
 ) -> None:
-    """Go through one stage; the network then holds the averaged weights.
+    """Go through one stage; the network then holds the stage's part of the way to the averaged weights.
 
     Args:
         seed: Of everything random.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from training.photos import SIZE, Region, Sample, mosaic, paste, vary
+from training.photos import SIZE, Region, Sample, imagenet_names, mosaic, named_photos, paste, vary
 
 
 def red_square(names: tuple[str, ...] = ("square",)) -> Sample:
@@ -44,6 +46,18 @@ def test_a_region_of_a_name_that_is_there_joins_it() -> None:
     both = paste(red_square(), red_square(), random.Random(5))
     assert len(both.regions) == 1
     assert set(np.unique(both.labels)) == {0, 1}
+
+
+def test_two_classes_of_one_name_stay_apart(tmp_path: Path) -> None:
+    """ImageNet's crane is a bird, and another class a machine."""
+    for folder, labels in (
+        ("imagenet_samples", [{"file": f"{n}.jpg", "wnid": f"n0{n}", "name": "Crane"} for n in (2, 1)]),
+        ("caltech_part", []),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "labels.json").write_text(json.dumps({"images": labels, "text": {}}))
+    found = named_photos(tmp_path, imagenet=imagenet_names(tmp_path), without=set())
+    assert [(photo.image.name, photo.guess) for photo in found] == [("1.jpg", (0,)), ("2.jpg", (1,))]
 
 
 def test_a_mosaic_keeps_every_region_in_its_quarter() -> None:

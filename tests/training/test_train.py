@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import UnidentifiedImageError
 from safetensors.torch import load_file
 
 from app.backbones import embedded
@@ -60,6 +62,14 @@ def test_photos_of_a_kind_that_has_no_share_are_not_shown(material: Material) ->
     unpasted = replace(material, collections=replace(material.collections, coco=material.collections.voc))
     shown = [region.names[0] for batch in batches(unpasted, stage, seed=0) for s in batch for region in s.regions]
     assert set(shown) == {"cat"}
+
+
+def test_a_photo_that_cannot_be_read_ends_the_stage(material: Material, tmp_path: Path) -> None:
+    (tmp_path / "cut.jpg").write_bytes(b"no photo")
+    broken = [replace(photo, image=tmp_path / "cut.jpg") for photo in material.collections.coco]
+    stage = Stage("maps", steps=3, learning_rates=(), batch=2, shares=(1.0, 0.0, 0.0))
+    with pytest.raises(UnidentifiedImageError):
+        list(batches(replace(material, collections=Collections(broken, broken, [])), stage, seed=0))
 
 
 def test_nothing_that_may_be_there_is_called_wrong(material: Material) -> None:
