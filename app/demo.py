@@ -1,4 +1,4 @@
-"""The demo: a service of its own on a free port, two categories taught from one photo each, other photos segmented."""
+"""The demo: a service of its own on a free port, three categories taught from a photo each, other photos segmented."""
 
 from __future__ import annotations
 

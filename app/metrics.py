@@ -56,7 +56,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=on,
         )
-        self.queue_depth = Gauge("exemplar_queue_depth", "Calls waiting for a model.", ["backbone"], registry=on)
+        self.queue_depth = Gauge("exemplar_queue_depth", "Requests waiting for a model.", ["backbone"], registry=on)
         self.lane_batch_size = Histogram(
             "exemplar_lane_batch_size",
             "Calls that a model answers side by side.",

@@ -34,7 +34,10 @@ async def rank_layers(
     ] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
-    """Rank the default backbone's layers by InfoScore; the best two are read from then on."""
+    """Rank the default backbone's layers by InfoScore.
+
+    The best two are read from then on, unless EXEMPLAR_LAYERS names others; what was taught before keeps its own.
+    """
     check_count(images, live)
     names = clean_names(categories or [], field="categories", limit=live.settings.max_categories)
     raw = [await read_upload(image, field="images", service=live) for image in images]

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite2 with dilated last stages: the frozen image tower of the embedded backbone.
+"""EfficientNet-Lite2 with dilated last stages: the image tower of the embedded backbone.
 
 Stages as in Tan & Le 2019 (https://arxiv.org/abs/1905.11946), the Lite variant without squeeze-and-excite; its batch
 norms are folded into the convolutions.

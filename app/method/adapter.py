@@ -37,8 +37,9 @@ class Adapter:
         prompts: The category's name and the other words for it.
         layers: Layers whose cross-attention was tuned and is read.
         ensemble: Weight of each of `layers`, sum 1.
-        tensors: Parameter name to value; empty where the words alone scored better than the tuned parameters.
-        example_iou: Intersection over union of the tuned parameters on the category's own examples, in [0, 1].
+        tensors: Parameter name to value, and how the examples look; empty where the words alone scored better than all
+            of it.
+        example_iou: Intersection over union by these tensors on the category's own examples, in [0, 1].
         zero_shot_example_iou: The same of the words alone.
         created_at: RFC 3339 time.
     """

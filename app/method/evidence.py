@@ -128,6 +128,13 @@ def _attend(
     layers: Sequence[int],
     adapters: Mapping[str, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
+    if adapters is None and len(words) > PROMPTS_PER_PASS:  # one group's words, all under the base model
+        starts = range(0, len(words), PROMPTS_PER_PASS)
+        parts = [
+            _attend(backbone, image_tokens, words[start : start + PROMPTS_PER_PASS], layers, None) for start in starts
+        ]
+        logits, scores = zip(*parts, strict=True)
+        return torch.cat(logits, dim=1), torch.cat(scores)
     text = backbone.tokenize(words)
     seen = backbone.attend(image_tokens, text, layers=layers, adapters=adapters)
     summed = [token_sum(head_max(seen.logits[layer]), text.attention_mask).float() for layer in layers]

@@ -22,7 +22,7 @@ from .example_memory import FACTS, LOG_ODDS, memories_of, resemblance
 PREFIX = "mask_decoder."
 
 # Share of the patches in which the words or an example must put a class first. With it a name that isn't there marks
-# something as seldom as by the words alone (docs/quality.md).
+# something in a third of the photos, without it in nearly all (docs/quality.md).
 _LEAST_AREA = 0.005
 # Logarithms of probabilities end here, and those of the words' scores.
 _LEAST_LOG, _LEAST_SCORE = -12.0, 1e-5
@@ -174,8 +174,8 @@ def logits(
     """Logits on the edges' grid.
 
     Args:
-        weights: `place`, the space in which places are compared; `class`, `layers.0`, … (convolutions, each twice as
-            wide as the one before) and `mask`.
+        weights: `place`, the space in which places are compared; `class`, `layers.0`, … (convolutions, each of twice
+            the dilation of the one before) and `mask`.
         scores: Of the words.
         found: Logits by looks.
         seen: What examples say.

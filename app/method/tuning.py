@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from .adapter import TOKEN_IDS
+from .adapter import MEMORY_PREFIX, TOKEN_IDS, Adapter
 from .backbone import Backbone, TextTokens
 from .class_map import class_scores, head_max, normalise, prompt_scores, token_sum, upsample
-from .evidence import PromptGroup, prompt_evidence
+from .evidence import Evidence, PromptGroup, prompt_evidence
 from .example_memory import remember
 from .low_rank import RIGHT, factorised
 from .mask_decoder import look_again
@@ -24,6 +24,9 @@ from .prompts import PromptSet
 from .visual_prompt import BIAS, DIRECTION, Prior, fit, mean_features, visual_logits
 
 IGNORE = 255  # label of pixels that count for neither side
+
+# What an example can be marked by.
+_WORDS, _PARAMETERS, _ADAPTED = "words", "parameters", "adapted"
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,7 @@ class CategoryTuning:
     """Tune one category's adapter while everything else stands still.
 
     The background's prompts and the other categories' run under the base model, so their attention is a constant of
-    each example: computed once, here. A step runs forward and backward for the category's own one to three prompts
-    only.
+    each example, computed once. A step runs forward and backward for the category's own one to three prompts only.
 
     Args:
         backbone: A loaded model; its parameters are only read.
@@ -164,11 +166,9 @@ class CategoryTuning:
             raise ValueError("expected at least one shot, got none")
         self.backbone, self.shots, self.layers, self.recipe = backbone, shots, tuple(layers), recipe
         self.text = backbone.tokenize(words)
-        groups: list[PromptGroup] = [_Word(tuple(background)), *(_Word((name,)) for name in others)]
-        with torch.no_grad():
-            self._constant = [prompt_evidence(backbone, s.image_tokens, groups, layers) for s in shots]
-        stop = self._constant[0].spans[-1][1]
-        self._spans = (*self._constant[0].spans, (stop, stop + len(words)))
+        self._prompts = tuple(words)
+        self._others: list[PromptGroup] = [_Word(tuple(background)), *(_Word((name,)) for name in others)]
+        self._constant: dict[int, Evidence] = {}  # by example, made when it is first looked at
         self.parameters = {
             name: tensor.requires_grad_(name != TOKEN_IDS)
             for name, tensor in backbone.trainable(layers, self.text).items()
@@ -187,12 +187,15 @@ class CategoryTuning:
             lr=recipe.learning_rate,
         )
         self._turn = self._turns()
-        self._adapted: dict[str, Tensor] | None = None  # of the steps so far, made when it is first asked for
+        # Of the steps so far, each made when it is first asked for; numbers by what they are of, and by example.
+        self._adapted: dict[str, Tensor] | None = None
+        self._numbers: dict[tuple[str, int], float] = {}
+        self._odds: dict[tuple[bool, int], Float[Tensor, patch]] = {}
 
     @property
     def ensemble(self) -> tuple[float, ...]:
-        """Weight of each layer, sum 1."""
-        return tuple(self._layer_logits.detach().softmax(dim=0).tolist())
+        """Weight of each layer, sum 1; learned only together with parameters that are kept."""
+        return tuple(self._mix(self.adapted()).detach().tolist())
 
     def step(self) -> float:
         """One optimiser step; returns its loss."""
@@ -201,17 +204,59 @@ class CategoryTuning:
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
         self._optimiser.step()
-        self._adapted = None
+        self._adapted, self._odds = None, {}
+        self._numbers = {key: number for key, number in self._numbers.items() if key[0] == _WORDS}
         return loss.item()
+
+    def finishing(self) -> Iterator[None]:
+        """Do ahead what `adapter` needs, one example at a time, so that a caller can do other work between."""
+        count = range(len(self.shots))
+        parameters = self._part_of_the_way()
+        for index in count:
+            with torch.no_grad():
+                self._iou(_WORDS, index, None)
+                self._iou(_PARAMETERS, index, parameters)
+                self._log_odds(index, parameters)
+            yield
+        if not self._decodes and self.recipe.visual_prompt and len(self.shots) > 1:
+            for index in count:
+                with torch.no_grad():
+                    self._gain_by_others(index, parameters)
+                yield
+        for index in count:
+            with torch.no_grad():
+                self._iou(_ADAPTED, index, self.adapted())
+            yield
+
+    @torch.no_grad()
+    def adapter(self, category: str, *, version: int, created_at: str) -> Adapter:
+        """The outcome.
+
+        If the adapter scores below the words alone on the category's own examples, it holds no tensors: the category
+        keeps the words, and the two scores say so.
+        """
+        tuned, words = self.example_iou(adapted=True), self.example_iou(adapted=False)
+        return Adapter(
+            backbone=self.backbone.name,
+            revision=self.backbone.revision,
+            category=category,
+            version=version,
+            prompts=self._prompts,
+            layers=self.layers,
+            ensemble=self.ensemble,
+            tensors=self.tensors() if tuned >= words else {},
+            example_iou=round(tuned, 4),
+            zero_shot_example_iou=round(words, 4),
+            created_at=created_at,
+        )
 
     @torch.no_grad()
     def example_iou(self, *, adapted: bool) -> float:
         """Mean intersection over union on the category's own examples, by the adapter or the words alone."""
-        return self._mean_iou(self.adapted() if adapted else None)
+        return self._mean_iou(_ADAPTED, self.adapted()) if adapted else self._mean_iou(_WORDS, None)
 
-    def _mean_iou(self, parameters: Mapping[str, Tensor] | None) -> float:
-        scores = [self._iou(index, parameters) for index in range(len(self.shots))]
-        return sum(scores) / len(scores)
+    def _mean_iou(self, what: str, parameters: Mapping[str, Tensor] | None) -> float:
+        return sum(self._iou(what, index, parameters) for index in range(len(self.shots))) / len(self.shots)
 
     @torch.no_grad()
     def adapted(self) -> dict[str, Tensor]:
@@ -229,7 +274,8 @@ class CategoryTuning:
             self._adapted = self._finish()
         return self._adapted
 
-    def _finish(self) -> dict[str, Tensor]:
+    def _part_of_the_way(self) -> dict[str, Tensor]:
+        """The recipe's part of the way from base to tuned parameters, as factors of the change if it names a rank."""
         share = self.recipe.interpolation
         # Of a product of factors one goes part of the way: the product does too.
         parameters = {
@@ -238,60 +284,69 @@ class CategoryTuning:
             else torch.lerp(self._start[name], tensor.detach(), share)
             for name, tensor in self.parameters.items()
         }
-        if self.recipe.rank is not None:
-            parameters = factorised(parameters, self._start, self.recipe.rank)
+        return parameters if self.recipe.rank is None else factorised(parameters, self._start, self.recipe.rank)
+
+    def _finish(self) -> dict[str, Tensor]:
+        parameters = self._part_of_the_way()
         if not self._decodes:
             return self._with_visual_prompt(parameters)
         # An example looks like itself: whether the parameters do any good is asked without its looks.
-        kept = parameters if self._mean_iou(parameters) >= self._mean_iou(None) else {}
+        helps = self._mean_iou(_PARAMETERS, parameters) >= self._mean_iou(_WORDS, None)
+        kept = parameters if helps else {}
         return {**kept, **self._memory(kept or None)}
 
     def _with_visual_prompt(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         """The parameters, and a visual prompt where it helps."""
         if self.recipe.visual_prompt is None:
             return parameters
-        log_odds = self._log_odds(parameters)
-        whole = {**parameters, **self._visual_prompt(range(len(self.shots)), log_odds)}
+        count = range(len(self.shots))
+        if len(self.shots) > 1 and sum(self._gain_by_others(index, parameters) for index in count) <= 0:
+            return parameters
+        whole = {**parameters, **self._visual_prompt(count, parameters)}
         if len(self.shots) > 1:
-            return whole if self._helps_on_others(parameters, log_odds) else parameters
-        words = self._mean_iou(None)
-        return parameters if self._mean_iou(whole) < words <= self._mean_iou(parameters) else whole
+            return whole
+        words = self._mean_iou(_WORDS, None)
+        does_harm = self._mean_iou("whole", whole) < words <= self._mean_iou(_PARAMETERS, parameters)
+        return parameters if does_harm else whole
 
     def _memory(self, parameters: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """How the examples look, and how far off these parameters are on them; the words alone if there are none."""
         assert self.backbone.mask_decoder is not None
         inside, outside = zip(*(example.sides(self.backbone.patch_grid_hw) for example in self.shots), strict=True)
         features = [example.features for example in self.shots]
-        return remember(self.backbone.mask_decoder, features, inside, outside, self._log_odds(parameters))
+        log_odds = [self._log_odds(index, parameters) for index in range(len(self.shots))]
+        return remember(self.backbone.mask_decoder, features, inside, outside, log_odds)
 
     @property
     def _decodes(self) -> bool:
         return self.recipe.memory and self.backbone.mask_decoder is not None
 
-    def _helps_on_others(self, parameters: Mapping[str, Tensor], log_odds: Sequence[Float[Tensor, "patch"]]) -> bool:
-        """Whether a visual prompt of the other examples marks each, in the mean, better than the parameters alone."""
-        gain = 0.0
-        for index in range(len(self.shots)):
+    def _gain_by_others(self, index: int, parameters: Mapping[str, Tensor]) -> float:
+        """How much better a visual prompt of the other examples marks this one than the parameters alone."""
+        if ("gain", index) not in self._numbers:
             others = [other for other in range(len(self.shots)) if other != index]
-            visual = self._visual_prompt(others, log_odds)
-            gain += self._iou(index, {**parameters, **visual}) - self._iou(index, parameters)
-        return gain > 0
+            visual = self._visual_prompt(others, parameters)
+            with_it = self._iou("others' visual prompt", index, {**parameters, **visual})
+            self._numbers["gain", index] = with_it - self._iou(_PARAMETERS, index, parameters)
+        return self._numbers["gain", index]
 
-    def _log_odds(self, parameters: Mapping[str, Tensor] | None) -> list[Float[Tensor, "patch"]]:
-        """Of the category against everything else, per example; by the words alone if there are no parameters."""
-        own = [normalise(self._scores(index, parameters))[-1] for index in range(len(self.shots))]
-        return [torch.logit(each, eps=1e-5) for each in own]
+    def _log_odds(self, index: int, parameters: Mapping[str, Tensor] | None) -> Float[Tensor, "patch"]:
+        """Of the category against everything else, in an example; by the words alone if there are no parameters."""
+        key = (parameters is not None, index)
+        if key not in self._odds:
+            self._odds[key] = torch.logit(normalise(self._scores(index, parameters))[-1], eps=1e-5)
+        return self._odds[key]
 
-    def _visual_prompt(self, examples: Sequence[int], log_odds: Sequence[Float[Tensor, "patch"]]) -> dict[str, Tensor]:
-        """The visual prompt that some of the examples give, on top of parameters with these log-odds."""
+    def _visual_prompt(self, examples: Sequence[int], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The visual prompt that some of the examples give, on top of these parameters."""
         assert self.recipe.visual_prompt is not None
         shots = [self.shots[index] for index in examples]
         features = [example.features for example in shots]
         inside, outside = zip(*(example.sides(self.backbone.patch_grid_hw) for example in shots), strict=True)
         outer, inner = mean_features(features, inside, outside)
         likeness = [F.normalize(photo.float(), dim=1) @ (inner - outer) for photo in features]
-        chosen = [log_odds[index] for index in examples]
-        strength, bias = fit(chosen, likeness, inside, outside, self.recipe.visual_prompt)
+        log_odds = [self._log_odds(index, parameters) for index in examples]
+        strength, bias = fit(log_odds, likeness, inside, outside, self.recipe.visual_prompt)
         return {DIRECTION: strength * (inner - outer), BIAS: torch.tensor(bias, device=inner.device)}
 
     def tensors(self, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
@@ -313,23 +368,37 @@ class CategoryTuning:
         Args:
             parameters: Of this category's adapter; None for the words alone.
         """
-        example, constant = self.shots[index], self._constant[index]
+        example, constant = self.shots[index], self._constant_of(index)
+        stop = constant.spans[-1][1]
+        spans = (*constant.spans, (stop, stop + len(self._prompts)))
         adapters = {name: tensor[None] for name, tensor in parameters.items()} if parameters else None
         seen = self.backbone.attend(example.image_tokens, self.text, layers=self.layers, adapters=adapters)
         match = torch.cat([constant.match_score, seen.match_score.float()])
         # The words alone average the layers, as a category without an adapter does.
-        mix = (self._layer_logits if parameters else torch.zeros_like(self._layer_logits)).softmax(dim=0)
+        mix = self._mix(parameters)
         total = torch.zeros(())
         for row, layer in enumerate(self.layers):
             own = token_sum(head_max(seen.logits[layer]), self.text.attention_mask).float()
             if parameters and DIRECTION in parameters:
                 own = own + visual_logits(example.features, parameters[DIRECTION][None], parameters[BIAS][None])
             logits = torch.cat([constant.patch_logits[row], own])
-            scores = class_scores(prompt_scores(logits, match), self._spans)
+            scores = class_scores(prompt_scores(logits, match), spans)
             # Only this category's weights are learned; the other classes average, as they will at request time.
-            weight = torch.cat([mix.new_full((len(self._spans) - 1,), 1 / len(self.layers)), mix[row : row + 1]])
+            weight = torch.cat([mix.new_full((len(spans) - 1,), 1 / len(self.layers)), mix[row : row + 1]])
             total = total.to(scores) + weight.to(scores)[:, None] * scores
         return total
+
+    def _mix(self, parameters: Mapping[str, Tensor] | None) -> Float[Tensor, "layer"]:
+        """Weight of each layer under these parameters; a memory alone is none."""
+        is_tuned = any(not name.startswith(MEMORY_PREFIX) for name in parameters or ())
+        return (self._layer_logits if is_tuned else torch.zeros_like(self._layer_logits)).softmax(dim=0)
+
+    def _constant_of(self, index: int) -> Evidence:
+        if index not in self._constant:
+            with torch.no_grad():
+                tokens = self.shots[index].image_tokens
+                self._constant[index] = prompt_evidence(self.backbone, tokens, self._others, self.layers)
+        return self._constant[index]
 
     def _loss(self, index: int) -> Float[Tensor, ""]:
         example = self.shots[index]
@@ -339,7 +408,17 @@ class CategoryTuning:
         weight = object_and_background_weight(example, self.recipe)
         return -(weight * log_p.flip(0)).sum()
 
-    def _iou(self, index: int, parameters: Mapping[str, Tensor] | None) -> float:
+    def _iou(self, what: str, index: int, parameters: Mapping[str, Tensor] | None) -> float:
+        """Of one example, by these parameters.
+
+        Args:
+            what: What they are, by which the result is remembered.
+        """
+        if (what, index) not in self._numbers:
+            self._numbers[what, index] = self._measured_iou(index, parameters)
+        return self._numbers[what, index]
+
+    def _measured_iou(self, index: int, parameters: Mapping[str, Tensor] | None) -> float:
         example, scores = self.shots[index], self._scores(index, parameters)
         grid_hw = self.backbone.patch_grid_hw
         if self._decodes:

@@ -364,20 +364,7 @@ class Evaluation:
         )
         for _ in range(self.options.recipe.steps):
             tuning.step()
-        tuned, words = tuning.example_iou(adapted=True), tuning.example_iou(adapted=False)
-        return Adapter(
-            backbone=self.backbone.name,
-            revision=self.backbone.revision,
-            category=name,
-            version=1,
-            prompts=(name,),
-            layers=self.layers,
-            ensemble=tuning.ensemble,
-            tensors=tuning.tensors() if tuned >= words else {},
-            example_iou=tuned,
-            zero_shot_example_iou=words,
-            created_at="",
-        )
+        return tuning.adapter(name, version=1, created_at="")
 
     def _shot(self, photo: Photo, number: int) -> Shot:
         tokens, _, frame = self._encode(photo)

@@ -44,7 +44,8 @@ class ImageCache:
         self._metrics.image_cache_misses.inc()
         made = encode()
         with self._lock:
-            if key not in self._tokens:
+            # One that is larger than all the memory would drive out all others and then go itself.
+            if key not in self._tokens and made.nbytes <= self._max_bytes:
                 self._tokens[key] = made
                 self._bytes += made.nbytes
             while self._bytes > self._max_bytes:

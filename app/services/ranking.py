@@ -100,11 +100,10 @@ class Ranking:
             shares = await model.lane.run(partial(image_shares, model.backbone, photo.rgb, prompts), kind="rank")
             statistics = statistics.add(shares)
             if not await self._engine.step(job, step=index + 1, steps=count):
-                return
-        if await self._engine.stopped(job):
-            return
-        await self._layers.add(model.backbone.revision, StoredStatistics(prompts, statistics, job.id))
-        await self._engine.end(job, "succeeded")
+                break
+        if not await self._engine.stopped(job):
+            await self._layers.add(model.backbone.revision, StoredStatistics(prompts, statistics, job.id))
+            await self._engine.end(job, "succeeded")
         await self._redis.delete(keys.ranking_images(job.id), keys.ranking_names(job.id))
 
     async def _prompts(self, job: Job) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,7 +11,6 @@ import numpy as np
 import torch
 
 from app.errors import ConflictError, NotFoundError
-from app.method.adapter import Adapter
 from app.method.backbone import Backbone
 from app.method.frame import labels_to_input
 from app.method.masks import mask_to_png
@@ -26,6 +26,12 @@ from app.storage.categories import CategoryRecord, CategoryStore, Example, new_e
 from app.storage.jobs import Job, JobStore, now
 
 _NOT_WANTED = "The category was taught anew or deleted."
+
+
+_END = object()
+
+# Far longer than it takes to store an example.
+_STORING_LOOKS, _STORING_PAUSE_S = 10, 0.3
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,7 @@ class Teaching:
 
     async def tune(self, job: Job) -> None:
         """The job: idempotent per generation, stops between steps when it isn't wanted any more."""
-        category = await self._categories.get(keys.category_id(job.category or ""))
+        category = await self._category_of(job)
         if category and category.job == job.id and not job.generation:
             # The process died between storing the example and noting its generation.
             job = replace(job, generation=category.generation)
@@ -146,6 +152,15 @@ class Teaching:
                 await self._commit(job, category, tuning)
         await self._conclude(job, category.id)
 
+    async def _category_of(self, job: Job) -> CategoryRecord | None:
+        """The category as it is now. A job may be found, by a process that starts, while another stores its example."""
+        for _ in range(1 if job.generation else _STORING_LOOKS):
+            category = await self._categories.get(keys.category_id(job.category or ""))
+            if job.generation or (category and category.job == job.id):
+                break
+            await asyncio.sleep(_STORING_PAUSE_S)
+        return category
+
     async def _run(self, job: Job, tuning: CategoryTuning) -> bool:
         """All steps, each a call of its own on the lane. False if the job isn't wanted any more."""
         lane, steps = self._models.default.lane, self._recipe.steps
@@ -158,10 +173,14 @@ class Teaching:
     async def _commit(self, job: Job, category: CategoryRecord, tuning: CategoryTuning) -> None:
         """Put the outcome in use, unless the category waits for a newer one by now or has this one already."""
         model = self._models.default
-        adapter = await model.lane.run(partial(finished_adapter, tuning, category, model.backbone), kind="tune")
-        numbered = replace(adapter, version=await self._categories.next_version(category.id))
-        await self._categories.commit(category.id, numbered, generation=job.generation)
-        self._metrics.taught(category.name, gain=adapter.example_iou - adapter.zero_shot_example_iou)
+        finishing = tuning.finishing()
+        while await model.lane.run(partial(_goes_on, finishing), kind="tune"):
+            pass
+        version = await self._categories.next_version(category.id)
+        finish = partial(tuning.adapter, category.name, version=version, created_at=now())
+        adapter = await model.lane.run(finish, kind="tune")
+        if await self._categories.commit(category.id, adapter, generation=job.generation):
+            self._metrics.taught(category.name, gain=adapter.example_iou - adapter.zero_shot_example_iou)
 
     async def _conclude(self, job: Job, category_id: str) -> None:
         """End the job by what the category says: this run may have committed, or one before it that died then."""
@@ -236,23 +255,6 @@ def make_shot(backbone: Backbone, photo: np.ndarray, mask: np.ndarray, recipe: R
     return shot(backbone, encode(backbone, rgb), labels, label_scale=recipe.label_scale)
 
 
-def finished_adapter(tuning: CategoryTuning, category: CategoryRecord, backbone: Backbone) -> Adapter:
-    """The outcome, not yet numbered.
-
-    If the tuned parameters score below the words alone on the category's own examples, it holds no tensors: the
-    category keeps the words, and the two scores say so.
-    """
-    tuned, words = tuning.example_iou(adapted=True), tuning.example_iou(adapted=False)
-    return Adapter(
-        backbone=backbone.name,
-        revision=backbone.revision,
-        category=category.name,
-        version=0,
-        prompts=category.words,
-        layers=tuning.layers,
-        ensemble=tuning.ensemble,
-        tensors=tuning.tensors() if tuned >= words else {},
-        example_iou=round(tuned, 4),
-        zero_shot_example_iou=round(words, 4),
-        created_at=now(),
-    )
+def _goes_on(work: Iterator[None]) -> bool:
+    """Do the next piece of work; whether there was one."""
+    return next(work, _END) is not _END

@@ -94,5 +94,5 @@ def layer_statistics(revision: str) -> str:
 
 
 def idempotency(key_hash: str) -> str:
-    """Hash: the body's hash and the answer that an Idempotency-Key stands for."""
+    """JSON: the body's hash and the answer that an Idempotency-Key stands for."""
     return f"{PREFIX}:idempotency:{key_hash}"

@@ -12,6 +12,7 @@ from torch import Tensor
 from app.backbones.blip import Blip
 from app.method import evidence
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
+from app.method.backbone import TextToImage, TextTokens
 from app.method.evidence import batches, prompt_evidence, stack
 from app.method.example_memory import FACTS
 from app.method.segment import Query
@@ -103,6 +104,25 @@ def test_a_thousand_categories_go_in_passes_of_bounded_size(blip: Blip) -> None:
 
 def test_a_group_larger_than_a_pass_gets_one_of_its_own() -> None:
     assert batches([Query(("sky",)), Query(("word",) * 131), Query(("wall",))]) == [[0], [1], [2]]
+
+
+def test_a_thousand_words_for_the_background_go_in_parts(
+    blip: Blip, image_tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = [Query(tuple(f"thing {number}" for number in range(131))), Query(("dog",))]
+    sizes, attend = [], blip.attend
+
+    def counted(tokens: Tensor, text: TextTokens, **how: object) -> TextToImage:
+        sizes.append(len(text.attention_mask))
+        return attend(tokens, text, **how)
+
+    monkeypatch.setattr(blip, "attend", counted)
+    in_parts = prompt_evidence(blip, image_tokens, groups, LAYERS)
+    assert sizes == [128, 3, 1]
+    monkeypatch.setattr(evidence, "PROMPTS_PER_PASS", 131)
+    at_once = prompt_evidence(blip, image_tokens, groups, LAYERS)
+    torch.testing.assert_close(in_parts.patch_logits, at_once.patch_logits, rtol=1e-5, atol=1e-4)
+    assert in_parts.spans == at_once.spans
 
 
 def test_shorter_lists_of_tokens_are_padded_with_one_that_matches_nothing(blip: Blip) -> None:

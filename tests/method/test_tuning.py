@@ -182,6 +182,38 @@ class TestOneCategory:
             in_parts = normalise(upsample(scores, (7, 7), (112, 112)))
             torch.testing.assert_close(in_parts, at_once, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.parametrize(("tuned", "words", "kept"), [(0.6, 0.5, True), (0.5, 0.5, True), (0.4, 0.5, False)])
+    def test_the_better_of_tuned_parameters_and_words_is_kept(
+        self, blip: Blip, shots: list[Shot], monkeypatch: pytest.MonkeyPatch, tuned: float, words: float, kept: bool
+    ) -> None:
+        tuning = tuning_of(blip, shots, words=("dog", "hound"))
+        monkeypatch.setattr(tuning, "example_iou", lambda *, adapted: tuned if adapted else words)
+        adapter = tuning.adapter("Dog", version=3, created_at="now")
+        assert bool(adapter.tensors) is kept
+        assert (adapter.example_iou, adapter.zero_shot_example_iou) == (tuned, words)
+        assert (adapter.category, adapter.version, adapter.prompts) == ("Dog", 3, ("dog", "hound"))
+        assert (adapter.backbone, adapter.revision, adapter.layers) == (blip.name, blip.revision, LAYERS)
+
+    @pytest.mark.parametrize("prior", [None, Prior()])
+    def test_finished_an_example_at_a_time_is_finished_at_once(
+        self, blip: Blip, shots: list[Shot], prior: Prior | None
+    ) -> None:
+        at_once, in_pieces = (tuning_of(blip, shots, replace(RECIPE, visual_prompt=prior)) for _ in range(2))
+        for tuning in (at_once, in_pieces):
+            tuning.step()
+        assert len(list(in_pieces.finishing())) == len(shots) * (3 if prior else 2)
+        one, other = (tuning.adapter("dog", version=1, created_at="") for tuning in (at_once, in_pieces))
+        assert (one.example_iou, one.zero_shot_example_iou) == (other.example_iou, other.zero_shot_example_iou)
+        assert one.tensors.keys() == other.tensors.keys()
+        assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+
+    def test_a_step_after_finishing_is_not_forgotten(self, blip: Blip, shots: list[Shot]) -> None:
+        finished, straight = tuning_of(blip, shots), tuning_of(blip, shots)
+        list(finished.finishing())
+        for tuning in (finished, straight):
+            tuning.step()
+        assert finished.example_iou(adapted=True) == straight.example_iou(adapted=True)
+
     @pytest.mark.parametrize("learned_ensemble", [False, True])
     @pytest.mark.parametrize("prior", [None, Prior()])
     def test_a_request_sees_what_tuning_saw(
@@ -375,7 +407,9 @@ class TestMemory:
             marked = (np.array(mask.convert("L")) > 0).astype(np.uint8)
         labels = torch.from_numpy(labels_to_input(marked, frame, outside=IGNORE)).long()
         cat = shot(embedded, encode(embedded, rgb), labels, label_scale=2)
-        recipe = replace(RECIPE, learning_rate=1.0, interpolation=1.0)
+        recipe = replace(
+            RECIPE, learning_rate=1.0, interpolation=1.0, learned_ensemble=True, ensemble_learning_rate=1.0
+        )
         tuning = CategoryTuning(
             embedded, [cat], ["cat"], background=BACKGROUND, layers=embedded.default_layers, recipe=recipe
         )
@@ -383,4 +417,5 @@ class TestMemory:
         for _ in range(3):
             tuning.step()
         assert set(tuning.tensors()) == set(MEMORY)
+        assert tuning.ensemble == pytest.approx((0.5, 0.5))
         assert tuning.example_iou(adapted=True) > 0.8

@@ -29,6 +29,13 @@ def test_the_least_recently_used_photo_makes_room() -> None:
     assert made == ["a", "b", "c", "b"]
 
 
+def test_a_photo_larger_than_the_memory_drives_no_other_out() -> None:
+    cache = ImageCache(max_bytes=5 * 4, metrics=Metrics())
+    small = cache.get("model", "small", lambda: torch.zeros(5))
+    cache.get("model", "large", lambda: torch.zeros(7))
+    assert cache.get("model", "small", lambda: torch.ones(5)) is small
+
+
 def test_each_model_has_its_own_tokens() -> None:
     cache = ImageCache(max_bytes=1000, metrics=Metrics())
     one, other = (cache.get(model, "a", lambda value=value: torch.tensor([value])) for value, model in enumerate("xy"))

@@ -45,3 +45,13 @@ async def test_a_job_whose_photos_have_expired_fails_and_says_so(wire) -> None:
         failed = await live.jobs.get(job.id)
         assert failed.status == "failed"
         assert "expired" in failed.error
+
+
+async def test_a_cancelled_job_keeps_no_photos(wire) -> None:
+    async with wire(worker=False) as live:
+        job = await live.ranking.start([photo(), photo()], ["cat"])
+        await live.engine.cancel(job)
+        await live.ranking.rank(job)
+        assert (await live.jobs.get(job.id)).status == "cancelled"
+        assert not [key async for key in live.redis.scan_iter("exemplar:ranking:*")]
+        assert (await live.models.layers_of(live.models.default)).images == 0
