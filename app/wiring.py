@@ -55,6 +55,9 @@ _STORE_TIMEOUT_S = 5.0
 # A killed server is back in a second; the longer its append-only file, the later.
 _STORE_RESTART_S = 5.0
 
+# Between two beginnings of a worker: a fault that comes back at once must not fill the log.
+_WORKER_PAUSE_S = 1.0
+
 # Products that tell which number format is faster: small ones, since a CPU without bfloat16 takes 100 times as long.
 _TRIED_SIZE = 256
 _TRIES = 3
@@ -178,7 +181,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         await stack.enter_async_context(_in_background(models.warm_up(), "warm-up"))
         await engine.recover()
         if settings.worker:
-            await stack.enter_async_context(_in_background(engine.work(), "worker"))
+            await stack.enter_async_context(_in_background(_unending(engine.work), "worker"))
         yield live
 
 
@@ -347,6 +350,16 @@ async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIte
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+async def _unending(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run what isn't meant to end, and begin anew after a fault: else jobs would wait for as long as the service runs."""
+    while True:
+        try:
+            await work()
+        except Exception:  # whatever it was, the log has it
+            _log.exception("the worker ended, and begins anew")
+        await asyncio.sleep(_WORKER_PAUSE_S)
 
 
 def _tell(task: asyncio.Task[None], name: str) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from app.method.masks import mask_to_png
 from app.services.decode import decode_photo
+from app.services.job_engine import JobEngine
 from app.services.teaching import Lesson
 from app.storage import keys
 from app.storage.categories import new_example
@@ -206,3 +207,19 @@ class TestOutcome:
             jobs = [(await live.teaching.teach(lesson(f"c{n}", seed=n)))[0] for n in range(5)]
             assert {(await ended(live, job)).status for job in jobs} == {"succeeded"}
             assert all(job.status in ENDED for job in await live.jobs.list())
+
+
+async def test_a_worker_that_falls_over_begins_anew(wire, monkeypatch, caplog) -> None:
+    falls, work = [KeyError("secret")], JobEngine.work
+
+    async def falls_over_once(self: JobEngine) -> None:
+        if falls:
+            raise falls.pop()
+        await work(self)
+
+    monkeypatch.setattr(JobEngine, "work", falls_over_once)
+    monkeypatch.setattr("app.wiring._WORKER_PAUSE_S", 0.01)
+    async with wire() as live:
+        job, _ = await live.teaching.teach(lesson())
+        assert (await ended(live, job)).status == "succeeded"
+    assert "begins anew" in caplog.text
