@@ -353,7 +353,7 @@ async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIte
 
 
 async def _unending(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run what isn't meant to end, and begin anew after a fault: else jobs would wait for as long as the service runs."""
+    """Run what isn't meant to end, and begin anew after a fault: jobs would wait for as long as the service runs."""
     while True:
         try:
             await work()
