@@ -192,10 +192,10 @@ def _settings() -> Settings:
             "process. Set it where Ray's processes start."
         )
     # It connects to replicas from the node they are on, and doesn't say for whom.
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and not settings.allow_anonymous:
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and not (settings.allow_anonymous or settings.api_keys):
         raise ValueError(
             "Behind RAY_SERVE_ENABLE_HA_PROXY=1 every caller seems to be on this machine: unset it, or set "
-            "EXEMPLAR_ALLOW_ANONYMOUS=true and put a gateway in front that asks who calls."
+            "EXEMPLAR_API_KEYS, or EXEMPLAR_ALLOW_ANONYMOUS=true with a gateway in front that asks who calls."
         )
     return settings
 

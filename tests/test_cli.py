@@ -32,7 +32,7 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_names_every_command() -> None:
     told = run("--help").stdout
-    for command in ("serve", "worker", "demo", "register", "segment", "evaluate", "parity", "backbones"):
+    for command in ("serve", "worker", "demo", "register", "segment", "evaluate", "parity", "backbones", "key"):
         assert command in told
 
 

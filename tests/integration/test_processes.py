@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import signal
@@ -182,6 +183,38 @@ def test_a_worker_beside_a_service_without_one(run, database, photo, mask) -> No
         job_id = service.teach("cup", photo, mask)
         time.sleep(0.5)
         assert service.http.get(f"/jobs/{job_id}").json()["status"] == "queued"
+
+
+def test_a_team_with_keys_on_the_command_line(run) -> None:
+    made = subprocess.run([sys.executable, "-m", "app", "key", "teach"], cwd=REPOSITORY, capture_output=True, text=True)
+    key, setting = (line.split()[1] for line in made.stdout.splitlines())
+    examples = REPOSITORY / "examples"
+    with serving(run, api_keys=setting) as service:
+        url = str(service.http.base_url)
+        files = (str(examples / "teacup.jpg"), str(examples / "teacup_mask.png"))
+        stranger = run("register", "cup", *files, "--url", url)
+        assert stranger.child.wait(DEADLINE_S) == 1
+        assert "X-API-Key" in stranger.log
+        assert "Traceback" not in stranger.log
+        member = run("register", "cup", *files, "--url", url, api_key=key)
+        assert member.child.wait(DEADLINE_S) == 0, member.log
+        assert "version 1" in member.log
+        found = run("segment", files[0], "--url", url, "--key", key)
+        assert found.child.wait(DEADLINE_S) == 0, found.log
+        assert "cup" in found.log
+
+
+def test_who_leaves_a_batch_ends_it(run, photo) -> None:
+    with serving(run) as service:
+        many = [("images", (f"{number}.jpg", photo)) for number in range(60)]
+        with service.http.stream("POST", "/segment/batch", files=many, data={"categories": "cup"}) as answer:
+            assert "image" in json.loads(next(answer.iter_lines()))
+        time.sleep(1)
+        begun = service.metric("exemplar_queue_wait_seconds_count", kind="segment")
+        time.sleep(1)
+        assert service.metric("exemplar_queue_wait_seconds_count", kind="segment") == begun < 60
+        assert service.metric("exemplar_inflight_requests") == 1  # the one that asks
+        assert "Traceback" not in service.process.log
 
 
 def test_ten_clients_at_once(run, photo, mask) -> None:

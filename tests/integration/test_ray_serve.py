@@ -197,7 +197,10 @@ def test_haproxy_hides_who_calls(setting) -> None:
     with pytest.raises(ValueError, match="EXEMPLAR_ALLOW_ANONYMOUS=true"):
         ray_serve._settings()
 
-    setting(EXEMPLAR_ALLOW_ANONYMOUS="true")
+    setting(EXEMPLAR_API_KEYS=f"read:{'0' * 64}")
+    assert ray_serve._settings().redis_url == "redis://store"
+
+    setting(EXEMPLAR_API_KEYS="", EXEMPLAR_ALLOW_ANONYMOUS="true")
     assert ray_serve._settings().redis_url == "redis://store"
 
 
