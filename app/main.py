@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.types import Scope
 
 import app as package
-from app.api import categories, health, jobs, layers, page, problems, segment
+from app.api import categories, docs, health, jobs, layers, page, problems, segment
 from app.api.access import Access
 from app.api.middleware import BodyLimit, Identified, Measured, WholeNames
 from app.api.schemas import BatchLine
@@ -51,6 +51,8 @@ def create_app(
         version=package.__version__,
         description="Learns to segment a category from one example.",
         lifespan=lifespan,
+        docs_url=None,  # ours needs nothing from elsewhere
+        redoc_url=None,
         # A span per request and none of its parts, which are the framework's; Prometheus has the metrics.
         telemetry={"metrics": False, "logs": False, "operation_spans": False, "exclude": _is_probe},
         # A path with one slash too many is a mistake to be told, not an address to be sent to.
@@ -58,7 +60,7 @@ def create_app(
         # Both beyond what is refused by its own name: too many names, too long a text.
         form_limits={"max_fields": _MAX_FORM_FIELDS, "max_part_size": 2 * resolved.max_upload_bytes + MEBIBYTE},
     )
-    for module in (categories, segment, jobs, layers, health, page):
+    for module in (categories, segment, jobs, layers, health, page, docs):
         app.include_router(module.router)
     problems.install(app)
     # The last one added is the first to see a request.

@@ -16,8 +16,8 @@ from app.errors import AppError, ForbiddenError, UnauthorizedError
 from app.settings import SCOPES, Scope
 
 # What says nothing about anybody's data: probes, numbers, the document of the API and the page that asks for a key.
-_OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/"})
-_OPEN_FOLDER = "/web/"
+_OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/"})
+_OPEN_FOLDERS = ("/web/", "/docs/")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _SEGMENTING = frozenset({"/segment", "/segment/batch"})
 
@@ -66,7 +66,7 @@ def scope_of(method: str, path: str) -> Scope | None:
     `read` looks and segments, `teach` also changes what a category knows and starts jobs, `admin` also deletes
     categories and puts adapters from elsewhere into them.
     """
-    if path in _OPEN or path.startswith(_OPEN_FOLDER):
+    if path in _OPEN or path.startswith(_OPEN_FOLDERS):
         return None
     if method in _SAFE_METHODS or path in _SEGMENTING:
         return "read"

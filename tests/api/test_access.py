@@ -79,7 +79,8 @@ class TestKeys:
         assert "teach" in answer.json()["detail"]
 
     def test_probes_numbers_and_the_document_are_open(self, api) -> None:
-        for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
+        probes, pages = ("/healthz", "/readyz", "/metrics"), ("/docs", "/docs/swagger-ui.css", "/", "/web/page.js")
+        for path in (*probes, *pages, "/openapi.json"):
             assert api.http.get(path).status_code == 200
 
     def test_this_machine_needs_a_key_too(self, start) -> None:

@@ -370,3 +370,12 @@ def test_it_fits_and_every_control_has_a_label(page: Page, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == width
     unlabelled = "inputs => inputs.filter((input) => !input.labels.length).map(({ id }) => id)"
     assert page.locator("input").evaluate_all(unlabelled) == []
+
+
+def test_the_document_of_the_api_needs_nothing_from_elsewhere(page: Page, url: str) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.get_by_role("link", name="All calls").click()
+    expect(page.locator("#operations-segment-segment_segment_post")).to_be_visible()
+    assert len(asked) >= 4
+    assert [where for where in asked if not where.startswith((url, "data:"))] == []

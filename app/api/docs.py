@@ -1,0 +1,44 @@
+"""The API's document as a page at /docs: its script comes with a package, where FastAPI's page fetches it from afar."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse
+
+from app.errors import NotFoundError
+
+router = APIRouter(prefix="/docs", include_in_schema=False)
+
+_FOLDER = Path(str(files("fastapi_swagger.resources")))
+_TYPES = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "favicon-32x32.png": "image/png",
+}
+
+
+@router.get("")
+async def document(request: Request) -> HTMLResponse:
+    """Swagger UI over /openapi.json."""
+    root = request.scope.get("root_path", "").rstrip("/")
+    script, style, icon = (f"{root}/docs/{name}" for name in _TYPES)
+    return get_swagger_ui_html(
+        openapi_url=f"{root}/openapi.json",
+        title=f"{request.app.title}: all calls",
+        swagger_js_url=script,
+        swagger_css_url=style,
+        swagger_favicon_url=icon,
+        swagger_ui_parameters={"persistAuthorization": True, "displayRequestDuration": True},
+    )
+
+
+@router.get("/{name}")
+async def part(name: str) -> FileResponse:
+    """A script or style of the page."""
+    if name not in _TYPES:
+        raise NotFoundError(f"The document has no file {name!r}.", field="name")
+    return FileResponse(_FOLDER / name, media_type=_TYPES[name])
