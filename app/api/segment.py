@@ -97,6 +97,9 @@ async def segment(
     accept: Annotated[str, Header(include_in_schema=False)] = "*/*",
 ) -> Response:
     """Segment a photo into categories, taught or merely named. Masks are of the photo's size after EXIF rotation."""
+    label_map = not with_overlay and _wants_png(accept)
+    if label_map:
+        _check_labels(len(request.categories))
     live.segmentation.admit(request)
     clock = Clock()
     photo = await _read(live, image, "image", clock)
@@ -105,7 +108,7 @@ async def segment(
     with clock.stage("answer"):
         if with_overlay:
             answer = Response(await asyncio.to_thread(_overlay_png, photo, segmented), media_type="image/png")
-        elif _wants_png(accept):
+        elif label_map:
             answer = await asyncio.to_thread(_label_map, segmented)
         else:
             answer = JSONResponse(await asyncio.to_thread(_body, photo, segmented, output, heatmaps))
@@ -192,14 +195,17 @@ def _segmentation(mask: np.ndarray, output: MaskForm) -> Rle | list[list[float]]
     return _base64(mask_to_png(mask))
 
 
-def _label_map(segmented: Segmented) -> Response:
-    names = [found.name for found in segmented.found]
-    if len(names) > MAX_LABELS:
+def _check_labels(count: int) -> None:
+    if count > MAX_LABELS:
         raise InvalidInputError(
-            f"A label map has room for {MAX_LABELS} categories and {len(names)} are asked for: name fewer, or ask for "
-            "JSON.",
+            f"A label map has room for {MAX_LABELS} categories and {count} are asked for: name fewer, or ask for JSON.",
             field="categories",
         )
+
+
+def _label_map(segmented: Segmented) -> Response:
+    names = [found.name for found in segmented.found]
+    _check_labels(len(names))  # known only now if every category taught was asked for
     png = label_map_to_png(segmented.labels.astype(np.uint8), names, palette(len(names)))
     # JSON with every non-ASCII character escaped: headers carry Latin-1 only.
     return Response(png, media_type="image/png", headers={"X-Categories": json.dumps(names)})

@@ -191,20 +191,26 @@ def check_adapter(adapter: Adapter, backbone: Backbone) -> None:
             f"({backbone.revision}): teach the category here, or start the service with that backbone."
         )
     if max(adapter.layers) >= backbone.layer_count or min(adapter.layers) < 0:
-        raise InvalidInputError("The adapter names layers that the backbone doesn't have.", field="body")
+        raise InvalidInputError(
+            "The adapter names layers that the backbone doesn't have: export it again.", field="body"
+        )
     if not adapter.tensors:
         return
     memory = blank(backbone.mask_decoder) if backbone.mask_decoder and FACTS in adapter.tensors else {}
     # Where the tuned parameters do harm, what the examples look like is kept alone.
     expected = memory | _parameters(adapter, backbone) if adapter.parameters else memory
     if set(adapter.tensors) != set(expected):
-        raise InvalidInputError("The adapter's tensors are not those that the backbone tunes.", field="body")
+        raise InvalidInputError(
+            "The adapter's tensors are not those that the backbone tunes: export it again.", field="body"
+        )
     rows = len(adapter.tensors.get(TOKEN_IDS, ()))
     for name, tensor in expected.items():
         shape = (rows, *tensor.shape[1:]) if name in (TOKEN_IDS, TOKEN_ROWS) else tuple(tensor.shape)
         given = adapter.tensors[name]
         if tuple(given.shape) != shape or given.is_floating_point() != tensor.is_floating_point():
-            raise InvalidInputError(f"The adapter's {name} is not of the shape that the backbone tunes.", field="body")
+            raise InvalidInputError(
+                f"The adapter's {name} has another shape than the backbone tunes: export it again.", field="body"
+            )
 
 
 def _parameters(adapter: Adapter, backbone: Backbone) -> dict[str, Tensor]:

@@ -244,7 +244,7 @@ class Teaching:
     async def _get(self, name: str) -> CategoryRecord:
         record = await self._categories.get(keys.category_id(name))
         if record is None:
-            raise NotFoundError(f"There is no category {name!r}.", field="name")
+            raise NotFoundError(f"There is no category {name!r}: see GET /categories.", field="name")
         return record
 
 
