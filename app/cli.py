@@ -9,7 +9,7 @@ import secrets
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -21,6 +21,9 @@ from typer.exceptions import TyperException
 from app import logs, telemetry
 from app.errors import AppError, InvalidInputError, UnavailableError
 from app.settings import Scope, Settings
+
+if TYPE_CHECKING:
+    from app.client import Client
 
 app = typer.Typer(
     help="Exemplar: learn to segment a category from one example.",
@@ -116,33 +119,66 @@ def register(
 
 @app.command()
 def segment(
-    image: Annotated[Path, typer.Argument(help="A photo.", exists=True, dir_okay=False)],
+    images: Annotated[list[Path], typer.Argument(help="One photo or several.", exists=True, dir_okay=False)],
     category: Annotated[list[str] | None, typer.Option(help="A name; repeatable; none = every one taught.")] = None,
-    overlay: Annotated[Path | None, typer.Option(help="Write the photo with masks and names here, as PNG.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the service's answer.")] = False,
+    overlay: Annotated[Path | None, typer.Option(help="Write the one photo with masks and names here, as PNG.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the service's answer; of several photos a line for each.")
+    ] = False,
     url: Url = "http://127.0.0.1:8000",
     key: Key = None,
 ) -> None:
-    """Segment a photo with a running service."""
+    """Segment photos with a running service; exit 1 if it can't read one of several."""
     from app.client import Client
 
+    names = category or []
+    if overlay and len(images) > 1:
+        raise InvalidInputError("--overlay draws one photo: give one, or leave it out.")
     with Client(url, key=key) as client:
-        answer = client.segment(image, category or [])
+        if len(images) > 1:
+            return _segment_several(client, images, names, as_json=as_json)
+        answer = client.segment(images[0], names)
         if overlay:
-            overlay.write_bytes(client.overlay(image, category or []))
+            overlay.write_bytes(client.overlay(images[0], names))
     if as_json:
         print(json.dumps(answer, ensure_ascii=False, indent=2))
         return
-    table = Table("category", "taught", "match", "probability", "area")
+    table = Table(*_FOUND)
     for found in answer["categories"]:
-        table.add_row(
-            found["name"],
-            "yes" if found["adapted"] else "named",
-            f"{found['match_score']:.2f}",
-            f"{found['mean_probability']:.2f}",
-            f"{found['area']:,}",
-        )
+        table.add_row(*_row(found))
     console.print(table)
+
+
+def _segment_several(client: Client, images: list[Path], names: list[str], *, as_json: bool) -> None:
+    table = Table("photo", *_FOUND)
+    problems = 0
+    with progress_bar(errors) as bar:
+        for line in bar.track(client.batch(images, names), total=len(images), description="segmenting"):
+            image = str(images[line["index"]])
+            problems += "problem" in line
+            if as_json:
+                print(json.dumps(line | {"filename": image}, ensure_ascii=False))
+            elif "problem" in line:
+                errors.print(f"[red]{image}:[/red] {line['problem']['detail']}", highlight=False, soft_wrap=True)
+            for found in line.get("categories", ()):
+                table.add_row(image, *_row(found))
+    if not as_json:
+        console.print(table)
+    if problems:
+        raise typer.Exit(1)
+
+
+_FOUND = ("category", "taught", "match", "probability", "area")
+
+
+def _row(found: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        found["name"],
+        "yes" if found["adapted"] else "named",
+        f"{found['match_score']:.2f}",
+        f"{found['mean_probability']:.2f}",
+        f"{found['area']:,}",
+    )
 
 
 @app.command()

@@ -21,6 +21,8 @@ _TIMEOUT_S = 300.0
 _TRIES = 5
 _PAUSE_S = 1.0
 _AT_WORK = ("queued", "running")
+# Photos of one request: few enough for its size, enough to keep the service at work.
+_BATCH = 8
 
 Json = dict[str, Any]
 
@@ -98,6 +100,29 @@ class Client:
             "POST", "/segment", files={"image": image.read_bytes()}, data={"categories": list(categories), **fields}
         ).json()
         return answer
+
+    def batch(self, images: Sequence[Path], categories: Sequence[str]) -> Iterator[Json]:
+        """Segment several photos: what is found in each, or its problem, as soon as it is there.
+
+        `index` is the photo's place in `images`.
+        """
+        for start in range(0, len(images), _BATCH):
+            some = images[start : start + _BATCH]
+            try:
+                with self._http.stream(
+                    "POST",
+                    "/segment/batch",
+                    files=[("images", (image.name, image.read_bytes())) for image in some],
+                    data={"categories": list(categories)},
+                ) as stream:
+                    if stream.is_error:
+                        stream.read()
+                        raise AppError(_detail(stream))
+                    for text in stream.iter_lines():
+                        line: Json = json.loads(text)
+                        yield line | {"index": start + line["index"]}
+            except httpx.TransportError as error:
+                raise self._unreachable(error) from error
 
     def overlay(self, image: Path, categories: Sequence[str]) -> bytes:
         """The photo with coloured masks and names, as PNG."""

@@ -202,6 +202,13 @@ def test_a_team_with_keys_on_the_command_line(run) -> None:
         found = run("segment", files[0], "--url", url, "--key", key)
         assert found.child.wait(DEADLINE_S) == 0, found.log
         assert "cup" in found.log
+        several = [str(examples / name) for name in ("teacup.jpg", "README.md", *["coffee.jpg"] * 8)]
+        lines = run("segment", *several, "--category", "cup", "--json", "--url", url, api_key=key)
+        assert lines.child.wait(DEADLINE_S) == 1
+        told = [json.loads(line) for line in lines.log.splitlines() if line.startswith("{")]
+        assert sorted(line["index"] for line in told) == list(range(10))
+        assert [line["filename"] for line in told if "problem" in line] == [several[1]]
+        assert "Traceback" not in lines.log
 
 
 def test_who_leaves_a_batch_ends_it(run, photo) -> None:
