@@ -1,4 +1,4 @@
-# Everything a person or CI does here. `make demo` and `make test` need nothing but Python 3.11 and gcc.
+# Everything a person or CI does here. `make demo` and `make test` need nothing but Python 3.11.
 PYTHON ?= python3.11
 VENV := .venv
 # Where torch comes from, if not from pip's own index: https://download.pytorch.org/whl/cpu saves gigabytes of CUDA.

@@ -50,6 +50,10 @@ def main() -> None:
     except ValidationError as error:
         problems = "; ".join(f"EXEMPLAR_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
         _fail(f"The settings can't be used: {problems}.")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}.")
     except TyperException as error:
         _fail(error.format_message(), code=2)
     except (KeyboardInterrupt, typer.Abort):

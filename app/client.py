@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import httpx2 as httpx
 
-from app.errors import AppError, UnavailableError
+from app.errors import AppError, InvalidInputError, UnavailableError
 
 # A thousand categories on a slow machine take a while.
 _TIMEOUT_S = 300.0
@@ -36,6 +36,8 @@ class Client:
     """
 
     def __init__(self, url: str, *, key: str | None = None) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise InvalidInputError(f"{url!r} is no address: write it as http://127.0.0.1:8000.")
         self._url = url
         self._http = httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers={"X-API-Key": key} if key else {})
 

@@ -73,6 +73,7 @@ def test_parity_fails_where_an_output_is_too_far_off(tmp_path: Path) -> None:
         (["segment", "README.md", "--url", "http://127.0.0.1:9"], {}, "make serve"),
         (["segment", "README.md", "Makefile", "--url", "http://127.0.0.1:9"], {}, "make serve"),
         (["segment", "README.md", "Makefile", "--overlay", "out.png"], {}, "one photo"),
+        (["segment", "README.md", "--url", "localhost:8000"], {}, "http://127.0.0.1:8000"),
         (["serve"], {"EXEMPLAR_API_KEYS": "my-own-key"}, "scope:SHA-256"),
         (["serve"], {"EXEMPLAR_PORT": "many"}, "EXEMPLAR_PORT"),
         (["serve"], {"EXEMPLAR_BACKBONE": "unknown"}, "embedded"),

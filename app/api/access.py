@@ -96,13 +96,30 @@ def _not_from_here(connection: Connection) -> ForbiddenError | None:
             "EXEMPLAR_ALLOW_ANONYMOUS=true to open it to everybody."
         )
     headers = Headers(scope=connection)
-    origin = headers.get("origin")
+    host, origin = headers.get("host", ""), headers.get("origin")
+    # A name of somebody else's may lead to this machine (DNS rebinding): to a browser its pages are then ours.
+    if not _is_of_this_machine(host):
+        return ForbiddenError(
+            f"Without keys this service is not called {host}: use localhost, or set EXEMPLAR_API_KEYS."
+        )
     # A form of any page can post to this machine: the browser keeps the answer from it, not the request from us.
-    if connection["method"] not in _SAFE_METHODS and origin and urlsplit(origin).netloc != headers.get("host"):
+    if scope_of(connection["method"], connection["path"]) != "read" and origin and urlsplit(origin).netloc != host:
         return ForbiddenError(
             f"A page of {origin} may not change anything here: set EXEMPLAR_API_KEYS and let it send a key."
         )
     return None
+
+
+def _is_of_this_machine(host: str) -> bool:
+    """Whether a Host header names an address, or a name that no public server answers for."""
+    name = urlsplit(f"//{host}").hostname or ""
+    if "." not in name or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _sent_key(headers: Headers) -> str | None:

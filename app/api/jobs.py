@@ -55,7 +55,7 @@ async def get_job(job: ExistingJob) -> JobOut:
 
 @router.delete("/{id}", responses=documented(404, 409, 422))
 async def cancel_job(job: ExistingJob, live: Live) -> JobOut:
-    """Cancel a job; one that is running stops before its next step and changes nothing."""
+    """Cancel a job: one at work stops before its next step. The adapter in use stays, and so does the new example."""
     if not await live.engine.cancel(job):
         status = (await existing_job(job.id, live)).status
         raise ConflictError(f"The job has ended or its result is in use ({status}): nothing to cancel.", field="id")

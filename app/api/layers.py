@@ -36,7 +36,8 @@ async def rank_layers(
 ) -> JSONResponse:
     """Rank the default backbone's layers by InfoScore.
 
-    The best two are read from then on, unless EXEMPLAR_LAYERS names others; what was taught before keeps its own.
+    The best two are read once it has seen two photos, unless EXEMPLAR_LAYERS names others. What was taught before keeps
+    its own.
     """
     check_count(images, live)
     names = clean_names(categories or [], field="categories", limit=live.settings.max_categories)

@@ -128,7 +128,10 @@ class BodyLimit:
 
     async def _refuse(self, body: _Body, scope: Scope, send: Send) -> None:
         await body.drain()
-        error = TooLargeError(f"The request has more than {body.limit} bytes (see EXEMPLAR_MAX_UPLOAD_BYTES).")
+        error = TooLargeError(
+            f"The request has more than {body.limit} bytes in all: send fewer or smaller files. Each may have "
+            "EXEMPLAR_MAX_UPLOAD_BYTES, a request twice as much, one of many photos eight times."
+        )
         await problems.of(error)(scope, body.receive, send)
 
 

@@ -106,12 +106,22 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    errors = [
-        FieldError(field=".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0]), detail=item["msg"])
-        for item in error.errors()
-    ]
+    errors = [_field_error(item) for item in error.errors()]
     detail = "; ".join(f"{item.field}: {item.detail}" for item in errors)
     return problem(422, "Invalid input", f"The request can't be used: {detail}.", errors=errors)
+
+
+def _field_error(item: dict[str, Any]) -> FieldError:
+    where, *path = item["loc"]
+    field = ".".join(str(part) for part in path if not isinstance(part, int)) or str(where)
+    match item["type"]:
+        case "json_invalid":  # it tells the place in the text
+            return FieldError(field="body", detail=f"not JSON ({item['ctx']['error']} at character {path[-1]})")
+        case "model_attributes_type":
+            return FieldError(field="body", detail="send JSON, with the header Content-Type: application/json")
+        case "value_error" if "UploadFile" in item["msg"]:
+            return FieldError(field=field, detail="a file is wanted here, not a text (curl: -F image=@photo.jpg)")
+    return FieldError(field=field, detail=item["msg"])
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

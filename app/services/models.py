@@ -195,7 +195,8 @@ class Models:
         images = stored.statistics.images if stored else 0
         if self._layers is not None:
             return LayerChoice(self._layers, "setting", scores, images)
-        if scores is not None:
+        # One photo says nothing: without a deviation every score is 0.
+        if scores is not None and images > 1:
             return LayerChoice(best_layers(scores.infoscore), "InfoScore", scores, images)
         return LayerChoice(model.about.default_layers, "default", scores, images)
 

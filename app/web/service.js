@@ -14,7 +14,8 @@ export async function call(path, { headers = {}, ...options } = {}) {
     throw new Error("The service does not answer: is it running, and can this machine reach it?");
   });
   if (answer.ok) return answer;
-  if (answer.status === 401) document.dispatchEvent(new Event("key-needed"));
+  // Unknown, or known and not allowed to do this: another one may be.
+  if (answer.status === 401 || (answer.status === 403 && key)) document.dispatchEvent(new Event("key-needed"));
   const problem = await answer.json().catch(() => ({}));
   throw new Error(problem.detail ?? `The service answered with status ${answer.status}.`);
 }

@@ -86,7 +86,7 @@ async function mark(form, painter) {
 
 async function outcome(name, path, job) {
   if (job.status === "failed") throw new Error(`Teaching failed: ${job.error}`);
-  if (job.status === "cancelled") return "The job was cancelled: nothing has changed.";
+  if (job.status === "cancelled") return "The job was cancelled: the example stays, and is learned from with the next one.";
   if (job.status === "superseded") return `A newer example of “${name}” took over: its job goes on.`;
   const { adapter } = await json(path);
   if (!adapter) return `“${name}” was changed again meanwhile.`;

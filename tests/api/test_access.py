@@ -150,8 +150,27 @@ class TestWithoutKeys:
             assert answer.status_code == 403
             assert "elsewhere.example" in answer.json()["detail"]
             assert api.http.get("/categories", headers=headers).json() == []
+            assert api.segment("cat", headers=headers).status_code == 200  # changes nothing, and the page can't read it
             own = {"Origin": str(api.http.base_url).rstrip("/")}
             assert api.teach("cat", headers=own).status_code == 202
+
+    @pytest.mark.parametrize(
+        "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example"]
+    )
+    def test_a_name_of_somebody_elses_that_leads_here_is_refused(self, start, host: str) -> None:
+        with start() as api:
+            headers = {"Host": host, "Origin": f"http://{host}"}
+            assert api.http.get("/categories", headers=headers).status_code == 403
+            assert api.teach("cat", headers=headers).status_code == 403
+            assert api.http.get("/categories").json() == []
+
+    @pytest.mark.parametrize(
+        "host",
+        ["localhost:8000", "LOCALHOST", "127.0.0.1", "127.0.0.1:8000", "[::1]:8000", "app.localhost", "workstation"],
+    )
+    def test_its_own_names_are_not(self, start, host: str) -> None:
+        with start() as api:
+            assert api.http.get("/categories", headers={"Host": host}).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,16 @@ class TestRanking:
         assert api.segment("cat", adapters="none").json()["layers"] == chosen
         assert not [key for key in api.stored() if key.startswith(b"exemplar:ranking")]
 
+    def test_one_photo_says_nothing_and_changes_nothing(self, api) -> None:
+        before = api.segment("cat").json()["layers"]
+        assert api.wait(rank(api, api.photo, categories=["cat", "dog"]).json()["job"]["id"])["status"] == "succeeded"
+        assert {(layer["images"], layer["infoscore"], layer["chosen_by"]) for layer in layers(api)} == {
+            (1, 0, "default")
+        }
+        assert api.segment("cat").json()["layers"] == before
+        api.wait(rank(api, api.other_photo, categories=["cat", "dog"]).json()["job"]["id"])
+        assert {layer["chosen_by"] for layer in layers(api)} == {"InfoScore"}
+
     def test_photos_add_up_as_long_as_the_names_are_the_same(self, api) -> None:
         for photos, names, images in ((1, ["cat"], 1), (2, ["cat"], 3), (1, ["dog"], 1)):
             api.wait(rank(api, *[api.photo] * photos, categories=names).json()["job"]["id"])

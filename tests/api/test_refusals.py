@@ -368,6 +368,27 @@ class TestRequests:
         check(untouched.http.post("/categories/cat/example", files={"image": photo}, data=data), 413, "segmentation")
 
 
+class TestSlips:
+    """What people send by mistake, and that the answer says what to do."""
+
+    @pytest.mark.parametrize(("path", "field"), [("/segment", "image"), ("/segment/batch", "images")])
+    def test_a_name_of_a_file_instead_of_the_file(self, api, path: str, field: str) -> None:
+        problem = check(api.http.post(path, files={"other": b""}, data={field: "photo.jpg"}), 422)
+        assert problem["errors"][0]["field"] == field
+        assert "-F image=@photo.jpg" in problem["detail"]
+
+    def test_json_that_is_cut(self, api) -> None:
+        headers = {"Content-Type": "application/json"}
+        problem = check(api.http.post("/categories/cat/rollback", content=b'{"version"', headers=headers), 422)
+        assert problem["errors"][0]["field"] == "body"
+        assert "not JSON" in problem["detail"]
+
+    def test_json_that_does_not_say_so(self, api) -> None:
+        headers = {"Content-Type": "text/plain"}
+        problem = check(api.http.post("/categories/cat/rollback", content=b'{"version": 1}', headers=headers), 422)
+        assert "Content-Type: application/json" in problem["detail"]
+
+
 class TestCallers:
     @pytest.mark.parametrize("address", ["10.0.0.7", "192.168.1.5", "2001:db8::1", "somewhere"])
     def test_another_machine_is_refused(self, start, address) -> None:

@@ -202,6 +202,10 @@ def test_a_team_with_keys_on_the_command_line(run) -> None:
         found = run("segment", files[0], "--url", url, "--key", key)
         assert found.child.wait(DEADLINE_S) == 0, found.log
         assert "cup" in found.log
+        nowhere = run("segment", files[0], "--url", url, "--overlay", "/no/such/folder/x.png", api_key=key)
+        assert nowhere.child.wait(DEADLINE_S) == 1
+        assert "/no/such/folder/x.png: No such file or directory" in nowhere.log.replace("\n", " ")
+        assert "Traceback" not in nowhere.log
         several = [str(examples / name) for name in ("teacup.jpg", "README.md", *["coffee.jpg"] * 8)]
         lines = run("segment", *several, "--category", "cup", "--json", "--url", url, api_key=key)
         assert lines.child.wait(DEADLINE_S) == 1
