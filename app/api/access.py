@@ -103,7 +103,7 @@ def _not_from_here(connection: Connection) -> ForbiddenError | None:
             f"Without keys this service is not called {host}: use localhost, or set EXEMPLAR_API_KEYS."
         )
     # A form of any page can post to this machine: the browser keeps the answer from it, not the request from us.
-    if scope_of(connection["method"], connection["path"]) != "read" and origin and urlsplit(origin).netloc != host:
+    if scope_of(connection["method"], connection["path"]) != "read" and origin and origin.partition("://")[2] != host:
         return ForbiddenError(
             f"A page of {origin} may not change anything here: set EXEMPLAR_API_KEYS and let it send a key."
         )
@@ -112,12 +112,11 @@ def _not_from_here(connection: Connection) -> ForbiddenError | None:
 
 def _is_of_this_machine(host: str) -> bool:
     """Whether a Host header names an address, or a name that no public server answers for."""
-    name = urlsplit(f"//{host}").hostname or ""
-    if "." not in name or name.endswith(".localhost"):
-        return True
     try:
-        ipaddress.ip_address(name)
-    except ValueError:
+        name = urlsplit(f"//{host}").hostname or ""
+        if "." in name and not name.endswith(".localhost"):
+            ipaddress.ip_address(name)
+    except ValueError:  # a public name, or nothing that a browser would send
         return False
     return True
 

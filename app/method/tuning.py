@@ -25,8 +25,8 @@ from .visual_prompt import BIAS, DIRECTION, Prior, fit, mean_features, visual_lo
 
 IGNORE = 255  # label of pixels that count for neither side
 
-# What an example can be marked by.
-_WORDS, _PARAMETERS, _ADAPTED = "words", "parameters", "adapted"
+# What numbers of an example are remembered by: IoU by words, parameters and adapter, and the gain by a visual prompt.
+_WORDS, _PARAMETERS, _ADAPTED, _GAIN = "words", "parameters", "adapted", "gain"
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class CategoryTuning:
         # Of the steps so far, each made when it is first asked for; numbers by what they are of, and by example.
         self._adapted: dict[str, Tensor] | None = None
         self._numbers: dict[tuple[str, int], float] = {}
-        self._odds: dict[tuple[bool, int], Float[Tensor, patch]] = {}
+        self._odds: dict[tuple[bool, int], Tensor] = {}
 
     @property
     def ensemble(self) -> tuple[float, ...]:
@@ -216,13 +216,14 @@ class CategoryTuning:
             with torch.no_grad():
                 self._iou(_WORDS, index, None)
                 self._iou(_PARAMETERS, index, parameters)
-                self._log_odds(index, parameters)
             yield
-        if not self._decodes and self.recipe.visual_prompt and len(self.shots) > 1:
-            for index in count:
-                with torch.no_grad():
+        for index in count:
+            with torch.no_grad():
+                if self._decodes:
+                    self._log_odds(index, self._kept(parameters))
+                elif self.recipe.visual_prompt and len(self.shots) > 1:
                     self._gain_by_others(index, parameters)
-                yield
+            yield
         for index in count:
             with torch.no_grad():
                 self._iou(_ADAPTED, index, self.adapted())
@@ -290,10 +291,15 @@ class CategoryTuning:
         parameters = self._part_of_the_way()
         if not self._decodes:
             return self._with_visual_prompt(parameters)
-        # An example looks like itself: whether the parameters do any good is asked without its looks.
+        kept = self._kept(parameters)
+        return {**(kept or {}), **self._memory(kept)}
+
+    def _kept(self, parameters: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """The parameters, unless they mark the examples worse than the words: asked without looks, since an example
+        looks like itself.
+        """
         helps = self._mean_iou(_PARAMETERS, parameters) >= self._mean_iou(_WORDS, None)
-        kept = parameters if helps else {}
-        return {**kept, **self._memory(kept or None)}
+        return parameters if helps else None
 
     def _with_visual_prompt(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         """The parameters, and a visual prompt where it helps."""
@@ -306,7 +312,7 @@ class CategoryTuning:
         if len(self.shots) > 1:
             return whole
         words = self._mean_iou(_WORDS, None)
-        does_harm = self._mean_iou("whole", whole) < words <= self._mean_iou(_PARAMETERS, parameters)
+        does_harm = self._measured_iou(0, whole) < words <= self._mean_iou(_PARAMETERS, parameters)
         return parameters if does_harm else whole
 
     def _memory(self, parameters: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
@@ -323,12 +329,11 @@ class CategoryTuning:
 
     def _gain_by_others(self, index: int, parameters: Mapping[str, Tensor]) -> float:
         """How much better a visual prompt of the other examples marks this one than the parameters alone."""
-        if ("gain", index) not in self._numbers:
+        if (_GAIN, index) not in self._numbers:
             others = [other for other in range(len(self.shots)) if other != index]
-            visual = self._visual_prompt(others, parameters)
-            with_it = self._iou("others' visual prompt", index, {**parameters, **visual})
-            self._numbers["gain", index] = with_it - self._iou(_PARAMETERS, index, parameters)
-        return self._numbers["gain", index]
+            with_it = self._measured_iou(index, {**parameters, **self._visual_prompt(others, parameters)})
+            self._numbers[_GAIN, index] = with_it - self._iou(_PARAMETERS, index, parameters)
+        return self._numbers[_GAIN, index]
 
     def _log_odds(self, index: int, parameters: Mapping[str, Tensor] | None) -> Float[Tensor, "patch"]:
         """Of the category against everything else, in an example; by the words alone if there are no parameters."""

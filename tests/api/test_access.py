@@ -155,7 +155,7 @@ class TestWithoutKeys:
             assert api.teach("cat", headers=own).status_code == 202
 
     @pytest.mark.parametrize(
-        "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example"]
+        "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "[::1", "localhost.evil.example"]
     )
     def test_a_name_of_somebody_elses_that_leads_here_is_refused(self, start, host: str) -> None:
         with start() as api:
