@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
@@ -53,11 +54,11 @@ async def teach(
     raw_image = await read_upload(image, field="image", service=live)
     raw_mask = await read_upload(mask, field="mask", service=live) if mask is not None else None
 
-    async def work() -> dict[str, Any]:
+    async def work(id: str | None) -> dict[str, Any]:
         lesson = await asyncio.to_thread(
             _lesson, live, cleaned, words, raw_image, raw_mask, segmentation, box, mode == "replace"
         )
-        job, category = await live.teaching.teach(lesson)
+        job, category = await live.teaching.teach(replace(lesson, id=id))
         taught = Taught(job=JobOut.of(job), category=CategoryOut.of(category), note=lesson.photo.note)
         return taught.model_dump(exclude={"note"} if taught.note is None else None)
 

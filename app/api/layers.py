@@ -43,8 +43,8 @@ async def rank_layers(
     names = clean_names(categories or [], field="categories", limit=live.settings.max_categories)
     raw = [await read_upload(image, field="images", service=live) for image in images]
 
-    async def work() -> dict[str, Any]:
-        job = await live.ranking.start(raw, names)
+    async def work(id: str | None) -> dict[str, Any]:
+        job = await live.ranking.start(raw, names, id=id)
         return Started(job=JobOut.of(job)).model_dump()
 
     parts = [request.url.path.encode(), *(name.encode() for name in names), *raw]

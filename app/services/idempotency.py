@@ -13,6 +13,8 @@ from app.errors import ConflictError, InvalidInputError
 from app.storage import keys
 
 _MAX_KEY_LENGTH = 255
+# As long as other ids: hex digits of a UUID.
+_ID_LENGTH = 32
 
 Answer = dict[str, Any]
 
@@ -23,20 +25,23 @@ class Idempotency:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    async def once(self, key: str | None, parts: Iterable[bytes], work: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def once(
+        self, key: str | None, parts: Iterable[bytes], work: Callable[[str | None], Awaitable[Answer]]
+    ) -> Answer:
         """Do the work once per key; without a key, always.
 
         Args:
             key: The header's value.
             parts: What makes the request what it is: its path and all of its fields.
-            work: Gives the answer, as JSON values.
+            work: Gives the answer, as JSON values. It is handed an id for what it makes, the same at every try: one
+                that failed half-way, when the store broke down, is gone on with. None without a key.
 
         Raises:
             InvalidInputError: If the key is malformed, or stands for a request with other content.
             ConflictError: If the first request with this key is still at work.
         """
         if key is None:
-            return await work()
+            return await work(None)
         if not 1 <= len(key) <= _MAX_KEY_LENGTH or not key.isprintable():
             raise InvalidInputError(
                 f"An Idempotency-Key has 1 to {_MAX_KEY_LENGTH} printable characters.", field="Idempotency-Key"
@@ -48,9 +53,9 @@ class Idempotency:
         ):
             return await self._known(slot, request)
         try:
-            answer = await work()
+            answer = await work(digest([slot.encode(), request.encode()])[:_ID_LENGTH])
         except BaseException:
-            # A refused request did nothing, so that the key is free for a mended one.
+            # The key is free for the same request again, or for a mended one.
             await self._redis.delete(slot)
             raise
         await self._redis.set(slot, json.dumps({"request": request, "answer": answer}), ex=keys.IDEMPOTENCY_TTL_S)

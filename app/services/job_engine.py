@@ -113,12 +113,21 @@ class JobEngine:
         return wanted
 
     async def stopped(self, job: Job) -> bool:
-        """Whether the job was cancelled or superseded."""
+        """Whether the job was cancelled or superseded: return at once.
+
+        Raises:
+            WorkerStopping: If this process stops, as in `step`.
+        """
         current = await self._jobs.get(job.id)
-        return current is None or current.ended
+        if current is None or current.ended:
+            return True
+        if self._stopping:
+            raise WorkerStopping
+        return False
 
     async def work(self) -> None:
         """Work on jobs until cancelled; jobs in hand are then given back at their next step."""
+        self._stopping = False
         # All it would say here is that a job is given back, as an error and with a traceback.
         logging.getLogger("docket.dependencies").setLevel(logging.CRITICAL)
         async with Worker(

@@ -64,8 +64,13 @@ class Ranking:
         self._max_pixels = max_pixels
         engine.register("rank", self.rank)
 
-    async def start(self, images: Sequence[bytes], names: Sequence[str]) -> Job:
+    async def start(self, images: Sequence[bytes], names: Sequence[str], *, id: str | None = None) -> Job:
         """Store the photos and queue the job.
+
+        Args:
+            images: Files.
+            names: Of the categories to rank with; all that are taught if there are none.
+            id: Of the job, where the request may be a repeated one: it makes only one.
 
         Raises:
             InvalidInputError: If there is no photo, or one can't be read; nothing is stored then.
@@ -74,8 +79,11 @@ class Ranking:
             raise InvalidInputError("Send at least one photo in the field images.", field="images")
         for raw in images:
             await asyncio.to_thread(decode_photo, raw, max_pixels=self._max_pixels, field="images")
-        job = await self._jobs.create("rank", category=None, steps=len(images))
+        job = await self._jobs.create("rank", category=None, steps=len(images), id=id)
+        if job.status != "queued":
+            return job
         async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(keys.ranking_images(job.id), keys.ranking_names(job.id))
             pipe.rpush(keys.ranking_images(job.id), *images)
             pipe.expire(keys.ranking_images(job.id), keys.RANKING_IMAGES_TTL_S)
             if names:

@@ -36,13 +36,18 @@ _STORING_LOOKS, _STORING_PAUSE_S = 10, 0.3
 
 @dataclass(frozen=True)
 class Lesson:
-    """An example as it comes in: a photo, the mask on it, and how it joins what is there."""
+    """An example as it comes in: a photo, the mask on it, and how it joins what is there.
+
+    Attributes:
+        id: Of the example and its job, where the lesson may be a repeated one; it is then given only once.
+    """
 
     name: str
     photo: Photo
     mask: np.ndarray
     prompts: tuple[str, ...] = ()
     replace: bool = False
+    id: str | None = None
 
 
 class Teaching:
@@ -90,6 +95,7 @@ class Teaching:
         mask_png = await asyncio.to_thread(mask_to_png, lesson.mask)
         height, width = lesson.mask.shape
         example = new_example(
+            id=lesson.id,
             image=lesson.photo.raw,
             media_type=lesson.photo.media_type,
             mask=mask_png,
@@ -98,7 +104,7 @@ class Teaching:
             area=int(lesson.mask.sum()),
             sha256=lesson.photo.sha256,
         )
-        job = await self._jobs.create("tune", category=lesson.name, steps=self._recipe.steps)
+        job = await self._jobs.create("tune", category=lesson.name, steps=self._recipe.steps, id=lesson.id)
         generation, previous = await self._categories.teach(
             lesson.name, example, prompts=lesson.prompts, replace=lesson.replace, job_id=job.id
         )
@@ -144,7 +150,9 @@ class Teaching:
             await self._engine.end(job, "superseded", error=_NOT_WANTED)
             return
         if category.adapter_generation != job.generation:
-            shots = await self._shots(category)
+            shots = await self._shots(job, category)
+            if shots is None:
+                return
             if shots:  # else the category was emptied just now
                 tuning = await self._lay_out(category, shots)
                 if not await self._run(job, tuning):
@@ -162,20 +170,21 @@ class Teaching:
         return category
 
     async def _run(self, job: Job, tuning: CategoryTuning) -> bool:
-        """All steps, each a call of its own on the lane. False if the job isn't wanted any more."""
+        """All steps and what follows, each a call of its own on the lane. False if the job isn't wanted any more."""
         lane, steps = self._models.default.lane, self._recipe.steps
         for step in range(1, steps + 1):
             loss = await lane.run(tuning.step, kind="tune")
             if not await self._engine.step(job, step=step, steps=steps, loss=loss):
+                return False
+        finishing = tuning.finishing()
+        while await lane.run(partial(_goes_on, finishing), kind="tune"):
+            if await self._engine.stopped(job):
                 return False
         return True
 
     async def _commit(self, job: Job, category: CategoryRecord, tuning: CategoryTuning) -> None:
         """Put the outcome in use, unless the category waits for a newer one by now or has this one already."""
         model = self._models.default
-        finishing = tuning.finishing()
-        while await model.lane.run(partial(_goes_on, finishing), kind="tune"):
-            pass
         version = await self._categories.next_version(category.id)
         finish = partial(tuning.adapter, category.name, version=version, created_at=now())
         adapter = await model.lane.run(finish, kind="tune")
@@ -196,12 +205,14 @@ class Teaching:
             step=job.steps,
         )
 
-    async def _shots(self, category: CategoryRecord) -> list[Shot]:
-        """Encode the examples; one call on the lane for each."""
+    async def _shots(self, job: Job, category: CategoryRecord) -> list[Shot] | None:
+        """Encode the examples; one call on the lane for each. None if the job isn't wanted any more."""
         model = self._models.default
         shots: list[Shot] = []
         for example_id in await self._categories.example_ids(category.id):
             example = await self._categories.example(category.id, example_id)
+            if await self._engine.stopped(job):
+                return None
             if example is None:  # taken away just now, so that this job is superseded
                 continue
             photo, mask = await asyncio.to_thread(self._decode, example)

@@ -369,10 +369,18 @@ class CategoryStore:
 
 
 def new_example(
-    *, image: bytes, media_type: str, mask: bytes, width: int, height: int, area: int, sha256: str
+    *,
+    image: bytes,
+    media_type: str,
+    mask: bytes,
+    width: int,
+    height: int,
+    area: int,
+    sha256: str,
+    id: str | None = None,
 ) -> Example:
-    """An example with an id of its own."""
-    return Example(uuid4().hex, media_type, width, height, area, sha256, now(), image=image, mask=mask)
+    """An example; without an id it gets one of its own."""
+    return Example(id or uuid4().hex, media_type, width, height, area, sha256, now(), image=image, mask=mask)
 
 
 def _flat(example: Example) -> list[Any]:

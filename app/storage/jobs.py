@@ -76,10 +76,16 @@ class JobStore:
         self._redis = redis
         self._ttl_s = int(ttl_s)
 
-    async def create(self, kind: Kind, *, category: str | None, steps: int) -> Job:
-        """Record a new job as queued."""
+    async def create(self, kind: Kind, *, category: str | None, steps: int, id: str | None = None) -> Job:
+        """Record a new job as queued.
+
+        Args:
+            id: Of a request that may be a repeated one: then the job that it made is given as it is. None for a new id.
+        """
+        if id and (known := await self.get(id)):
+            return known
         job = Job(
-            id=uuid4().hex,
+            id=id or uuid4().hex,
             kind=kind,
             category=category,
             status="queued",

@@ -21,9 +21,11 @@ def wire(database: str, tmp_path: Path, tiny: Backbone) -> Wire:
     """Starts the parts on this test's database: `async with wire(worker=False) as live`. Jobs have three steps."""
 
     @asynccontextmanager
-    async def wired(**settings: Any) -> AsyncIterator[Service]:
+    async def wired(loaded: list[Backbone] | None = None, **settings: Any) -> AsyncIterator[Service]:
         few_steps = {"tune_steps": 3} | settings
-        async with service(Settings(redis_url=database, data_dir=tmp_path, **few_steps), loaded=[tiny]) as live:
+        async with service(
+            Settings(redis_url=database, data_dir=tmp_path, **few_steps), loaded=loaded or [tiny]
+        ) as live:
             yield live
 
     return wired

@@ -28,11 +28,13 @@ class Work:
 
     def __init__(self) -> None:
         self.times = 0
+        self.ids: list[str | None] = []
         self.may_end = asyncio.Event()
         self.may_end.set()
 
-    async def __call__(self) -> dict[str, int]:
+    async def __call__(self, id: str | None) -> dict[str, int]:
         self.times += 1
+        self.ids.append(id)
         await self.may_end.wait()
         return {"answer": self.times}
 
@@ -69,13 +71,29 @@ async def test_while_the_first_is_at_work_the_second_is_told_to_wait(idempotency
 
 @pytest.mark.parametrize("error", [InvalidInputError("x"), asyncio.CancelledError(), KeyError("bug")], ids=repr)
 async def test_work_that_came_to_nothing_leaves_the_key_free(idempotency, redis, error) -> None:
-    async def refused() -> dict[str, int]:
+    async def refused(_: str | None) -> dict[str, int]:
         raise error
 
     with pytest.raises(type(error)):
         await idempotency.once("k", [b"x"], refused)
     assert not await redis.keys("*")
     assert await idempotency.once("k", [b"other"], Work()) == {"answer": 1}
+
+
+async def test_what_a_request_makes_has_the_same_id_at_every_try(idempotency) -> None:
+    work, refused = Work(), []
+
+    async def breaks_down(id: str | None) -> dict[str, int]:
+        refused.append(id)
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await idempotency.once("k", [b"x"], breaks_down)
+    for key, parts in (("k", [b"x"]), ("k2", [b"x"]), (None, [b"x"])):
+        await idempotency.once(key, parts, work)
+    assert work.ids[0] == refused[0]
+    assert len({*work.ids}) == 3
+    assert work.ids[2] is None
 
 
 def test_a_digest_knows_where_a_part_ends() -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import pytest
+from docket import Worker
 from PIL import Image
 
 from app.method.masks import mask_to_png
+from app.method.tuning import CategoryTuning
 from app.services.decode import decode_photo
-from app.services.job_engine import JobEngine
-from app.services.teaching import Lesson
+from app.services.teaching import Lesson, make_shot
 from app.storage import keys
 from app.storage.categories import new_example
 from app.storage.jobs import ENDED, Job
@@ -210,16 +213,81 @@ class TestOutcome:
 
 
 async def test_a_worker_that_falls_over_begins_anew(wire, monkeypatch, caplog) -> None:
-    falls, work = [KeyError("secret")], JobEngine.work
+    falls, run_forever = [KeyError("secret")], Worker.run_forever
 
-    async def falls_over_once(self: JobEngine) -> None:
+    async def falls_over_once(self: Worker) -> None:
         if falls:
             raise falls.pop()
-        await work(self)
+        await run_forever(self)
 
-    monkeypatch.setattr(JobEngine, "work", falls_over_once)
+    monkeypatch.setattr(Worker, "run_forever", falls_over_once)
     monkeypatch.setattr("app.wiring._WORKER_PAUSE_S", 0.01)
     async with wire() as live:
         job, _ = await live.teaching.teach(lesson())
         assert (await ended(live, job)).status == "succeeded"
     assert "begins anew" in caplog.text
+    assert "given back" not in caplog.text
+
+
+async def test_a_lesson_repeated_after_the_store_broke_down_is_given_once(wire, monkeypatch) -> None:
+    async with wire() as live:
+        once, set_generation = [ConnectionError()], live.jobs.set_generation
+
+        async def breaks_down_once(job: Job, generation: int) -> Job:
+            if once:
+                raise once.pop()
+            return await set_generation(job, generation)
+
+        monkeypatch.setattr(live.jobs, "set_generation", breaks_down_once)
+        repeated = replace(lesson(), id="1" * 32)
+        with pytest.raises(ConnectionError):
+            await live.teaching.teach(repeated)
+        jobs = [(await live.teaching.teach(repeated))[0] for _ in range(2)]
+        assert (await ended(live, jobs[0])).status == "succeeded"
+        assert {job.id for job in await live.jobs.list()} == {"1" * 32}
+        assert len(await live.categories.examples("cat")) == 1
+
+
+class TestStoppingBesideTheSteps:
+    """Before the first step and after the last a job is stopped as between them."""
+
+    async def taught(self, live: Service, count: int) -> Job:
+        for number in range(count):
+            job, _ = await live.teaching.teach(lesson(seed=number))
+        return job
+
+    async def test_while_examples_are_encoded(self, wire, monkeypatch) -> None:
+        async with wire(worker=False) as live:
+            job, encoded = await self.taught(live, 5), []
+
+            def cancels_after_two(*arguments: object) -> object:
+                encoded.append(1)
+                if len(encoded) == 2:
+                    asyncio.run_coroutine_threadsafe(live.engine.cancel(job), loop).result()
+                return make_shot(*arguments)
+
+            loop = asyncio.get_running_loop()
+            monkeypatch.setattr("app.services.teaching.make_shot", cancels_after_two)
+            await live.jobs.start(job.id, steps=3)
+            await live.teaching.tune(job)
+            assert len(encoded) == 2
+            assert (await live.jobs.get(job.id)).status == "cancelled"
+
+    async def test_while_its_outcome_is_weighed(self, wire, monkeypatch) -> None:
+        async with wire(worker=False) as live:
+            job, weighed, finishing = await self.taught(live, 5), [], CategoryTuning.finishing
+
+            def cancels_after_two(self: CategoryTuning) -> Iterator[None]:
+                for piece in finishing(self):
+                    weighed.append(1)
+                    if len(weighed) == 2:
+                        asyncio.run_coroutine_threadsafe(live.engine.cancel(job), loop).result()
+                    yield piece
+
+            loop = asyncio.get_running_loop()
+            monkeypatch.setattr(CategoryTuning, "finishing", cancels_after_two)
+            await live.jobs.start(job.id, steps=3)
+            await live.teaching.tune(job)
+            assert len(weighed) == 2
+            record = await live.categories.get("cat")
+            assert record.adapter is None
