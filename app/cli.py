@@ -231,8 +231,9 @@ def evaluate(
     import torch
 
     from app.method.prompts import BACKGROUND_WORDS
+    from app.method.segment import crf_of
     from app.services.evaluation import Evaluation, Options, read_dataset
-    from app.wiring import backbone_loaders, compute_threads, crf_of, has_second_look, recipe_of
+    from app.wiring import backbone_loaders, compute_threads, has_second_look, recipe_of
 
     settings = _settings(backbone=backbone, layers=layers)
     torch.set_num_threads(compute_threads(settings))
@@ -249,7 +250,7 @@ def evaluate(
             seeds=seeds,
             shots=shots,
             size=size,
-            crf=crf_of(settings) if crf else None,
+            crf=crf_of(model, second_look=has_second_look(settings)) if crf else None,
             second_look=has_second_look(settings),
             layers=settings.layer_numbers,
             background=settings.background_words or BACKGROUND_WORDS,

@@ -96,10 +96,10 @@ class Client:
         answer: Json = self._send("GET", f"/categories/{quote(name, safe='')}").json()
         return answer
 
-    def segment(self, image: Path, categories: Sequence[str], **fields: str) -> Json:
+    def segment(self, image: Path, categories: Sequence[str]) -> Json:
         """Segment a photo; no categories = every one taught."""
         answer: Json = self._send(
-            "POST", "/segment", files={"image": image.read_bytes()}, data={"categories": list(categories), **fields}
+            "POST", "/segment", files={"image": image.read_bytes()}, data={"categories": list(categories)}
         ).json()
         return answer
 

@@ -29,7 +29,6 @@ from app import backbones
 from app.backbones.family import Family
 from app.errors import InvalidInputError, UnavailableError
 from app.method.backbone import Backbone
-from app.method.crf import THREE_ROUNDS, CrfParameters
 from app.method.prompts import BACKGROUND_WORDS
 from app.method.tuning import PAPER_RECIPE, Recipe
 from app.metrics import Metrics
@@ -151,7 +150,6 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 ImageCache(max_bytes=settings.image_cache_bytes, metrics=metrics),
                 background=background,
                 max_categories=settings.max_categories,
-                crf=crf_of(settings),
                 second_look=has_second_look(settings),
                 metrics=metrics,
             ),
@@ -265,11 +263,6 @@ def recipe_of(settings: Settings) -> Recipe:
 def has_second_look(settings: Settings) -> bool:
     """Whether a mask decoder, where the backbone has one, looks at the photo again; the paper has none."""
     return settings.method == "tuned"
-
-
-def crf_of(settings: Settings) -> CrfParameters:
-    """How edges are refined: what measured best, or the paper's way."""
-    return THREE_ROUNDS if settings.method == "tuned" else CrfParameters()
 
 
 class _Retry(Retry):

@@ -219,7 +219,7 @@ def _overlay_png(photo: Photo, segmented: Segmented) -> bytes:
 
 
 def _wants_png(accept: str) -> bool:
-    """Whether the caller would rather have a PNG than JSON, by the order and quality of the Accept header."""
+    """Whether the caller would rather have a PNG than JSON, or as much, by the qualities in the Accept header."""
     best = {"png": 0.0, "json": 0.0}
     for part in accept.split(","):
         media, *parameters = [piece.strip() for piece in part.split(";")]

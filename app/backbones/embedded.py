@@ -102,8 +102,10 @@ class Embedded(Loaded):
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the weights (the folded image tower aside, which is a tenth of them)."""
-        return sum(t.numel() * t.element_size() for t in self._weights.values())
+        """Bytes of the weights."""
+        tower = (tensor for _, tensor in self._tower.tensors())
+        tensors = [*self._weights.values(), *tower, *(self.mask_decoder or {}).values()]
+        return sum(t.numel() * t.element_size() for t in tensors)
 
     def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
         """The whole photo stretched to the square, as the weights were trained."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from .adapter import Adapter
 from .backbone import Backbone
 from .class_map import upsample
-from .crf import CrfParameters, conv_crf
+from .crf import THREE_ROUNDS, CrfParameters, conv_crf
 from .ensemble import layer_weights, weighted_scores
 from .evidence import prompt_evidence
 from .frame import imagenet_normalise, to_photo
@@ -128,6 +128,15 @@ def class_map(
     # The best of each category's prompts; the background, first, has no score of its own.
     best = torch.stack([evidence.match_score[start:stop].amax() for start, stop in evidence.spans])
     return ClassMap(tuple(classes.tolist()), probabilities, match_score=best[1:], layers=weights.layers)
+
+
+def crf_of(backbone: Backbone, *, second_look: bool = True) -> CrfParameters:
+    """The refinement that suits a backbone's masks: those of a mask decoder have edges already.
+
+    Args:
+        second_look: As of `class_map`.
+    """
+    return THREE_ROUNDS if second_look and backbone.mask_decoder else CrfParameters()
 
 
 def refine(

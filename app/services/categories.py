@@ -190,7 +190,7 @@ def check_adapter(adapter: Adapter, backbone: Backbone) -> None:
             f"The adapter was tuned on {adapter.backbone} ({adapter.revision}), this service runs {backbone.name} "
             f"({backbone.revision}): teach the category here, or start the service with that backbone."
         )
-    if max(adapter.layers) >= backbone.layer_count or min(adapter.layers) < 0:
+    if max(adapter.layers) >= backbone.layer_count:
         raise InvalidInputError(
             "The adapter names layers that the backbone doesn't have: export it again.", field="body"
         )

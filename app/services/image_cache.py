@@ -26,15 +26,15 @@ class ImageCache:
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def get(self, model: str, sha256: str, encode: Callable[[], Tensor]) -> Tensor:
+    def get(self, revision: str, sha256: str, encode: Callable[[], Tensor]) -> Tensor:
         """Tokens of a photo; nobody may write to them.
 
         Args:
-            model: Name of the backbone.
+            revision: Of the backbone: two may have one name, one after the other.
             sha256: Of the photo's file.
             encode: Makes them if they are not in memory.
         """
-        key = (model, sha256)
+        key = (revision, sha256)
         with self._lock:
             found = self._tokens.get(key)
             if found is not None:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from app.errors import InvalidInputError
+from app.errors import InvalidInputError, UnavailableError
 from app.method.backbone import Backbone, ImageTextScore
 from app.method.infoscore import LayerScores, best_layers, infoscore
 from app.method.segment import Query, class_map, encode
@@ -81,7 +81,15 @@ class Model:
         return self._backbone
 
     def wake(self, backbone: Backbone) -> None:
-        """Have the weights in memory."""
+        """Have the weights in memory.
+
+        Raises:
+            UnavailableError: If they are not those that went to sleep.
+        """
+        if backbone.revision != self.about.revision:
+            raise UnavailableError(
+                f"The weights of {self.about.name} were changed while it slept: restart the service to use them."
+            )
         self._backbone = backbone
 
     def sleep(self) -> None:
@@ -112,7 +120,7 @@ class Models:
     def __init__(
         self, *, layer_store: LayerStore, layers: tuple[int, ...] | None, max_bytes: int, metrics: Metrics
     ) -> None:
-        self._models: OrderedDict[str, Model] = OrderedDict()  # the default, then by last use
+        self._models: OrderedDict[str, Model] = OrderedDict()  # by last use
         self._listed: list[Model] = []
         self._layer_store = layer_store
         self._layers = layers
@@ -128,7 +136,15 @@ class Models:
         return self._listed[0]
 
     def add(self, model: Model) -> None:
-        """Take a model in; the first is the default. Others may have to sleep for it."""
+        """Take a model in; the first is the default. Others may have to sleep for it.
+
+        Raises:
+            InvalidInputError: If there is one of that name already: requests could not tell them apart.
+        """
+        if model.about.name in self._models:
+            raise InvalidInputError(
+                f"EXEMPLAR_BACKBONE names two models that are both called {model.about.name!r}: rename one's folder."
+            )
         self._listed.append(model)
         self._models[model.about.name] = model
         self._show(model)
@@ -153,23 +169,26 @@ class Models:
         """The model's backbone; loaded first if it sleeps, which takes as long as at the start."""
         self._models.move_to_end(model.about.name)
         async with model.loading:
-            if model.asleep:
-                started = time.perf_counter()
-                model.wake(await model.lane.run(model.load, kind="rank"))
-                self._metrics.backbone_load_duration.labels(model.about.name).observe(time.perf_counter() - started)
-                self._make_room(model)
-                await self._warm(model)
-        return model.backbone
+            if not model.asleep:
+                return model.backbone
+            started = time.perf_counter()
+            backbone = await model.lane.run(model.load, kind="rank")
+            self._metrics.backbone_load_duration.labels(model.about.name).observe(time.perf_counter() - started)
+            model.wake(backbone)
+            self._make_room(model)
+            # While it warms up another may need its place; this call has it all the same.
+            await self._warm(model, backbone)
+            return backbone
 
     async def warm_up(self) -> None:
         """Run each model once, so that no caller pays for its first use."""
         for model in self:
             if not model.asleep:
-                await self._warm(model)
+                await self._warm(model, model.backbone)
 
-    async def _warm(self, model: Model) -> None:
-        await model.lane.run(partial(_run_once, model.backbone), kind="rank")
-        model.warm = True
+    async def _warm(self, model: Model, backbone: Backbone) -> None:
+        await model.lane.run(partial(_run_once, backbone), kind="rank")
+        model.warm = not model.asleep
         self._show(model)
 
     def _make_room(self, for_model: Model) -> None:

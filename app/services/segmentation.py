@@ -17,10 +17,9 @@ from torch import Tensor
 from app.errors import InvalidInputError
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone
-from app.method.crf import CrfParameters
 from app.method.frame import Frame, to_photo
 from app.method.masks import bbox_of
-from app.method.segment import Query, class_map, encode, refine
+from app.method.segment import Query, class_map, crf_of, encode, refine
 from app.metrics import Metrics
 from app.services.adapter_cache import AdapterCache
 from app.services.decode import Photo
@@ -175,7 +174,6 @@ class Segmentation:
         images: Photos encoded lately.
         background: Background words if a request brings none.
         max_categories: Most categories in one request.
-        crf: Parameters of the refinement.
         second_look: As of `class_map`.
         metrics: Where stages are timed.
     """
@@ -189,7 +187,6 @@ class Segmentation:
         *,
         background: tuple[str, ...],
         max_categories: int,
-        crf: CrfParameters,
         second_look: bool,
         metrics: Metrics,
     ) -> None:
@@ -199,7 +196,6 @@ class Segmentation:
         self._images = images
         self._background = background
         self._max_categories = max_categories
-        self._crf = crf
         self._second_look = second_look
         self._metrics = metrics
 
@@ -276,7 +272,7 @@ class Segmentation:
             with clock.stage("preprocess"):
                 rgb, frame = backbone.preprocess(photo.rgb)
             with clock.stage("encode_image"):
-                tokens = self._images.get(backbone.name, photo.sha256, partial(encode, backbone, rgb))
+                tokens = self._images.get(backbone.revision, photo.sha256, partial(encode, backbone, rgb))
             with clock.stage("attend"):
                 found = class_map(
                     backbone,
@@ -290,7 +286,7 @@ class Segmentation:
             maps = found.probabilities
             if request.refine:
                 with clock.stage("refine"):
-                    maps = refine(maps, rgb, self._crf)
+                    maps = refine(maps, rgb, crf_of(backbone, second_look=self._second_look))
             on_photo = PhotoMaps(maps.cpu(), frame, classes=found.classes, threshold=request.threshold)
         return on_photo, found.match_score.tolist(), found.layers, clock.ms
 

@@ -13,7 +13,7 @@ from app import wiring
 from app.errors import AppError, InvalidInputError, UnavailableError
 from app.method.tuning import PAPER_RECIPE, Recipe
 from app.settings import Settings
-from app.wiring import backbone_loaders, compute_threads, connect, crf_of, has_second_look, recipe_of, service
+from app.wiring import backbone_loaders, compute_threads, connect, has_second_look, recipe_of, service
 
 
 @pytest.fixture(autouse=True)
@@ -70,10 +70,6 @@ class TestRecipe:
 
 def test_the_service_looks_twice_and_the_paper_once() -> None:
     assert (has_second_look(Settings(method="paper")), has_second_look(Settings())) == (False, True)
-
-
-def test_the_paper_refines_twenty_times_and_the_service_three_times() -> None:
-    assert (crf_of(Settings(method="paper")).iterations, crf_of(Settings()).iterations) == (20, 3)
 
 
 class TestBackbones:

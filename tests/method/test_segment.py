@@ -10,7 +10,7 @@ import torch
 
 from app.backbones.blip import Blip
 from app.method.crf import CrfParameters
-from app.method.segment import Query, class_map, encode, refine, segment
+from app.method.segment import Query, class_map, crf_of, encode, refine, segment
 from app.method.visual_prompt import BIAS, DIRECTION
 from tests.models import random_adapter
 
@@ -99,3 +99,8 @@ def test_the_layers_read_are_those_asked_for_and_the_adapters(blip: Blip) -> Non
     taught = Query(("dog",), random_adapter(blip, "dog", layers=(1, 2)))
     assert class_map(blip, tokens, [taught], layers=(4,), background=BACKGROUND).layers == (1, 2, 4)
     assert class_map(blip, tokens, [Query(("dog",))], background=BACKGROUND).layers == blip.default_layers == (0, 3)
+
+
+def test_masks_with_edges_are_refined_thrice_and_others_as_the_authors_do(embedded, blip) -> None:
+    assert [crf_of(one).iterations for one in (embedded, blip)] == [3, 20]
+    assert crf_of(embedded, second_look=False) == CrfParameters()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from app.backbones.blip import Blip
+from app.errors import InvalidInputError, UnavailableError
 from tests.models import INPUT_PX, random_blip
 
 NAMES = ("first", "second", "third")
@@ -48,3 +51,27 @@ def test_the_default_never_sleeps(start, models: list[Blip]) -> None:
             assert api.segment("cat", backbone=name).json()["backbone"]["name"] == name
             assert awake(api)["first"]
         assert len(api.http.get("/layers").json()) == 3 * models[0].layer_count
+
+
+async def test_one_that_must_make_room_while_it_warms_up_answers_all_the_same(wire, models: list[Blip]) -> None:
+    async with wire(loaded=models, backbone_memory_bytes=2 * models[0].memory_bytes) as live:
+        by_name = {model.about.name: model for model in live.models}
+        asked = [asyncio.create_task(live.models.awake(by_name[name])) for name in ("second", "third")]
+        assert [(await backbone).name for backbone in asked] == ["second", "third"]
+        assert all(model.warm != model.asleep for model in live.models)
+
+
+def test_two_of_one_name_are_refused(start, models: list[Blip]) -> None:
+    with (
+        pytest.raises(InvalidInputError, match="two models that are both called 'first'"),
+        start(loaded=[models[0]] * 2),
+    ):
+        pass
+
+
+async def test_weights_changed_while_it_slept_are_not_taken_for_the_old_ones(wire, models: list[Blip]) -> None:
+    async with wire(loaded=models, backbone_memory_bytes=2 * models[0].memory_bytes) as live:
+        second = next(model for model in live.models if model.about.name == "second")
+        second.load = lambda: models[2]
+        with pytest.raises(UnavailableError, match="changed while it slept"):
+            await live.models.awake(second)
