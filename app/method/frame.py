@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -62,6 +62,18 @@ def labels_to_input(
     height, width = frame.content_hw
     square = np.full((frame.input_size, frame.input_size), outside, np.uint8)
     square[:height, :width] = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+    return square
+
+
+def mask_to_input(mask: Bool[np.ndarray, "height width"], frame: Frame, *, outside: int) -> Float[Tensor, "size size"]:
+    """Share of each pixel of the input that a mask covers, the padding filled with `outside`.
+
+    By area: of a small thing on a large photo the nearest pixels may have nothing.
+    """
+    height, width = frame.content_hw
+    square = torch.full((frame.input_size, frame.input_size), float(outside))
+    share = Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
+    square[:height, :width] = torch.from_numpy(np.array(share)).clamp(0, 1)
     return square
 
 

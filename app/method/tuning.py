@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -106,21 +106,23 @@ class Shot:
 def shot(
     backbone: Backbone,
     image_tokens: Float[Tensor, "image_token width"],
-    labels: Int[Tensor, "size size"],
+    labels: Real[Tensor, "size size"],
     *,
     label_scale: int,
 ) -> Shot:
     """Make a shot of an example.
 
     Args:
-        labels: On the network's input: 1 the category, 0 not the category, 255 padding or unknown.
+        labels: On the network's input: the share of the pixel that the category covers, so 1 or 0 almost everywhere;
+            255 padding or unknown.
         label_scale: Resolution of the loss, in pixels per patch.
     """
     rows, columns = backbone.patch_grid_hw
     cells = (rows * label_scale, columns * label_scale)
     labels = labels.to(image_tokens.device)
-    inside = F.adaptive_avg_pool2d((labels != IGNORE).float()[None], cells)[0]
-    category = F.adaptive_avg_pool2d((labels == 1).float()[None], cells)[0]
+    known = labels != IGNORE
+    inside = F.adaptive_avg_pool2d(known.float()[None], cells)[0]
+    category = F.adaptive_avg_pool2d((labels * known).float()[None], cells)[0]
     return Shot(image_tokens, backbone.patch_features(image_tokens), category / inside.clamp_min(1e-6), inside)
 
 

@@ -129,7 +129,8 @@ def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int) -> ma
 
     What "zero" is, in this order:
 
-    1. 16-bit, 32-bit and floating-point grey: the value 0.
+    1. 16-bit, 32-bit and floating-point grey: the value 0. (16 bits in several channels are refused: Pillow reads the
+       upper 8 alone.)
     2. Some pixels fully transparent and some not: the transparent ones. This is how cut-outs are saved; their colours
        are the object's own and may be black.
     3. Palette: label maps (VOC) have a black colour 0 and any others, so index 0. If colour 0 is *not* black, a program
@@ -146,12 +147,18 @@ def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int) -> ma
         The mask `[height, width]`; it may be empty (see `check_mask`).
 
     Raises:
-        InvalidInputError: Unreadable, or of another size than the photo.
+        InvalidInputError: Unreadable, of 16 bits in several channels, or of another size than the photo.
         UnsupportedMediaError: An image of another format.
         TooLargeError: More pixels than `max_pixels`.
     """
     with _refusing_damage(field="mask", max_pixels=max_pixels):
         image, _ = _opened(raw, max_pixels=max_pixels, field="mask")
+        if image.mode not in ("I", "I;16") and _is_png_of_16_bits(raw):
+            raise InvalidInputError(
+                "The mask is a PNG of 16 bits in several channels, of which only the upper 8 could be read. Send "
+                "16-bit grey without alpha, or 8 bits.",
+                field="mask",
+            )
         image.load()
         mask = np.array(_upright(_marked(image, is_lossy=_is_lossy(raw)), image), order="C")
     if mask.shape != tuple(photo_hw):
@@ -418,6 +425,11 @@ def _marked_by_index(image: Image.Image) -> masks.Mask:
         is_background[:] = np.arange(256) == 0
     is_marked: masks.Mask = ~is_background[index]
     return is_marked
+
+
+def _is_png_of_16_bits(raw: bytes) -> bool:
+    """By the bit depth in its header, which Pillow doesn't tell."""
+    return raw.startswith(b"\x89PNG") and raw[24] == 16
 
 
 def _is_lossy(raw: bytes) -> bool:

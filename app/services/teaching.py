@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import torch
 
 from app.errors import ConflictError, NotFoundError
 from app.method.backbone import Backbone
-from app.method.frame import labels_to_input
+from app.method.frame import mask_to_input
 from app.method.masks import mask_to_png
 from app.method.prompts import free_background
 from app.method.segment import encode
@@ -39,7 +38,8 @@ class Lesson:
     """An example as it comes in: a photo, the mask on it, and how it joins what is there.
 
     Attributes:
-        id: Of the example and its job, where the lesson may be a repeated one; it is then given only once.
+        id: Of the job, where the lesson may be a repeated one: while that job hasn't ended the lesson is given only
+            once.
     """
 
     name: str
@@ -92,10 +92,15 @@ class Teaching:
         Raises:
             ConflictError: If the category has as many examples as it may.
         """
+        known = await self._categories.get(keys.category_id(lesson.name))
+        name = known.name if known else lesson.name
+        said = {keys.category_id(word) for word in known.words} if known and not lesson.replace else set()
+        prompts = [word for word in lesson.prompts if keys.category_id(word) not in said]
+        job = await self._jobs.create("tune", category=name, steps=self._recipe.steps, id=lesson.id)
         mask_png = await asyncio.to_thread(mask_to_png, lesson.mask)
         height, width = lesson.mask.shape
         example = new_example(
-            id=lesson.id,
+            id=job.id,
             image=lesson.photo.raw,
             media_type=lesson.photo.media_type,
             mask=mask_png,
@@ -104,15 +109,13 @@ class Teaching:
             area=int(lesson.mask.sum()),
             sha256=lesson.photo.sha256,
         )
-        job = await self._jobs.create("tune", category=lesson.name, steps=self._recipe.steps, id=lesson.id)
         generation, previous = await self._categories.teach(
-            lesson.name, example, prompts=lesson.prompts, replace=lesson.replace, job_id=job.id
+            name, example, prompts=prompts, replace=lesson.replace, job_id=job.id
         )
         if not generation:
             await self._jobs.discard(job.id)
             raise ConflictError(
-                f"{lesson.name} has as many examples as it may (EXEMPLAR_MAX_EXAMPLES): delete one, or send "
-                "mode=replace.",
+                f"{name} has as many examples as it may (EXEMPLAR_MAX_EXAMPLES): delete one, or send mode=replace.",
                 field="image",
             )
         return await self._start(job, generation, previous), await self._get(lesson.name)
@@ -197,11 +200,12 @@ class Teaching:
         if category is None or category.adapter is None or category.adapter_generation != job.generation:
             await self._engine.end(job, "superseded", error=_NOT_WANTED)
             return
+        result = category.result or category.adapter
         await self._engine.end(
             job,
             "succeeded",
-            adapter_version=category.adapter.version,
-            example_iou=category.adapter.example_iou,
+            adapter_version=result.version,
+            example_iou=result.example_iou,
             step=job.steps,
         )
 
@@ -262,8 +266,8 @@ class Teaching:
 def make_shot(backbone: Backbone, photo: np.ndarray, mask: np.ndarray, recipe: Recipe) -> Shot:
     """An example on the network's input, its image encoded once."""
     rgb, frame = backbone.preprocess(photo)
-    labels = torch.from_numpy(labels_to_input(mask.astype(np.uint8), frame, outside=IGNORE)).long()
-    return shot(backbone, encode(backbone, rgb), labels, label_scale=recipe.label_scale)
+    share = mask_to_input(mask, frame, outside=IGNORE)
+    return shot(backbone, encode(backbone, rgb), share, label_scale=recipe.label_scale)
 
 
 def _goes_on(work: Iterator[None]) -> bool:

@@ -60,7 +60,7 @@ local left = redis.call('LLEN', KEYS[3])
 local generation = redis.call('HINCRBY', KEYS[2], 'generation', 1)
 local previous = redis.call('HGET', KEYS[1], 'job') or ''
 redis.call('HSET', KEYS[1], 'generation', generation)
-if left == 0 then redis.call('HDEL', KEYS[1], 'job', 'adapter_version', 'adapter_generation')
+if left == 0 then redis.call('HDEL', KEYS[1], 'job', 'adapter_version', 'adapter_generation', 'result_version')
 else redis.call('HSET', KEYS[1], 'job', ARGV[2]) end
 return {1, left, generation, previous}
 """
@@ -83,7 +83,8 @@ _USE = """
 local function use(generation)
   redis.call('SET', KEYS[3], ARGV[3])
   redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-  redis.call('HSET', KEYS[1], 'adapter_version', ARGV[1], 'adapter_generation', generation)
+  redis.call('HSET', KEYS[1], 'adapter_version', ARGV[1], 'adapter_generation', generation,
+    'result_version', ARGV[1])
   local versions = redis.call('HKEYS', KEYS[2])
   table.sort(versions, function(a, b) return tonumber(a) > tonumber(b) end)
   for i = tonumber(ARGV[4]) + 1, #versions do
@@ -154,7 +155,8 @@ class CategoryRecord:
         generation: Counts what it was taught; a job's result counts for one generation only.
         job: The job it waits for or waited for last.
         adapter_version: The version in use, or None.
-        adapter_generation: The generation that version came from.
+        adapter_generation: The generation whose adapter was put in use last; by a rollback another one is now.
+        result: That adapter, while it is kept.
     """
 
     id: str
@@ -165,6 +167,7 @@ class CategoryRecord:
     job: str | None
     adapter: AdapterInfo | None
     adapter_generation: int | None
+    result: AdapterInfo | None
     created_at: str
 
     @property
@@ -405,8 +408,7 @@ def _example_info(example_id: str, values: Sequence[bytes]) -> ExampleInfo:
 def _category(
     category_id: str, fields: Mapping[bytes, bytes], examples: int, versions: Mapping[bytes, bytes]
 ) -> CategoryRecord:
-    version = fields.get(b"adapter_version")
-    described = versions.get(version) if version else None
+    adapter, result = (versions.get(fields.get(name, b"")) for name in (b"adapter_version", b"result_version"))
     return CategoryRecord(
         id=category_id,
         name=fields[b"name"].decode(),
@@ -414,8 +416,9 @@ def _category(
         examples=examples,
         generation=int(fields.get(b"generation", 0)),
         job=fields[b"job"].decode() if b"job" in fields else None,
-        adapter=_read_info(described) if described else None,
+        adapter=_read_info(adapter) if adapter else None,
         adapter_generation=int(fields[b"adapter_generation"]) if b"adapter_generation" in fields else None,
+        result=_read_info(result) if result else None,
         created_at=fields[b"created_at"].decode(),
     )
 

@@ -80,12 +80,14 @@ class JobStore:
         """Record a new job as queued.
 
         Args:
-            id: Of a request that may be a repeated one: then the job that it made is given as it is. None for a new id.
+            id: Of a request that may be a repeated one: the job that it made is given, unless it has ended. None for a
+                new id.
         """
-        if id and (known := await self.get(id)):
+        known = await self.get(id) if id else None
+        if known and not known.ended:
             return known
         job = Job(
-            id=id or uuid4().hex,
+            id=id if id and not known else uuid4().hex,
             kind=kind,
             category=category,
             status="queued",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.method.frame import Frame, fit_and_pad, imagenet_normalise, labels_to_input, stretch, to_photo
+from app.method.frame import Frame, fit_and_pad, imagenet_normalise, labels_to_input, mask_to_input, stretch, to_photo
 
 
 def plain(height: int, width: int) -> np.ndarray:
@@ -108,3 +108,11 @@ def test_normalising_takes_imagenet_s_mean_to_zero_and_its_deviation_to_one() ->
     rgb = torch.stack([mean, mean + deviation, mean - 2 * deviation], dim=1)[:, :, None]
     assert torch.allclose(imagenet_normalise(rgb)[:, :, 0], torch.tensor([0.0, 1, -2]).expand(3, 3), atol=1e-6)
     assert torch.equal(imagenet_normalise(rgb[None])[0], imagenet_normalise(rgb))
+
+
+def test_a_masks_share_is_by_area_and_nothing_of_it_is_lost() -> None:
+    mask = np.random.default_rng(0).random((83, 131)) < 0.01
+    share = mask_to_input(mask, Frame((83, 131), 29, (17, 29)), outside=255)
+    assert share[:17].mean().item() == pytest.approx(mask.mean(), rel=0.02)
+    assert (share[17:] == 255).all()
+    assert share.dtype == torch.float32

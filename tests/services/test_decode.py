@@ -53,14 +53,14 @@ def mask_of(raw: bytes, photo_hw: tuple[int, int] = HW) -> np.ndarray:
     return decode.decode_mask(raw, photo_hw=photo_hw, max_pixels=MAX_PIXELS)
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises a size and holds next to nothing."""
+def png_header(width: int, height: int, *, depth: int = 8, colour_type: int = 2, pixels: bytes = bytes(99)) -> bytes:
+    """A PNG that promises a size; by default it holds next to nothing."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
 
 
 def black_webp(width: int, height: int) -> bytes:
@@ -278,6 +278,15 @@ class TestMaskImages:
     @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
     def test_16_bit_keeps_low_values(self, file_format: str, value: int) -> None:
         assert np.array_equal(mask_of(file_of(np.where(MARKED, value, 0).astype(np.uint16), file_format)), MARKED)
+
+    @pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (4, 2), (6, 4)], ids=["RGB", "grey, alpha", "RGBA"])
+    def test_16_bits_in_several_channels_are_refused_since_half_would_be_lost(
+        self, colour_type: int, channels: int
+    ) -> None:
+        height, width = MARKED.shape
+        ones = (b"\0" + b"\0\1" * channels * width) * height
+        with pytest.raises(InvalidInputError, match="16-bit grey without alpha"):
+            mask_of(png_header(width, height, depth=16, colour_type=colour_type, pixels=ones))
 
     def test_1_bit_and_our_own(self) -> None:
         assert np.array_equal(mask_of(file_of(MARKED)), MARKED)

@@ -13,7 +13,7 @@ from docket import Worker
 from PIL import Image
 
 from app.method.masks import mask_to_png
-from app.method.tuning import CategoryTuning
+from app.method.tuning import CategoryTuning, Recipe
 from app.services.decode import decode_photo
 from app.services.teaching import Lesson, make_shot
 from app.storage import keys
@@ -291,3 +291,45 @@ class TestStoppingBesideTheSteps:
             assert len(weighed) == 2
             record = await live.categories.get("cat")
             assert record.adapter is None
+
+
+async def test_a_lesson_repeated_long_after_its_job_ended_is_one_more(wire) -> None:
+    async with wire() as live:
+        again = replace(lesson(), id="1" * 32)
+        jobs = []
+        for _ in range(2):
+            job, _ = await live.teaching.teach(again)
+            jobs.append(await ended(live, job))
+        assert [job.status for job in jobs] == ["succeeded", "succeeded"]
+        assert len({job.id for job in jobs}) == len(await live.categories.examples("cat")) == 2
+
+
+async def test_in_other_letters_it_is_the_same_category_with_the_same_words(wire) -> None:
+    async with wire() as live:
+        await live.teaching.teach(replace(lesson("Straße"), prompts=("Kitty",)))
+        job, record = await live.teaching.teach(replace(lesson("STRASSE"), prompts=("KITTY", "road", "straße")))
+        assert (job.category, record.name, record.prompts) == ("Straße", "Straße", ("Kitty", "road"))
+
+
+async def test_a_job_tells_what_it_made_also_after_a_rollback(wire) -> None:
+    async with wire() as live:
+        for _ in range(2):
+            job, _ = await live.teaching.teach(lesson())
+            await ended(live, job)
+        await live.categories.rollback("cat", 1)
+    async with wire(worker=False) as live:
+        # As if its process had died before the record's last change, and somebody had gone back meanwhile.
+        await live.redis.hset(keys.job(job.id), mapping={"status": '"running"', "adapter_version": "null"})
+        await live.teaching.tune(await live.jobs.get(job.id))
+        assert (await live.jobs.get(job.id)).adapter_version == 2
+        assert (await live.categories.get("cat")).adapter.version == 1
+
+
+def test_a_small_thing_on_a_large_photo_is_not_lost(tiny) -> None:
+    mask = np.zeros((1009, 1511), dtype=bool)
+    mask[500, 700] = True
+    photo = np.zeros((*mask.shape, 3), dtype=np.uint8)
+    for marked in (mask, ~mask):
+        shot = make_shot(tiny, photo, marked, Recipe())
+        inside, outside = shot.sides(tiny.patch_grid_hw)
+        assert min(inside.sum(), outside.sum()) > 0
