@@ -136,7 +136,8 @@ class Found:
     def mask(self) -> Bool[np.ndarray, "height width"]:
         """Its pixels; made anew at every call, since the masks of all categories at once don't fit into memory."""
         if not self.area:
-            return np.broadcast_to(np.False_, self.labels.shape)
+            # One row stands for all: a thousand empty masks take no memory, and a row in one piece is quick to look at.
+            return np.broadcast_to(np.zeros(self.labels.shape[1], bool), self.labels.shape)
         if self.maps.threshold is None:
             return np.asarray(self.labels == self.number)
         return np.asarray(self.probability >= self.maps.threshold)
