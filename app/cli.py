@@ -217,17 +217,27 @@ def evaluate(
     prompts: Annotated[Literal["present", "all"], typer.Option(help="Classes asked for in a photo.")] = "present",
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the supports.")] = 3,
     shots: Annotated[int, typer.Option(min=1, help="Supports per class.")] = 1,
+    joint_epochs: Annotated[
+        int, typer.Option(min=1, help="Passes of joint over its supports (the authors: 5 on PASCAL, 2 on COCO).")
+    ] = 2,
     split: Annotated[str | None, typer.Option(help="Only this split of the index.")] = None,
     ids: Annotated[Path | None, typer.Option(help="JSON list of photo ids to keep.", exists=True)] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many photos.")] = None,
     size: Annotated[Literal["original", "input"], typer.Option(help="Where masks are compared.")] = "original",
-    crf: Annotated[bool, typer.Option(help="Also with the CRF.")] = True,
+    crf: Annotated[bool, typer.Option(help="Also with the CRF; interference is measured without.")] = True,
     layers: Annotated[str | None, typer.Option(help="Layers to read, such as 0,3.")] = None,
     backbone: Annotated[str | None, typer.Option(help="As EXEMPLAR_BACKBONE.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
-    pictures: Annotated[Path | None, typer.Option(help="Write good, middling and failed cases here, as PNG.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Write good, middling and failed cases here, as PNG; not of interference.")
+    ] = None,
 ) -> None:
     """Measure mIoU on a folder of photos with masks, each protocol beside the words alone."""
+    if pictures and protocol == "interference":
+        raise InvalidInputError(
+            "--pictures draws what was found in a photo, and --protocol interference finds something else for every "
+            "class that it teaches: leave --pictures out, or choose another protocol."
+        )
     import torch
 
     from app.method.prompts import BACKGROUND_WORDS
@@ -249,8 +259,9 @@ def evaluate(
             prompts=prompts,
             seeds=seeds,
             shots=shots,
+            joint_epochs=joint_epochs,
             size=size,
-            crf=crf_of(model, second_look=has_second_look(settings)) if crf else None,
+            crf=crf_of(model, second_look=has_second_look(settings)) if crf and protocol != "interference" else None,
             second_look=has_second_look(settings),
             layers=settings.layer_numbers,
             background=settings.background_words or BACKGROUND_WORDS,

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import json
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -157,14 +157,22 @@ async def _read(live: Service, image: UploadFile, field: str, clock: Clock) -> P
 
 def _body(photo: Photo, segmented: Segmented, output: MaskForm, heatmaps: bool) -> dict[str, Any]:
     height, width = photo.rgb.shape[:2]
-    # Most of a thousand categories are not in a photo; writing the same empty mask a thousand times takes seconds.
+    # Most of a thousand categories are not in a photo; writing the same empty mask a thousand times takes seconds, and
+    # the same black heat map minutes.
     nothing = _segmentation(np.zeros((height, width), bool), output)
+    black = cache(lambda: _heatmap(np.zeros((height, width), np.float32)))
+
+    def heatmap(found: Found) -> str | None:
+        if not heatmaps:
+            return None
+        return black() if found.is_nowhere else _heatmap(found.probability)
+
     answer = SegmentOut(
         image=ImageOut(width=width, height=height, sha256=photo.sha256, note=photo.note),
         backbone=BackboneRef(name=segmented.backbone.name, revision=segmented.backbone.revision),
         layers=list(segmented.layers),
         categories=[
-            _found(found, _segmentation(found.mask, output) if found.area else nothing, heatmaps)
+            _found(found, _segmentation(found.mask, output) if found.area else nothing, heatmap(found))
             for found in segmented.found
         ],
         timings_ms=segmented.timings_ms,
@@ -173,7 +181,7 @@ def _body(photo: Photo, segmented: Segmented, output: MaskForm, heatmaps: bool) 
     return answer.model_dump(exclude_defaults=True) | {"timings_ms": segmented.timings_ms}
 
 
-def _found(found: Found, segmentation: Rle | list[list[float]] | str, heatmaps: bool) -> FoundOut:
+def _found(found: Found, segmentation: Rle | list[list[float]] | str, heatmap: str | None) -> FoundOut:
     return FoundOut(
         name=found.name,
         adapted=found.adapted,
@@ -183,7 +191,7 @@ def _found(found: Found, segmentation: Rle | list[list[float]] | str, heatmaps: 
         area=found.area,
         bbox=found.bbox,
         segmentation=segmentation,
-        heatmap=_base64(probability_to_png(found.probability)) if heatmaps else None,
+        heatmap=heatmap,
     )
 
 
@@ -193,6 +201,10 @@ def _segmentation(mask: np.ndarray, output: MaskForm) -> Rle | list[list[float]]
     if output == "polygons":
         return mask_to_polygons(mask)
     return _base64(mask_to_png(mask))
+
+
+def _heatmap(probability: np.ndarray) -> str:
+    return _base64(probability_to_png(probability))
 
 
 def _check_labels(count: int) -> None:

@@ -35,6 +35,8 @@ Predict = Callable[["Photo", "Sequence[int]"], "tuple[Tensor, tuple[int, ...]]"]
 
 # A support must show its class: at least this share of the photo.
 _SUPPORT_AREA = 0.005
+# Image tokens and inputs that are kept for the next seeds; a photo's are megabytes, with a large model tens of them.
+_MAX_KEPT_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,12 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured; see `python -m app evaluate --help`."""
+    """What is measured; see `python -m app evaluate --help`.
+
+    Attributes:
+        crf: Measure also with this refinement; interference is measured without.
+        joint_epochs: Passes of `joint` over its supports (the authors: 5 on PASCAL, 2 on COCO).
+    """
 
     protocol: Protocol = "words"
     method: Literal["attention", "prototype"] = "attention"
@@ -176,6 +183,19 @@ class Case:
     labels: dict[str, np.ndarray]
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """A photo as the network takes it: its image tokens, the input (RGB, uint8) and where the photo lies in it."""
+
+    tokens: Tensor
+    rgb: Tensor
+    frame: Frame
+
+    @property
+    def bytes(self) -> int:
+        return self.tokens.nbytes + self.rgb.nbytes
+
+
 class Evaluation:
     """One measurement.
 
@@ -191,7 +211,10 @@ class Evaluation:
     ) -> None:
         self.backbone, self.dataset, self.options, self._progress = backbone, dataset, options, progress
         self.layers = options.layers or backbone.default_layers
-        self._encoded: dict[str, tuple[Tensor, Tensor, Frame]] = {}
+        self._passes = 1 if options.protocol == "words" else options.seeds
+        self._kept: dict[str, _Encoded] = {}
+        self._room = _MAX_KEPT_BYTES if self._passes > 1 else 0
+        self._latest: tuple[str, _Encoded] | None = None
         self._columns: dict[str, Predict] = {}
         self._ranked: list[tuple[float, Photo]] = []
 
@@ -199,7 +222,7 @@ class Evaluation:
         """Measure; the words alone are a column beside every other protocol, on the same photos."""
         scores: dict[str, list[Score]] = {}
         photos = 0
-        for seed in range(1 if self.options.protocol == "words" else self.options.seeds):
+        for seed in range(self._passes):
             supports = {} if self.options.protocol == "words" else self._supports(seed)
             taught = {photo.id for support in supports.values() for photo in support}
             rest = [photo for photo in self.dataset.photos if photo.id not in taught]
@@ -270,12 +293,13 @@ class Evaluation:
             _, rgb, frame = self._encode(photo)
             for column, predict in columns.items():
                 maps, numbers = predict(photo, asked)
-                counts[column].add(*self._compare(maps, frame, photo, numbers))
+                compared = self._compare(maps, frame, photo, numbers)
+                counts[column].add(*compared)
                 if self.options.crf:
-                    maps = refine(maps, rgb, self.options.crf)
-                    counts[column + " + CRF"].add(*self._compare(maps, frame, photo, numbers))
+                    compared = self._compare(refine(maps, rgb, self.options.crf), frame, photo, numbers)
+                    counts[column + " + CRF"].add(*compared)
             alone = _Counts(len(self.dataset.classes))
-            alone.add(*self._compare(maps, frame, photo, numbers))
+            alone.add(*compared)  # the last column's, refined if any is
             self._ranked.append((alone.score().mean, photo))
         self._progress(len(photos), len(photos), f"{what}: segmenting")
         return {column: count.score() for column, count in counts.items()}
@@ -309,15 +333,27 @@ class Evaluation:
         return np.array(numbers)[to_photo(maps, frame).argmax(dim=0).cpu().numpy()], labels
 
     def _encode(self, photo: Photo) -> tuple[Tensor, Tensor, Frame]:
-        """Image tokens, input and frame of a photo; the tokens are kept, in half the space, for the next seed."""
-        if photo.id not in self._encoded:
-            try:
-                rgb, frame = self.backbone.preprocess(photo.read())
-            except (OSError, UnidentifiedImageError) as error:
-                raise InvalidInputError(f"{photo.image} can't be read: {error}.") from error
-            self._encoded[photo.id] = (encode(self.backbone, rgb), (rgb * 255).round().to(torch.uint8), frame)
-        tokens, rgb, frame = self._encoded[photo.id]
-        return tokens, rgb.float() / 255, frame
+        """Image tokens, input and frame of a photo.
+
+        The latest photo's are kept for the next column, and with several seeds those of the first photos, as many as
+        there is room for, for the next pass; the others' are made anew.
+        """
+        encoded = self._latest[1] if self._latest and self._latest[0] == photo.id else self._kept.get(photo.id)
+        if encoded is None:
+            self._latest = None  # before the next are made: two photos' at once take twice the memory
+            encoded = self._read(photo)
+            if encoded.bytes <= self._room:
+                self._kept[photo.id] = encoded
+                self._room -= encoded.bytes
+        self._latest = (photo.id, encoded)
+        return encoded.tokens, encoded.rgb.float() / 255, encoded.frame
+
+    def _read(self, photo: Photo) -> _Encoded:
+        try:
+            rgb, frame = self.backbone.preprocess(photo.read())
+        except (OSError, UnidentifiedImageError) as error:
+            raise InvalidInputError(f"{photo.image} can't be read: {error}.") from error
+        return _Encoded(encode(self.backbone, rgb), (rgb * 255).round().to(torch.uint8), frame)
 
     def _words(self, photo: Photo, asked: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         return self._attention(photo, asked, {})
@@ -380,13 +416,11 @@ class Evaluation:
         prompts = prompt_set(background, names)
         photos = list({photo.id: photo for support in supports.values() for photo in support}.values())
         random.Random(seed).shuffle(photos)
+        tokens, labels = zip(*map(self._support, photos), strict=True)
         tuning = JointTuning(
             self.backbone,
-            [self._encode(photo)[0] for photo in photos],
-            [
-                torch.from_numpy(labels_to_input(p.read_labels(), self._encode(p)[2], outside=IGNORE)).long()
-                for p in photos
-            ],
+            tokens,
+            labels,
             text=self.backbone.tokenize(prompts.words),
             prompts=prompts,
             layers=self.layers,
@@ -408,6 +442,11 @@ class Evaluation:
             return upsample(maps.flatten(1), (maps.shape[1], maps.shape[2]), size_hw, corners=False), (0, *asked)
 
         return predict
+
+    def _support(self, photo: Photo) -> tuple[Tensor, Tensor]:
+        """Image tokens and labels of a photo that is learned from, both as the network takes them."""
+        tokens, _, frame = self._encode(photo)
+        return tokens, torch.from_numpy(labels_to_input(photo.read_labels(), frame, outside=IGNORE)).long()
 
     def _prototype(self, supports: dict[int, list[Photo]]) -> Predict:
         grid = self.backbone.patch_grid_hw

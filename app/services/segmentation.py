@@ -84,9 +84,13 @@ class PhotoMaps:
         above = maps > bound if threshold is None else maps >= bound
         self.may_be_found = frozenset(np.array(classes)[above.flatten(1).any(dim=1).numpy()].tolist()) - {0}
 
+    def __contains__(self, number: int) -> bool:
+        """Whether a class may be anywhere; otherwise its probability is 0 at every pixel."""
+        return number in self._maps
+
     def probability(self, number: int) -> Float[np.ndarray, "height width"]:
         """Probability of one class."""
-        if number not in self._maps:
+        if number not in self:
             return np.zeros(self._frame.photo_hw, np.float32)
         probability: np.ndarray = to_photo(self._maps[number], self._frame)[0].numpy()
         return probability
@@ -135,10 +139,16 @@ class Found:
     def mask(self) -> Bool[np.ndarray, "height width"]:
         """Its pixels; made anew at every call, since the masks of all categories at once don't fit into memory."""
         if not self.area:
-            return np.broadcast_to(np.False_, self.labels.shape)
+            # One row stands for all: a thousand empty masks take no memory, and a row in one piece is quick to look at.
+            return np.broadcast_to(np.zeros(self.labels.shape[1], bool), self.labels.shape)
         if self.maps.threshold is None:
             return np.asarray(self.labels == self.number)
         return np.asarray(self.probability >= self.maps.threshold)
+
+    @property
+    def is_nowhere(self) -> bool:
+        """Whether its probability is 0 at every pixel."""
+        return self.number not in self.maps
 
     @property
     def probability(self) -> Float[np.ndarray, "height width"]:

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 from pycocotools import mask as coco
 
 from app.backbones.blip import Blip
+from app.method.masks import probability_to_png
 
 FOUND = {"name", "adapted", "adapter_version", "match_score", "mean_probability", "area", "bbox", "segmentation"}
 # One background word and no refinement give masks of the random model that are neither empty nor everything.
@@ -157,6 +158,24 @@ class TestOptions:
         assert found.keys() == FOUND | {"heatmap"}
         heat = image_of(base64.b64decode(found["heatmap"]))
         assert (heat.mode, heat.size) == ("L", (47, 31))
+
+    def test_categories_that_are_nowhere_share_one_black_heat_map(self, api, monkeypatch) -> None:
+        """Of forty names on 25 patches at most 25 are somewhere the best; the others are nowhere."""
+        written: list[bytes] = []
+
+        def write(probability: np.ndarray) -> bytes:
+            written.append(probability_to_png(probability))
+            return written[-1]
+
+        monkeypatch.setattr("app.api.segment.probability_to_png", write)
+        monkeypatch.setattr("app.services.segmentation.LEAST", 1.0)
+        found = api.segment(*(f"thing {number}" for number in range(40)), heatmaps="true", **PLAIN).json()["categories"]
+        maps = [base64.b64decode(one["heatmap"]) for one in found]
+        black = probability_to_png(np.zeros((31, 47), np.float32))
+        assert len(found) == 40
+        assert maps.count(black) >= 15
+        assert written.count(black) == 1
+        assert set(maps) == set(written)
 
     def test_a_backbone_by_name(self, start, tiny) -> None:
         other = Blip(tiny._model, tiny._tokenizer, name="other", input_size=80)

@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import warnings
+import weakref
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -323,6 +325,33 @@ class TestOverlay:
         named = masks.overlay(self.photo(), [mask, np.zeros_like(mask)], ["cat", "dog"])
         assert np.array_equal(named, masks.overlay(self.photo(), [mask, np.zeros_like(mask)], ["cat", "cow"]))
         assert not np.array_equal(named, masks.overlay(self.photo(), [mask, np.zeros_like(mask)], ["dog", "dog"]))
+
+    def test_a_generators_masks_are_not_kept(self) -> None:
+        """Sixty masks of a large photo at once are more than half a gigabyte."""
+        made: list[weakref.ref[np.ndarray]] = []
+
+        def one_by_one() -> Iterator[np.ndarray]:
+            for row in range(0, 90, 15):
+                assert sum(mask() is not None for mask in made) <= 1, "at most the one before is still there"
+                mask = np.zeros((97, 131), dtype=bool)
+                mask[row : row + 10, 60:110] = True
+                made.append(weakref.ref(mask))
+                yield mask
+                del mask
+
+        names = [f"thing {number}" for number in range(6)]
+        painted = masks.overlay(self.photo(), one_by_one(), names)
+        assert len(made) == 6
+        assert all((painted == colour).all(axis=2).any() for colour in masks.palette(6))
+
+    def test_absent_categories_leave_no_trace_but_their_colour(self) -> None:
+        """A category's colour is its own, whoever else is in the photo."""
+        mask, nothing = np.zeros((97, 131), dtype=bool), np.broadcast_to(np.zeros(131, bool), (97, 131))
+        mask[50:80, 60:110] = True
+        alone = masks.overlay(self.photo(), [mask], ["cat"])
+        assert np.array_equal(masks.overlay(self.photo(), [mask, *[nothing] * 100], ["cat"] + ["dog"] * 100), alone)
+        second = masks.overlay(self.photo(), [nothing, mask], ["dog", "cat"])
+        assert second[75, 105].tolist() == [(100 + level) // 2 for level in masks.palette(2)[1]]
 
     def test_a_name_beyond_the_font_is_plain_or_a_number(self) -> None:
         mask = np.ones((97, 131), dtype=bool)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from app import backbones
 from app.errors import InvalidInputError
 from app.method.backbone import Backbone
 from app.method.crf import THREE_ROUNDS
 from app.method.prompts import BACKGROUND_WORDS
+from app.method.segment import encode
 from app.method.tuning import Recipe
 from app.report import as_picture
+from app.services import evaluation
 from app.services.evaluation import Dataset, Evaluation, Options, Prompts, Report, Score, _Counts, read_dataset
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -149,6 +153,46 @@ def test_the_same_seed_gives_the_same_scores(folder: Path, embedded: Backbone) -
     options = replace(OPTIONS, protocol="one-shot")
     first, second = (Evaluation(embedded, everything(folder), options, quiet).run() for _ in range(2))
     assert first == second
+
+
+class TestMemory:
+    """What is kept of the photos; of a large data set under a large model it would be hundreds of gigabytes."""
+
+    @pytest.fixture
+    def encoded(self, monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:
+        """The image tokens that are made, in order, as long as somebody holds them."""
+        made: list[weakref.ref[Tensor]] = []
+
+        def encode_and_note(backbone: Backbone, rgb: Tensor) -> Tensor:
+            made.append(weakref.ref(tokens := encode(backbone, rgb)))
+            return tokens
+
+        monkeypatch.setattr(evaluation, "encode", encode_and_note)
+        return made
+
+    def test_of_one_pass_only_the_latest_photo_is_kept(self, folder: Path, embedded: Backbone, encoded: list) -> None:
+        measured = Evaluation(embedded, everything(folder), OPTIONS, quiet)
+        measured.run()
+        assert [tokens() is not None for tokens in encoded] == [False, False, False, True]
+
+    def test_with_several_seeds_every_photo_is_encoded_once(
+        self, folder: Path, embedded: Backbone, encoded: list
+    ) -> None:
+        Evaluation(embedded, everything(folder), replace(OPTIONS, protocol="one-shot", seeds=2), quiet).run()
+        assert len(encoded) == len(PHOTOS)
+
+    def test_what_finds_no_room_is_made_anew_and_scores_the_same(
+        self, folder: Path, embedded: Backbone, encoded: list, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        options = replace(OPTIONS, protocol="one-shot", seeds=2)
+        kept = Evaluation(embedded, everything(folder), options, quiet).run()
+        tokens_bytes = encode(embedded, embedded.preprocess(everything(folder).photos[0].read())[0]).nbytes
+        monkeypatch.setattr(evaluation, "_MAX_KEPT_BYTES", 2 * (tokens_bytes + 3 * embedded.input_size**2))
+        encoded.clear()
+        measured = Evaluation(embedded, everything(folder), options, quiet)
+        assert measured.run() == kept
+        assert len(encoded) > len(PHOTOS)
+        assert sum(tokens() is not None for tokens in encoded) <= 3, "two that are kept, and the latest"
 
 
 def test_too_few_photos_to_test_on_is_refused(folder: Path, embedded: Backbone) -> None:
