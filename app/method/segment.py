@@ -13,23 +13,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from .adapter import Adapter
 from .backbone import Backbone
 from .class_map import upsample
 from .crf import CrfParameters, conv_crf
 from .ensemble import layer_weights, weighted_scores
-from .evidence import prompt_evidence
+from .evidence import Query, prompt_evidence
 from .frame import imagenet_normalise, to_photo
 from .mask_decoder import look_again
 from .prompts import BACKGROUND_WORDS, free_background
-
-
-@dataclass(frozen=True)
-class Query:
-    """A category to look for: the words for it and, if it was taught, its adapter."""
-
-    words: tuple[str, ...]
-    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,12 @@ from app.method.adapter import Adapter
 from app.method.backbone import Backbone
 from app.method.class_map import upsample
 from app.method.crf import THREE_ROUNDS, CrfParameters
+from app.method.evidence import Query
 from app.method.frame import Frame, labels_to_input, to_photo
 from app.method.mask_decoder import look_again
 from app.method.prompts import free_background, prompt_set
 from app.method.prototype import prototype_map, prototypes
-from app.method.segment import Query, class_map, encode, refine
+from app.method.segment import class_map, encode, refine
 from app.method.tuning import IGNORE, CategoryTuning, JointTuning, Recipe, Shot, shot
 from app.services.segmentation import LEAST
 
