@@ -19,7 +19,7 @@ from .crf import CrfParameters, conv_crf
 from .ensemble import layer_weights, weighted_scores
 from .evidence import Query, prompt_evidence
 from .frame import imagenet_normalise, to_photo
-from .mask_decoder import look_again
+from .mask_decoder import finest_scores
 from .prompts import BACKGROUND_WORDS, free_background
 
 
@@ -103,13 +103,10 @@ def class_map(
     groups = [Query(free_background(background, words)), *queries]
     weights = layer_weights([query.adapter for query in groups], layers or backbone.default_layers)
     evidence = prompt_evidence(backbone, image_tokens, groups, weights.layers)
-    scores = weighted_scores(evidence, weights)
-    grid_hw, corners = backbone.patch_grid_hw, True
-    if second_look and backbone.mask_decoder:
-        maps = look_again(
-            backbone, image_tokens, scores, [group.adapter.tensors if group.adapter else None for group in groups]
-        )
-        scores, grid_hw, corners = maps.flatten(1), (maps.shape[1], maps.shape[2]), False
+    adapters = [group.adapter.tensors if group.adapter else None for group in groups]
+    scores, grid_hw, corners = finest_scores(
+        backbone, image_tokens, weighted_scores(evidence, weights), adapters, second_look=second_look
+    )
     kept = (scores >= least * scores.amax(dim=0)).any(dim=1)
     kept[0] = True
     classes = kept.nonzero().flatten()

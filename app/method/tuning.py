@@ -20,7 +20,7 @@ from .ensemble import LayerWeights, weighted_scores
 from .evidence import Evidence, Query, patch_logits, prompt_evidence
 from .example_memory import remember
 from .low_rank import RIGHT, factorised
-from .mask_decoder import look_again
+from .mask_decoder import finest_scores
 from .prompts import PromptSet
 from .visual_prompt import BIAS, DIRECTION, Prior, fit, mean_features, visual_logits
 
@@ -416,12 +416,11 @@ class CategoryTuning:
 
     def _measured_iou(self, index: int, parameters: Mapping[str, Tensor] | None) -> float:
         example, scores = self.shots[index], self._scores(index, parameters)
-        grid_hw = self.backbone.patch_grid_hw
-        if self._decodes:
-            others = [None] * (len(scores) - 1)
-            maps = look_again(self.backbone, example.image_tokens, scores, [*others, parameters])
-            scores, grid_hw = maps.flatten(1), (maps.shape[1], maps.shape[2])
-        maps = upsample(scores, grid_hw, example.size_hw, corners=not self._decodes)
+        adapters = [*[None] * (len(scores) - 1), parameters]
+        scores, grid_hw, corners = finest_scores(
+            self.backbone, example.image_tokens, scores, adapters, second_look=self._decodes
+        )
+        maps = upsample(scores, grid_hw, example.size_hw, corners=corners)
         return binary_iou(maps.argmax(dim=0) == len(maps) - 1, example)
 
 
@@ -501,7 +500,7 @@ class JointTuning:
     def scores(
         self, image_tokens: Float[Tensor, "image_token width"], text: TextTokens, prompts: PromptSet
     ) -> Float[Tensor, "class patch"]:
-        """Class scores of an image under the tuned parameters, for the mask decoder."""
+        """Class scores of an image under the tuned parameters, on the patch grid."""
         return class_scores_of(self.backbone, image_tokens, text, prompts, self.layers, self._adapters)
 
     def _loss(self, indices: Sequence[int]) -> Float[Tensor, ""]:
