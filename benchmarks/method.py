@@ -15,9 +15,10 @@ from app.backbones.blip import Blip
 from app.backbones.embedded import VOCABULARY
 from app.demo import EXAMPLES
 from app.method.crf import CrfParameters, conv_crf
+from app.method.evidence import Query
 from app.method.frame import imagenet_normalise
 from app.method.prompts import BACKGROUND_WORDS, PromptSet, prompt_set
-from app.method.segment import Query, class_map, encode, refine
+from app.method.segment import class_map, encode, refine
 from app.method.tuning import CategoryTuning, JointTuning, Recipe, shot
 
 from . import plain

@@ -15,9 +15,8 @@ from tqdm import tqdm
 
 from app.method.backbone import Backbone
 from app.method.class_map import class_scores, prompt_scores
-from app.method.evidence import prompt_evidence
+from app.method.evidence import Query, prompt_evidence
 from app.method.prompts import BACKGROUND_WORDS, free_background
-from app.method.segment import Query
 
 from .photos import SIZE, UNKNOWN, Photo, Sample, load, vary, whole
 

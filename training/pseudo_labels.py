@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from app.method.backbone import Backbone
 from app.method.crf import CrfParameters
+from app.method.evidence import Query
 from app.method.frame import to_photo
-from app.method.segment import Query, class_map, encode, refine
+from app.method.segment import class_map, encode, refine
 
 from .network import Network
 from .photos import SIZE, UNKNOWN, Labels, Photo

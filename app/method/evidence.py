@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .adapter import TOKEN_IDS, TOKEN_ROWS, Adapter
-from .backbone import Backbone
+from .backbone import Backbone, TextToImage, TextTokens
 from .class_map import head_max, token_sum
 from .prompts import prompt_set
 from .visual_prompt import BIAS, DIRECTION, visual_logits
@@ -19,15 +18,12 @@ from .visual_prompt import BIAS, DIRECTION, visual_logits
 PROMPTS_PER_PASS = 128
 
 
-@runtime_checkable  # the tests check annotations
-class PromptGroup(Protocol):
-    """Prompts that belong together: the background's, or one category's."""
+@dataclass(frozen=True)
+class Query:
+    """A category to look for: the words for it and, if it was taught, its adapter. The background is one too."""
 
-    @property
-    def words(self) -> tuple[str, ...]: ...
-
-    @property
-    def adapter(self) -> Adapter | None: ...
+    words: tuple[str, ...]
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Evidence:
     Attributes:
         patch_logits: Head-max, token-summed attention logits.
         match_score: Image-text score, in [0, 1].
-        spans: Per group the half-open range of its prompts; the background first.
+        spans: Per class the half-open range of its prompts; the background first.
     """
 
     patch_logits: Float[Tensor, "layer prompt patch"]
@@ -48,23 +44,23 @@ class Evidence:
 def prompt_evidence(
     backbone: Backbone,
     image_tokens: Float[Tensor, "image_token width"],
-    groups: Sequence[PromptGroup],
+    queries: Sequence[Query],
     layers: Sequence[int],
 ) -> Evidence:
-    """Evidence of all groups' prompts, whichever adapters they run under.
+    """Evidence of all queries' prompts, the background's first, whichever adapters they run under.
 
-    Groups without an adapter share passes; groups with one are batched with those of the same shape, their adapters
+    Queries without an adapter share passes; those with one are batched with those of the same shape, their adapters
     stacked.
     """
-    asked = prompt_set(groups[0].words, [group.words for group in groups[1:]])
-    logits: list[Tensor | None] = [None] * len(groups)
-    match: list[Tensor | None] = [None] * len(groups)
-    for members in batches(groups):
-        words = [word for index in members for word in groups[index].words]
-        adapters = [adapter for index in members if (adapter := _tuned(groups[index])) is not None]
+    asked = prompt_set(queries[0].words, [query.words for query in queries[1:]])
+    logits: list[Tensor | None] = [None] * len(queries)
+    match: list[Tensor | None] = [None] * len(queries)
+    for members in batches(queries):
+        words = [word for index in members for word in queries[index].words]
+        adapters = [adapter for index in members if (adapter := _tuned(queries[index])) is not None]
         stacked = stack(adapters)
         summed, scores = _attend(backbone, image_tokens, words, layers, stacked)
-        sizes = [len(groups[index].words) for index in members]
+        sizes = [len(queries[index].words) for index in members]
         if stacked and DIRECTION in stacked:
             seen = visual_logits(backbone.patch_features(image_tokens), stacked[DIRECTION], stacked[BIAS])
             summed = summed + seen.repeat_interleave(torch.tensor(sizes, device=seen.device), dim=0)
@@ -78,23 +74,23 @@ def prompt_evidence(
     )
 
 
-def batches(groups: Sequence[PromptGroup]) -> list[list[int]]:
-    """Indices of the groups that run in one pass: of one kind, and not too many prompts."""
+def batches(queries: Sequence[Query]) -> list[list[int]]:
+    """Indices of the queries that run in one pass: of one kind, and not too many prompts."""
     kinds: dict[tuple[object, ...], list[int]] = {}
-    for index, group in enumerate(groups):
-        adapter = _tuned(group)
+    for index, query in enumerate(queries):
+        adapter = _tuned(query)
         # Stacked adapters need tensors of the same form and as many prompts each.
-        kind = () if adapter is None else (len(group.words), adapter.form)
+        kind = () if adapter is None else (len(query.words), adapter.form)
         kinds.setdefault(kind, []).append(index)
     passes: list[list[int]] = []
     for members in kinds.values():
         room = 0
         for index in members:
-            if room < len(groups[index].words):
+            if room < len(queries[index].words):
                 passes.append([])
                 room = PROMPTS_PER_PASS
             passes[-1].append(index)
-            room -= len(groups[index].words)
+            room -= len(queries[index].words)
     return passes
 
 
@@ -116,9 +112,14 @@ def stack(adapters: Sequence[Adapter]) -> dict[str, Tensor] | None:
     return stacked
 
 
-def _tuned(group: PromptGroup) -> Adapter | None:
-    """The adapter that a group's prompts run under; one without parameters says that the words alone were better."""
-    return group.adapter if group.adapter is not None and group.adapter.parameters else None
+def patch_logits(seen: TextToImage, text: TextTokens, layers: Sequence[int]) -> Float[Tensor, "layer prompt patch"]:
+    """What each prompt says of each patch in each layer: the strongest head, summed over the prompt's tokens."""
+    return torch.stack([token_sum(head_max(seen.logits[layer]), text.attention_mask).float() for layer in layers])
+
+
+def _tuned(query: Query) -> Adapter | None:
+    """The adapter that a query's prompts run under; one without parameters says that the words alone were better."""
+    return query.adapter if query.adapter is not None and query.adapter.parameters else None
 
 
 def _attend(
@@ -128,7 +129,7 @@ def _attend(
     layers: Sequence[int],
     adapters: Mapping[str, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
-    if adapters is None and len(words) > PROMPTS_PER_PASS:  # one group's words, all under the base model
+    if adapters is None and len(words) > PROMPTS_PER_PASS:  # one query's words, all under the base model
         starts = range(0, len(words), PROMPTS_PER_PASS)
         parts = [
             _attend(backbone, image_tokens, words[start : start + PROMPTS_PER_PASS], layers, None) for start in starts
@@ -137,8 +138,7 @@ def _attend(
         return torch.cat(logits, dim=1), torch.cat(scores)
     text = backbone.tokenize(words)
     seen = backbone.attend(image_tokens, text, layers=layers, adapters=adapters)
-    summed = [token_sum(head_max(seen.logits[layer]), text.attention_mask).float() for layer in layers]
-    return torch.stack(summed), seen.match_score.float()
+    return patch_logits(seen, text, layers), seen.match_score.float()
 
 
 def _pad_rows(tensor: Tensor, rows: int, value: int) -> Tensor:

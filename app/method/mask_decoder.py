@@ -34,6 +34,30 @@ _BEST_PATCHES = 12
 _SHARPNESS = 3
 
 
+def finest_scores(
+    backbone: Backbone,
+    image_tokens: Float[Tensor, "image_token width"],
+    scores: Float[Tensor, "class patch"],
+    adapters: Sequence[Mapping[str, Tensor] | None],
+    *,
+    second_look: bool = True,
+) -> tuple[Float[Tensor, "class place"], tuple[int, int], bool]:
+    """Class scores on the finest grid there is: the mask decoder's if the backbone has one, or the patches'.
+
+    Args:
+        adapters: As of `look_again`.
+        second_look: Whether the mask decoder is asked.
+
+    Returns:
+        Scores, rows and columns of their grid, and `corners` of `class_map.upsample`: the decoder was trained with
+        every place where it lies.
+    """
+    if not second_look or backbone.mask_decoder is None:
+        return scores, backbone.patch_grid_hw, True
+    maps = look_again(backbone, image_tokens, scores, adapters)
+    return maps.flatten(1), (maps.shape[1], maps.shape[2]), False
+
+
 def look_again(
     backbone: Backbone,
     image_tokens: Float[Tensor, "image_token width"],

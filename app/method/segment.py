@@ -13,23 +13,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from .adapter import Adapter
 from .backbone import Backbone
 from .class_map import upsample
 from .crf import THREE_ROUNDS, CrfParameters, conv_crf
 from .ensemble import layer_weights, weighted_scores
-from .evidence import prompt_evidence
+from .evidence import Query, prompt_evidence
 from .frame import imagenet_normalise, to_photo
-from .mask_decoder import look_again
+from .mask_decoder import finest_scores
 from .prompts import BACKGROUND_WORDS, free_background
-
-
-@dataclass(frozen=True)
-class Query:
-    """A category to look for: the words for it and, if it was taught, its adapter."""
-
-    words: tuple[str, ...]
-    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)
@@ -112,13 +103,10 @@ def class_map(
     groups = [Query(free_background(background, words)), *queries]
     weights = layer_weights([query.adapter for query in groups], layers or backbone.default_layers)
     evidence = prompt_evidence(backbone, image_tokens, groups, weights.layers)
-    scores = weighted_scores(evidence, weights)
-    grid_hw, corners = backbone.patch_grid_hw, True
-    if second_look and backbone.mask_decoder:
-        maps = look_again(
-            backbone, image_tokens, scores, [group.adapter.tensors if group.adapter else None for group in groups]
-        )
-        scores, grid_hw, corners = maps.flatten(1), (maps.shape[1], maps.shape[2]), False
+    adapters = [group.adapter.tensors if group.adapter else None for group in groups]
+    scores, grid_hw, corners = finest_scores(
+        backbone, image_tokens, weighted_scores(evidence, weights), adapters, second_look=second_look
+    )
     kept = (scores >= least * scores.amax(dim=0)).any(dim=1)
     kept[0] = True
     classes = kept.nonzero().flatten()

@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 from .adapter import MEMORY_PREFIX, TOKEN_IDS, Adapter
 from .backbone import Backbone, TextTokens
-from .class_map import class_scores, head_max, normalise, prompt_scores, token_sum, upsample
-from .evidence import Evidence, PromptGroup, prompt_evidence
+from .class_map import normalise, upsample
+from .ensemble import LayerWeights, weighted_scores
+from .evidence import Evidence, Query, patch_logits, prompt_evidence
 from .example_memory import remember
 from .low_rank import RIGHT, factorised
-from .mask_decoder import look_again
+from .mask_decoder import finest_scores
 from .prompts import PromptSet
 from .visual_prompt import BIAS, DIRECTION, Prior, fit, mean_features, visual_logits
 
@@ -126,14 +127,6 @@ def shot(
     return Shot(image_tokens, backbone.patch_features(image_tokens), category / inside.clamp_min(1e-6), inside)
 
 
-@dataclass(frozen=True)
-class _Word:
-    """A prompt group that runs under the base model."""
-
-    words: tuple[str, ...]
-    adapter: None = None
-
-
 class CategoryTuning:
     """Tune one category's adapter while everything else stands still.
 
@@ -169,7 +162,7 @@ class CategoryTuning:
         self.backbone, self.shots, self.layers, self.recipe = backbone, shots, tuple(layers), recipe
         self.text = backbone.tokenize(words)
         self._prompts = tuple(words)
-        self._others: list[PromptGroup] = [_Word(tuple(background)), *(_Word((name,)) for name in others)]
+        self._others = [Query(tuple(background)), *(Query((name,)) for name in others)]
         self._constant: dict[int, Evidence] = {}  # by example, made when it is first looked at
         self.parameters = {
             name: tensor.requires_grad_(name != TOKEN_IDS)
@@ -376,24 +369,22 @@ class CategoryTuning:
             parameters: Of this category's adapter; None for the words alone.
         """
         example, constant = self.shots[index], self._constant_of(index)
-        stop = constant.spans[-1][1]
-        spans = (*constant.spans, (stop, stop + len(self._prompts)))
         adapters = {name: tensor[None] for name, tensor in parameters.items()} if parameters else None
         seen = self.backbone.attend(example.image_tokens, self.text, layers=self.layers, adapters=adapters)
-        match = torch.cat([constant.match_score, seen.match_score.float()])
-        # The words alone average the layers, as a category without an adapter does.
+        own = patch_logits(seen, self.text, self.layers)
+        if parameters and DIRECTION in parameters:
+            own = own + visual_logits(example.features, parameters[DIRECTION][None], parameters[BIAS][None])
+        stop = constant.spans[-1][1]
+        evidence = Evidence(
+            patch_logits=torch.cat([constant.patch_logits, own], dim=1),
+            match_score=torch.cat([constant.match_score, seen.match_score.float()]),
+            spans=(*constant.spans, (stop, stop + len(self._prompts))),
+        )
+        # Only this category's weights are learned; the other classes average, as they will at request time. The words
+        # alone average too, as a category without an adapter does.
         mix = self._mix(parameters)
-        total = torch.zeros(())
-        for row, layer in enumerate(self.layers):
-            own = token_sum(head_max(seen.logits[layer]), self.text.attention_mask).float()
-            if parameters and DIRECTION in parameters:
-                own = own + visual_logits(example.features, parameters[DIRECTION][None], parameters[BIAS][None])
-            logits = torch.cat([constant.patch_logits[row], own])
-            scores = class_scores(prompt_scores(logits, match), spans)
-            # Only this category's weights are learned; the other classes average, as they will at request time.
-            weight = torch.cat([mix.new_full((len(spans) - 1,), 1 / len(self.layers)), mix[row : row + 1]])
-            total = total.to(scores) + weight.to(scores)[:, None] * scores
-        return total
+        average = mix.new_full((len(constant.spans), len(self.layers)), 1 / len(self.layers))
+        return weighted_scores(evidence, LayerWeights(self.layers, torch.cat([average, mix[None]])))
 
     def _mix(self, parameters: Mapping[str, Tensor] | None) -> Float[Tensor, "layer"]:
         """Weight of each layer under these parameters; a memory alone is none."""
@@ -427,12 +418,11 @@ class CategoryTuning:
 
     def _measured_iou(self, index: int, parameters: Mapping[str, Tensor] | None) -> float:
         example, scores = self.shots[index], self._scores(index, parameters)
-        grid_hw = self.backbone.patch_grid_hw
-        if self._decodes:
-            others = [None] * (len(scores) - 1)
-            maps = look_again(self.backbone, example.image_tokens, scores, [*others, parameters])
-            scores, grid_hw = maps.flatten(1), (maps.shape[1], maps.shape[2])
-        maps = upsample(scores, grid_hw, example.size_hw, corners=not self._decodes)
+        adapters = [*[None] * (len(scores) - 1), parameters]
+        scores, grid_hw, corners = finest_scores(
+            self.backbone, example.image_tokens, scores, adapters, second_look=self._decodes
+        )
+        maps = upsample(scores, grid_hw, example.size_hw, corners=corners)
         return binary_iou(maps.argmax(dim=0) == len(maps) - 1, example)
 
 
@@ -512,7 +502,7 @@ class JointTuning:
     def scores(
         self, image_tokens: Float[Tensor, "image_token width"], text: TextTokens, prompts: PromptSet
     ) -> Float[Tensor, "class patch"]:
-        """Class scores of an image under the tuned parameters, for the mask decoder."""
+        """Class scores of an image under the tuned parameters, on the patch grid."""
         return class_scores_of(self.backbone, image_tokens, text, prompts, self.layers, self._adapters)
 
     def _loss(self, indices: Sequence[int]) -> Float[Tensor, ""]:
@@ -558,8 +548,7 @@ def class_scores_of(
 ) -> Float[Tensor, "class patch"]:
     """What `class_map_of` brings to the network's input."""
     seen = backbone.attend(image_tokens, text, layers=layers, adapters=adapters)
-    maps = []
-    for layer in layers:
-        logits = token_sum(head_max(seen.logits[layer]), text.attention_mask).float()
-        maps.append(class_scores(prompt_scores(logits, seen.match_score.float()), prompts.spans))
-    return torch.stack(maps).mean(dim=0)
+    evidence = Evidence(patch_logits(seen, text, layers), seen.match_score.float(), prompts.spans)
+    equal = torch.ones(len(prompts.spans), len(layers))
+    # Divided after the sum, as the authors do: thirds are not exact.
+    return weighted_scores(evidence, LayerWeights(tuple(layers), equal)) / len(layers)

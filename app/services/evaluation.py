@@ -18,13 +18,14 @@ from torch import Tensor
 from app.errors import InvalidInputError
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone
-from app.method.class_map import upsample
+from app.method.class_map import normalise, upsample
 from app.method.crf import THREE_ROUNDS, CrfParameters
+from app.method.evidence import Query
 from app.method.frame import Frame, labels_to_input, to_photo
-from app.method.mask_decoder import look_again
+from app.method.mask_decoder import finest_scores
 from app.method.prompts import free_background, prompt_set
 from app.method.prototype import prototype_map, prototypes
-from app.method.segment import Query, class_map, encode, refine
+from app.method.segment import class_map, encode, refine
 from app.method.tuning import IGNORE, CategoryTuning, JointTuning, Recipe, Shot, shot
 from app.services.segmentation import LEAST
 
@@ -434,12 +435,12 @@ class Evaluation:
             here = prompt_set(free_background(self.options.background, [self.dataset.classes[n] for n in asked]),
                               [names[number - 1] for number in asked])  # fmt: skip
             tokens, text = self._encode(photo)[0], self.backbone.tokenize(here.words)
-            if not (self.options.second_look and self.backbone.mask_decoder):
-                return tuning.class_map(tokens, text, here), (0, *asked)
             scores = tuning.scores(tokens, text, here)
-            maps = look_again(self.backbone, tokens, scores, [None] * len(scores))
+            scores, grid_hw, corners = finest_scores(
+                self.backbone, tokens, scores, [None] * len(scores), second_look=self.options.second_look
+            )
             size_hw = (self.backbone.input_size,) * 2
-            return upsample(maps.flatten(1), (maps.shape[1], maps.shape[2]), size_hw, corners=False), (0, *asked)
+            return normalise(upsample(scores, grid_hw, size_hw, corners=corners)), (0, *asked)
 
         return predict
 

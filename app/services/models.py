@@ -15,8 +15,9 @@ import torch
 
 from app.errors import InvalidInputError, UnavailableError
 from app.method.backbone import Backbone, ImageTextScore
+from app.method.evidence import Query
 from app.method.infoscore import LayerScores, best_layers, infoscore
-from app.method.segment import Query, class_map, encode
+from app.method.segment import class_map, encode
 from app.metrics import Metrics
 from app.services.lane import Lane
 from app.storage.layers import LayerStore

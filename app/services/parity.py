@@ -15,8 +15,9 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 from app.backbones.blip import Blip
 from app.errors import InvalidInputError
 from app.method.backbone import TextTokens
-from app.method.class_map import head_max, prompt_scores, token_sum
+from app.method.class_map import head_max, prompt_scores
 from app.method.crf import CrfParameters, conv_crf
+from app.method.evidence import patch_logits
 from app.method.frame import IMAGENET_MEAN, IMAGENET_STD
 from app.method.infoscore import LayerStatistics, infoscore, prompt_shares
 from app.method.prompts import PromptSet
@@ -146,9 +147,10 @@ def _statistics(case: GoldenCase, tokens: list[Tensor]) -> LayerStatistics:
     size = (backbone.input_size, backbone.input_size)
     statistics = LayerStatistics.empty(backbone.layer_count, len(text.input_ids))
     for image_tokens in tokens:
-        seen = backbone.attend(image_tokens, text, layers=range(backbone.layer_count))
-        summed = [token_sum(head_max(logits), text.attention_mask) for logits in seen.logits.values()]
-        shares = [prompt_shares(prompt_scores(s, seen.match_score), backbone.patch_grid_hw, size) for s in summed]
+        layers = range(backbone.layer_count)
+        seen = backbone.attend(image_tokens, text, layers=layers)
+        scores = [prompt_scores(logits, seen.match_score) for logits in patch_logits(seen, text, layers)]
+        shares = [prompt_shares(layer, backbone.patch_grid_hw, size) for layer in scores]
         statistics = statistics.add(torch.stack(shares))
     return statistics
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from app.errors import InvalidInputError
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone
+from app.method.evidence import Query
 from app.method.frame import Frame, to_photo
 from app.method.masks import bbox_of
-from app.method.segment import Query, class_map, crf_of, encode, refine
+from app.method.segment import class_map, crf_of, encode, refine
 from app.metrics import Metrics
 from app.services.adapter_cache import AdapterCache
 from app.services.decode import Photo

@@ -17,9 +17,9 @@ from app.backbones import about, families, load
 from app.errors import InvalidInputError
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
 from app.method.backbone import Backbone, ImageTextScore, TextToImage
-from app.method.evidence import stack
+from app.method.evidence import Query, stack
 from app.method.low_rank import unchanged
-from app.method.segment import Query, segment
+from app.method.segment import segment
 from app.method.tuning import CategoryTuning, Recipe, shot
 from app.method.visual_prompt import BIAS, DIRECTION
 from tests.backbones.families import FAMILIES

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from app.backbones.efficientnet import Conv
 from app.backbones.embedded import WEIGHTS, Embedded, dequantised, image_tokens, load
 from app.errors import InvalidInputError
-from app.method.segment import Query, class_map, encode, segment
+from app.method.evidence import Query
+from app.method.segment import class_map, encode, segment
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

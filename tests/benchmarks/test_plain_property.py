@@ -15,10 +15,11 @@ from transformers import BertTokenizer, BlipForImageTextRetrieval
 
 from app.backbones.blip import Blip
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS, Adapter
+from app.method.evidence import Query
 from app.method.frame import imagenet_normalise
 from app.method.low_rank import factorised
 from app.method.prompts import prompt_set
-from app.method.segment import Query, class_map, encode
+from app.method.segment import class_map, encode
 from benchmarks import plain
 from tests.models import random_adapter, random_blip
 

@@ -13,9 +13,8 @@ from app.backbones.blip import Blip
 from app.method import evidence
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
 from app.method.backbone import TextToImage, TextTokens
-from app.method.evidence import batches, prompt_evidence, stack
+from app.method.evidence import Query, batches, prompt_evidence, stack
 from app.method.example_memory import FACTS
-from app.method.segment import Query
 from tests.models import random_adapter
 
 LAYERS = (0, 3)

@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from app.method.evidence import Query
 from app.method.example_memory import FACTS, MEMORY, blank
 from app.method.frame import labels_to_input
-from app.method.mask_decoder import by_looks, decode, image_features, logits, look_again
-from app.method.segment import Query, class_map, encode
+from app.method.mask_decoder import by_looks, decode, finest_scores, image_features, logits, look_again
+from app.method.segment import class_map, encode
 from app.method.tuning import CategoryTuning, Recipe, shot
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -157,6 +158,25 @@ def test_a_category_s_examples_speak_for_it_alone() -> None:
         other, _ = by_looks(random_weights(), scores, features, taught=[row], memories=alone)
         torch.testing.assert_close(other[row], found[row])
         assert (found[row] - plain[row]).abs().max() > 0.01
+
+
+def test_scores_are_on_the_decoders_grid_or_on_the_patches(embedded, tiny) -> None:
+    """Without a decoder, or where it isn't asked, the words' scores go to pixels as they are."""
+    tokens = encode(embedded, torch.rand(3, embedded.input_size, embedded.input_size))
+    rows, columns = embedded.patch_grid_hw
+    scores = torch.rand(2, rows * columns)
+    with torch.no_grad():
+        finer, grid_hw, corners = finest_scores(embedded, tokens, scores, [None, None])
+        maps = look_again(embedded, tokens, scores, [None, None])
+    assert (grid_hw, corners) == ((2 * rows, 2 * columns), False)
+    assert torch.equal(finer.view(2, *grid_hw), maps)
+    same, grid_hw, corners = finest_scores(embedded, tokens, scores, [None, None], second_look=False)
+    assert same is scores
+    assert (grid_hw, corners) == ((rows, columns), True)
+    scores = torch.rand(2, 25)
+    same, grid_hw, corners = finest_scores(tiny, torch.zeros(26, 8), scores, [None, None])
+    assert same is scores
+    assert (grid_hw, corners) == ((5, 5), True)
 
 
 def test_gradients_reach_every_weight_that_learns() -> None:

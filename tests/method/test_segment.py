@@ -10,7 +10,8 @@ import torch
 
 from app.backbones.blip import Blip
 from app.method.crf import CrfParameters
-from app.method.segment import Query, class_map, crf_of, encode, refine, segment
+from app.method.evidence import Query
+from app.method.segment import class_map, crf_of, encode, refine, segment
 from app.method.visual_prompt import BIAS, DIRECTION
 from tests.models import random_adapter
 
