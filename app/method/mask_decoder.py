@@ -30,8 +30,6 @@ _LEAST_LOG, _LEAST_SCORE = -12.0, 1e-5
 _SCALE = 4.0
 # Patches that tell how sure an example's category is of itself at best.
 _BEST_PATCHES = 12
-# Only the sure places make a class's prototype.
-_SHARPNESS = 3
 
 
 def finest_scores(
@@ -212,7 +210,9 @@ def logits(
     known = _finer(torch.cat([coarse, seen], dim=1), grid_hw, image[0])
     log_p, words, examples = known[:, 0], known[:, 1], known[:, 2:]
     # 2. Places that look like those where the class is sure.
-    like = _likeness(F.conv2d(image, weights["place.weight"], weights["place.bias"])[0], log_p.softmax(dim=0))
+    place = F.conv2d(image, weights["place.weight"], weights["place.bias"])[0]
+    sure = self_support.sure_places(log_p.softmax(dim=0).flatten(1))
+    like = self_support.likeness_to(sure, place.flatten(1).T).view_as(log_p)
     # 3. The class against the best of the others.
     first = log_p.topk(min(2, len(log_p)), dim=0).values
     lead = log_p - torch.where(log_p >= first[0], first[-1], first[0])
@@ -252,14 +252,6 @@ def _finer(
     return F.interpolate(
         maps.reshape(*maps.shape[:2], *grid_hw), size=like.shape[1:], mode="bilinear", align_corners=False
     )
-
-
-def _likeness(place: Float[Tensor, "space y x"], p: Float[Tensor, "class y x"]) -> Float[Tensor, "class y x"]:
-    """Cosine of each place with the mean of those where a class is sure."""
-    places = F.normalize(place.flatten(1), dim=0)
-    sure = p.flatten(1) ** _SHARPNESS
-    sure = sure / sure.sum(dim=1, keepdim=True).clamp_min(1e-6)
-    return (F.normalize(sure @ places.T, dim=1) @ places).view(-1, *place.shape[1:])
 
 
 def _convolve(weights: Mapping[str, Tensor], name: str, x: Tensor, *, dilation: int = 1) -> Tensor:

@@ -41,15 +41,27 @@ def logits(
         features: Of the patches, as `Backbone.patch_features` gives them.
     """
     probability = normalise(scores)
-    sure = probability**_SHARPNESS
-    sure = sure / sure.sum(dim=1, keepdim=True).clamp_min(_LEAST)
+    sure = sure_places(probability)
     place = F.linear(features.float(), weights["projection.weight"], weights["projection.bias"])
-    unit = F.normalize(place, dim=1)
-    likeness = F.normalize(sure @ unit, dim=1) @ unit.T
+    likeness = likeness_to(sure, place)
     own = (sure * likeness).sum(dim=1)
     presence = _presence(weights, probability, own)
     log_probability = probability.clamp_min(_LEAST).log()
     return weights["words"] * log_probability + weights["likeness"] * likeness + presence[:, None]
+
+
+def sure_places(probability: Float[Tensor, "class place"]) -> Float[Tensor, "class place"]:
+    """How much each place counts for what a class looks like in this photo; sum 1, or less if it is nowhere."""
+    sure = probability**_SHARPNESS
+    return sure / sure.sum(dim=1, keepdim=True).clamp_min(_LEAST)
+
+
+def likeness_to(
+    sure: Float[Tensor, "class place"], features: Float[Tensor, "place space"]
+) -> Float[Tensor, "class place"]:
+    """Cosine of each place with the mean of those where a class is sure, its prototype."""
+    unit = F.normalize(features, dim=1)
+    return F.normalize(sure @ unit, dim=1) @ unit.T
 
 
 def _presence(

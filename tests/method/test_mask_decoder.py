@@ -185,8 +185,9 @@ def test_gradients_reach_every_weight_that_learns() -> None:
     found, seen = by_looks(weights, scores, features, taught=[1], memories=memories(1))
     fine = logits(weights, scores, found, seen, image_features(weights, features, edges, grid_hw=GRID), grid_hw=GRID)
     (fine.log_softmax(dim=0) * torch.rand(3, 10, 14)).sum().backward()
-    still = [name for name, tensor in weights.items() if tensor.grad is None or not tensor.grad.any()]
-    assert still == []
+    # One number for all classes alike moves no probability: its gradient is 0 but for rounding.
+    still = {name for name, tensor in weights.items() if tensor.grad is None or not tensor.grad.any()}
+    assert still - {"mask.bias"} == set()
 
 
 def test_a_model_without_one_is_named(tiny) -> None:
