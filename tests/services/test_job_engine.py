@@ -29,8 +29,9 @@ class Bench:
 
     async def ended(self, job: Job) -> Job:
         async with asyncio.timeout(10):
-            async for state in self.jobs.events(job.id):
-                last = state
+            async with self.jobs.events(job.id) as states:
+                async for state in states:
+                    last = state
         return last
 
     def count(self, outcome: str) -> float | None:
@@ -48,7 +49,7 @@ class Bench:
 async def bench(database: str) -> AsyncIterator[Bench]:
     metrics = Metrics()
     async with Redis.from_url(database) as redis, Docket(name="exemplar:docket", url=database) as docket:
-        jobs = JobStore(redis, ttl_s=60)
+        jobs = JobStore(redis, redis, ttl_s=60)
         yield Bench(JobEngine(docket, jobs, concurrency=2, redelivery_s=1, metrics=metrics), jobs, metrics)
 
 
