@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 # Of the deployment, as config files call it.
 NAME = "exemplar"
 
-# Calls of one replica that wait for no model: photos being read, event streams, looks at jobs and categories. Each may
-# need the store, whose client has a hundred connections.
+# Calls of one replica that wait for no model: photos being read, event streams, looks at jobs and categories. Few, for
+# a replica has one event loop; the store's client has a hundred connections for them, and more for event streams.
 _CALLS_BESIDE_THE_QUEUE = 32
 
 # As long as a full queue of a slow model may take. Ray kills a replica that isn't healthy, and one that is killed for

@@ -45,12 +45,14 @@ from app.services.segmentation import Segmentation
 from app.services.teaching import Teaching
 from app.settings import Settings
 from app.storage.categories import CategoryStore
-from app.storage.jobs import JobStore
+from app.storage.jobs import MAX_STREAMS, JobStore
 from app.storage.layers import LayerStore
 from app.storage.server import EmbeddedServer
 
 # Far more than any command takes, the largest upload included.
 _STORE_TIMEOUT_S = 5.0
+# Of the client, all calls but event streams together: each has one for as long as a command takes, others wait.
+_STORE_CONNECTIONS = 100
 # A killed server is back in a second; the longer its append-only file, the later.
 _STORE_RESTART_S = 5.0
 
@@ -102,6 +104,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
     async with AsyncExitStack() as stack:
         url = settings.redis_url or await _embedded_server(settings, stack)
         client = await stack.enter_async_context(connect(url))
+        streams = await stack.enter_async_context(connect(url, connections=MAX_STREAMS))
         docket = await stack.enter_async_context(
             Docket(name="exemplar:docket", url=url, execution_ttl=timedelta(seconds=settings.job_ttl_s))
         )
@@ -124,7 +127,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 _watch_gpu(backbone.device, metrics)
             del backbone  # a model that must sleep for the next one is in nobody's hands
         torch.set_num_threads(1)
-        jobs = JobStore(client, ttl_s=settings.job_ttl_s)
+        jobs = JobStore(client, streams, ttl_s=settings.job_ttl_s)
         store = CategoryStore(client, versions_kept=settings.versions_kept, max_examples=settings.max_examples)
         engine = JobEngine(
             docket,
@@ -284,22 +287,29 @@ class _Retry(Retry):
 
 
 @asynccontextmanager
-async def connect(url: str) -> AsyncIterator[aioredis.Redis]:
-    """A connection that answers bytes, rides out a restart of the server, and gives up on one that hangs.
+async def connect(url: str, *, connections: int = _STORE_CONNECTIONS) -> AsyncIterator[aioredis.Redis]:
+    """A client that answers bytes, rides out a restart of the server, and gives up on one that hangs.
+
+    Args:
+        url: Of the server.
+        connections: Most at a time; a call that finds none free waits for one.
 
     Raises:
         InvalidInputError: If the address is malformed.
         UnavailableError: If nothing answers there.
     """
     try:
-        client = aioredis.from_url(
+        pool = aioredis.BlockingConnectionPool.from_url(
             url,
+            max_connections=connections,
+            timeout=_STORE_TIMEOUT_S,
             retry=_Retry(ExponentialBackoff(cap=0.5, base=0.05), -1, (ConnectionError, BusyLoadingError)),
             socket_connect_timeout=_STORE_TIMEOUT_S,
             socket_timeout=_STORE_TIMEOUT_S,
         )
     except ValueError as error:
         raise InvalidInputError(f"EXEMPLAR_REDIS_URL can't be used: {error}") from error
+    client = aioredis.Redis.from_pool(pool)
     try:
         try:
             await client.ping()

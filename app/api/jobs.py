@@ -62,8 +62,14 @@ async def cancel_job(job: ExistingJob, live: Live) -> JobOut:
     return JobOut.of(await existing_job(job.id, live))
 
 
+async def states_of_job(job: ExistingJob, live: Live) -> AsyncIterator[AsyncIterator[Job]]:
+    """The job at every change. A dependency: one stream too many is refused before the answer begins."""
+    async with live.jobs.events(job.id) as states:
+        yield states
+
+
 @router.get("/{id}/events", response_class=EventSourceResponse, responses=documented(404, 422))
-async def follow_job(job: ExistingJob, live: Live) -> AsyncIterator[JobOut]:
+async def follow_job(states: Annotated[AsyncIterator[Job], Depends(states_of_job)]) -> AsyncIterator[JobOut]:
     """The job as server-sent events: now, at every change, and when it has ended."""
-    async for state in live.jobs.events(job.id):
+    async for state in states:
         yield JobOut.of(state)

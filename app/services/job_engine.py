@@ -21,6 +21,7 @@ from app.storage.jobs import Job, JobStore, Kind, Status
 
 Work = Callable[[Job], Awaitable[None]]
 Withdraw = Callable[[Job], Awaitable[bool]]
+Clear = Callable[[Job], Awaitable[None]]
 
 # A job under which so many workers died is at fault itself (memory, most likely).
 _MAX_DEATHS = 5
@@ -52,20 +53,24 @@ class JobEngine:
         self._metrics = metrics
         self._work: dict[Kind, Work] = {}
         self._withdraw: dict[Kind, Withdraw] = {}
+        self._clear: dict[Kind, Clear] = {}
         self._stopping = False
         docket.register(self._run, names=["run_job"])
 
-    def register(self, kind: Kind, work: Work, *, withdraw: Withdraw | None = None) -> None:
+    def register(self, kind: Kind, work: Work, *, withdraw: Withdraw | None = None, clear: Clear | None = None) -> None:
         """Say what a kind of job does.
 
         Args:
             kind: Of job.
             work: Does it, and gives the job its final status unless it is stopped in between.
             withdraw: Makes sure that the job's result is not used any more; False if it is in use already.
+            clear: Deletes what was stored for the job alone; called when it has ended in whatever way.
         """
         self._work[kind] = work
         if withdraw:
             self._withdraw[kind] = withdraw
+        if clear:
+            self._clear[kind] = clear
         for outcome in ("succeeded", "failed", "cancelled", "superseded"):
             self._metrics.jobs.labels(kind, outcome)
 
@@ -87,6 +92,8 @@ class JobEngine:
         ended = await self._jobs.end(job.id, status, **fields)
         if ended:
             self._metrics.jobs.labels(job.kind, status).inc()
+            if clear := self._clear.get(job.kind):
+                await clear(job)
         return ended
 
     async def supersede(self, job_id: str | None, *, error: str) -> None:

@@ -27,6 +27,8 @@ from app.storage.jobs import Job, JobStore
 from app.storage.layers import LayerStore, StoredStatistics
 from app.storage.replies import as_bytes, as_texts
 
+_EXPIRED = "Its photos have expired: send them again."
+
 
 class Ranking:
     """The service's third verb.
@@ -62,7 +64,7 @@ class Ranking:
         self._redis = redis
         self._background = background
         self._max_pixels = max_pixels
-        engine.register("rank", self.rank)
+        engine.register("rank", self.rank, clear=self._clear)
 
     async def start(self, images: Sequence[bytes], names: Sequence[str], *, id: str | None = None) -> Job:
         """Store the photos and queue the job.
@@ -100,18 +102,23 @@ class Ranking:
         statistics = LayerStatistics.empty(model.backbone.layer_count, len(prompts))
         count = await self._redis.llen(keys.ranking_images(job.id))
         if not count:
-            await self._engine.end(job, "failed", error="Its photos have expired: send them again.")
+            await self._engine.end(job, "failed", error=_EXPIRED)
             return
         for index in range(count):
-            raw = as_bytes(await self._redis.lindex(keys.ranking_images(job.id), index))
-            photo = await asyncio.to_thread(decode_photo, raw, max_pixels=self._max_pixels)
+            raw = await self._redis.lindex(keys.ranking_images(job.id), index)
+            if raw is None:  # where it was cancelled just now, this changes nothing
+                await self._engine.end(job, "failed", error=_EXPIRED)
+                return
+            photo = await asyncio.to_thread(decode_photo, as_bytes(raw), max_pixels=self._max_pixels)
             shares = await model.lane.run(partial(image_shares, model.backbone, photo.rgb, prompts), kind="rank")
             statistics = statistics.add(shares)
             if not await self._engine.step(job, step=index + 1, steps=count):
-                break
-        if not await self._engine.stopped(job):
-            await self._layers.add(model.backbone.revision, StoredStatistics(prompts, statistics, job.id))
-            await self._engine.end(job, "succeeded")
+                return
+        await self._layers.add(model.backbone.revision, StoredStatistics(prompts, statistics, job.id))
+        await self._engine.end(job, "succeeded")
+
+    async def _clear(self, job: Job) -> None:
+        """Delete its photos, up to hundreds of MiB, and its names."""
         await self._redis.delete(keys.ranking_images(job.id), keys.ranking_names(job.id))
 
     async def _prompts(self, job: Job) -> tuple[str, ...]:

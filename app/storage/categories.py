@@ -77,7 +77,8 @@ redis.call('ZREM', KEYS[4], ARGV[1])
 return {removed, job}
 """
 
-# Store an adapter, point the category at it, and drop the oldest versions.
+# Store an adapter, point the category at it, and drop the oldest of the others: imports may end in crossed order, so
+# that the one in use is not the youngest.
 # KEYS: category, versions, adapter, …   ARGV: version, description, bytes, versions kept, …
 _USE = """
 local function use(generation)
@@ -87,9 +88,15 @@ local function use(generation)
     'result_version', ARGV[1])
   local versions = redis.call('HKEYS', KEYS[2])
   table.sort(versions, function(a, b) return tonumber(a) > tonumber(b) end)
-  for i = tonumber(ARGV[4]) + 1, #versions do
-    redis.call('HDEL', KEYS[2], versions[i])
-    redis.call('DEL', KEYS[1] .. ':adapter:' .. versions[i])
+  local kept = 1
+  for _, version in ipairs(versions) do
+    if version ~= ARGV[1] then
+      kept = kept + 1
+      if kept > tonumber(ARGV[4]) then
+        redis.call('HDEL', KEYS[2], version)
+        redis.call('DEL', KEYS[1] .. ':adapter:' .. version)
+      end
+    end
   end
 end
 """

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
 
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+
+from app.errors import OverloadedError
 
 from . import keys
 from .replies import as_fields, as_texts
@@ -20,6 +24,11 @@ ENDED: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled", "super
 
 # How long an event stream waits for a change before it looks for itself: a message may be lost when the store restarts.
 _LOOK_AGAIN_S = 2.0
+
+# Event streams of one process that may be open. Each holds a connection to the store and one to its caller for as long
+# as its job takes: two of the 1,024 files that a process may commonly open, and one of the store's 10,000 clients.
+MAX_STREAMS = 200
+_STREAMS_FULL_RETRY_S = 5
 
 # Change a record unless it has ended. Returns 1 if it was changed.
 _UPDATE = """
@@ -69,11 +78,14 @@ class JobStore:
 
     Args:
         redis: Connection that returns bytes.
+        streams: Another for event streams, which keep what they take: all else would wait for them.
         ttl_s: Seconds that an ended job can be read.
     """
 
-    def __init__(self, redis: Redis, *, ttl_s: float) -> None:
+    def __init__(self, redis: Redis, streams: Redis, *, ttl_s: float) -> None:
         self._redis = redis
+        self._streams = streams
+        self._open_streams = 0
         self._ttl_s = int(ttl_s)
 
     async def create(self, kind: Kind, *, category: str | None, steps: int, id: str | None = None) -> Job:
@@ -168,18 +180,36 @@ class JobStore:
             fields["progress"] = 1.0
         return await self._update(job_id, {"queued", "running"}, ended=True, status=status, finished_at=now(), **fields)
 
-    async def events(self, job_id: str) -> AsyncIterator[Job]:
-        """The record now and at every change, the terminal one last. Nothing if there is no such job."""
-        async with self._redis.pubsub() as changes:
-            await changes.subscribe(keys.job_channel(job_id))
-            seen: Job | None = None
-            while (job := await self.get(job_id)) is not None:
-                if job != seen:
-                    yield job
-                if job.ended:
-                    return
-                seen = job
-                await changes.get_message(ignore_subscribe_messages=True, timeout=_LOOK_AGAIN_S)
+    @asynccontextmanager
+    async def events(self, job_id: str) -> AsyncIterator[AsyncIterator[Job]]:
+        """The record now and at every change, the terminal one last. Nothing if there is no such job.
+
+        Raises:
+            OverloadedError: If as many streams are open as may be.
+        """
+        if self._open_streams >= MAX_STREAMS:
+            raise OverloadedError(
+                f"{MAX_STREAMS} event streams are open, as many as may be: look at the job with GET /jobs/{{id}}, or "
+                f"try again in {_STREAMS_FULL_RETRY_S} seconds.",
+                retry_after_s=_STREAMS_FULL_RETRY_S,
+            )
+        self._open_streams += 1
+        try:
+            async with self._streams.pubsub() as changes:
+                await changes.subscribe(keys.job_channel(job_id))
+                yield self._states(job_id, changes)
+        finally:
+            self._open_streams -= 1
+
+    async def _states(self, job_id: str, changes: PubSub) -> AsyncIterator[Job]:
+        seen: Job | None = None
+        while (job := await self.get(job_id)) is not None:
+            if job != seen:
+                yield job
+            if job.ended:
+                return
+            seen = job
+            await changes.get_message(ignore_subscribe_messages=True, timeout=_LOOK_AGAIN_S)
 
     async def _update(self, job_id: str, while_: set[Status], *, ended: bool = False, **fields: object) -> bool:
         pairs = [text for name, value in fields.items() for text in (name, json.dumps(value))]

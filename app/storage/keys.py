@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 PREFIX = "exemplar"
 
-# Photos of a ranking job are needed until it has run; a day leaves room for an outage.
+# Photos of a ranking job are deleted at its end, whatever that is; a day leaves room for an outage.
 RANKING_IMAGES_TTL_S = 86_400
 
 # Long enough for a client that retries after its own outage.

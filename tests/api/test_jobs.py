@@ -7,6 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from app.storage import jobs as jobs_module
+from app.storage import keys
+
 LONG = 100_000  # steps: minutes, unless it is stopped
 
 
@@ -70,6 +73,23 @@ class TestFollowing:
             api.wait_running(job["id"])
             api.http.delete(f"/jobs/{job['id']}")
             assert following.result()[-1]["status"] == "cancelled"
+
+    def test_one_stream_too_many_is_told_when_to_come_again(self, start, monkeypatch) -> None:
+        monkeypatch.setattr(jobs_module, "MAX_STREAMS", 2)
+        with start(worker=False) as api, ThreadPoolExecutor() as pool:
+            job = api.teach("cat").json()["job"]["id"]
+            following = [pool.submit(api.follow, job) for _ in range(2)]
+            deadline = time.monotonic() + 10
+            while api.redis.pubsub_numsub(keys.job_channel(job))[0][1] < 2:
+                assert time.monotonic() < deadline
+            refused = api.http.get(f"/jobs/{job}/events")
+            assert refused.status_code == 503
+            assert refused.headers["content-type"] == "application/problem+json"
+            assert refused.json()["title"] == "Overloaded"
+            assert refused.headers["retry-after"]
+            api.http.delete(f"/jobs/{job}")
+            assert [stream.result()[-1]["status"] for stream in following] == ["cancelled"] * 2
+            assert api.follow(job)[-1]["status"] == "cancelled"
 
 
 class TestCancelling:

@@ -13,6 +13,7 @@ from app import wiring
 from app.errors import AppError, InvalidInputError, UnavailableError
 from app.method.tuning import PAPER_RECIPE, Recipe
 from app.settings import Settings
+from app.storage.jobs import MAX_STREAMS, Job
 from app.wiring import backbone_loaders, compute_threads, connect, has_second_look, recipe_of, service
 
 
@@ -108,8 +109,35 @@ class TestStore:
             async with connect(f"unix://{tmp_path}/nothing.sock"):
                 pass
 
+    async def test_more_calls_at_once_than_connections_wait_their_turn(self, database: str) -> None:
+        async with connect(database, connections=3) as client:
+            counts = await asyncio.gather(*(client.incr("calls") for _ in range(31)))
+        assert sorted(counts) == [*range(1, 32)]
+
 
 class TestService:
+    async def test_streams_starve_nobody(self, database: str, tmp_path: Path, tiny) -> None:
+        """As many as may be open follow one job: requests beside them are answered, and all see the job's end."""
+        settings = Settings(redis_url=database, data_dir=tmp_path, worker=False, threads=1)
+        async with service(settings, loaded=[tiny]) as live, asyncio.timeout(30):
+            job = await live.jobs.create("rank", category=None, steps=1)
+            shown = asyncio.Semaphore(0)
+
+            async def follow() -> Job:
+                async with live.jobs.events(job.id) as states:
+                    async for state in states:
+                        last = state
+                        shown.release()
+                return last
+
+            following = [asyncio.create_task(follow()) for _ in range(MAX_STREAMS)]
+            for _ in following:
+                await shown.acquire()
+            assert "The store does not take writes." not in await live.health.reasons()
+            assert await live.jobs.get(job.id) == job
+            await live.jobs.end(job.id, "cancelled")
+            assert {state.status for state in await asyncio.gather(*following)} == {"cancelled"}
+
     async def test_a_part_that_fails_stops_those_before_it(self, tmp_path: Path, database: str) -> None:
         with pytest.raises(AppError):
             async with service(Settings(redis_url=database, data_dir=tmp_path, backbone="resnet", threads=1)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from PIL import Image
 
 from app.services.ranking import image_shares
+from app.storage.jobs import Job
+from app.wiring import Service
 
 
 def photo() -> bytes:
@@ -47,11 +50,54 @@ async def test_a_job_whose_photos_have_expired_fails_and_says_so(wire) -> None:
         assert "expired" in failed.error
 
 
-async def test_a_cancelled_job_keeps_no_photos(wire) -> None:
+async def waiting(live: Service) -> list[bytes]:
+    """What is stored for ranking jobs: photos and names."""
+    return [key async for key in live.redis.scan_iter("exemplar:ranking:*")]
+
+
+async def test_a_job_that_is_cancelled_in_the_queue_keeps_no_photos(wire) -> None:
     async with wire(worker=False) as live:
         job = await live.ranking.start([photo(), photo()], ["cat"])
+        assert len(await waiting(live)) == 2
         await live.engine.cancel(job)
+        assert not await waiting(live)
+        await live.ranking.rank(job)  # as if it had begun just then
+        assert (await live.jobs.get(job.id)).status == "cancelled"
+        assert (await live.models.layers_of(live.models.default)).images == 0
+
+
+async def test_a_job_that_is_cancelled_at_work_keeps_no_photos_and_counts_none(wire, monkeypatch) -> None:
+    loop = asyncio.get_running_loop()
+    async with wire(worker=False) as live:
+
+        def cancelled_meanwhile(*photo_and_prompts) -> torch.Tensor:
+            assert asyncio.run_coroutine_threadsafe(live.engine.cancel(job), loop).result(10)
+            return image_shares(*photo_and_prompts)
+
+        monkeypatch.setattr("app.services.ranking.image_shares", cancelled_meanwhile)
+        job = await live.ranking.start([photo(), photo()], ["cat"])
+        await live.jobs.start(job.id, steps=2)
         await live.ranking.rank(job)
         assert (await live.jobs.get(job.id)).status == "cancelled"
-        assert not [key async for key in live.redis.scan_iter("exemplar:ranking:*")]
+        assert not await waiting(live)
         assert (await live.models.layers_of(live.models.default)).images == 0
+
+
+async def test_a_job_that_fails_keeps_no_photos(wire, monkeypatch) -> None:
+    def out_of_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("app.services.ranking.image_shares", out_of_memory)
+    async with wire(worker=True) as live:
+        job = await live.ranking.start([photo()], ["cat"])
+        assert (await ended(live, job)).status == "failed"
+        async with asyncio.timeout(10):
+            while await waiting(live):
+                await asyncio.sleep(0.01)
+
+
+async def ended(live: Service, job: Job) -> Job:
+    async with asyncio.timeout(20), live.jobs.events(job.id) as states:
+        async for state in states:
+            last = state
+    return last

@@ -35,8 +35,9 @@ def lesson(name: str = "cat", *, seed: int = 3) -> Lesson:
 
 async def ended(live: Service, job: Job) -> Job:
     async with asyncio.timeout(20):
-        async for state in live.jobs.events(job.id):
-            last = state
+        async with live.jobs.events(job.id) as states:
+            async for state in states:
+                last = state
     assert last.ended
     return last
 

@@ -176,6 +176,16 @@ class TestAdopting:
         assert (await store.get("cat")).name == "cat"
         assert [record.name for record in await store.all()] == ["cat"]
 
+    @pytest.mark.parametrize(("versions_kept", "kept"), [(1, [1]), (2, [3, 1])])
+    async def test_of_imports_that_end_in_crossed_order_the_one_in_use_stays(self, redis, versions_kept, kept) -> None:
+        store = CategoryStore(redis, versions_kept=versions_kept, max_examples=1)
+        for version in (2, 3, 1):
+            await store.adopt("cat", replace(ADAPTER, version=version), prompts=[])
+        assert (await store.get("cat")).adapter.version == 1
+        assert await store.adapter("cat", 1) is not None
+        assert [info.version for info in await store.versions("cat")] == kept
+        assert await store.adapter("cat", 2) is None
+
 
 class TestForgetting:
     async def test_an_example_and_its_generation(self, store: CategoryStore, redis: Redis) -> None:

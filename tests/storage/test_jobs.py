@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
+from app.errors import OverloadedError
 from app.storage import jobs as jobs_module
 from app.storage import keys
 from app.storage.jobs import ENDED, Job, JobStore
@@ -14,7 +15,7 @@ from app.storage.jobs import ENDED, Job, JobStore
 
 @pytest.fixture
 def jobs(redis: Redis) -> JobStore:
-    return JobStore(redis, ttl_s=61)
+    return JobStore(redis, redis, ttl_s=61)
 
 
 async def new(jobs: JobStore, *, category: str | None = "cat") -> Job:
@@ -101,8 +102,9 @@ class TestEvents:
         seen: list[Job] = []
 
         async def follow() -> None:
-            async for state in jobs.events(job.id):
-                seen.append(state)
+            async with jobs.events(job.id) as states:
+                async for state in states:
+                    seen.append(state)
 
         following = asyncio.create_task(follow())
         for change in (jobs.start(job.id, steps=5), jobs.step(job.id, step=1, steps=5), jobs.end(job.id, "failed")):
@@ -120,17 +122,49 @@ class TestEvents:
     async def test_a_lost_message_delays_and_no_more(self, jobs, redis, monkeypatch) -> None:
         monkeypatch.setattr(jobs_module, "_LOOK_AGAIN_S", 0.05)
         job = await new(jobs)
-        events = jobs.events(job.id)
-        assert (await anext(events)).status == "queued"
-        await redis.hset(keys.job(job.id), "status", '"cancelled"')  # without a message
-        async with asyncio.timeout(5):
+        async with jobs.events(job.id) as events, asyncio.timeout(5):
+            assert (await anext(events)).status == "queued"
+            await redis.hset(keys.job(job.id), "status", '"cancelled"')  # without a message
             assert [state.status async for state in events] == ["cancelled"]
 
     async def test_a_job_that_is_gone_ends_the_stream(self, jobs, redis, monkeypatch) -> None:
         monkeypatch.setattr(jobs_module, "_LOOK_AGAIN_S", 0.05)
         job = await new(jobs)
-        events = jobs.events(job.id)
-        await anext(events)
-        await redis.delete(keys.job(job.id))
-        assert [state async for state in events] == []
-        assert [state async for state in jobs.events("other")] == []
+        async with jobs.events(job.id) as events:
+            await anext(events)
+            await redis.delete(keys.job(job.id))
+            assert [state async for state in events] == []
+        async with jobs.events("other") as events:
+            assert [state async for state in events] == []
+
+    async def test_one_stream_too_many_is_refused_and_one_that_ends_makes_room(self, jobs, monkeypatch) -> None:
+        monkeypatch.setattr(jobs_module, "MAX_STREAMS", 2)
+        job = await new(jobs)
+        async with jobs.events(job.id) as first, jobs.events(job.id):
+            assert await anext(first) == job
+            for _ in range(3):  # a refusal takes no place either
+                with pytest.raises(OverloadedError) as refused:
+                    async with jobs.events(job.id):
+                        pass
+            assert refused.value.retry_after_s
+        async with jobs.events(job.id) as again, jobs.events(job.id):
+            assert await anext(again) == job
+
+    async def test_a_stream_that_is_cut_gives_its_connection_back(self, database, redis) -> None:
+        async with Redis.from_url(database, max_connections=1) as streams:
+            jobs = JobStore(redis, streams, ttl_s=61)
+            job = await new(jobs)
+            for _ in range(3):
+                shown = asyncio.Event()
+
+                async def follow(shown: asyncio.Event = shown) -> None:
+                    async with jobs.events(job.id) as states:
+                        async for _ in states:
+                            shown.set()
+
+                following = asyncio.create_task(follow())
+                await asyncio.wait_for(shown.wait(), 5)
+                await asyncio.sleep(0.05)  # it waits for a change by now
+                following.cancel()
+                await asyncio.wait([following], timeout=5)
+                assert following.cancelled()
