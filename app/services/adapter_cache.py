@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 
 from app.method.adapter import Adapter
 from app.metrics import Metrics
+from app.services.lru import LruCache
 from app.storage.categories import CategoryRecord, CategoryStore
 
 # Adapters read from the store at once, so that a thousand new ones don't ask for a thousand connections.
@@ -26,10 +26,8 @@ class AdapterCache:
 
     def __init__(self, store: CategoryStore, *, max_bytes: int, metrics: Metrics) -> None:
         self._store = store
-        self._max_bytes = max_bytes
         self._metrics = metrics
-        self._adapters: OrderedDict[tuple[str, int], Adapter] = OrderedDict()
-        self._bytes = 0
+        self._adapters: LruCache[tuple[str, int], Adapter] = LruCache(max_bytes=max_bytes)
         self._reads = asyncio.Semaphore(_READS_AT_ONCE)
 
     async def get_many(self, categories: Sequence[CategoryRecord | None]) -> list[Adapter | None]:
@@ -42,7 +40,6 @@ class AdapterCache:
         key = (category.id, category.adapter.version)
         found = self._adapters.get(key)
         if found is not None:
-            self._adapters.move_to_end(key)
             self._metrics.adapter_cache_hits.inc()
             return found
         self._metrics.adapter_cache_misses.inc()
@@ -50,16 +47,11 @@ class AdapterCache:
             started = time.perf_counter()
             adapter = await self._store.adapter(*key)
             self._metrics.adapter_load_duration.observe(time.perf_counter() - started)
-        if adapter is not None and key not in self._adapters:
+        if adapter is not None:
             self._keep(key, adapter)
         return adapter
 
     def _keep(self, key: tuple[str, int], adapter: Adapter) -> None:
-        self._adapters[key] = adapter
-        self._bytes += adapter.nbytes
-        while self._bytes > self._max_bytes and self._adapters:
-            _, dropped = self._adapters.popitem(last=False)
-            self._bytes -= dropped.nbytes
-            self._metrics.adapter_cache_evictions.inc()
+        self._metrics.adapter_cache_evictions.inc(self._adapters.put(key, adapter))
         self._metrics.adapters_loaded.set(len(self._adapters))
-        self._metrics.adapter_cache_bytes.set(self._bytes)
+        self._metrics.adapter_cache_bytes.set(self._adapters.nbytes)

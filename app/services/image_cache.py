@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 
 from torch import Tensor
 
 from app.metrics import Metrics
+from app.services.lru import LruCache
 
 
 class ImageCache:
@@ -20,10 +20,8 @@ class ImageCache:
     """
 
     def __init__(self, *, max_bytes: int, metrics: Metrics) -> None:
-        self._max_bytes = max_bytes
         self._metrics = metrics
-        self._tokens: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
-        self._bytes = 0
+        self._tokens: LruCache[tuple[str, str], Tensor] = LruCache(max_bytes=max_bytes)
         self._lock = threading.Lock()
 
     def get(self, model: str, sha256: str, encode: Callable[[], Tensor]) -> Tensor:
@@ -38,18 +36,11 @@ class ImageCache:
         with self._lock:
             found = self._tokens.get(key)
             if found is not None:
-                self._tokens.move_to_end(key)
                 self._metrics.image_cache_hits.inc()
                 return found
         self._metrics.image_cache_misses.inc()
         made = encode()
         with self._lock:
-            # One that is larger than all the memory would drive out all others and then go itself.
-            if key not in self._tokens and made.nbytes <= self._max_bytes:
-                self._tokens[key] = made
-                self._bytes += made.nbytes
-            while self._bytes > self._max_bytes:
-                _, dropped = self._tokens.popitem(last=False)
-                self._bytes -= dropped.nbytes
-            self._metrics.image_cache_bytes.set(self._bytes)
+            self._tokens.put(key, made)
+            self._metrics.image_cache_bytes.set(self._tokens.nbytes)
         return made
