@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -326,7 +327,7 @@ class CategoryStore:
         committed = await self._redis.eval(
             _COMMIT, 3,
             keys.category(category_id), keys.versions(category_id), keys.adapter(category_id, adapter.version),
-            *self._described(adapter), generation,
+            *await asyncio.to_thread(self._described, adapter), generation,
         )  # fmt: skip
         return bool(committed)
 
@@ -342,13 +343,14 @@ class CategoryStore:
             _ADOPT, 5,
             keys.category(category_id), keys.versions(category_id), keys.adapter(category_id, adapter.version),
             keys.counters(category_id), keys.CATEGORIES,
-            *self._described(adapter), name, json.dumps(list(prompts), ensure_ascii=False), now(),
+            *await asyncio.to_thread(self._described, adapter),
+            name, json.dumps(list(prompts), ensure_ascii=False), now(),
             datetime.now(UTC).timestamp(), category_id,
         )  # fmt: skip
         return as_bytes(previous).decode() or None
 
     def _described(self, adapter: Adapter) -> tuple[int, str, bytes, int]:
-        """What `_USE` is told of an adapter."""
+        """What `_USE` is told of an adapter; work for a thread, since one may have tens of MiB."""
         raw = adapter_to_bytes(adapter)
         return adapter.version, json.dumps(asdict(_info(adapter, len(raw)))), raw, self._versions_kept
 
