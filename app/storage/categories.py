@@ -161,7 +161,7 @@ class CategoryRecord:
         prompts: Other words for it, without the name.
         generation: Counts what it was taught; a job's result counts for one generation only.
         job: The job it waits for or waited for last.
-        adapter_version: The version in use, or None.
+        adapter: The version in use, or None.
         adapter_generation: The generation that version came from.
     """
 
