@@ -80,7 +80,7 @@ class Metrics:
         )
         self.jobs_running = Gauge("exemplar_jobs_running", "Jobs this process is working on.", ["kind"], registry=on)
         self.job_redeliveries = Counter(
-            "exemplar_job_redeliveries", "Jobs taken over from a worker that died or stopped.", registry=on
+            "exemplar_job_redeliveries", "Jobs taken over from a worker that died.", registry=on
         )
         self.adapter_cache_hits = Counter("exemplar_adapter_cache_hits", "Adapters found in memory.", registry=on)
         self.adapter_cache_misses = Counter(

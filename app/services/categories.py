@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
@@ -146,7 +147,7 @@ class Categories:
         """
         cleaned = clean_name(name)
         try:
-            adapter = adapter_from_bytes(raw)
+            adapter = await asyncio.to_thread(adapter_from_bytes, raw)
         except ValueError as error:
             raise InvalidInputError(
                 f"The body is not an adapter: send what GET /categories/{{name}}/adapter gave ({error}).", field="body"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterable
@@ -47,7 +48,7 @@ class Idempotency:
                 f"An Idempotency-Key has 1 to {_MAX_KEY_LENGTH} printable characters.", field="Idempotency-Key"
             )
         slot = keys.idempotency(hashlib.sha256(key.encode()).hexdigest())
-        request = digest(parts)
+        request = await asyncio.to_thread(digest, parts)  # 160 MiB take a tenth of a second
         if not await self._redis.set(
             slot, json.dumps({"request": request}), nx=True, ex=keys.IDEMPOTENCY_RUNNING_TTL_S
         ):

@@ -16,7 +16,7 @@ import torch
 from app.errors import InvalidInputError, UnavailableError
 from app.method.backbone import Backbone, ImageTextScore
 from app.method.evidence import Query
-from app.method.infoscore import LayerScores, best_layers, infoscore
+from app.method.infoscore import LayerScores, best_layers
 from app.method.segment import class_map, encode
 from app.metrics import Metrics
 from app.services.lane import Lane
@@ -210,9 +210,8 @@ class Models:
 
     async def layers_of(self, model: Model) -> LayerChoice:
         """The layers read on a model: set by hand, else InfoScore's if it was ranked, else the backbone's default."""
-        stored = await self._layer_store.get(model.about.revision)
-        scores = infoscore(stored.statistics) if stored else None
-        images = stored.statistics.images if stored else 0
+        ranking = await self._layer_store.ranking(model.about.revision)
+        scores, images = (ranking.scores, ranking.images) if ranking else (None, 0)
         if self._layers is not None:
             return LayerChoice(self._layers, "setting", scores, images)
         # One photo says nothing: without a deviation every score is 0.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -161,7 +162,7 @@ class CategoryRecord:
         prompts: Other words for it, without the name.
         generation: Counts what it was taught; a job's result counts for one generation only.
         job: The job it waits for or waited for last.
-        adapter_version: The version in use, or None.
+        adapter: The version in use, or None.
         adapter_generation: The generation whose adapter was put in use last; by a rollback another one is now.
         result: That adapter, while it is kept.
     """
@@ -329,7 +330,7 @@ class CategoryStore:
         committed = await self._redis.eval(
             _COMMIT, 3,
             keys.category(category_id), keys.versions(category_id), keys.adapter(category_id, adapter.version),
-            *self._described(adapter), generation,
+            *await asyncio.to_thread(self._described, adapter), generation,
         )  # fmt: skip
         return bool(committed)
 
@@ -345,13 +346,14 @@ class CategoryStore:
             _ADOPT, 5,
             keys.category(category_id), keys.versions(category_id), keys.adapter(category_id, adapter.version),
             keys.counters(category_id), keys.CATEGORIES,
-            *self._described(adapter), name, json.dumps(list(prompts), ensure_ascii=False), now(),
+            *await asyncio.to_thread(self._described, adapter),
+            name, json.dumps(list(prompts), ensure_ascii=False), now(),
             datetime.now(UTC).timestamp(), category_id,
         )  # fmt: skip
         return as_bytes(previous).decode() or None
 
     def _described(self, adapter: Adapter) -> tuple[int, str, bytes, int]:
-        """What `_USE` is told of an adapter."""
+        """What `_USE` is told of an adapter; work for a thread, since one may have tens of MiB."""
         raw = adapter_to_bytes(adapter)
         return adapter.version, json.dumps(asdict(_info(adapter, len(raw)))), raw, self._versions_kept
 

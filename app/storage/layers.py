@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from redis.asyncio import Redis
 
-from app.method.infoscore import LayerStatistics
+from app.method.infoscore import LayerScores, LayerStatistics, infoscore
 
 from . import keys
 from .replies import as_bytes
 
-# Write the sums if nobody wrote others since they were read. KEYS: the sums   ARGV: as read ('' = none yet), new
+# Write the sums, and what they say, if nobody wrote others since they were read.
+# KEYS: the sums, the ranking   ARGV: the sums as read ('' = none yet), new sums, their ranking
 _SWAP = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
+redis.call('SET', KEYS[2], ARGV[3])
 return 1
 """
+
+_SCORES = tuple(field.name for field in fields(LayerScores))
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,14 @@ class StoredStatistics:
     prompts: tuple[str, ...]
     statistics: LayerStatistics
     job_id: str
+
+
+@dataclass(frozen=True)
+class StoredRanking:
+    """What the sums say of each layer, and of how many photos they are."""
+
+    images: int
+    scores: LayerScores
 
 
 class LayerStore:
@@ -41,19 +53,50 @@ class LayerStore:
         raw = await self._redis.get(keys.layer_statistics(revision))
         return _read(as_bytes(raw)) if raw is not None else None
 
+    async def ranking(self, revision: str) -> StoredRanking | None:
+        """What the statistics of a model's weights say, or None if it was never ranked."""
+        raw = await self._redis.get(keys.layer_ranking(revision))
+        if raw is not None:
+            return _read_ranking(as_bytes(raw))
+        sums = await self._redis.get(keys.layer_statistics(revision))
+        if sums is None:
+            return None
+        # Stored by a version that kept no rankings.
+        ranking = _ranking(_read(as_bytes(sums)))
+        await self._swap(revision, as_bytes(sums), as_bytes(sums), ranking)
+        return ranking
+
     async def add(self, revision: str, new: StoredStatistics) -> None:
         """Add a job's sums to the stored ones; with other prompts than before the count starts anew."""
-        key = keys.layer_statistics(revision)
         while True:
-            raw = as_bytes(await self._redis.get(key) or b"")
+            raw = as_bytes(await self._redis.get(keys.layer_statistics(revision)) or b"")
             stored = _read(raw) if raw else None
             if stored and stored.job_id == new.job_id:
                 return  # the job ran before, and its process died before it could say so
             total = new
             if stored and stored.prompts == new.prompts:
                 total = replace(new, statistics=stored.statistics.merge(new.statistics))
-            if await self._redis.eval(_SWAP, 1, key, raw, _write(total)):
+            if await self._swap(revision, raw, _write(total).encode(), _ranking(total)):
                 return
+
+    async def _swap(self, revision: str, old: bytes, new: bytes, ranking: StoredRanking) -> bool:
+        sums_key, ranking_key = keys.layer_statistics(revision), keys.layer_ranking(revision)
+        return bool(await self._redis.eval(_SWAP, 2, sums_key, ranking_key, old, new, _write_ranking(ranking)))
+
+
+def _ranking(stored: StoredStatistics) -> StoredRanking:
+    return StoredRanking(stored.statistics.images, infoscore(stored.statistics))
+
+
+def _write_ranking(ranking: StoredRanking) -> str:
+    scores = {name: getattr(ranking.scores, name).tolist() for name in _SCORES}
+    return json.dumps({"images": ranking.images, **scores})
+
+
+def _read_ranking(raw: bytes) -> StoredRanking:
+    values = json.loads(raw)
+    scores = {name: torch.tensor(values[name], dtype=torch.float64) for name in _SCORES}
+    return StoredRanking(values["images"], LayerScores(**scores))
 
 
 def _write(stored: StoredStatistics) -> str:
@@ -71,11 +114,11 @@ def _write(stored: StoredStatistics) -> str:
 
 
 def _read(raw: bytes) -> StoredStatistics:
-    fields = json.loads(raw)
+    values = json.loads(raw)
     sums = LayerStatistics(
-        images=fields["images"],
-        entropy_sum=torch.tensor(fields["entropy_sum"], dtype=torch.float64),
-        share_sum=torch.tensor(fields["share_sum"], dtype=torch.float64),
-        share_square_sum=torch.tensor(fields["share_square_sum"], dtype=torch.float64),
+        images=values["images"],
+        entropy_sum=torch.tensor(values["entropy_sum"], dtype=torch.float64),
+        share_sum=torch.tensor(values["share_sum"], dtype=torch.float64),
+        share_square_sum=torch.tensor(values["share_square_sum"], dtype=torch.float64),
     )
-    return StoredStatistics(tuple(fields["prompts"]), sums, fields["job_id"])
+    return StoredStatistics(tuple(values["prompts"]), sums, values["job_id"])

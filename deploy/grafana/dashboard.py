@@ -254,7 +254,7 @@ TEACHING = Dashboard(
             ),
             Panel(
                 title="Redeliveries",
-                description="Jobs taken over from a worker that died or stopped, in the rate window before each point.",
+                description="Jobs taken over from a worker that died, in the rate window before each point.",
                 unit="short",
                 queries={increase("exemplar_job_redeliveries_total"): "redeliveries"},
             ),

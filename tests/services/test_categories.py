@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
 from app.errors import ConflictError, InvalidInputError
-from app.method.adapter import TOKEN_IDS, Adapter
+from app.method.adapter import TOKEN_IDS, Adapter, adapter_from_bytes, adapter_to_bytes
 from app.method.example_memory import FACTS, INSIDE, blank
 from app.method.low_rank import unchanged
 from app.services.categories import check_adapter, clean_name, clean_names, teaching_words
@@ -118,3 +120,24 @@ class TestAdapters:
     def test_it_is_refused_where_there_is_none(self, adapter, tiny, embedded) -> None:
         with pytest.raises(InvalidInputError, match="not those"):
             check_adapter(replace(adapter, tensors=adapter.tensors | blank(embedded.mask_decoder)), tiny)
+
+
+async def test_other_requests_go_on_while_an_adapter_is_read_and_written(wire, adapter: Adapter, monkeypatch) -> None:
+    worked_on_by: list[threading.Thread] = []
+
+    def noted(work: Callable[[object], object]) -> Callable[[object], object]:
+        def work_and_note(value: object) -> object:
+            worked_on_by.append(threading.current_thread())
+            return work(value)
+
+        return work_and_note
+
+    monkeypatch.setattr("app.services.categories.adapter_from_bytes", noted(adapter_from_bytes))
+    monkeypatch.setattr("app.storage.categories.adapter_to_bytes", noted(adapter_to_bytes))
+    async with wire(worker=False) as live:
+        imported = await live.categories.import_("cat", adapter_to_bytes(adapter))
+        assert imported.adapter.version == 1
+        with pytest.raises(InvalidInputError, match="not an adapter"):
+            await live.categories.import_("cat", b"no adapter")
+    assert len(worked_on_by) == 3
+    assert threading.main_thread() not in worked_on_by

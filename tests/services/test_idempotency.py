@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from redis.asyncio import Redis
@@ -50,6 +51,18 @@ async def test_with_a_key_it_is_done_once(idempotency, redis) -> None:
     assert await idempotency.once("other", [b"x"], work) == {"answer": 2}
     (slot, _) = await redis.keys("exemplar:idempotency:*")
     assert 86_000 < await redis.ttl(slot) <= 86_400
+
+
+async def test_other_requests_go_on_while_a_large_one_is_hashed(idempotency) -> None:
+    hashed_by: list[threading.Thread] = []
+
+    def parts() -> Iterator[bytes]:
+        hashed_by.append(threading.current_thread())
+        yield b"photo"
+
+    await idempotency.once("k", parts(), Work())
+    assert hashed_by
+    assert threading.main_thread() not in hashed_by
 
 
 async def test_while_the_first_is_at_work_the_second_is_told_to_wait(idempotency, redis) -> None:

@@ -157,3 +157,11 @@ async def test_a_stopping_worker_gives_its_job_back_without_a_word_of_error(benc
         await begun.wait()
     assert (await bench.jobs.get(job.id)).status == "queued"
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+    async def end(job: Job) -> None:
+        await bench.engine.end(job, "succeeded")
+
+    bench.engine.register("rank", end)
+    async with bench.working():
+        assert (await bench.ended(job)).status == "succeeded"
+    assert bench.metrics.registry.get_sample_value("exemplar_job_redeliveries_total") == 0  # nobody died

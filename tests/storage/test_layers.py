@@ -8,7 +8,8 @@ import math
 import torch
 from redis.asyncio import Redis
 
-from app.method.infoscore import LayerStatistics
+from app.method.infoscore import LayerScores, LayerStatistics, infoscore
+from app.storage import keys
 from app.storage.layers import LayerStore, StoredStatistics
 
 
@@ -47,3 +48,55 @@ async def test_other_prompts_start_anew(redis: Redis) -> None:
     await store.add("r", of_job(2, prompts=("sky", "cat", "dog")))
     stored = await store.get("r")
     assert (stored.prompts, stored.statistics.images) == (("sky", "cat", "dog"), 1)
+
+
+class TestRanking:
+    """What requests read, without the sums."""
+
+    async def test_it_is_that_of_the_sums_after_every_job(self, redis: Redis) -> None:
+        store = LayerStore(redis)
+        assert await store.ranking("r") is None
+        for images, (seed, prompts) in enumerate([(1, 2), (2, 2), (3, 2)], 1):
+            await store.add("r", drawn(seed, prompts=prompts))
+            ranking = await store.ranking("r")
+            assert ranking.images == images
+            assert same(ranking.scores, infoscore((await store.get("r")).statistics))
+        await store.add("r", drawn(4, prompts=3))
+        assert (await store.ranking("r")).images == 1
+        assert await store.ranking("other") is None
+
+    async def test_jobs_at_once_leave_the_ranking_of_all(self, redis: Redis) -> None:
+        store = LayerStore(redis)
+        await asyncio.gather(*(store.add("r", drawn(seed, prompts=2)) for seed in range(13)))
+        ranking = await store.ranking("r")
+        assert ranking.images == 13
+        assert same(ranking.scores, infoscore((await store.get("r")).statistics))
+
+    async def test_it_takes_little_to_read_however_many_prompts_were_asked_for(self, redis: Redis) -> None:
+        await LayerStore(redis).add("r", drawn(1, prompts=997))
+        assert await redis.strlen(keys.layer_statistics("r")) > 50_000
+        assert await redis.strlen(keys.layer_ranking("r")) < 500
+
+    async def test_sums_stored_before_there_were_rankings(self, redis: Redis) -> None:
+        store = LayerStore(redis)
+        await store.add("r", drawn(1, prompts=2))
+        await store.add("r", drawn(2, prompts=2))
+        expected = await store.ranking("r")
+        await redis.delete(keys.layer_ranking("r"))
+        for _ in range(2):
+            found = await store.ranking("r")
+            assert found.images == 2
+            assert same(found.scores, expected.scores)
+        assert await redis.exists(keys.layer_ranking("r"))
+        await store.add("r", drawn(3, prompts=2))
+        assert (await store.ranking("r")).images == 3
+
+
+def drawn(seed: int, *, prompts: int) -> StoredStatistics:
+    shares = torch.rand(3, prompts, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    statistics = LayerStatistics.empty(3, prompts).add(shares / shares.sum(dim=1, keepdim=True))
+    return StoredStatistics(tuple(f"prompt {n}" for n in range(prompts)), statistics, f"job {seed}")
+
+
+def same(one: LayerScores, other: LayerScores) -> bool:
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("infoscore", "entropy_ratio", "cov"))
