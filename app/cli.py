@@ -226,6 +226,7 @@ def evaluate(
     size: Annotated[Literal["original", "input"], typer.Option(help="Where masks are compared.")] = "original",
     crf: Annotated[bool, typer.Option(help="Also with the CRF; interference is measured without.")] = True,
     layers: Annotated[str | None, typer.Option(help="Layers to read, such as 0,3.")] = None,
+    tiles: Annotated[bool | None, typer.Option(help="As EXEMPLAR_TILES.")] = None,
     backbone: Annotated[str | None, typer.Option(help="As EXEMPLAR_BACKBONE.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
     pictures: Annotated[
@@ -245,7 +246,7 @@ def evaluate(
     from app.services.evaluation import Evaluation, Options, read_dataset
     from app.wiring import backbone_loaders, compute_threads, has_second_look, recipe_of
 
-    settings = _settings(backbone=backbone, layers=layers)
+    settings = _settings(backbone=backbone, layers=layers, tiles=tiles)
     torch.set_num_threads(compute_threads(settings))
     dataset = read_dataset(data, split=split, ids=ids, limit=limit)
     if method == "prototype" and protocol == "words":
@@ -263,6 +264,7 @@ def evaluate(
             size=size,
             crf=crf_of(model, second_look=has_second_look(settings)) if crf and protocol != "interference" else None,
             second_look=has_second_look(settings),
+            tiles=settings.tiles,
             layers=settings.layer_numbers,
             background=settings.background_words or BACKGROUND_WORDS,
             recipe=recipe_of(settings),

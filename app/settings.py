@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     method: Literal["tuned", "paper"] = Field(
         "tuned", description="`tuned` = what measured best; `paper` = the paper's own choices."
     )
+    tiles: bool = Field(
+        False, description="Look at four overlapping parts of each photo too: small things are larger there; slower."
+    )
     layers: str = Field("", description="Layers to read, such as `0,3`; empty = InfoScore if ranked, else the default.")
     tune_steps: int = Field(0, ge=0, description="Optimiser steps of one tuning job; 0 = as many as the method says.")
     ensemble: Literal["mean", "learned"] = Field(

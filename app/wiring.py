@@ -154,6 +154,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 background=background,
                 max_categories=settings.max_categories,
                 second_look=has_second_look(settings),
+                tiles=settings.tiles,
                 metrics=metrics,
             ),
             teaching=Teaching(

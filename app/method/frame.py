@@ -30,9 +30,12 @@ class Frame:
 
 
 def stretch(photo: UInt8[np.ndarray, "height width 3"], size: int) -> tuple[Float[Tensor, "3 size size"], Frame]:
-    """Resize a photo to the square, its proportions not kept; values in [0, 1]."""
+    """Resize a photo to the square, its proportions not kept; values in [0, 1].
+
+    Bilinear, as the embedded model saw photos in training: a small one that is made larger would be sharper otherwise.
+    """
     height, width = photo.shape[:2]
-    return _resize(photo, (size, size)), Frame((height, width), size, (size, size))
+    return _resize(photo, (size, size), Image.Resampling.BILINEAR), Frame((height, width), size, (size, size))
 
 
 def fit_and_pad(photo: UInt8[np.ndarray, "height width 3"], size: int) -> tuple[Float[Tensor, "3 size size"], Frame]:
@@ -44,7 +47,7 @@ def fit_and_pad(photo: UInt8[np.ndarray, "height width 3"], size: int) -> tuple[
     scale = size / max(height, width)
     content = tuple(max(8, int(side * scale + 1e-6) // 8 * 8) for side in (height, width))
     rgb = torch.zeros(3, size, size)
-    rgb[:, : content[0], : content[1]] = _resize(photo, (content[0], content[1]))
+    rgb[:, : content[0], : content[1]] = _resize(photo, (content[0], content[1]), Image.Resampling.BICUBIC)
     return rgb, Frame((height, width), size, (content[0], content[1]))
 
 
@@ -84,6 +87,8 @@ def imagenet_normalise(rgb: Float[Tensor, "*batch 3 height width"]) -> Float[Ten
     return (rgb - mean) / std
 
 
-def _resize(photo: UInt8[np.ndarray, "height width 3"], hw: tuple[int, int]) -> Float[Tensor, "3 h w"]:
-    resized = Image.fromarray(photo).resize((hw[1], hw[0]), Image.Resampling.BICUBIC)
+def _resize(
+    photo: UInt8[np.ndarray, "height width 3"], hw: tuple[int, int], how: Image.Resampling
+) -> Float[Tensor, "3 h w"]:
+    resized = Image.fromarray(photo).resize((hw[1], hw[0]), how)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255

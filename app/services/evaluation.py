@@ -26,6 +26,7 @@ from app.method.mask_decoder import finest_scores
 from app.method.prompts import free_background, prompt_set
 from app.method.prototype import prototype_map, prototypes
 from app.method.segment import class_map, encode, refine
+from app.method.tiles import SeenTile, look_closer, see_tiles
 from app.method.tuning import IGNORE, CategoryTuning, JointTuning, Recipe, Shot, shot
 from app.services.segmentation import LEAST
 
@@ -86,6 +87,7 @@ class Options:
     size: Literal["original", "input"] = "original"
     crf: CrfParameters | None = THREE_ROUNDS
     second_look: bool = True
+    tiles: bool = False
     layers: tuple[int, ...] | None = None
     background: tuple[str, ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
@@ -216,6 +218,7 @@ class Evaluation:
         self._kept: dict[str, _Encoded] = {}
         self._room = _MAX_KEPT_BYTES if self._passes > 1 else 0
         self._latest: tuple[str, _Encoded] | None = None
+        self._latest_tiles: tuple[str, list[SeenTile]] | None = None
         self._columns: dict[str, Predict] = {}
         self._ranked: list[tuple[float, Photo]] = []
 
@@ -362,16 +365,36 @@ class Evaluation:
     def _attention(
         self, photo: Photo, asked: Sequence[int], adapters: Mapping[int, Adapter]
     ) -> tuple[Tensor, tuple[int, ...]]:
+        queries = [Query((self.dataset.classes[number],), adapters.get(number)) for number in asked]
         found = class_map(
             self.backbone,
             self._encode(photo)[0],
-            [Query((self.dataset.classes[number],), adapters.get(number)) for number in asked],
+            queries,
             layers=self.layers,
             background=self.options.background,
             least=LEAST,
             second_look=self.options.second_look,
         )
+        if self.options.tiles:
+            found = look_closer(
+                self.backbone,
+                found,
+                self._encode(photo)[2],
+                lambda: self._see_tiles(photo),
+                queries,
+                layers=self.layers,
+                background=self.options.background,
+                second_look=self.options.second_look,
+            )
         return found.probabilities, tuple((0, *asked)[number] for number in found.classes)
+
+    def _see_tiles(self, photo: Photo) -> list[SeenTile]:
+        """A photo's parts; the latest photo's are kept for the next column."""
+        if self._latest_tiles is None or self._latest_tiles[0] != photo.id:
+            self._latest_tiles = None
+            seen = see_tiles(self.backbone, photo.read(), lambda _, rgb: encode(self.backbone, rgb))
+            self._latest_tiles = (photo.id, seen)
+        return self._latest_tiles[1]
 
     def _independent(self, supports: dict[int, list[Photo]]) -> Predict:
         """An adapter per class, each tuned alone."""

@@ -21,6 +21,7 @@ from app.method.evidence import Query
 from app.method.frame import Frame, to_photo
 from app.method.masks import bbox_of
 from app.method.segment import class_map, crf_of, encode, refine
+from app.method.tiles import look_closer, see_tiles
 from app.metrics import Metrics
 from app.services.adapter_cache import AdapterCache
 from app.services.decode import Photo
@@ -186,6 +187,7 @@ class Segmentation:
         background: Background words if a request brings none.
         max_categories: Most categories in one request.
         second_look: As of `class_map`.
+        tiles: Whether each photo is seen in parts too (`app.method.tiles`).
         metrics: Where stages are timed.
     """
 
@@ -199,6 +201,7 @@ class Segmentation:
         background: tuple[str, ...],
         max_categories: int,
         second_look: bool,
+        tiles: bool,
         metrics: Metrics,
     ) -> None:
         self._models = models
@@ -208,6 +211,7 @@ class Segmentation:
         self._background = background
         self._max_categories = max_categories
         self._second_look = second_look
+        self._tiles = tiles
         self._metrics = metrics
 
     def admit(self, request: Request) -> None:
@@ -279,6 +283,11 @@ class Segmentation:
         """All that runs on the lane: photo to probabilities on the network's input."""
         clock = Clock()
         queries = [Query(one.adapter.prompts if one.adapter else one.words, one.adapter) for one in asked]
+        background = request.background or self._background
+
+        def encode_tile(number: int, rgb: Tensor) -> Tensor:
+            return self._images.get(backbone.revision, f"{photo.sha256}/{number}", partial(encode, backbone, rgb))
+
         with torch.inference_mode():
             with clock.stage("preprocess"):
                 rgb, frame = backbone.preprocess(photo.rgb)
@@ -290,10 +299,22 @@ class Segmentation:
                     tokens,
                     queries,
                     layers=chosen,
-                    background=request.background or self._background,
+                    background=background,
                     least=LEAST if request.threshold is None else min(LEAST, request.threshold),
                     second_look=self._second_look,
                 )
+            if self._tiles:
+                with clock.stage("tiles"):
+                    found = look_closer(
+                        backbone,
+                        found,
+                        frame,
+                        lambda: see_tiles(backbone, photo.rgb, encode_tile),
+                        queries,
+                        layers=chosen,
+                        background=background,
+                        second_look=self._second_look,
+                    )
             maps = found.probabilities
             if request.refine:
                 with clock.stage("refine"):

@@ -317,3 +317,20 @@ class TestCache:
 def metric(api, name: str) -> float:
     lines = api.http.get("/metrics").text.splitlines()
     return float(next(line.split()[-1] for line in lines if line.startswith(f"{name} ")))
+
+
+class TestTiles:
+    """EXEMPLAR_TILES: each photo is looked at in parts too."""
+
+    def test_the_parts_are_encoded_once_and_change_the_masks(self, start) -> None:
+        with start(tiles=True) as api, start() as plain:
+            api.taught("cat")
+            first, second = (api.segment("cat", "dog", refine="none", heatmaps="true").json() for _ in range(2))
+            metrics = api.http.app_state["service"].metrics.registry
+            assert metrics.get_sample_value("exemplar_image_cache_hits_total") == 5
+            assert metrics.get_sample_value("exemplar_image_cache_misses_total") == 5
+            assert first["categories"] == second["categories"]
+            assert "tiles" in first["timings_ms"]
+            whole = plain.segment("cat", "dog", refine="none", heatmaps="true").json()
+            assert "tiles" not in whole["timings_ms"]
+            assert whole["categories"] != first["categories"]

@@ -58,7 +58,7 @@ async def test_one_that_must_make_room_while_it_warms_up_answers_all_the_same(wi
         by_name = {model.about.name: model for model in live.models}
         asked = [asyncio.create_task(live.models.awake(by_name[name])) for name in ("second", "third")]
         assert [(await backbone).name for backbone in asked] == ["second", "third"]
-        assert all(model.warm != model.asleep for model in live.models)
+        assert not [model.about.name for model in live.models if model.warm and model.asleep]
 
 
 def test_two_of_one_name_are_refused(start, models: list[Blip]) -> None:

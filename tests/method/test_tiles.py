@@ -1,0 +1,121 @@
+"""The parts of a photo cover it, and their maps join into one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from app.method.backbone import Backbone
+from app.method.evidence import Query
+from app.method.frame import Frame, fit_and_pad, stretch
+from app.method.segment import ClassMap, class_map, encode
+from app.method.tiles import join, look_closer, see_tiles, tiles_of
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SIZES = [(31, 47), (97, 13), (1009, 1511), (8, 8), (1, 2)]
+
+
+@pytest.mark.parametrize("photo_hw", SIZES, ids=str)
+def test_the_parts_cover_the_photo_and_are_larger_than_a_half(photo_hw: tuple[int, int]) -> None:
+    covered = np.zeros(photo_hw, dtype=int)
+    photo = np.arange(np.prod(photo_hw) * 3, dtype=np.int64).reshape(*photo_hw, 3).astype(np.uint8)
+    for tile in tiles_of(photo_hw):
+        covered[tile.rows, tile.columns] += 1
+        part = tile.of(photo)
+        assert np.array_equal(part, photo[tile.rows, tile.columns])
+        assert all(2 * length >= side for length, side in zip(part.shape, photo_hw, strict=False))
+    assert len(tiles_of(photo_hw)) == 4
+    assert covered.min() >= 1
+
+
+@pytest.mark.parametrize("preprocess", [stretch, fit_and_pad])
+@pytest.mark.parametrize("photo_hw", SIZES[:4], ids=str)
+def test_where_all_say_the_same_nothing_changes(photo_hw: tuple[int, int], preprocess) -> None:
+    size = 64
+    photo = np.zeros((*photo_hw, 3), dtype=np.uint8)
+    _, frame = preprocess(photo, size)
+    tiles = tiles_of(photo_hw)
+    frames = [preprocess(tile.of(photo), size)[1] for tile in tiles]
+    same = torch.tensor([0.5, 0.2, 0.3])[:, None, None].expand(3, size, size).clone()
+    joined = join(same, frame, tiles, [same] * 4, frames)
+    assert torch.allclose(joined, same, atol=1e-6)
+
+
+def test_what_a_part_sees_comes_where_it_lies() -> None:
+    """The last part alone sees something, in its last third: by hand, 0.4 of the say, in rows and columns 40 to 50."""
+    photo_hw, size = (50, 50), 100
+    tiles = tiles_of(photo_hw)
+    parts = [torch.zeros(1, size, size) for _ in tiles]
+    parts[-1][:, 67:, 67:] = 1
+    whole_frame, frames = Frame(photo_hw, size, (size, size)), [Frame((30, 30), size, (size, size))] * 4
+    joined = join(torch.zeros(1, size, size), whole_frame, tiles, parts, frames)[0]
+    assert tiles[-1].rows == slice(20, 50)
+    assert joined[85:, 85:].min().item() == pytest.approx(0.4)
+    assert joined[:76].max().item() == joined[:, :76].max().item() == 0
+
+
+def test_a_map_of_the_whole_has_most_of_the_say() -> None:
+    photo_hw, size = (31, 47), 40
+    frame = Frame(photo_hw, size, (24, 40))
+    tiles = tiles_of(photo_hw)
+    whole = torch.ones(1, size, size)
+    joined = join(whole, frame, tiles, [torch.zeros(1, size, size)] * 4, [frame] * 4)
+    assert torch.allclose(joined[:, :24], torch.full((1, 24, 40), 0.6))
+    assert (joined[:, 24:] == 1).all()  # padding stays as it is
+
+
+class TestLookCloser:
+    QUERIES = (Query(("cat",)), Query(("dog",)), Query(("zebra",)))
+
+    def photo(self) -> np.ndarray:
+        with Image.open(EXAMPLES / "chelsea.jpg") as photo:
+            return np.array(photo.convert("RGB"))
+
+    def whole(self, model: Backbone, photo: np.ndarray, **options: float) -> tuple[ClassMap, Frame]:
+        rgb, frame = model.preprocess(photo)
+        return class_map(model, encode(model, rgb), self.QUERIES, **options), frame
+
+    def test_only_what_the_whole_shows_is_looked_for(self, embedded, monkeypatch) -> None:
+        asked = []
+
+        def listening(model: Backbone, tokens: torch.Tensor, queries: Sequence[Query], **options: object) -> ClassMap:
+            asked.append([query.words[0] for query in queries])
+            return class_map(model, tokens, queries, **options)
+
+        monkeypatch.setattr("app.method.tiles.class_map", listening)
+        photo = self.photo()
+        found, frame = self.whole(embedded, photo, least=0.2)
+        assert found.classes == (0, 1)
+        closer = look_closer(
+            embedded,
+            found,
+            frame,
+            lambda: see_tiles(embedded, photo, lambda _, rgb: encode(embedded, rgb)),
+            self.QUERIES,
+        )
+        assert asked == [["cat"]] * 4
+        assert closer.classes == (0, 1)
+        assert torch.allclose(closer.probabilities.sum(dim=0), torch.ones(()), atol=1e-5)
+        assert not torch.allclose(closer.probabilities, found.probabilities, atol=0.1)
+        assert torch.equal(closer.match_score, found.match_score)
+
+    def test_where_the_whole_shows_nothing_no_part_is_looked_at(self, embedded) -> None:
+        photo = np.zeros((31, 47, 3), dtype=np.uint8)
+        found, frame = self.whole(embedded, photo, least=0.2)
+        assert found.classes == (0,)
+        assert look_closer(embedded, found, frame, lambda: pytest.fail("looked at"), self.QUERIES) is found
+
+    def test_a_backbone_without_a_mask_decoder_looks_closer_too(self, blip) -> None:
+        photo = np.random.default_rng(0).integers(0, 256, (37, 101, 3), dtype=np.uint8)
+        found, frame = self.whole(blip, photo)
+        closer = look_closer(
+            blip, found, frame, lambda: see_tiles(blip, photo, lambda _, rgb: encode(blip, rgb)), self.QUERIES
+        )
+        assert closer.classes == (0, 1, 2, 3)
+        height, width = frame.content_hw
+        assert torch.allclose(closer.probabilities[:, :height, :width].sum(dim=0), torch.ones(()), atol=1e-5)
