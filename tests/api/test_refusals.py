@@ -371,6 +371,37 @@ class TestRequests:
 class TestSlips:
     """What people send by mistake, and that the answer says what to do."""
 
+    @pytest.mark.parametrize("field", ["image", "mask", "box", "segmentation", "mode"])
+    def test_two_of_a_kind_in_teaching(self, untouched, photo, mask, field) -> None:
+        files, data = [("image", photo)], {}
+        match field:
+            case "image":
+                files += [("image", photo), ("mask", mask)]
+            case "mask":
+                files += [("mask", mask), ("mask", mask)]
+            case "mode":
+                files, data = [*files, ("mask", mask)], {"mode": ["append", "replace"]}
+            case _:
+                data = {field: ["[1, 2, 3, 4]", "[5, 6, 7, 8]"]}
+        problem = check(untouched.http.post("/categories/cat/example", files=files, data=data), 422, field)
+        assert "once" in problem["detail"]
+
+    def test_every_field_that_is_no_list_comes_once(self, untouched, photo) -> None:
+        document = untouched.http.get("/openapi.json").json()
+        seen = set()
+        for path, operations in document["paths"].items():
+            forms = operations.get("post", {}).get("requestBody", {}).get("content", {})
+            if "multipart/form-data" not in forms:
+                continue
+            form = forms["multipart/form-data"]["schema"]["$ref"].rpartition("/")[2]
+            for field, schema in document["components"]["schemas"][form]["properties"].items():
+                twice = [(field, photo)] * 2 if "contentMediaType" in schema else [(field, (None, "x"))] * 2
+                answer = untouched.http.post(path.replace("{name}", "cat"), files=twice)
+                told = {error["field"] for error in answer.json().get("errors", ()) if "once" in error["detail"]}
+                assert told == (set() if schema["type"] == "array" else {field}), (path, field)
+                seen.add(path)
+        assert seen == {"/categories/{name}/example", "/segment", "/segment/batch", "/layers/rank"}
+
     @pytest.mark.parametrize(("path", "field"), [("/segment", "image"), ("/segment/batch", "images")])
     def test_a_name_of_a_file_instead_of_the_file(self, api, path: str, field: str) -> None:
         problem = check(api.http.post(path, files={"other": b""}, data={field: "photo.jpg"}), 422)
