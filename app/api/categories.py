@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 
-from app.api.context import Live, Maybe, check_text, read_upload
+from app.api.context import Live, Maybe, SingleFieldsOnce, check_text, read_upload
 from app.api.problems import documented
 from app.api.schemas import AdapterOut, CategoryOut, ExampleOut, JobOut, Rollback, Taught, VersionOut
 from app.services.categories import clean_name, clean_names, teaching_words
@@ -29,6 +29,7 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 @router.post(
     "/{name}/example",
+    dependencies=[SingleFieldsOnce],
     status_code=202,
     response_model=Taught,
     responses=documented(400, 409, 413, 415, 422)

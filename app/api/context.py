@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, TypeVar, cast
 
@@ -14,6 +15,12 @@ from app.errors import InvalidInputError, TooLargeError
 from app.wiring import Service
 
 Value = TypeVar("Value")
+
+# Fields of the forms that are one thing; of the others there may be many.
+_SINGLE_FIELDS = frozenset(
+    {"image", "mask", "segmentation", "box", "mode"}
+    | {"threshold", "refine", "adapters", "backbone", "output", "heatmaps"}
+)
 
 
 def live_service(request: Request) -> Service:
@@ -35,6 +42,21 @@ class _NeverNull:
 
 # A field that may be left out.
 Maybe = Annotated[Value | None, _NeverNull()]
+
+
+async def single_fields_once(request: Request) -> None:
+    """Refuse a form in which a field that is no list comes again: the last one would win, and the others be lost.
+
+    Raises:
+        InvalidInputError: If one does.
+    """
+    times = Counter(field for field, _ in (await request.form()).multi_items())
+    for field in sorted(_SINGLE_FIELDS & times.keys()):
+        if times[field] > 1:
+            raise InvalidInputError(f"{field} is there {times[field]} times: send it once.", field=field)
+
+
+SingleFieldsOnce = Depends(single_fields_once)
 
 
 def check_text(text: str | None, *, field: str, service: Service) -> None:

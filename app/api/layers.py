@@ -8,7 +8,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse
 
 from app.api.categories import IdempotencyKey
-from app.api.context import Live, Maybe, check_count, read_upload
+from app.api.context import Live, Maybe, SingleFieldsOnce, check_count, read_upload
 from app.api.problems import documented
 from app.api.schemas import BackboneOut, JobOut, LayerOut, Started
 from app.services.categories import clean_names
@@ -20,6 +20,7 @@ router = APIRouter(tags=["layers"])
 
 @router.post(
     "/layers/rank",
+    dependencies=[SingleFieldsOnce],
     status_code=202,
     response_model=Started,
     responses=documented(400, 409, 413, 415, 422)

@@ -16,7 +16,7 @@ from PIL import Image
 from redis.exceptions import RedisError
 
 from app.api import problems
-from app.api.context import Live, Maybe, check_count, read_upload
+from app.api.context import Live, Maybe, SingleFieldsOnce, check_count, read_upload
 from app.api.problems import documented
 from app.api.schemas import BackboneRef, FoundOut, ImageOut, Rle, SegmentOut
 from app.errors import AppError, InvalidInputError
@@ -83,6 +83,7 @@ Heatmaps = Annotated[bool, Form(description="Add each category's probability as 
 
 @router.post(
     "/segment",
+    dependencies=[SingleFieldsOnce],
     response_model=SegmentOut,
     responses=documented(400, 413, 415, 422)
     | {200: {"content": _PNG, "description": "JSON; with `Accept: image/png` a label map, with `overlay` a picture."}},
@@ -116,7 +117,12 @@ async def segment(
     return answer
 
 
-@router.post("/segment/batch", response_class=StreamingResponse, responses=documented(400, 413, 422) | {200: _LINES})
+@router.post(
+    "/segment/batch",
+    dependencies=[SingleFieldsOnce],
+    response_class=StreamingResponse,
+    responses=documented(400, 413, 422) | {200: _LINES},
+)
 async def segment_batch(
     live: Live,
     request: Asked,
