@@ -95,6 +95,12 @@ class TestBackbones:
             _ = [load() for load in backbone_loaders(Settings(threads=1, **settings))]
         assert named in refused.value.detail
 
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+    @pytest.mark.parametrize("dtype", ["auto", "float32"])
+    def test_a_gpu_where_there_is_none(self, dtype: str) -> None:
+        with pytest.raises(InvalidInputError, match="EXEMPLAR_DEVICE=cuda can't be used"):
+            backbone_loaders(Settings(threads=1, device="cuda", dtype=dtype))
+
 
 class TestStore:
     async def test_an_address_that_is_none(self) -> None:
