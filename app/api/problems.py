@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
-from app.errors import AppError, UnauthorizedError, UnavailableError
+from app.errors import AppError, InvalidInputError, TooLargeError, UnauthorizedError, UnavailableError
 
 _log = logging.getLogger(__name__)
 
@@ -126,12 +126,30 @@ def _field_error(item: dict[str, Any]) -> FieldError:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400 and (too_much := _too_much_of_a_form(request, error)):
+        return of(too_much)
     headers = dict(error.headers or {})
     if error.status_code == 405 and (methods := _methods_of_path(request)):
         headers["Allow"] = methods
     phrase = HTTPStatus(error.status_code).phrase
     detail = error.detail if error.detail != phrase else f"{phrase}: see /docs for what can be called."
     return problem(error.status_code, phrase.capitalize(), detail, headers=headers)
+
+
+def _too_much_of_a_form(request: Request, error: HTTPException) -> AppError | None:
+    """Why Starlette stopped reading a form, in the words of our settings: its own name limits that nobody can set."""
+    settings = request.state.service.settings
+    match error.detail.split()[:2]:
+        case "Too", "many" if "files" in error.detail:
+            limit = settings.max_batch_images
+            return InvalidInputError(f"Too many files: at most {limit} photos a request (EXEMPLAR_MAX_BATCH_IMAGES).")
+        case "Too", "many" if "fields" in error.detail:
+            limit = settings.max_categories
+            return InvalidInputError(f"Too many fields: at most {limit} names of a kind (EXEMPLAR_MAX_CATEGORIES).")
+        case (("Part" | "Field"), "exceeded"):
+            limit = settings.max_upload_bytes
+            return TooLargeError(f"A text is too long: at most {limit} characters (EXEMPLAR_MAX_UPLOAD_BYTES).")
+    return None
 
 
 def _methods_of_path(request: Request) -> str:

@@ -52,6 +52,7 @@ class TestSettings:
             ("queue_limit", "0"),
             ("tune_steps", "-1"),
             ("max_categories", "1000000"),
+            ("max_batch_images", "1001"),
         ],
     )
     def test_a_value_out_of_range(self, name: str, value: str) -> None:
