@@ -63,6 +63,11 @@ def of(error: AppError | RedisError) -> JSONResponse:
     return _answer(about(refused), headers)
 
 
+def fault() -> JSONResponse:
+    """The answer to what is nobody's slip but ours; it has no trace in it."""
+    return problem(500, "Internal error", "The service has a fault here: its log has the details.")
+
+
 def _problem(status: int, title: str, detail: str, errors: Sequence[FieldError]) -> Problem:
     slug = title.lower().replace(" ", "-")
     return Problem(type=f"urn:exemplar:problem:{slug}", title=title, status=status, detail=detail, errors=list(errors))
@@ -91,12 +96,11 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of the application with a problem."""
+    """Answer every error of the application with a problem; the middleware does so for faults."""
     app.add_exception_handler(AppError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RedisError, _refused)
-    app.add_exception_handler(Exception, _bug)
 
 
 async def _refused(_: Request, error: Exception) -> JSONResponse:
@@ -156,8 +160,3 @@ def _methods_of_path(request: Request) -> str:
     """All that a path can be called with: Starlette tells the methods of its first route only."""
     template = getattr(request.scope.get("route"), "path", "")
     return ", ".join(sorted(method.upper() for method in request.app.openapi()["paths"].get(template, ())))
-
-
-async def _bug(_: Request, error: Exception) -> JSONResponse:
-    # Starlette logs it and raises it on; what the caller gets has no trace in it.
-    return problem(500, "Internal error", "The service has a fault here: its log has the details.")
