@@ -11,7 +11,7 @@ from starlette.types import Scope
 
 import app as package
 from app.api import categories, docs, health, jobs, layers, page, problems, segment
-from app.api.access import Access
+from app.api.access import Access, scope_of
 from app.api.middleware import BodyLimit, Identified, Measured, WholeNames
 from app.api.schemas import BatchLine
 from app.method.backbone import Backbone
@@ -92,6 +92,11 @@ class _Application(FastAPI):
             described = model.model_json_schema(ref_template="#/components/schemas/{model}")
             for name, schema in (*described.pop("$defs", {}).items(), (model.__name__, described)):
                 document["components"]["schemas"].setdefault(name, schema)
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                if scope_of(method.upper(), path) is None:
+                    operation["responses"].pop("401", None)
+                    operation["security"] = []
         # Either header, or none where the service has no keys.
         document["components"]["securitySchemes"] = {
             "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from app.errors import AppError, InvalidInputError, TooLargeError, UnauthorizedError, UnavailableError
@@ -125,6 +126,8 @@ def _field_error(item: dict[str, Any]) -> FieldError:
             return FieldError(field="body", detail="send JSON, with the header Content-Type: application/json")
         case "value_error" if "UploadFile" in item["msg"]:
             return FieldError(field=field, detail="a file is wanted here, not a text (curl: -F image=@photo.jpg)")
+        case _ if isinstance(item.get("input"), UploadFile):
+            return FieldError(field=field, detail=f"a text is wanted here, not a file (curl: -F '{field}=<file')")
     return FieldError(field=field, detail=item["msg"])
 
 

@@ -433,6 +433,12 @@ class TestSlips:
         assert problem["errors"][0]["field"] == field
         assert "-F image=@photo.jpg" in problem["detail"]
 
+    @pytest.mark.parametrize("field", ["segmentation", "box", "prompts", "mode"])
+    def test_a_file_instead_of_its_text(self, untouched, photo, field: str) -> None:
+        files = [("image", photo), (field, b"[[1, 2, 3, 4, 5, 9]]")]
+        problem = check(untouched.http.post("/categories/cat/example", files=files), 422, field)
+        assert f"curl: -F '{field}=<" in problem["detail"]
+
     def test_json_that_is_cut(self, api) -> None:
         headers = {"Content-Type": "application/json"}
         problem = check(api.http.post("/categories/cat/rollback", content=b'{"version"', headers=headers), 422)

@@ -205,6 +205,17 @@ class TestForms:
         for number, one in enumerate(found, 1):
             assert np.array_equal(labels == number, mask_of(one))
 
+    def test_its_names_are_documented(self, api) -> None:
+        answer = api.http.get("/openapi.json").json()["paths"]["/segment"]["post"]["responses"]["200"]
+        assert "`categories`" in answer["headers"]["X-Categories"]["description"]
+
+    def test_names_that_are_more_than_a_header_holds_are_in_the_png_alone(self, api) -> None:
+        names = [f"{number:03} {'x' * 60}" for number in range(130)]
+        for asked, in_header in ((names[:100], True), (names, False)):  # 6,800 and 8,840 characters
+            answer = api.segment(*asked, headers={"Accept": "image/png"}, **PLAIN)
+            assert ("x-categories" in answer.headers) is in_header
+            assert json.loads(image_of(answer.content).text["categories"]) == asked
+
     def test_a_label_map_under_a_threshold_has_the_most_probable_class(self, api) -> None:
         options = {"threshold": "0.3", **PLAIN}
         found = api.segment("cat", "dog", **options).json()["categories"]
