@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import secrets
 import signal
 import sys
@@ -90,6 +91,8 @@ def demo(
     """Start a service of its own, teach three categories, segment other photos, show the result."""
     from app.demo import run_demo
 
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _check_writable(out)
     run_demo(console, out)
 
 
@@ -138,6 +141,8 @@ def segment(
     names = category or []
     if overlay and len(images) > 1:
         raise InvalidInputError("--overlay draws one photo: give one, or leave it out.")
+    if overlay:
+        _check_writable(overlay)
     with Client(url, key=key) as client:
         if len(images) > 1:
             return _segment_several(client, images, names, as_json=as_json)
@@ -239,6 +244,9 @@ def evaluate(
             "--pictures draws what was found in a photo, and --protocol interference finds something else for every "
             "class that it teaches: leave --pictures out, or choose another protocol."
         )
+    for file in (json_file, pictures):
+        if file:
+            _check_writable(file)
     import torch
 
     from app.method.prompts import BACKGROUND_WORDS
@@ -323,6 +331,7 @@ async def _serve(settings: Settings) -> None:
     from app.main import create_app
     from app.wiring import service
 
+    await _check_address(settings.host, settings.port)
     async with service(settings) as live:
         config = uvicorn.Config(
             create_app(settings, live=live),
@@ -335,10 +344,22 @@ async def _serve(settings: Settings) -> None:
         # uvicorn raises the signal again when it has stopped: the parts are still to be stopped then.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        server = uvicorn.Server(config)
-        await server.serve()
-        if not server.started:
-            raise UnavailableError(f"Nothing can listen at {settings.host}:{settings.port}: is the port taken?")
+        await uvicorn.Server(config).serve()
+
+
+async def _check_address(host: str, port: int) -> None:
+    """Refuse at the start an address where uvicorn would leave the program, after the models have been loaded.
+
+    Raises:
+        UnavailableError: If the port is taken, or the address is not this machine's.
+    """
+    try:
+        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
+    except (OSError, UnicodeError) as error:
+        raise UnavailableError(
+            f"Nothing can listen at {host}:{port}: choose another --host or --port ({error})."
+        ) from error
+    server.close()
 
 
 def progress_bar(on: Console) -> Progress:
@@ -346,6 +367,20 @@ def progress_bar(on: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=on
     )
+
+
+def _check_writable(file: Path) -> None:
+    """Refuse at the start what would fail at the end, after minutes of work.
+
+    Raises:
+        InvalidInputError: If there is no such folder, or no right to write.
+    """
+    if file.is_dir():
+        raise InvalidInputError(f"{file} is a folder: name a file in it.")
+    if not file.parent.is_dir():
+        raise InvalidInputError(f"{file} can't be written: there is no folder {file.parent}.")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise InvalidInputError(f"{file} can't be written: you may not, so name another place.")
 
 
 def _settings(**given: object) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ _AT_WORK = ("queued", "running")
 # Photos of one request: few enough for its size, enough to keep the service at work.
 _BATCH = 8
 
+# Visible ASCII: what a header can carry and nobody strips.
+_KEY = re.compile(r"[!-~]+")
+
 Json = dict[str, Any]
 
 
@@ -37,9 +41,14 @@ class Client:
 
     def __init__(self, url: str, *, key: str | None = None) -> None:
         if not url.startswith(("http://", "https://")):
-            raise InvalidInputError(f"{url!r} is no address: write it as http://127.0.0.1:8000.")
+            raise _no_address(url)
+        if key and not _KEY.fullmatch(key):
+            raise InvalidInputError("The key (--key, EXEMPLAR_API_KEY) has characters that no key has: copy it anew.")
         self._url = url
-        self._http = httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers={"X-API-Key": key} if key else {})
+        try:
+            self._http = httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers={"X-API-Key": key} if key else {})
+        except httpx.InvalidURL as error:
+            raise _no_address(url) from error
 
     def __enter__(self) -> Self:
         return self
@@ -68,7 +77,7 @@ class Client:
             files={"image": image.read_bytes(), "mask": mask.read_bytes()},
             data={"prompts": list(prompts), "mode": "replace" if replace else "append"},
         )
-        job: Json = answer.json()["job"]
+        job: Json = answer["job"]
         return job
 
     def follow(self, job_id: str) -> Iterator[Json]:
@@ -76,9 +85,7 @@ class Client:
         for tries_left in reversed(range(_TRIES)):
             try:
                 with self._http.stream("GET", f"/jobs/{job_id}/events") as stream:
-                    if stream.is_error:
-                        stream.read()
-                        raise AppError(_detail(stream))
+                    self._check(stream, "text/event-stream")
                     for line in stream.iter_lines():
                         if line.startswith("data: "):
                             state: Json = json.loads(line.removeprefix("data: "))
@@ -93,15 +100,13 @@ class Client:
 
     def category(self, name: str) -> Json:
         """One category."""
-        answer: Json = self._send("GET", f"/categories/{quote(name, safe='')}").json()
-        return answer
+        return self._send("GET", f"/categories/{quote(name, safe='')}")
 
     def segment(self, image: Path, categories: Sequence[str]) -> Json:
         """Segment a photo; no categories = every one taught."""
-        answer: Json = self._send(
+        return self._send(
             "POST", "/segment", files={"image": image.read_bytes()}, data={"categories": list(categories)}
-        ).json()
-        return answer
+        )
 
     def batch(self, images: Sequence[Path], categories: Sequence[str]) -> Iterator[Json]:
         """Segment several photos: what is found in each, or its problem, as soon as it is there.
@@ -117,9 +122,7 @@ class Client:
                     files=[("images", (image.name, image.read_bytes())) for image in some],
                     data={"categories": list(categories)},
                 ) as stream:
-                    if stream.is_error:
-                        stream.read()
-                        raise AppError(_detail(stream))
+                    self._check(stream, "application/x-ndjson")
                     for text in stream.iter_lines():
                         line: Json = json.loads(text)
                         yield line | {"index": start + line["index"]}
@@ -128,25 +131,42 @@ class Client:
 
     def overlay(self, image: Path, categories: Sequence[str]) -> bytes:
         """The photo with coloured masks and names, as PNG."""
-        answer = self._send(
+        answer = self._request(
             "POST",
             "/segment?overlay=true",
+            "image/png",
             files={"image": image.read_bytes()},
             data={"categories": list(categories)},
         )
         return bytes(answer.content)
 
-    def _send(self, method: str, path: str, **body: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, **body: Any) -> Json:
+        answer: Json = self._request(method, path, "application/json", **body).json()
+        return answer
+
+    def _request(self, method: str, path: str, media_type: str, **body: Any) -> httpx.Response:
         try:
             answer = self._http.request(method, path, **body)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
-        if answer.is_error:
-            raise AppError(_detail(answer))
+        self._check(answer, media_type)
         return answer
+
+    def _check(self, answer: httpx.Response, media_type: str) -> None:
+        """Refuse what is an error, or of another kind than our service answers: a page for people, say."""
+        if answer.is_error:
+            answer.read()
+            raise AppError(_detail(answer))
+        sent = answer.headers.get("content-type", "nothing")
+        if sent.partition(";")[0].strip().lower() != media_type:
+            raise UnavailableError(f"{self._url} is no Exemplar service: it answers {sent}; correct the address.")
 
     def _unreachable(self, error: Exception) -> UnavailableError:
         return UnavailableError(f"No service answers at {self._url}: start one with `make serve` ({error}).")
+
+
+def _no_address(url: str) -> InvalidInputError:
+    return InvalidInputError(f"{url!r} is no address: write it as http://127.0.0.1:8000.")
 
 
 def _detail(answer: httpx.Response) -> str:

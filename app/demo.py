@@ -83,8 +83,7 @@ def run_demo(console: Console, out: Path) -> None:
             _ask(client, question, table)
             pictures.append(client.overlay(EXAMPLES / f"{question.photo}.jpg", list(question.masks)))
         console.print(table)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        side_by_side(pictures).save(out)
+        side_by_side(pictures).save(out, format="PNG")  # whatever it is called
         console.print(f"Overlay: [bold]{out}[/bold]")
 
 

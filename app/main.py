@@ -11,7 +11,7 @@ from starlette.types import Scope
 
 import app as package
 from app.api import categories, docs, health, jobs, layers, page, problems, segment
-from app.api.access import Access
+from app.api.access import Access, scope_of
 from app.api.middleware import BodyLimit, Identified, Measured, WholeNames
 from app.api.schemas import BatchLine
 from app.method.backbone import Backbone
@@ -23,7 +23,10 @@ _MANY_IMAGES = frozenset({"/layers/rank", "/segment/batch"})
 # What monitoring asks every few seconds.
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
-_MAX_FORM_FIELDS = 20_000
+# What is read of a form at all, beyond all that settings allow: two lists of ten thousand names, a thousand photos.
+# What is too many is then refused by its own name.
+_MAX_FORM_FIELDS = 30_000
+_MAX_FORM_FILES = 2000
 
 
 def create_app(
@@ -57,8 +60,11 @@ def create_app(
         telemetry={"metrics": False, "logs": False, "operation_spans": False, "exclude": _is_probe},
         # A path with one slash too many is a mistake to be told, not an address to be sent to.
         redirect_slashes=False,
-        # Both beyond what is refused by its own name: too many names, too long a text.
-        form_limits={"max_fields": _MAX_FORM_FIELDS, "max_part_size": 2 * resolved.max_upload_bytes + MEBIBYTE},
+        form_limits={
+            "max_fields": _MAX_FORM_FIELDS,
+            "max_files": _MAX_FORM_FILES,
+            "max_part_size": 2 * resolved.max_upload_bytes + MEBIBYTE,
+        },
     )
     for module in (categories, segment, jobs, layers, health, page, docs):
         app.include_router(module.router)
@@ -86,6 +92,11 @@ class _Application(FastAPI):
             described = model.model_json_schema(ref_template="#/components/schemas/{model}")
             for name, schema in (*described.pop("$defs", {}).items(), (model.__name__, described)):
                 document["components"]["schemas"].setdefault(name, schema)
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                if scope_of(method.upper(), path) is None:
+                    operation["responses"].pop("401", None)
+                    operation["security"] = []
         # Either header, or none where the service has no keys.
         document["components"]["securitySchemes"] = {
             "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(20 * MEBIBYTE, ge=1, description="Largest file in a request.")
     max_image_pixels: int = Field(40_000_000, ge=1, description="Largest photo, in pixels.")
     max_categories: int = Field(1000, ge=1, le=10_000, description="Most categories in one request.")
-    max_batch_images: int = Field(64, ge=1, description="Most photos in one request.")
+    max_batch_images: int = Field(64, ge=1, le=1000, description="Most photos in one request.")
     max_examples: int = Field(64, ge=1, description="Most examples (shots) of one category.")
 
     api_keys: str = Field(

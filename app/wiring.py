@@ -201,8 +201,9 @@ def backbone_loaders(settings: Settings) -> list[Callable[[], Backbone]]:
     if not settings.backbone_specs:
         raise InvalidInputError(f"EXEMPLAR_BACKBONE is empty: set it to one of {', '.join(backbones.families())}.")
     try:
+        torch.empty(0, device=device)
         dtype = fastest_dtype(device) if settings.dtype == "auto" else settings.dtype
-    except RuntimeError as error:  # torch's word for a device that doesn't exist
+    except (RuntimeError, AssertionError) as error:  # torch's words for no such device, and for a build without CUDA
         raise _unusable(settings, error) from error
     return [partial(_load, spec, settings, device, dtype) for spec in settings.backbone_specs]
 
@@ -222,7 +223,7 @@ def _load(spec: str, settings: Settings, device: str, dtype: str) -> Backbone:
     return backbone
 
 
-def _unusable(settings: Settings, error: RuntimeError) -> InvalidInputError:
+def _unusable(settings: Settings, error: Exception) -> InvalidInputError:
     return InvalidInputError(f"EXEMPLAR_DEVICE={settings.device} can't be used: {str(error).splitlines()[0]}")
 
 

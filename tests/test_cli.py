@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -75,6 +78,17 @@ def test_parity_fails_where_an_output_is_too_far_off(tmp_path: Path) -> None:
         (["segment", "README.md", "Makefile", "--url", "http://127.0.0.1:9"], {}, "make serve"),
         (["segment", "README.md", "Makefile", "--overlay", "out.png"], {}, "one photo"),
         (["segment", "README.md", "--url", "localhost:8000"], {}, "http://127.0.0.1:8000"),
+        (["segment", "README.md", "--url", "http://foo:abc"], {}, "http://127.0.0.1:8000"),
+        (["segment", "README.md", "--key", "clé"], {}, "--key"),
+        (["segment", "README.md"], {"EXEMPLAR_API_KEY": "two lines\n"}, "--key"),
+        (["segment", "README.md", "--overlay", "no-such-folder/x.png"], {}, "no-such-folder"),
+        (["segment", "README.md", "--overlay", "app"], {}, "app is a folder"),
+        (["evaluate", "--data", "app", "--pictures", "no-such-folder/x.png"], {}, "no-such-folder"),
+        (["evaluate", "--data", "app", "--json", "README.md/x.json"], {}, "README.md"),
+        (["demo", "--out", "README.md/x.png"], {}, "README.md"),
+        (["demo", "--out", "app"], {}, "app is a folder"),
+        (["serve", "--host", "no-such-host.invalid"], {}, "Nothing can listen at no-such-host.invalid"),
+        (["serve", "--host", "a..b"], {}, "Nothing can listen at a..b"),
         (["serve"], {"EXEMPLAR_API_KEYS": "my-own-key"}, "scope:SHA-256"),
         (["serve"], {"EXEMPLAR_PORT": "many"}, "EXEMPLAR_PORT"),
         (["serve"], {"EXEMPLAR_BACKBONE": "unknown"}, "embedded"),
@@ -94,8 +108,53 @@ def test_an_error_is_one_sentence_and_no_traceback(
     assert "Traceback" not in done.stderr
 
 
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        done = run("serve", "--port", port, EXEMPLAR_DATA_DIR=str(tmp_path))
+    assert done.returncode == 1
+    assert f"Error: Nothing can listen at 127.0.0.1:{port}" in done.stderr
+    assert "address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """A web server that is not ours: it has a page for everything."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        page = b"<!doctype html><title>Welcome</title>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, *_: object) -> None:
+        """Not in the test's output."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["register", "cat", "README.md", "README.md"],
+        ["segment", "README.md"],
+        ["segment", "README.md", "Makefile"],
+    ],
+)
+def test_an_address_of_another_service(words: list[str]) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as elsewhere:
+        threading.Thread(target=elsewhere.serve_forever).start()
+        url = f"http://127.0.0.1:{elsewhere.server_port}"
+        done = run(*words, "--url", url)
+        elsewhere.shutdown()
+    assert done.returncode == 1
+    assert f"{url} is no Exemplar service" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_demo_teaches_segments_and_leaves_nothing_running(tmp_path: Path) -> None:
-    out = tmp_path / "demo.png"
+    out = tmp_path / "new folder" / "result"
     done = run("demo", "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "taught (v1)" in done.stdout

@@ -48,3 +48,15 @@ def test_what_would_break_a_log_line_is_replaced(api, sent: str) -> None:
     answer = api.http.get("/nowhere", headers={"X-Request-ID": sent})
     assert answer.headers["x-request-id"] != sent
     assert len(answer.headers["x-request-id"]) == 32
+
+
+def test_a_fault_is_logged_once_under_the_id_that_its_answer_carries(api, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("text")
+    api.redis.hset("exemplar:job:broken", "no field of a job", 1)
+    answer = api.http.get("/jobs/broken", headers={"X-Request-ID": "order-8"})
+    assert (answer.status_code, answer.headers["x-request-id"]) == (500, "order-8")
+    assert (answer.headers["content-type"], answer.json()["title"]) == ("application/problem+json", "Internal error")
+    told = capsys.readouterr().err
+    assert told.count("Traceback (most recent call last)") == 1
+    (line,) = (line for line in told.splitlines() if " ERROR " in line)
+    assert line.endswith("request_id=order-8")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 import uuid
 
 from opentelemetry import trace
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
 from app.api import problems
 from app.errors import InvalidInputError, TooLargeError
 from app.metrics import Metrics
+
+_log = logging.getLogger(__name__)
 
 # A method is any word that a caller likes: as a label it would be a way to fill the memory.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -58,26 +62,43 @@ class Measured:
 
 
 class Identified:
-    """Gives every request an id: the caller's, if it sent one, which the answer and all log lines about it carry."""
+    """Gives every request an id: the caller's, if it sent one, which the answer and all log lines about it carry.
+
+    Those of a fault too, which is why faults end here: what Starlette does about them is outside of all middleware.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application under the id."""
+        """Run the application under the id; a fault before the answer has begun is logged and becomes a problem."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
 
+        answered = False
+
         async def named(message: Message) -> None:
+            nonlocal answered
+            answered = True
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        trace.get_current_span().set_attribute("exemplar.request_id", request_id)
+        span = trace.get_current_span()
+        span.set_attribute("exemplar.request_id", request_id)
         with logs.about(request_id=request_id):
-            await self._app(scope, receive, named)
+            try:
+                await self._app(scope, receive, named)
+            except ClientDisconnect:
+                _log.info("the caller left before its request was whole")
+            except Exception as error:
+                if answered:  # half of an answer: only the server can cut the connection, and it logs why
+                    raise
+                _log.exception("a fault in %s %r", scope["method"], scope["path"])
+                span.record_exception(error)
+                await problems.fault()(scope, receive, named)
 
 
 class WholeNames:

@@ -12,9 +12,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from app.errors import AppError, UnauthorizedError, UnavailableError
+from app.errors import AppError, InvalidInputError, TooLargeError, UnauthorizedError, UnavailableError
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +64,11 @@ def of(error: AppError | RedisError) -> JSONResponse:
     return _answer(about(refused), headers)
 
 
+def fault() -> JSONResponse:
+    """The answer to what is nobody's slip but ours; it has no trace in it."""
+    return problem(500, "Internal error", "The service has a fault here: its log has the details.")
+
+
 def _problem(status: int, title: str, detail: str, errors: Sequence[FieldError]) -> Problem:
     slug = title.lower().replace(" ", "-")
     return Problem(type=f"urn:exemplar:problem:{slug}", title=title, status=status, detail=detail, errors=list(errors))
@@ -91,12 +97,11 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of the application with a problem."""
+    """Answer every error of the application with a problem; the middleware does so for faults."""
     app.add_exception_handler(AppError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RedisError, _refused)
-    app.add_exception_handler(Exception, _bug)
 
 
 async def _refused(_: Request, error: Exception) -> JSONResponse:
@@ -121,11 +126,15 @@ def _field_error(item: dict[str, Any]) -> FieldError:
             return FieldError(field="body", detail="send JSON, with the header Content-Type: application/json")
         case "value_error" if "UploadFile" in item["msg"]:
             return FieldError(field=field, detail="a file is wanted here, not a text (curl: -F image=@photo.jpg)")
+        case _ if isinstance(item.get("input"), UploadFile):
+            return FieldError(field=field, detail=f"a text is wanted here, not a file (curl: -F '{field}=<file')")
     return FieldError(field=field, detail=item["msg"])
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400 and (too_much := _too_much_of_a_form(request, error)):
+        return of(too_much)
     headers = dict(error.headers or {})
     if error.status_code == 405 and (methods := _methods_of_path(request)):
         headers["Allow"] = methods
@@ -134,12 +143,23 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     return problem(error.status_code, phrase.capitalize(), detail, headers=headers)
 
 
+def _too_much_of_a_form(request: Request, error: HTTPException) -> AppError | None:
+    """Why Starlette stopped reading a form, in the words of our settings: its own name limits that nobody can set."""
+    settings = request.state.service.settings
+    match error.detail.split()[:2]:
+        case "Too", "many" if "files" in error.detail:
+            limit = settings.max_batch_images
+            return InvalidInputError(f"Too many files: at most {limit} photos a request (EXEMPLAR_MAX_BATCH_IMAGES).")
+        case "Too", "many" if "fields" in error.detail:
+            limit = settings.max_categories
+            return InvalidInputError(f"Too many fields: at most {limit} names of a kind (EXEMPLAR_MAX_CATEGORIES).")
+        case (("Part" | "Field"), "exceeded"):
+            limit = settings.max_upload_bytes
+            return TooLargeError(f"A text is too long: at most {limit} characters (EXEMPLAR_MAX_UPLOAD_BYTES).")
+    return None
+
+
 def _methods_of_path(request: Request) -> str:
     """All that a path can be called with: Starlette tells the methods of its first route only."""
     template = getattr(request.scope.get("route"), "path", "")
     return ", ".join(sorted(method.upper() for method in request.app.openapi()["paths"].get(template, ())))
-
-
-async def _bug(_: Request, error: Exception) -> JSONResponse:
-    # Starlette logs it and raises it on; what the caller gets has no trace in it.
-    return problem(500, "Internal error", "The service has a fault here: its log has the details.")

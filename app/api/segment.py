@@ -43,6 +43,15 @@ MaskForm = Literal["rle", "polygons", "png"]
 LINES_MEDIA_TYPE = "application/x-ndjson"
 
 _PNG = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
+_NAMES = {
+    "X-Categories": {
+        "schema": {"type": "string"},
+        "description": "Of a label map: its categories as a JSON list, the i-th is the pixels of value i. Left out "
+        "above 8 KiB: the PNG's iTXt chunk `categories` always has them.",
+    }
+}
+# Clients and proxies refuse answers with longer headers, some from 8 KiB on.
+_MAX_NAMES_CHARACTERS = 8 * 1024
 _LINES = {
     "content": {LINES_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/BatchLine"}}},
     "description": "A line per photo.",
@@ -86,7 +95,13 @@ Heatmaps = Annotated[bool, Form(description="Add each category's probability as 
     dependencies=[SingleFieldsOnce],
     response_model=SegmentOut,
     responses=documented(400, 413, 415, 422)
-    | {200: {"content": _PNG, "description": "JSON; with `Accept: image/png` a label map, with `overlay` a picture."}},
+    | {
+        200: {
+            "content": _PNG,
+            "headers": _NAMES,
+            "description": "JSON; with `Accept: image/png` a label map, with `overlay` a picture.",
+        }
+    },
 )
 async def segment(
     live: Live,
@@ -226,7 +241,9 @@ def _label_map(segmented: Segmented) -> Response:
     _check_labels(len(names))  # known only now if every category taught was asked for
     png = label_map_to_png(segmented.labels.astype(np.uint8), names, palette(len(names)))
     # JSON with every non-ASCII character escaped: headers carry Latin-1 only.
-    return Response(png, media_type="image/png", headers={"X-Categories": json.dumps(names)})
+    told = json.dumps(names)
+    headers = {"X-Categories": told} if len(told) <= _MAX_NAMES_CHARACTERS else {}
+    return Response(png, media_type="image/png", headers=headers)
 
 
 def _overlay_png(photo: Photo, segmented: Segmented) -> bytes:

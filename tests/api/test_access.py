@@ -126,6 +126,8 @@ def test_every_call_has_the_scope_that_is_meant() -> None:
     found = {(method.upper(), path) for path, methods in paths.items() for method in methods}
     assert found == NEEDED.keys()
     assert {call: scope_of(*call) for call in NEEDED} == NEEDED
+    asked = {call for call in found if "401" in paths[call[1]][call[0].lower()]["responses"]}
+    assert asked == {call for call, scope in NEEDED.items() if scope}
 
 
 class TestSetting:

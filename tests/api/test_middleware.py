@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterable
 
 import pytest
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.middleware import BodyLimit
+from app.api.middleware import BodyLimit, Identified
 
 LIMIT = 2 * 1000 + 1_048_576  # as BodyLimit has it for uploads of 1,000 bytes
 PIECE = bytes(100_000)
+NAMED = {"type": "http", "method": "PUT", "path": "/", "headers": [(b"x-request-id", b"order-8")]}
 
 
 class Caller:
@@ -94,3 +96,42 @@ class TestBodyLimit:
             caller = Caller([bytes(size)])
             await call(caller, path=path)
             assert caller.status == status
+
+
+class TestIdentified:
+    """What a fault makes of an answer that has begun, and of a caller that is gone."""
+
+    async def test_a_fault_before_the_answer_is_told(self) -> None:
+        async def faulty(scope: Scope, receive: Receive, send: Send) -> None:
+            raise KeyError("secret")
+
+        caller = Caller([])
+        await Identified(faulty)(dict(NAMED), caller.receive, caller.send)
+        assert caller.status == 500
+        assert (b"x-request-id", b"order-8") in caller.answer[0]["headers"]
+        assert "secret" not in str(caller.answer)
+
+    async def test_a_fault_in_the_middle_of_an_answer_cuts_it(self) -> None:
+        async def breaks_off(scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+            raise KeyError
+
+        caller = Caller([])
+        with pytest.raises(KeyError):  # the server closes the connection: an end would look like the whole
+            await Identified(breaks_off)(dict(NAMED), caller.receive, caller.send)
+        assert [message["type"] for message in caller.answer] == ["http.response.start", "http.response.body"]
+
+    async def test_a_caller_that_left_is_no_fault(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def reads(scope: Scope, receive: Receive, send: Send) -> None:
+            await Request(scope, receive).body()
+
+        async def left() -> Message:
+            return {"type": "http.disconnect"}
+
+        caller = Caller([])
+        with pytest.raises(ClientDisconnect):
+            await reads(dict(NAMED), left, caller.send)
+        await Identified(reads)(dict(NAMED), left, caller.send)
+        assert not caller.answer
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -224,6 +224,17 @@ class TestForms:
         for number, one in enumerate(found, 1):
             assert np.array_equal(labels == number, mask_of(one))
 
+    def test_its_names_are_documented(self, api) -> None:
+        answer = api.http.get("/openapi.json").json()["paths"]["/segment"]["post"]["responses"]["200"]
+        assert "`categories`" in answer["headers"]["X-Categories"]["description"]
+
+    def test_names_that_are_more_than_a_header_holds_are_in_the_png_alone(self, api) -> None:
+        names = [f"{number:03} {'x' * 60}" for number in range(130)]
+        for asked, in_header in ((names[:100], True), (names, False)):  # 6,800 and 8,840 characters
+            answer = api.segment(*asked, headers={"Accept": "image/png"}, **PLAIN)
+            assert ("x-categories" in answer.headers) is in_header
+            assert json.loads(image_of(answer.content).text["categories"]) == asked
+
     def test_a_label_map_under_a_threshold_has_the_most_probable_class(self, api) -> None:
         options = {"threshold": "0.3", **PLAIN}
         found = api.segment("cat", "dog", **options).json()["categories"]
@@ -266,17 +277,6 @@ class TestForms:
             answer = api.segment(*(f"c{n}" for n in range(256)), headers={"Accept": "image/png"}, refine="none")
             assert answer.status_code == 422
             assert answer.json()["errors"][0]["field"] == "categories"
-
-
-def test_the_papers_method_refines_more_often(start) -> None:
-    """A few rounds stop before the map of the random model has settled, so that twenty end elsewhere."""
-
-    def found(**settings: str) -> list[float]:
-        with start(**settings) as api:
-            answer = api.segment("cat", "dog", background=["sky"], threshold="0.0").json()["categories"]
-            return [one["mean_probability"] for one in answer]
-
-    assert found() != found(method="paper")
 
 
 class TestCache:

@@ -53,6 +53,7 @@ class TestSettings:
             ("queue_limit", "0"),
             ("tune_steps", "-1"),
             ("max_categories", "1000000"),
+            ("max_batch_images", "1001"),
         ],
     )
     def test_a_value_out_of_range(self, name: str, value: str) -> None:
@@ -95,6 +96,12 @@ class TestBackbones:
         with pytest.raises(InvalidInputError) as refused:
             _ = [load() for load in backbone_loaders(Settings(threads=1, **settings))]
         assert named in refused.value.detail
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+    @pytest.mark.parametrize("dtype", ["auto", "float32"])
+    def test_a_gpu_where_there_is_none(self, dtype: str) -> None:
+        with pytest.raises(InvalidInputError, match="EXEMPLAR_DEVICE=cuda can't be used"):
+            backbone_loaders(Settings(threads=1, device="cuda", dtype=dtype))
 
 
 class TestStore:
