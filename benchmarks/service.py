@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -48,6 +50,7 @@ def service_rows(console: Console) -> tuple[list[dict[str, Any]], list[Row]]:
         rows += _many(service, client, photos, names, ten["p50_ms"] / 1000)
         rows.append(_first_use(service, client, photos))
         rows.append(_while_tuning(client, photos, names[:10]))
+        rows.append(_beside_another_process(client, photos, names[:10], ten["p50_ms"]))
         rows.append(_at_once(client, photos, names[:10]))
     return stages, [*rows, rounds_row(console)]
 
@@ -190,6 +193,23 @@ def _while_tuning(client: Client, photos: Iterator[Path], names: list[str], coun
     with _tuning_all_the_time(client):
         busy = p95()
     return Row("p95 of /segment while a job tunes, over idle", text_ms(idle), text_ms(busy), busy / idle, "≤ 1.5")
+
+
+def _beside_another_process(client: Client, photos: Iterator[Path], names: list[str], alone_ms: float) -> Row:
+    """What a neighbour costs that keeps one core busy: on two cores a fair share alone is twice the time."""
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        beside_ms = _requests(client, photos, names, "beside a busy process")["p50_ms"]
+    finally:
+        busy.kill()
+        busy.wait()
+    return Row(
+        "POST /segment, p50, beside a process that keeps a core busy, over alone",
+        text_ms(alone_ms / 1000),
+        text_ms(beside_ms / 1000),
+        beside_ms / alone_ms,
+        "≤ 4",
+    )
 
 
 @contextmanager
