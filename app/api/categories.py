@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 
-from app.api.context import Live, Maybe, SingleFieldsOnce, check_text, read_body, read_upload
+from app.api.context import Live, Maybe, SingleFieldsOnce, check_text, read_upload
 from app.api.problems import documented
 from app.api.schemas import AdapterOut, CategoryOut, ExampleOut, JobOut, Rollback, Taught, VersionOut
 from app.services.categories import clean_name, clean_names, teaching_words
@@ -143,7 +143,8 @@ async def export_adapter(name: str, live: Live) -> Response:
 )
 async def import_adapter(name: str, request: Request, live: Live) -> CategoryOut:
     """Use an adapter that another deployment of the same backbone exported."""
-    return CategoryOut.of(await live.categories.import_(name, await read_body(request, service=live)))
+    # As large as a request may be: whole matrices of a large model (EXEMPLAR_METHOD=paper) are more than one upload.
+    return CategoryOut.of(await live.categories.import_(name, await request.body()))
 
 
 @router.get("/{name}/examples", responses=documented(404, 422))

@@ -78,17 +78,6 @@ async def read_upload(file: UploadFile, *, field: str, service: Service) -> byte
     return await file.read()
 
 
-async def read_body(request: Request, *, service: Service) -> bytes:
-    """A body that is one file.
-
-    Raises:
-        TooLargeError: If it is larger than one upload may be.
-    """
-    body = await request.body()
-    _check_size(len(body), field="body", unit="bytes", service=service)
-    return body
-
-
 def check_count(images: Sequence[UploadFile], service: Service) -> None:
     """Refuse more photos than one request may bring.
 

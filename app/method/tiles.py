@@ -1,6 +1,6 @@
 """A closer look: a photo is seen in four overlapping parts too, in which small things are larger, and the maps join."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -91,18 +91,17 @@ def look_closer(
     # A word that names a category stays out of the background, also where that category isn't looked for any more.
     words = free_background(background, [word for query in queries for word in query.words])
     sought = [queries[number - 1] for number in classes[1:]]
-    seen = list(tiles())
-    parts = [
-        class_map(backbone, one.image_tokens, sought, layers=layers, background=words, second_look=second_look)
-        for one in seen
-    ]
-    joined = join(
-        whole.probabilities[there],
-        frame,
-        [one.tile for one in seen],
-        [part.probabilities for part in parts],
-        [one.frame for one in seen],
+    parts = (  # one after the other: of many classes the maps of all at once are gigabytes
+        (
+            one.tile,
+            one.frame,
+            class_map(
+                backbone, one.image_tokens, sought, layers=layers, background=words, second_look=second_look
+            ).probabilities,
+        )
+        for one in tiles()
     )
+    joined = join(whole.probabilities[there], frame, parts)
     return replace(whole, classes=tuple(classes), probabilities=joined)
 
 
@@ -115,23 +114,19 @@ def tiles_of(photo_hw: tuple[int, int]) -> tuple[Tile, ...]:
 def join(
     whole: Float[Tensor, "class size size"],
     frame: Frame,
-    tiles: Sequence[Tile],
-    parts: Sequence[Float[Tensor, "class size size"]],
-    frames: Sequence[Frame],
+    parts: Iterable[tuple[Tile, Frame, Float[Tensor, "class size size"]]],
 ) -> Float[Tensor, "class size size"]:
     """Probabilities by the whole photo and by its parts; they sum to as much over classes as before.
 
     Args:
         whole: On the network's input.
         frame: Of the whole photo.
-        tiles: Where its parts lie.
-        parts: Probabilities of the same classes, each part on an input of its own.
-        frames: Of these.
+        parts: Where each lies, its frame, and its probabilities of the same classes on an input of its own.
     """
     height, width = frame.content_hw
     total = torch.zeros_like(whole[:, :height, :width])
     weight = torch.zeros_like(total[:1])
-    for tile, part, own in zip(tiles, parts, frames, strict=True):
+    for tile, own, part in parts:
         rows, columns = _scaled(tile.rows, frame.photo_hw[0], height), _scaled(tile.columns, frame.photo_hw[1], width)
         size = (rows.stop - rows.start, columns.stop - columns.start)
         content = part[None, :, : own.content_hw[0], : own.content_hw[1]]

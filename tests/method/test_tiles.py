@@ -40,9 +40,8 @@ def test_where_all_say_the_same_nothing_changes(photo_hw: tuple[int, int], prepr
     photo = np.zeros((*photo_hw, 3), dtype=np.uint8)
     _, frame = preprocess(photo, size)
     tiles = tiles_of(photo_hw)
-    frames = [preprocess(tile.of(photo), size)[1] for tile in tiles]
     same = torch.tensor([0.5, 0.2, 0.3])[:, None, None].expand(3, size, size).clone()
-    joined = join(same, frame, tiles, [same] * 4, frames)
+    joined = join(same, frame, [(tile, preprocess(tile.of(photo), size)[1], same) for tile in tiles])
     assert torch.allclose(joined, same, atol=1e-6)
 
 
@@ -52,8 +51,10 @@ def test_what_a_part_sees_comes_where_it_lies() -> None:
     tiles = tiles_of(photo_hw)
     parts = [torch.zeros(1, size, size) for _ in tiles]
     parts[-1][:, 67:, 67:] = 1
-    whole_frame, frames = Frame(photo_hw, size, (size, size)), [Frame((30, 30), size, (size, size))] * 4
-    joined = join(torch.zeros(1, size, size), whole_frame, tiles, parts, frames)[0]
+    frame, own = Frame(photo_hw, size, (size, size)), Frame((30, 30), size, (size, size))
+    joined = join(
+        torch.zeros(1, size, size), frame, [(tile, own, part) for tile, part in zip(tiles, parts, strict=True)]
+    )[0]
     assert tiles[-1].rows == slice(20, 50)
     assert joined[85:, 85:].min().item() == pytest.approx(0.4)
     assert joined[:76].max().item() == joined[:, :76].max().item() == 0
@@ -64,7 +65,7 @@ def test_a_map_of_the_whole_has_most_of_the_say() -> None:
     frame = Frame(photo_hw, size, (24, 40))
     tiles = tiles_of(photo_hw)
     whole = torch.ones(1, size, size)
-    joined = join(whole, frame, tiles, [torch.zeros(1, size, size)] * 4, [frame] * 4)
+    joined = join(whole, frame, [(tile, frame, torch.zeros(1, size, size)) for tile in tiles])
     assert torch.allclose(joined[:, :24], torch.full((1, 24, 40), 0.6))
     assert (joined[:, 24:] == 1).all()  # padding stays as it is
 
