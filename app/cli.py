@@ -244,6 +244,10 @@ def evaluate(
             "--pictures draws what was found in a photo, and --protocol interference finds something else for every "
             "class that it teaches: leave --pictures out, or choose another protocol."
         )
+    if method == "prototype" and protocol in ("joint", "interference"):
+        raise InvalidInputError(
+            f"--method prototype tunes nothing, so that --protocol {protocol} has no meaning for it: choose one-shot."
+        )
     for file in (json_file, pictures):
         if file:
             _check_writable(file)

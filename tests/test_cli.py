@@ -74,6 +74,7 @@ def test_parity_fails_where_an_output_is_too_far_off(tmp_path: Path) -> None:
         (["evaluate", "--data", "app"], {}, "index.json"),
         (["evaluate", "--data", "app", "--protocol", "none"], {}, "--protocol"),
         (["evaluate", "--data", "app", "--protocol", "interference", "--pictures", "out.png"], {}, "--pictures"),
+        (["evaluate", "--data", "app", "--protocol", "joint", "--method", "prototype"], {}, "--method prototype"),
         (["segment", "README.md", "--url", "http://127.0.0.1:9"], {}, "make serve"),
         (["segment", "README.md", "Makefile", "--url", "http://127.0.0.1:9"], {}, "make serve"),
         (["segment", "README.md", "Makefile", "--overlay", "out.png"], {}, "one photo"),
