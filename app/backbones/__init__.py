@@ -1,6 +1,6 @@
-"""One vision-language model family per file; a family is known as soon as its file is here.
+"""One vision-language model family per module; a family is known as soon as its module is here.
 
-Each module has `load(source, *, device, dtype) -> Backbone`, where `source` is what follows the colon in
+Each module has `FAMILY` and `load(source, *, device, dtype) -> Backbone`, where `source` is what follows the colon in
 `family:source`.
 """
 
@@ -10,19 +10,19 @@ import pkgutil
 from app.errors import InvalidInputError
 from app.method.backbone import Backbone
 
-from .family import Family
+from .shared.family import Family
 
-# Modules that several families share; they load nothing themselves.
-_SHARED = {"adapted", "blip_text", "clip_pixels", "decoder", "efficientnet", "family", "pretrained"}
+# The package of what several families share.
+_SHARED = "shared"
 
 
 def families() -> list[str]:
     """Names of the families that can be loaded."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED)
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != _SHARED)
 
 
 def about(family: str) -> Family:
-    """What a family's file says of it."""
+    """Facts of a family that its file states."""
     described: Family = importlib.import_module(f"{__name__}.{family}").FAMILY
     return described
 

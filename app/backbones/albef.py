@@ -20,14 +20,15 @@ from torch.nn import functional as F
 from transformers import BertTokenizer
 
 from app.errors import InvalidInputError
-from app.method.backbone import ImageTextScore, TextToImage, TextTokens
+from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextTokens
+from app.method.parameters import Parameters
 
-from .adapted import layer_norm, linear
-from .blip_text import BlipText, of_patches, revision_of, tokenize
-from .clip_pixels import clip_normalise
 from .embedded import VOCABULARY
-from .family import Family
-from .pretrained import Loaded
+from .shared.adapted import layer_norm, linear
+from .shared.blip_text import BlipText, encoded, of_patches, revision_of, tokenize
+from .shared.clip_pixels import clip_normalise
+from .shared.family import Family
+from .shared.transformers_backbone import TransformersBackbone
 
 FAMILY = Family(
     name="albef",
@@ -83,7 +84,7 @@ def load(source: str, *, device: str, dtype: str) -> "Albef":
     return Albef(weights, tokenizer, name=f"albef:{Path(source).name}", device=device, dtype=getattr(torch, dtype))
 
 
-class Albef(Loaded):
+class Albef(TransformersBackbone):
     """A `Backbone`; see `app.method.backbone`.
 
     Args:
@@ -136,13 +137,14 @@ class Albef(Loaded):
         return sum(t.numel() * t.element_size() for t in self._weights.values())
 
     @torch.no_grad()
-    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> list[EncodedImage]:
         """One CLS token and the patch tokens."""
-        return _image_tower(clip_normalise(rgb).to(self._device, self._dtype), self._weights, self._layout.blocks)
+        pixels = clip_normalise(rgb).to(self._device, self._dtype)
+        return encoded(_image_tower(pixels, self._weights, self._layout.blocks))
 
-    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch width"]:
+    def patch_features(self, image: EncodedImage) -> Float[Tensor, "patch width"]:
         """The patch tokens themselves."""
-        return image_tokens[1:]
+        return image.tokens[1:]
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
         """Prompts to word pieces of BERT's vocabulary."""
@@ -150,18 +152,18 @@ class Albef(Loaded):
 
     def attend(
         self,
-        image_tokens: Float[Tensor, "image_token width"],
+        image: EncodedImage,
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor] | None = None,
+        adapters: Parameters | None = None,
     ) -> TextToImage:
         """See `Backbone.attend`. The match head reads the first token, as it was trained."""
-        logits, hidden = self._text.attend(image_tokens, text, layers=layers, adapters=adapters)
+        logits, hidden = self._text.attend(image.tokens, text, layers=layers, adapters=adapters)
         match = F.linear(hidden[:, 0], self._weights["itm_head.weight"], self._weights["itm_head.bias"])
         return TextToImage(of_patches(logits), match.float().softmax(dim=-1)[:, 1])
 
-    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
         """See `Backbone.trainable`."""
         return self._text.trainable(layers, text)
 

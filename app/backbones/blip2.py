@@ -17,23 +17,14 @@ from torch.nn import functional as F
 from transformers import Blip2ForImageTextRetrieval
 
 from app.errors import InvalidInputError
-from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
-from app.method.backbone import ImageTextScore, TextToImage, TextTokens
-from app.method.low_rank import LEFT
+from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextTokens
+from app.method.parameters import Change, Parameters, TokenRows
 
-from .adapted import layer_norm, linear, share_of
-from .blip_text import (
-    CROSS_ATTENTION,
-    adapted_cross_attention,
-    cross_attention,
-    low_rank_cross_attention,
-    replace_rows,
-    revision_of,
-    tokenize,
-)
-from .clip_pixels import clip_normalise
-from .family import Family
-from .pretrained import Loaded, whole_model
+from .shared.adapted import check_share, copies, delta_of, layer_norm, linear, token_copies, with_prefix
+from .shared.blip_text import CROSS_ATTENTION, any_cross_attention, encoded, replace_rows, revision_of, tokenize
+from .shared.clip_pixels import clip_normalise
+from .shared.family import Family
+from .shared.transformers_backbone import TransformersBackbone, whole_model
 
 FAMILY = Family(
     name="blip2",
@@ -66,7 +57,7 @@ def load(source: str, *, device: str, dtype: str) -> "Blip2":
     return Blip2(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
 
 
-class Blip2(Loaded):
+class Blip2(TransformersBackbone):
     """A `Backbone`; see `app.method.backbone`.
 
     Its layers are the Q-Former's cross-attentions, counted from 0, in so far as a text reads behind them: layers 0, 2,
@@ -121,15 +112,15 @@ class Blip2(Loaded):
         self.feature_width: int = vision.hidden_size
 
     @torch.no_grad()
-    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> list[EncodedImage]:
         """One CLS token and the patch tokens, behind the image tower's last norm."""
         pixels = clip_normalise(rgb).to(self._device, self._dtype)
         tokens: Tensor = self._model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
-        return tokens
+        return encoded(tokens)
 
-    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch width"]:
+    def patch_features(self, image: EncodedImage) -> Float[Tensor, "patch width"]:
         """The patch tokens themselves."""
-        return image_tokens[1:]
+        return image.tokens[1:]
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
         """Prompts to word pieces of BERT's vocabulary."""
@@ -137,22 +128,22 @@ class Blip2(Loaded):
 
     def attend(
         self,
-        image_tokens: Float[Tensor, "image_token width"],
+        image: EncodedImage,
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor] | None = None,
+        adapters: Parameters | None = None,
     ) -> TextToImage:
         """See `Backbone.attend`, and `attention_through_queries` for what the logits are.
 
         The match head reads every query and their logits' mean counts, as it was trained. Keys and values of the image
         are shared by all prompts; the queries read the prompt from the first layer on, so each prompt has its own.
         """
-        adapters = {name: tensor.to(image_tokens.device) for name, tensor in (adapters or {}).items()}
-        logits, match = self._text.attend(image_tokens, text, layers=layers, adapters=adapters)
+        adapters = adapters.to(image.tokens.device) if adapters else None
+        logits, match = self._text.attend(image.tokens, text, layers=layers, adapters=adapters)
         return TextToImage(logits, match.float().softmax(dim=-1)[:, 1])
 
-    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
         """See `Backbone.trainable`; the same kinds of parameters as of BLIP.
 
         Cross-attention alone decides what a patch says to a category's prompts: its query and key give any linear
@@ -192,7 +183,7 @@ class QFormer:
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor],
+        adapters: Parameters | None,
     ) -> tuple[dict[int, Float[Tensor, "prompt head token patch"]], Float[Tensor, "prompt 2"]]:
         """Run prompts over one image; see `Backbone.attend`.
 
@@ -203,49 +194,47 @@ class QFormer:
             Text→patch logits of the layers asked for, and the match head's logits, the second one for a match.
         """
         prompts = len(text.input_ids)
-        share_of(adapters, prompts)
+        check_share(adapters, prompts)
+        delta = delta_of(adapters)
         queries = self.weights["query_tokens"].expand(prompts, -1, -1)
         count = queries.shape[1]
         x = torch.cat([queries, self._embed(text, adapters)], dim=1)
-        x = layer_norm(x, self.weights, "qformer.layernorm", adapters, eps=self.eps)
+        x = layer_norm(x, self.weights, "qformer.layernorm", delta, eps=self.eps)
         mask = F.pad(text.attention_mask.bool(), (count, 0), value=True)[:, None, None]
         numbers = {self.read_layers[place]: place for place in layers}
         logits: dict[int, Tensor] = {}
         looks: Tensor | None = None
         for layer in range(self.layer_count):
-            x, choice = self._self_attention(x, layer, adapters, mask=mask, queries=count)
+            x, choice = self._self_attention(x, layer, delta, mask=mask, queries=count)
             if looks is not None:
                 logits[numbers[layer - 1]] = attention_through_queries(choice, looks[..., 1:])
                 looks = None
             queries, words = x[:, :count], x[:, count:]
             if layer % self.cross_every == 0:
-                queries, looks = self._cross_attention(queries, image_tokens, layer, adapters, wanted=layer in numbers)
+                queries, looks = self._cross_attention(queries, image_tokens, layer, delta, wanted=layer in numbers)
                 looks = looks if layer in numbers else None
-            queries = self._feed_forward(queries, layer, adapters, of="_query")
-            x = torch.cat([queries, self._feed_forward(words, layer, adapters, of="")], dim=1)
-        return logits, linear(x[:, :count], self.weights, "itm_head", adapters).mean(dim=1)
+            queries = self._feed_forward(queries, layer, delta, of="_query")
+            x = torch.cat([queries, self._feed_forward(words, layer, delta, of="")], dim=1)
+        return logits, linear(x[:, :count], self.weights, "itm_head", delta).mean(dim=1)
 
-    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
         """The parameters one example may change: cross-attention of the layers, and rows of the tokens used."""
-        used = torch.unique(text.input_ids)
-        copies = {
-            name: self.weights[name].detach().clone().float()
-            for place in layers
-            for name in (f"{_cross_prefix(self.read_layers[place])}{_in_blip2(part)}" for part in CROSS_ATTENTION)
-        }
-        return {**copies, TOKEN_IDS: used, TOKEN_ROWS: self.weights[_WORDS][used].detach().clone().float()}
+        prefixes = [_cross_prefix(self.read_layers[place]) for place in layers]
+        names = [f"{prefix}{_in_blip2(part)}" for prefix in prefixes for part in CROSS_ATTENTION]
+        rows = TokenRows(*token_copies(self.weights[_WORDS], text.input_ids))
+        return Parameters(copies(self.weights, names), rows)
 
-    def _embed(self, text: TextTokens, adapters: Mapping[str, Tensor]) -> Float[Tensor, "prompt token hidden"]:
+    def _embed(self, text: TextTokens, adapters: Parameters | None) -> Float[Tensor, "prompt token hidden"]:
         words = self.weights[_WORDS][text.input_ids]
-        if TOKEN_IDS in adapters:
-            words = replace_rows(words, text.input_ids, adapters[TOKEN_IDS], adapters[TOKEN_ROWS].to(words))
+        if adapters:
+            words = replace_rows(words, text.input_ids, adapters.tokens)
         return words + self.weights["embeddings.position_embeddings.weight"][: text.input_ids.shape[1]]
 
     def _self_attention(
         self,
         x: Float[Tensor, "prompt token hidden"],
         layer: int,
-        adapters: Mapping[str, Tensor],
+        delta: Mapping[str, Change],
         *,
         mask: Bool[Tensor, "prompt 1 1 token"],
         queries: int,
@@ -260,41 +249,37 @@ class QFormer:
         """
         w, prefix = self.weights, f"qformer.encoder.layer.{layer}.attention."
         q, k, v = (
-            linear(x, w, f"{prefix}attention.{part}", adapters).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+            linear(x, w, f"{prefix}attention.{part}", delta).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
             for part in ("query", "key", "value")
         )
         choice = q[:, :, queries:] @ k[:, :, :queries].mT / math.sqrt(q.shape[3])
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-        x = x + linear(context, w, prefix + "output.dense", adapters)
-        return layer_norm(x, w, prefix + "output.LayerNorm", adapters, eps=self.eps), choice
+        x = x + linear(context, w, prefix + "output.dense", delta)
+        return layer_norm(x, w, prefix + "output.LayerNorm", delta, eps=self.eps), choice
 
     def _cross_attention(
         self,
         x: Float[Tensor, "prompt query hidden"],
         image_tokens: Float[Tensor, "image_token width"],
         layer: int,
-        adapters: Mapping[str, Tensor],
+        delta: Mapping[str, Change],
         *,
         wanted: bool,
     ) -> tuple[Float[Tensor, "prompt query hidden"], Float[Tensor, "prompt head query image_token"] | None]:
         """The queries look at the image: BLIP's cross-attention, with its three ways to run adapters."""
         prefix = _cross_prefix(layer)
         base = {part: self.weights[prefix + _in_blip2(part)] for part in CROSS_ATTENTION}
-        own = {_in_blip(name[len(prefix) :]): t for name, t in adapters.items() if name.startswith(prefix)}
-        if "self.query.weight" + LEFT in own:
-            return low_rank_cross_attention(x, image_tokens, base, own, heads=self.heads, eps=self.eps)
-        if own:
-            return adapted_cross_attention(x, image_tokens, own, heads=self.heads, eps=self.eps)
-        return cross_attention(x, image_tokens, base, heads=self.heads, eps=self.eps, wanted=wanted)
+        own = {_in_blip(name): change for name, change in with_prefix(delta, prefix).items()}
+        return any_cross_attention(x, image_tokens, base, own, heads=self.heads, eps=self.eps, wanted=wanted)
 
     def _feed_forward(
-        self, x: Float[Tensor, "prompt token hidden"], layer: int, adapters: Mapping[str, Tensor], *, of: str
+        self, x: Float[Tensor, "prompt token hidden"], layer: int, delta: Mapping[str, Change], *, of: str
     ) -> Float[Tensor, "prompt token hidden"]:
         """Queries and text have their own, `of` is what their names end with."""
         w, prefix = self.weights, f"qformer.encoder.layer.{layer}."
-        inner = F.gelu(linear(x, w, f"{prefix}intermediate{of}.dense", adapters))
-        x = x + linear(inner, w, f"{prefix}output{of}.dense", adapters)
-        return layer_norm(x, w, f"{prefix}output{of}.LayerNorm", adapters, eps=self.eps)
+        inner = F.gelu(linear(x, w, f"{prefix}intermediate{of}.dense", delta))
+        x = x + linear(inner, w, f"{prefix}output{of}.dense", delta)
+        return layer_norm(x, w, f"{prefix}output{of}.LayerNorm", delta, eps=self.eps)
 
 
 def attention_through_queries(

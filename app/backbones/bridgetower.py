@@ -15,15 +15,24 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import BridgeTowerForImageAndTextRetrieval
 
-from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
-from app.method.backbone import ImageTextScore, TextToImage, TextTokens
-from app.method.low_rank import LEFT, RIGHT
+from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextTokens
+from app.method.parameters import Change, LowRank, Parameters, TokenRows
 
-from .adapted import layer_norm, linear, share_of
-from .blip_text import CROSS_ATTENTION, attention, feed_forward, replace_rows, revision_of, tokenize
-from .clip_pixels import clip_normalise
-from .family import Family
-from .pretrained import Loaded, whole_model
+from .shared.adapted import (
+    cast,
+    check_share,
+    copies,
+    delta_of,
+    layer_norm,
+    linear,
+    token_copies,
+    whole,
+    with_prefix,
+)
+from .shared.blip_text import CROSS_ATTENTION, attention, encoded, feed_forward, replace_rows, revision_of, tokenize
+from .shared.clip_pixels import clip_normalise
+from .shared.family import Family
+from .shared.transformers_backbone import TransformersBackbone, whole_model
 
 FAMILY = Family(
     name="bridgetower",
@@ -57,7 +66,7 @@ def load(source: str, *, device: str, dtype: str) -> "BridgeTower":
     return BridgeTower(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
 
 
-class BridgeTower(Loaded):
+class BridgeTower(TransformersBackbone):
     """A `Backbone`; see `app.method.backbone`.
 
     An image token holds what it brings to each cross-modal layer, side by side.
@@ -107,13 +116,13 @@ class BridgeTower(Loaded):
         )
 
     @torch.no_grad()
-    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> list[EncodedImage]:
         """One CLS token and the patch tokens."""
-        return self._cross_modal.of_image(clip_normalise(rgb).to(self._device, self._dtype))
+        return encoded(self._cross_modal.of_image(clip_normalise(rgb).to(self._device, self._dtype)))
 
-    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch feature"]:
+    def patch_features(self, image: EncodedImage) -> Float[Tensor, "patch feature"]:
         """What the patch tokens bring to the last cross-modal layer."""
-        return image_tokens[1:, -self.feature_width :]
+        return image.tokens[1:, -self.feature_width :]
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
         """Prompts to byte pairs of RoBERTa's vocabulary."""
@@ -121,32 +130,29 @@ class BridgeTower(Loaded):
 
     def attend(
         self,
-        image_tokens: Float[Tensor, "image_token width"],
+        image: EncodedImage,
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor] | None = None,
+        adapters: Parameters | None = None,
     ) -> TextToImage:
         """See `Backbone.attend`. The match head reads the first token of text and image, as it was trained."""
-        adapters = {name: tensor.to(image_tokens.device) for name, tensor in (adapters or {}).items()}
+        adapters = adapters.to(image.tokens.device) if adapters else None
         parts = []
-        for prompts, own in _passes(len(text.input_ids), share_of(adapters, len(text.input_ids))):
-            its = {name: tensor[own] for name, tensor in adapters.items()}
-            logits, pooled = self._cross_modal.attend(image_tokens, text[prompts], layers=layers, adapters=its)
+        for prompts, own in _passes(len(text.input_ids), check_share(adapters, len(text.input_ids))):
+            some = adapters[own] if adapters else None
+            logits, pooled = self._cross_modal.attend(image.tokens, text[prompts], layers=layers, adapters=some)
             match: Tensor = self._model.itm_score(pooled).float().softmax(dim=-1)[:, 1]
             parts.append((logits, match))
         joined = {layer: torch.cat([logits[layer] for logits, _ in parts]) for layer in parts[0][0]}
         return TextToImage(joined, torch.cat([match for _, match in parts]))
 
-    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
         """See `Backbone.trainable`: cross-attention of the text to the image, and rows of the tokens used."""
-        weights, tokens = self._cross_modal.weights, torch.unique(text.input_ids)
-        copies = {
-            _MODEL + name: weights[name].detach().clone().float()
-            for layer in layers
-            for name in (f"{_text_layer(layer)}crossattention.{part}" for part in CROSS_ATTENTION)
-        }
-        return {**copies, TOKEN_IDS: tokens, TOKEN_ROWS: weights[_WORDS][tokens].detach().clone().float()}
+        weights = self._cross_modal.weights
+        names = [f"{_text_layer(layer)}crossattention.{part}" for layer in layers for part in CROSS_ATTENTION]
+        rows = TokenRows(*token_copies(weights[_WORDS], text.input_ids))
+        return Parameters(copies(weights, names, prefix=_MODEL), rows)
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,7 @@ class CrossModal:
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor],
+        adapters: Parameters | None,
     ) -> tuple[dict[int, Float[Tensor, "prompt head token patch"]], Float[Tensor, "prompt pooled"]]:
         """Run prompts over one image; see `Backbone.attend`.
 
@@ -196,6 +202,7 @@ class CrossModal:
         mask = text.attention_mask.bool()[:, None, None, :]
         brought = image_tokens.chunk(self.layer_count, dim=1)
         hidden = self._embed(text, adapters)
+        delta = delta_of(adapters)
         for index in range(self._first):
             hidden = self._tower_layer(hidden, mask, index)
         logits: dict[int, Tensor] = {}
@@ -204,7 +211,7 @@ class CrossModal:
             hidden = self._tower_layer(hidden, mask, self._first + layer)
             words = self._bridge("text", self._brought("text", hidden, layer), after[0], layer)
             image = self._bridge("image", brought[layer][None], after[1], layer)
-            words_after, seen = self._text_layer(words, image, mask, layer, adapters)
+            words_after, seen = self._text_layer(words, image, mask, layer, delta)
             # Of the last layer's image tokens only the first is read, by the match head.
             rows = 1 if layer == self.layer_count - 1 else len(image_tokens)
             after = words_after, self._image_layer(image, words, mask, layer, rows=rows)
@@ -217,10 +224,10 @@ class CrossModal:
         """The first layer of the towers that has a bridge."""
         return self.tower_layers - self.layer_count
 
-    def _embed(self, text: TextTokens, adapters: Mapping[str, Tensor]) -> Float[Tensor, "prompt token hidden"]:
+    def _embed(self, text: TextTokens, adapters: Parameters | None) -> Float[Tensor, "prompt token hidden"]:
         words = self.weights[_WORDS][text.input_ids]
-        if TOKEN_IDS in adapters:
-            words = replace_rows(words, text.input_ids, adapters[TOKEN_IDS], adapters[TOKEN_ROWS].to(words))
+        if adapters:
+            words = replace_rows(words, text.input_ids, adapters.tokens)
         # RoBERTa counts positions of tokens that are no padding, so it needs their numbers too.
         embedded: Tensor = self.model.text_model.embeddings(input_ids=text.input_ids, inputs_embeds=words)
         return embedded
@@ -246,13 +253,13 @@ class CrossModal:
         return joined
 
     def _text_layer(
-        self, words: Tensor, image: Tensor, mask: Tensor, layer: int, adapters: Mapping[str, Tensor]
+        self, words: Tensor, image: Tensor, mask: Tensor, layer: int, delta: Mapping[str, Change]
     ) -> tuple[Tensor, Tensor]:
         """The text after the layer, and its cross-attention logits."""
         name = _text_layer(layer)
         x = attention(words, words, mask, self.weights, f"{name}attention.", heads=self.heads, eps=self.eps)
         name = f"{name}crossattention."
-        own = {part.removeprefix(_MODEL): t for part, t in adapters.items() if part.startswith(_MODEL + name)}
+        own = {name + part: change for part, change in with_prefix(delta, _MODEL + name).items()}
         x, seen = cross_attention(x, image, self.weights, name, own, heads=self.heads, eps=self.eps)
         return feed_forward(x, self.weights, _text_layer(layer), eps=self.eps), seen
 
@@ -271,7 +278,7 @@ def cross_attention(
     image: Float[Tensor, "#prompt image_token hidden"],
     weights: Mapping[str, Tensor],
     prefix: str,
-    adapters: Mapping[str, Tensor],
+    delta: Mapping[str, Change],
     *,
     heads: int,
     eps: float,
@@ -283,34 +290,34 @@ def cross_attention(
 
     Args:
         prefix: Of the names of all parameters, such as `cross_modal_text_layers.3.crossattention.`.
-        adapters: As in `app.backbones.adapted.linear`.
+        delta: As in `app.backbones.shared.adapted.linear`.
     """
     prompts, tokens, hidden = x.shape
-    own = {name: tensor.to(x) for name, tensor in adapters.items()}
+    own = cast(delta, x)
     q = linear(x, weights, f"{prefix}self.query", own).view(prompts, tokens, heads, -1).transpose(1, 2)
     q = q / math.sqrt(hidden // heads)
     asked = _with_keys(q, weights, f"{prefix}self.key", own).flatten(1, 2)
-    shift = own.get(f"{prefix}self.key.bias", weights[f"{prefix}self.key.bias"][None])
+    shift = whole(own.get(f"{prefix}self.key.bias", weights[f"{prefix}self.key.bias"][None]))
     logits = (asked @ image.mT).view(prompts, heads, tokens, -1) + _times(q, shift.view(len(shift), heads, -1, 1))
     context = (logits.softmax(dim=-1).flatten(1, 2) @ image).view(prompts, heads, tokens, -1)
     context = _to_values(context, weights, f"{prefix}self.value", own)
-    shift = own.get(f"{prefix}self.value.bias", weights[f"{prefix}self.value.bias"][None])
+    shift = whole(own.get(f"{prefix}self.value.bias", weights[f"{prefix}self.value.bias"][None]))
     merged = context.transpose(1, 2).reshape(len(shift), -1, hidden) + shift[:, None]
     out = x + linear(merged.view_as(x), weights, f"{prefix}output.dense", own)
     return layer_norm(out, weights, f"{prefix}output.LayerNorm", own, eps=eps), logits
 
 
 def _with_keys(
-    q: Float[Tensor, "prompt head token size"], weights: Mapping[str, Tensor], name: str, adapters: Mapping[str, Tensor]
+    q: Float[Tensor, "prompt head token size"], weights: Mapping[str, Tensor], name: str, delta: Mapping[str, Change]
 ) -> Float[Tensor, "prompt head token hidden"]:
     """By head q·Wk, which is what meets the image tokens."""
     weight, heads = f"{name}.weight", q.shape[1]
-    if weight in adapters:
-        return _times(q, _split(adapters[weight], heads))
+    change = delta.get(weight)
+    if isinstance(change, Tensor):
+        return _times(q, _split(change, heads))
     out = _times(q, _split(weights[weight][None], heads))
-    if weight + LEFT in adapters:
-        chosen = _times(q, _split(adapters[weight + LEFT], heads))
-        out = out + _times(chosen, adapters[weight + RIGHT][:, None])
+    if isinstance(change, LowRank):
+        out = out + _times(_times(q, _split(change.left, heads)), change.right[:, None])
     return out
 
 
@@ -318,16 +325,16 @@ def _to_values(
     seen: Float[Tensor, "prompt head token hidden"],
     weights: Mapping[str, Tensor],
     name: str,
-    adapters: Mapping[str, Tensor],
+    delta: Mapping[str, Change],
 ) -> Float[Tensor, "prompt head token size"]:
     """By head x·Wvᵀ of what was seen of the image tokens."""
     weight, heads = f"{name}.weight", seen.shape[1]
-    if weight in adapters:
-        return _times(seen, _split(adapters[weight], heads).mT)
+    change = delta.get(weight)
+    if isinstance(change, Tensor):
+        return _times(seen, _split(change, heads).mT)
     out = _times(seen, _split(weights[weight][None], heads).mT)
-    if weight + LEFT in adapters:
-        chosen = _times(seen, adapters[weight + RIGHT][:, None].mT)
-        out = out + _times(chosen, _split(adapters[weight + LEFT], heads).mT)
+    if isinstance(change, LowRank):
+        out = out + _times(_times(seen, change.right[:, None].mT), _split(change.left, heads).mT)
     return out
 
 

@@ -9,10 +9,10 @@ from transformers import LlavaForConditionalGeneration
 
 from app.errors import InvalidInputError
 
-from .clip_pixels import CLIP_MEAN, CLIP_STD
-from .decoder import Decoder, Parts, layout_of
-from .family import Family
-from .pretrained import whole_model
+from .shared.clip_pixels import CLIP_MEAN, CLIP_STD
+from .shared.decoder import Decoder, Parts, layout_of
+from .shared.family import Family
+from .shared.transformers_backbone import whole_model
 
 FAMILY = Family(
     name="llava",

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from .clip_pixels import CLIP_MEAN, CLIP_STD
-from .decoder import Decoder, Layout, Parts, layout_of
-from .family import Family
-from .pretrained import whole_model
+from .shared.clip_pixels import CLIP_MEAN, CLIP_STD
+from .shared.decoder import Decoder, Layout, Parts, layout_of
+from .shared.family import Family
+from .shared.transformers_backbone import whole_model
 
 FAMILY = Family(
     name="qwen_vl",

@@ -9,9 +9,9 @@ from transformers import AutoModelForImageTextToText, Idefics3ForConditionalGene
 
 from app.errors import InvalidInputError
 
-from .decoder import Decoder, Parts, layout_of, tiled
-from .family import Family
-from .pretrained import whole_model
+from .shared.decoder import Decoder, Parts, layout_of, tiled
+from .shared.family import Family
+from .shared.transformers_backbone import whole_model
 
 FAMILY = Family(
     name="smolvlm",

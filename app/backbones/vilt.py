@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ViltForImageAndTextRetrieval
 
-from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
-from app.method.backbone import ImageTextScore, TextToImage, TextTokens
+from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextTokens
+from app.method.parameters import Change, Parameters, TokenRows
 from app.method.prompts import phrase
 
-from .adapted import layer_norm, linear, share_of
-from .blip_text import replace_rows, revision_of
-from .family import Family
-from .pretrained import Loaded, whole_model
+from .shared.adapted import check_share, copies, delta_of, layer_norm, linear, token_copies
+from .shared.blip_text import encoded, replace_rows, revision_of
+from .shared.family import Family
+from .shared.transformers_backbone import TransformersBackbone, whole_model
 
 FAMILY = Family(
     name="vilt",
@@ -56,7 +56,7 @@ def load(source: str, *, device: str, dtype: str) -> "Vilt":
     return Vilt(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
 
 
-class Vilt(Loaded):
+class Vilt(TransformersBackbone):
     """A `Backbone`; see `app.method.backbone`.
 
     An image token is two vectors side by side: its embedding, which the joint transformer reads together with each
@@ -117,7 +117,7 @@ class Vilt(Loaded):
         self._silence = self._tokens([""])
 
     @torch.no_grad()
-    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> list[EncodedImage]:
         """One CLS token and the patches: embeddings, with place and modality in them, and features."""
         pixels = ((rgb - _PIXEL_MEAN) / _PIXEL_STD).to(self._device, self._dtype)
         w, projection = self._transformer.weights, "vilt.embeddings.patch_embeddings.projection."
@@ -125,15 +125,15 @@ class Vilt(Loaded):
         patches = F.conv2d(pixels, w[projection + "weight"], w[projection + "bias"], stride=patch_size)
         overall = w["vilt.embeddings.cls_token"].expand(len(rgb), -1, -1)
         embedded = torch.cat([overall, patches.flatten(2).mT], dim=1) + self._place
-        return torch.cat([embedded, self._transformer.features(embedded, self._silence)], dim=2)
+        return encoded(torch.cat([embedded, self._transformer.features(embedded, self._silence)], dim=2))
 
-    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch feature"]:
+    def patch_features(self, image: EncodedImage) -> Float[Tensor, "patch feature"]:
         """What half of the transformer made of each patch, beside an empty sentence; see `JointTransformer.features`.
 
         The embeddings themselves are linear in the pixels and would say colour and place, hardly more. Half of the
         layers, for one sentence, cost a hundredth of a request's prompts, and once per image.
         """
-        return image_tokens[1:, self.feature_width :]
+        return image.tokens[1:, self.feature_width :]
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
         """Prompts to word pieces of ViLT's vocabulary, cut to the 40 positions that it has."""
@@ -141,23 +141,23 @@ class Vilt(Loaded):
 
     def attend(
         self,
-        image_tokens: Float[Tensor, "image_token width"],
+        image: EncodedImage,
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor] | None = None,
+        adapters: Parameters | None = None,
     ) -> TextToImage:
         """See `Backbone.attend`.
 
         The match head reads the first text token, as it was trained, and gives one logit. Retrieval trains it to rank
         the right text above fifteen others, so its sigmoid orders prompts but isn't a calibrated probability.
         """
-        adapters = {name: tensor.to(image_tokens.device) for name, tensor in (adapters or {}).items()}
-        embedded = image_tokens[:, : self.feature_width]
+        adapters = adapters.to(image.tokens.device) if adapters else None
+        embedded = image.tokens[:, : self.feature_width]
         logits, match = self._transformer.attend(embedded, text, layers=layers, adapters=adapters)
         return TextToImage(logits, match.float().sigmoid())
 
-    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
         """See `Backbone.trainable`: the joint attention's four projections; a norm of its own it doesn't have."""
         return self._transformer.trainable(layers, text)
 
@@ -190,7 +190,7 @@ class JointTransformer:
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor],
+        adapters: Parameters | None,
     ) -> tuple[dict[int, Float[Tensor, "prompt head token patch"]], Float[Tensor, "prompt"]]:
         """Run prompts over one image; see `Backbone.attend`.
 
@@ -201,19 +201,20 @@ class JointTransformer:
             Text→patch logits of the layers asked for, and the match head's logit.
         """
         prompts, tokens = text.input_ids.shape
-        share_of(adapters, prompts)
+        check_share(adapters, prompts)
+        delta = delta_of(adapters)
         x = torch.cat([self._embed(text, adapters), image_tokens.expand(prompts, -1, -1)], dim=1)
         mask = _readable(text, len(image_tokens))
         logits: dict[int, Tensor] = {}
         for layer in range(self.layer_count):
             # Nothing reads the image tokens after the last layer.
             asking = x.shape[1] if layer < self.layer_count - 1 else tokens
-            x, q, k = self._layer(x, layer, adapters, mask=mask, asking=asking)
+            x, q, k = self._layer(x, layer, delta, mask=mask, asking=asking)
             if layer in layers:
                 logits[layer] = q[:, :, :tokens] @ k[:, :, tokens + 1 :].mT / math.sqrt(q.shape[3])
-        first = layer_norm(x[:, :1], self.weights, "vilt.layernorm", adapters, eps=self.eps)
-        pooled = linear(first, self.weights, "vilt.pooler.dense", adapters).tanh()
-        return logits, linear(pooled, self.weights, "rank_output", adapters)[:, 0, 0]
+        first = layer_norm(x[:, :1], self.weights, "vilt.layernorm", delta, eps=self.eps)
+        pooled = linear(first, self.weights, "vilt.pooler.dense", delta).tanh()
+        return logits, linear(pooled, self.weights, "rank_output", delta)[:, 0, 0]
 
     def features(
         self, image_tokens: Float[Tensor, "batch image_token hidden"], silence: TextTokens
@@ -231,7 +232,7 @@ class JointTransformer:
                 heads that find nothing to read rest on such tokens.
         """
         half = self.layer_count // 2
-        words = self._embed(silence, {}).expand(len(image_tokens), -1, -1)
+        words = self._embed(silence, None).expand(len(image_tokens), -1, -1)
         x = torch.cat([words, image_tokens], dim=1)
         mask = _readable(silence, image_tokens.shape[1])
         for layer in range(half):
@@ -239,33 +240,32 @@ class JointTransformer:
         name = f"vilt.encoder.layer.{half}.layernorm_before"
         return layer_norm(x[:, words.shape[1] :], self.weights, name, {}, eps=self.eps)
 
-    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
         """The parameters one example may change: joint attention of the layers, and rows of the tokens used."""
-        used = torch.unique(text.input_ids)
-        names = (
+        names = [
             f"vilt.encoder.layer.{layer}.{part}.{kind}"
             for layer in layers
             for part in _JOINT_ATTENTION
             for kind in ("weight", "bias")
-        )
-        copies = {name: self.weights[name].detach().clone().float() for name in names if name in self.weights}
-        return {**copies, TOKEN_IDS: used, TOKEN_ROWS: self.weights[_WORDS][used].detach().clone().float()}
+        ]
+        rows = TokenRows(*token_copies(self.weights[_WORDS], text.input_ids))
+        return Parameters(copies(self.weights, [name for name in names if name in self.weights]), rows)
 
-    def _embed(self, text: TextTokens, adapters: Mapping[str, Tensor]) -> Float[Tensor, "prompt token hidden"]:
+    def _embed(self, text: TextTokens, adapters: Parameters | None) -> Float[Tensor, "prompt token hidden"]:
         w, prefix = self.weights, "vilt.embeddings.text_embeddings."
         words = w[_WORDS][text.input_ids]
-        if TOKEN_IDS in adapters:
-            words = replace_rows(words, text.input_ids, adapters[TOKEN_IDS], adapters[TOKEN_ROWS].to(words))
+        if adapters:
+            words = replace_rows(words, text.input_ids, adapters.tokens)
         place = w[prefix + "position_embeddings.weight"][: text.input_ids.shape[1]]
         x = words + w[prefix + "token_type_embeddings.weight"][0] + place
-        x = layer_norm(x, w, prefix + "LayerNorm", adapters, eps=self.eps)
+        x = layer_norm(x, w, prefix + "LayerNorm", delta_of(adapters), eps=self.eps)
         return x + w["vilt.embeddings.token_type_embeddings.weight"][0]
 
     def _layer(
         self,
         x: Float[Tensor, "prompt token hidden"],
         layer: int,
-        adapters: Mapping[str, Tensor],
+        delta: Mapping[str, Change],
         *,
         mask: Bool[Tensor, "#prompt 1 1 token"],
         asking: int,
@@ -283,16 +283,16 @@ class JointTransformer:
             Their new states, their queries, and the keys of all tokens.
         """
         w, prefix = self.weights, f"vilt.encoder.layer.{layer}."
-        normed = layer_norm(x, w, prefix + "layernorm_before", adapters, eps=self.eps)
+        normed = layer_norm(x, w, prefix + "layernorm_before", delta, eps=self.eps)
         q, k, v = (
-            self._heads(linear(rows, w, f"{prefix}attention.attention.{part}", adapters))
+            self._heads(linear(rows, w, f"{prefix}attention.attention.{part}", delta))
             for part, rows in (("query", normed[:, :asking]), ("key", normed), ("value", normed))
         )
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-        x = x[:, :asking] + linear(context, w, prefix + "attention.output.dense", adapters)
-        normed = layer_norm(x, w, prefix + "layernorm_after", adapters, eps=self.eps)
-        inner = F.gelu(linear(normed, w, prefix + "intermediate.dense", adapters))
-        return x + linear(inner, w, prefix + "output.dense", adapters), q, k
+        x = x[:, :asking] + linear(context, w, prefix + "attention.output.dense", delta)
+        normed = layer_norm(x, w, prefix + "layernorm_after", delta, eps=self.eps)
+        inner = F.gelu(linear(normed, w, prefix + "intermediate.dense", delta))
+        return x + linear(inner, w, prefix + "output.dense", delta), q, k
 
     def _heads(self, x: Float[Tensor, "prompt token hidden"]) -> Float[Tensor, "prompt head token size"]:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The model that ships with the service: EfficientNet-Lite2 image tokens under a BLIP-style text tower (MiniLM-L6)."""
+"""The embedded model as a backbone: image tokens, text tower, match head, mask decoder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +13,15 @@ from torch.nn import functional as F
 from transformers import BertTokenizer
 
 from app.errors import InvalidInputError
-from app.method.backbone import ImageTextScore, TextToImage, TextTokens
+from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextTokens
 from app.method.frame import Frame, stretch
-from app.method.mask_decoder import PREFIX
+from app.method.parameters import Parameters
 
+from ..shared.blip_text import BlipText, of_patches, revision_of, tokenize
+from ..shared.family import Family
+from ..shared.transformers_backbone import TransformersBackbone
 from . import efficientnet
-from .blip_text import BlipText, of_patches, revision_of, tokenize
-from .family import Family
-from .pretrained import Loaded
+from .mask_decoder import PREFIX, MaskDecoder
 
 FAMILY = Family(
     name="embedded",
@@ -38,8 +39,6 @@ VOCABULARY = Path(__file__).parent / "weights" / "vocab.txt"
 
 _INPUT_SIZE = 384
 _GRID = 24
-_TOKENS = 1 + _GRID**2
-_EDGE_CHANNELS, _EDGE_GRID = 48, 2 * _GRID
 HEADS = 12
 TEXT_EPS = 1e-12
 # Length of the semantic part relative to a unit sentence embedding, as the weights were trained with.
@@ -66,7 +65,7 @@ def load(source: str, *, device: str, dtype: str) -> "Embedded":
         ) from error
 
 
-class Embedded(Loaded):
+class Embedded(TransformersBackbone):
     """A `Backbone`; see `app.method.backbone`."""
 
     family = "embedded"
@@ -94,7 +93,8 @@ class Embedded(Loaded):
         }
         # Few numbers, used beside probabilities: float32 whatever the network has.
         learned = {name: self._weights.pop(name).float() for name in stored if name.startswith(PREFIX)}
-        self.mask_decoder = {name.removeprefix(PREFIX): tensor for name, tensor in learned.items()} or None
+        decoder = {name.removeprefix(PREFIX): tensor for name, tensor in learned.items()}
+        self.mask_decoder = MaskDecoder(decoder, grid_hw=self.patch_grid_hw) if decoder else None
         self.layer_count = sum(name.endswith(".crossattention.self.query.weight") for name in self._weights)
         self._text = BlipText(self._weights, heads=HEADS, layer_count=self.layer_count, eps=TEXT_EPS)
         self.feature_width = self._text.image_width
@@ -104,30 +104,24 @@ class Embedded(Loaded):
     def memory_bytes(self) -> int:
         """Bytes of the weights."""
         tower = (tensor for _, tensor in self._tower.tensors())
-        tensors = [*self._weights.values(), *tower, *(self.mask_decoder or {}).values()]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        decoder = self.mask_decoder.memory_bytes if self.mask_decoder else 0
+        return sum(tensor.nbytes for tensor in [*self._weights.values(), *tower]) + decoder
 
     def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
         """The whole photo stretched to the square, as the weights were trained."""
         return stretch(photo, _INPUT_SIZE)
 
     @torch.no_grad()
-    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
-        """One global token and 24 × 24 patch tokens; behind them the map of edges, 48 × 48, in rows as wide.
-
-        So all that is known of an image is one tensor, which is what caches keep.
-        """
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> list[EncodedImage]:
+        """One global token and 24 × 24 patch tokens; the fine features are a map of the tower at 1/8 of the input."""
         edges, fine, deep = self._tower(rgb.to(self._device))
-        behind = edges.reshape(len(edges), -1, self.feature_width)
-        return torch.cat([image_tokens(self._weights, fine, deep), behind], dim=1)
+        tokens = image_tokens(self._weights, fine, deep)
+        # The tower's own memory layout is channels last; the decoder's first convolution reads rows.
+        return [EncodedImage(*each) for each in zip(tokens, edges.contiguous(), strict=True)]
 
-    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch width"]:
+    def patch_features(self, image: EncodedImage) -> Float[Tensor, "patch width"]:
         """The patch tokens themselves."""
-        return image_tokens[1:_TOKENS]
-
-    def edge_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "channel y x"]:
-        """A map of the image tower at 1/8 of the input."""
-        return image_tokens[_TOKENS:].reshape(_EDGE_CHANNELS, _EDGE_GRID, _EDGE_GRID)
+        return image.tokens[1:]
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
         """Prompts to word pieces of MiniLM's vocabulary."""
@@ -135,18 +129,18 @@ class Embedded(Loaded):
 
     def attend(
         self,
-        image_tokens: Float[Tensor, "image_token width"],
+        image: EncodedImage,
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor] | None = None,
+        adapters: Parameters | None = None,
     ) -> TextToImage:
         """See `Backbone.attend`. The match head reads the first token, as it was trained."""
-        logits, hidden = self._text.attend(image_tokens[:_TOKENS], text, layers=layers, adapters=adapters)
+        logits, hidden = self._text.attend(image.tokens, text, layers=layers, adapters=adapters)
         match = F.linear(hidden[:, 0], self._weights["itm_head.weight"], self._weights["itm_head.bias"])
         return TextToImage(of_patches(logits), match.float().softmax(dim=-1)[:, 1])
 
-    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
         """See `Backbone.trainable`."""
         return self._text.trainable(layers, text)
 

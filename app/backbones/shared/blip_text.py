@@ -14,12 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
-from app.method.backbone import TextTokens
-from app.method.low_rank import LEFT, RIGHT
+from app.method.backbone import EncodedImage, TextTokens
+from app.method.parameters import Change, LowRank, Parameters, TokenRows
 from app.method.prompts import phrase
 
-from .adapted import share_of
+from .adapted import cast, check_share, copies, delta_of, low_rank, token_copies, whole, with_prefix
 
 # Parameters of a cross-attention, under its own name.
 CROSS_ATTENTION = (
@@ -57,23 +56,24 @@ class BlipText:
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor] | None,
+        adapters: Parameters | None,
     ) -> tuple[dict[int, Float[Tensor, "prompt head token image_token"]], Float[Tensor, "prompt token hidden"]]:
         """Run prompts over one image; see `Backbone.attend`.
 
         Returns:
             Cross-attention logits of the layers asked for, and the last hidden states.
         """
-        adapters = {name: tensor.to(image_tokens.device) for name, tensor in (adapters or {}).items()}
-        share_of(adapters, len(text.input_ids))
+        adapters = adapters.to(image_tokens.device) if adapters else None
+        check_share(adapters, len(text.input_ids))
         x = self._embed(text, adapters)
+        delta = delta_of(adapters)
         hidden_mask = (1 - text.attention_mask[:, None, None, :].to(x.dtype)) * _MASKED
         logits: dict[int, Tensor] = {}
         for layer in range(-self.text_layers, self.layer_count):
             name = self._layer(layer)
             x = self._self_attention(x, hidden_mask, f"{name}attention.")
             if layer >= 0:
-                x, seen = self._cross_attention(x, image_tokens, layer, adapters, wanted=layer in layers)
+                x, seen = self._cross_attention(x, image_tokens, layer, delta, wanted=layer in layers)
                 if layer in layers and seen is not None:
                     logits[layer] = seen
             x = feed_forward(x, self.weights, name, eps=self.eps)
@@ -84,22 +84,17 @@ class BlipText:
         """Numbers of an image token."""
         return self.weights[f"{self._layer(0)}crossattention.self.key.weight"].shape[1]
 
-    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
         """The parameters one example may change (paper, section 3.4): cross-attention, and rows of the tokens used."""
-        tokens = torch.unique(text.input_ids)
+        names = [f"{self._layer(layer)}crossattention.{part}" for layer in layers for part in CROSS_ATTENTION]
         table = self.weights[f"{self.prefix}embeddings.word_embeddings.weight"]
-        copies = {
-            name: self.weights[name].detach().clone().float()
-            for layer in layers
-            for name in (f"{self._layer(layer)}crossattention.{part}" for part in CROSS_ATTENTION)
-        }
-        return {**copies, TOKEN_IDS: tokens, TOKEN_ROWS: table[tokens].detach().clone().float()}
+        return Parameters(copies(self.weights, names), TokenRows(*token_copies(table, text.input_ids)))
 
-    def _embed(self, text: TextTokens, adapters: Mapping[str, Tensor]) -> Float[Tensor, "prompt token hidden"]:
+    def _embed(self, text: TextTokens, adapters: Parameters | None) -> Float[Tensor, "prompt token hidden"]:
         prefix = f"{self.prefix}embeddings."
         words = self.weights[f"{prefix}word_embeddings.weight"][text.input_ids]
-        if TOKEN_IDS in adapters:
-            words = replace_rows(words, text.input_ids, adapters[TOKEN_IDS], adapters[TOKEN_ROWS].to(words))
+        if adapters:
+            words = replace_rows(words, text.input_ids, adapters.tokens)
         x = words + self.weights[f"{prefix}position_embeddings.weight"][: text.input_ids.shape[1]]
         return _norm(x, self.weights, f"{prefix}LayerNorm.", self.eps)
 
@@ -107,16 +102,12 @@ class BlipText:
         return attention(x, x, mask, self.weights, prefix, heads=self.heads, eps=self.eps)
 
     def _cross_attention(
-        self, x: Tensor, image_tokens: Tensor, layer: int, adapters: Mapping[str, Tensor], *, wanted: bool
+        self, x: Tensor, image_tokens: Tensor, layer: int, delta: Mapping[str, Change], *, wanted: bool
     ) -> tuple[Tensor, Tensor | None]:
         prefix = f"{self._layer(layer)}crossattention."
         base = {part: self.weights[prefix + part] for part in CROSS_ATTENTION}
-        own = {name[len(prefix) :]: tensor for name, tensor in adapters.items() if name.startswith(prefix)}
-        if "self.query.weight" + LEFT in own:
-            return low_rank_cross_attention(x, image_tokens, base, own, heads=self.heads, eps=self.eps)
-        if own:
-            return adapted_cross_attention(x, image_tokens, own, heads=self.heads, eps=self.eps)
-        return cross_attention(x, image_tokens, base, heads=self.heads, eps=self.eps, wanted=wanted)
+        own = with_prefix(delta, prefix)
+        return any_cross_attention(x, image_tokens, base, own, heads=self.heads, eps=self.eps, wanted=wanted)
 
     def _layer(self, layer: int) -> str:
         """Where a layer's names start; those before layer 0 see text only."""
@@ -157,6 +148,34 @@ def feed_forward(
     return _norm(x + _linear(inner, weights, f"{prefix}output.dense."), weights, f"{prefix}output.LayerNorm.", eps)
 
 
+def any_cross_attention(
+    x: Float[Tensor, "prompt token hidden"],
+    image_tokens: Float[Tensor, "image_token width"],
+    base: Mapping[str, Tensor],
+    delta: Mapping[str, Change],
+    *,
+    heads: int,
+    eps: float,
+    wanted: bool,
+) -> tuple[Float[Tensor, "prompt token hidden"], Float[Tensor, "prompt head token image_token"] | None]:
+    """The cross-attention that suits the adapters: low-rank changes, whole parameters, or none.
+
+    Args:
+        x: Text tokens; the share of one adapter after the other.
+        image_tokens: Of one image.
+        base: The model's own parameters, named as in `CROSS_ATTENTION`.
+        delta: Changed parameters of the same names, with a leading adapter axis.
+        heads: Attention heads.
+        eps: Of the layer norm.
+        wanted: As of `cross_attention`.
+    """
+    if isinstance(delta.get("self.query.weight"), LowRank):
+        return low_rank_cross_attention(x, image_tokens, base, delta, heads=heads, eps=eps)
+    if delta:
+        return adapted_cross_attention(x, image_tokens, delta, heads=heads, eps=eps)
+    return cross_attention(x, image_tokens, base, heads=heads, eps=eps, wanted=wanted)
+
+
 def cross_attention(
     x: Float[Tensor, "prompt token hidden"],
     image_tokens: Float[Tensor, "image_token width"],
@@ -169,7 +188,12 @@ def cross_attention(
     """All prompts under the same parameters: keys and values of the image are projected once for all of them.
 
     Args:
-        wanted: Whether the logits are; without them, they are never all in memory.
+        x: Text tokens.
+        image_tokens: Of one image.
+        w: Parameters, named as in `CROSS_ATTENTION`.
+        heads: Attention heads.
+        eps: Of the layer norm.
+        wanted: True if the logits are wanted; otherwise they are never all in memory.
     """
     prompts, tokens, hidden = x.shape
     # Heads first: all prompts' queries meet the same keys in one product per head, and no key is copied per prompt.
@@ -195,7 +219,7 @@ def cross_attention(
 def adapted_cross_attention(
     x: Float[Tensor, "prompt token hidden"],
     image_tokens: Float[Tensor, "image_token width"],
-    adapters: Mapping[str, Tensor],
+    delta: Mapping[str, Change],
     *,
     heads: int,
     eps: float,
@@ -205,7 +229,7 @@ def adapted_cross_attention(
     No adapter projects the image: q·(X·Wk)ᵀ = (q·Wk)·Xᵀ and softmax·(X·Wv) = (softmax·X)·Wv, exactly, so that its key
     and value weights are folded into its few text tokens instead of the many image tokens.
     """
-    w = {name: tensor.to(x.dtype) for name, tensor in adapters.items()}
+    w = {name: whole(change).to(x.dtype) for name, change in delta.items()}
     prompts, tokens, hidden = x.shape
     count, width = len(w["self.key.weight"]), image_tokens.shape[1]
     size = hidden // heads
@@ -228,7 +252,7 @@ def low_rank_cross_attention(
     x: Float[Tensor, "prompt token hidden"],
     image_tokens: Float[Tensor, "image_token width"],
     base: Mapping[str, Tensor],
-    adapters: Mapping[str, Tensor],
+    delta: Mapping[str, Change],
     *,
     heads: int,
     eps: float,
@@ -240,23 +264,24 @@ def low_rank_cross_attention(
 
     Args:
         base: The model's own parameters.
-        adapters: Factors of the matrices' changes, and the other parameters, with a leading adapter axis.
+        delta: Factors of the matrices' changes, and the other parameters, with a leading adapter axis.
     """
-    w = {name: tensor.to(x.dtype) for name, tensor in adapters.items()}
+    w = cast(delta, x)
     prompts, tokens, hidden = x.shape
-    count, size = len(w["self.query.bias"]), hidden // heads
+    count, size = len(whole(w["self.query.bias"])), hidden // heads
     rows = x.reshape(count, -1, hidden)
 
     def project(part: str, rows: Tensor) -> Tensor:
-        own: Tensor = (rows @ w[f"{part}.weight{RIGHT}"].mT) @ w[f"{part}.weight{LEFT}"].mT
-        return own + F.linear(rows, base[f"{part}.weight"]) + w[f"{part}.bias"][:, None]
+        change = low_rank(w[f"{part}.weight"])
+        own: Tensor = (rows @ change.right.mT) @ change.left.mT
+        return own + F.linear(rows, base[f"{part}.weight"]) + whole(w[f"{part}.bias"])[:, None]
 
     def of_image(part: str) -> tuple[Tensor, Tensor, Tensor]:
         """The base's projection of the image by head, an adapter's rank numbers per token, and what they stand for."""
         shared = F.linear(image_tokens, base[f"{part}.weight"]).view(-1, heads, size).transpose(0, 1)
-        own: Tensor = image_tokens @ w[f"{part}.weight{RIGHT}"].mT
-        left = w[f"{part}.weight{LEFT}"]
-        return shared, own, left.view(count, heads, size, left.shape[2])
+        change = low_rank(w[f"{part}.weight"])
+        own: Tensor = image_tokens @ change.right.mT
+        return shared, own, change.left.view(count, heads, size, change.left.shape[2])
 
     # All adapters' queries meet the same keys in one product per head: [head, adapter · row, …]. What an adapter adds
     # is one product per adapter: [adapter, head · row, …].
@@ -264,21 +289,26 @@ def low_rank_cross_attention(
     shared, own, left = of_image("self.key")
     by_head = q.transpose(0, 1).reshape(heads, -1, size) @ shared.mT
     by_adapter = (q @ left).flatten(1, 2) @ own.mT
-    constant = q @ w["self.key.bias"].view(count, heads, size, 1)
+    constant = q @ whole(w["self.key.bias"]).view(count, heads, size, 1)
     logits = by_adapter.view(*q.shape[:3], -1) + by_head.view(heads, count, q.shape[2], -1).transpose(0, 1) + constant
 
     seen = logits.softmax(dim=-1)
     shared, own, left = of_image("self.value")
     by_head = seen.transpose(0, 1).reshape(heads, -1, len(image_tokens)) @ shared
     by_adapter = (seen.flatten(1, 2) @ own).view(*q.shape[:3], -1) @ left.mT
-    constant = w["self.value.bias"].view(count, heads, 1, size)
+    constant = whole(w["self.value.bias"]).view(count, heads, 1, size)
     context = by_adapter + by_head.view(heads, count, q.shape[2], size).transpose(0, 1) + constant
     context = context.transpose(1, 2).reshape(count, -1, hidden)
     out = rows + project("output.dense", context)
-    scale, shift = w["output.LayerNorm.weight"][:, None], w["output.LayerNorm.bias"][:, None]
+    scale, shift = (whole(w[f"output.LayerNorm.{part}"])[:, None] for part in ("weight", "bias"))
     out = F.layer_norm(out, (hidden,), eps=eps) * scale + shift
     per_prompt = logits.view(count, heads, prompts // count, tokens, -1).transpose(1, 2)
     return out.view(prompts, tokens, hidden), per_prompt.reshape(prompts, heads, tokens, -1)
+
+
+def encoded(tokens: Float[Tensor, "batch image_token width"]) -> list[EncodedImage]:
+    """A batch of image tokens, image by image."""
+    return [EncodedImage(each) for each in tokens]
 
 
 def of_patches(
@@ -291,10 +321,10 @@ def of_patches(
 def replace_rows(
     words: Float[Tensor, "prompt token hidden"],
     input_ids: Int[Tensor, "prompt token"],
-    token_ids: Int[Tensor, "adapter row"],
-    rows: Float[Tensor, "adapter row hidden"],
+    tokens: TokenRows,
 ) -> Float[Tensor, "prompt token hidden"]:
     """Word embeddings with each adapter's own rows put in where its prompts use those tokens."""
+    token_ids, rows = tokens.ids, tokens.rows.to(words)
     count = len(token_ids)
     ids = input_ids.reshape(count, -1)
     hit = ids[:, :, None] == token_ids[:, None, :]

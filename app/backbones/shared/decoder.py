@@ -19,15 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
-from app.method.backbone import ImageTextScore, TextToImage, TextTokens
-from app.method.low_rank import LEFT, RIGHT
+from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextTokens
+from app.method.parameters import Change, LowRank, Parameters, TokenRows
 from app.method.prompts import phrase
 
-from .adapted import share_of
-from .blip_text import replace_rows, revision_of
+from .adapted import check_share, delta_of, low_rank, token_copies
+from .blip_text import encoded, replace_rows, revision_of
 from .family import Family
-from .pretrained import Loaded
+from .transformers_backbone import TransformersBackbone
 
 # Directions of an adapter's change of one projection.
 _RANK = 8
@@ -98,14 +97,14 @@ class _Pass:
     Attributes:
         prefix: Keys and values of each layer, `[1, head, prefix, size]`; None when the prefix itself is run.
         wanted: Layers whose logits are.
-        adapters: With a leading adapter axis.
+        delta: Changed parameters, with a leading adapter axis.
         keys_and_values: Of the run's own tokens, by layer.
         logits: Of the wanted layers, to all of the prefix.
     """
 
     prefix: Sequence[tuple[Tensor, Tensor]] | None
     wanted: frozenset[int] = frozenset()
-    adapters: Mapping[str, Tensor] = field(default_factory=dict)
+    delta: Mapping[str, Change] = field(default_factory=dict)
     keys_and_values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     logits: dict[int, Tensor] = field(default_factory=dict)
 
@@ -141,7 +140,7 @@ def tiled(
     return tiles, F.avg_pool2d(pixels, count)[:, None]
 
 
-class Decoder(Loaded):
+class Decoder(TransformersBackbone):
     """A `Backbone` over any decoder vision-language model; see `app.method.backbone`.
 
     Args:
@@ -178,7 +177,7 @@ class Decoder(Loaded):
             linear.register_forward_hook(_changed(name))
 
     @torch.no_grad()
-    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> list[EncodedImage]:
         """All that comes before the words: each token's input, then its key and value in every layer."""
         layout = self._parts.layout
         mean, deviation = (torch.tensor(v)[:, None, None] for v in (self._parts.mean, self._parts.deviation))
@@ -190,11 +189,11 @@ class Decoder(Loaded):
             self._decode(x, layout.positions)
         rows = [tensor.transpose(1, 2).flatten(2) for layer in sorted(run.keys_and_values)
                 for tensor in run.keys_and_values[layer]]  # fmt: skip
-        return torch.cat([x, *rows], dim=2)
+        return encoded(torch.cat([x, *rows], dim=2))
 
-    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch feature"]:
+    def patch_features(self, image: EncodedImage) -> Float[Tensor, "patch feature"]:
         """The patches as the language model takes them in."""
-        return image_tokens[self._parts.layout.patches, : self.feature_width]
+        return image.tokens[self._parts.layout.patches, : self.feature_width]
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
         """Prompts and questions to tokens."""
@@ -206,16 +205,16 @@ class Decoder(Loaded):
 
     def attend(
         self,
-        image_tokens: Float[Tensor, "image_token width"],
+        image: EncodedImage,
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor] | None = None,
+        adapters: Parameters | None = None,
     ) -> TextToImage:
         """See `Backbone.attend`. The score is how sure the model is to answer a question with yes."""
-        own = {name: tensor.to(self._device) for name, tensor in (adapters or {}).items()}
-        share_of(own, len(text.input_ids))
-        prefix = self._prefix(image_tokens)
+        own = adapters.to(self._device) if adapters else None
+        check_share(own, len(text.input_ids))
+        prefix = self._prefix(image.tokens)
         _, logits = self._read(prefix, text, frozenset(layers), own)
         patches = self._parts.layout.patches.to(self._device)
         match = torch.ones(len(text.input_ids), device=self._device)
@@ -224,16 +223,15 @@ class Decoder(Loaded):
             match = self._probability_of_yes(last)
         return TextToImage({layer: seen[..., patches] for layer, seen in logits.items()}, match)
 
-    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
-        """Factors of no change of the chosen layers' projections, and the rows of the tokens used."""
-        tokens = torch.unique(text.input_ids)
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
+        """Low-rank changes of zero of the chosen layers' projections, and the rows of the tokens used."""
         generator = torch.Generator().manual_seed(0)
-        factors = {}
+        delta: dict[str, Change] = {}
         for name, linear in self._projections(layers):
             right = torch.randn(_RANK, linear.in_features, generator=generator) / linear.in_features**0.5
-            factors[f"{name}.weight{LEFT}"] = torch.zeros(linear.out_features, _RANK, device=self._device)
-            factors[f"{name}.weight{RIGHT}"] = right.to(self._device)
-        return {**factors, TOKEN_IDS: tokens, TOKEN_ROWS: self._embeddings[tokens].detach().clone().float()}
+            left = torch.zeros(linear.out_features, _RANK, device=self._device)
+            delta[f"{name}.weight"] = LowRank(left, right.to(self._device))
+        return Parameters(delta, TokenRows(*token_copies(self._embeddings, text.input_ids)))
 
     def _projections(self, layers: Sequence[int]) -> Iterator[tuple[str, nn.Linear]]:
         """The attention's four linear layers and their names."""
@@ -258,15 +256,15 @@ class Decoder(Loaded):
         return [(layer[0], layer[1]) for layer in by_layer]
 
     def _read(
-        self, prefix: list[tuple[Tensor, Tensor]], text: TextTokens, wanted: frozenset[int], own: Mapping[str, Tensor]
+        self, prefix: list[tuple[Tensor, Tensor]], text: TextTokens, wanted: frozenset[int], own: Parameters | None
     ) -> tuple[Float[Tensor, "prompt hidden"], dict[int, Float[Tensor, "prompt head token prefix"]]]:
         """Run texts behind the prefix: the last token's hidden state of each, and the logits of the wanted layers."""
         x = self._embeddings[text.input_ids]
-        if TOKEN_IDS in own:
-            x = replace_rows(x, text.input_ids, own[TOKEN_IDS], own[TOKEN_ROWS].to(x))
+        if own:
+            x = replace_rows(x, text.input_ids, own.tokens)
         layout = self._parts.layout
         positions = layout.following + torch.arange(x.shape[1]).expand(len(layout.positions), -1)
-        with _running(_Pass(prefix=prefix, wanted=wanted, adapters=own)) as run:
+        with _running(_Pass(prefix=prefix, wanted=wanted, delta=delta_of(own))) as run:
             hidden = self._decode(x, positions)
         last = text.attention_mask.sum(dim=1) - 1
         return hidden[torch.arange(len(x), device=x.device), last], run.logits
@@ -337,10 +335,10 @@ def _changed(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor |
     """What an adapter adds to a projection's output, each adapter's share of the prompts its own."""
 
     def add(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
-        adapters = _PASS.get().adapters
-        if f"{name}.weight{LEFT}" not in adapters:
+        change = _PASS.get().delta.get(f"{name}.weight")
+        if change is None:
             return None
-        left, right = (adapters[f"{name}.weight{side}"].to(output) for side in (LEFT, RIGHT))
+        left, right = (factor.to(output) for factor in low_rank(change))
         rows = inputs[0].reshape(len(left), -1, inputs[0].shape[-1])
         return output + ((rows @ right.mT) @ left.mT).view_as(output)
 

@@ -1,10 +1,10 @@
-"""The photo as its own example: what looks like the parts that a class is sure of belongs to it too.
+"""Self-support: patches like those in which a class is sure belong to the class too.
 
 The words' map finds a class where it is typical and misses the rest of it. The mean of the patches where it is sure,
 the class's prototype in this very photo, finds that rest: self-support matching (Fan et al. 2022,
 https://arxiv.org/abs/2207.11549). Here the patches are compared in a space that was trained for it, and how likely a
-class is to be in the photo at all is read off its map by a small network, so that of eighty names asked for those
-that are not there don't spread. It is the first half of the mask decoder.
+class is to be in the photo at all is read off its map by a small network, so that absent names among eighty asked for
+do not spread. It is the first half of the mask decoder.
 """
 
 import math
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from .class_map import normalise
+from app.method.scores import normalise
 
 # Patches weigh by this power of their class's probability: only the sure ones make the prototype.
 _SHARPNESS = 3
@@ -31,7 +31,7 @@ def logits(
     scores: Float[Tensor, "class patch"],
     features: Float[Tensor, "patch feature"],
 ) -> Float[Tensor, "class patch"]:
-    """Logits of each class after it has looked for more of itself.
+    """Logits of each class by its words and by likeness to its own sure patches.
 
     Args:
         weights: `projection.weight` [space, feature] and `projection.bias` of the space in which patches are compared;
@@ -51,7 +51,7 @@ def logits(
 
 
 def sure_places(probability: Float[Tensor, "class place"]) -> Float[Tensor, "class place"]:
-    """How much each place counts for what a class looks like in this photo; sum 1, or less if it is nowhere."""
+    """Weight of each place in a class's prototype; sum 1, or less if the class is nowhere."""
     sure = probability**_SHARPNESS
     return sure / sure.sum(dim=1, keepdim=True).clamp_min(_LEAST)
 
@@ -59,7 +59,7 @@ def sure_places(probability: Float[Tensor, "class place"]) -> Float[Tensor, "cla
 def likeness_to(
     sure: Float[Tensor, "class place"], features: Float[Tensor, "place space"]
 ) -> Float[Tensor, "class place"]:
-    """Cosine of each place with the mean of those where a class is sure, its prototype."""
+    """Cosine of each place with the class's prototype, the mean of the places where it is sure."""
     unit = F.normalize(features, dim=1)
     return F.normalize(sure @ unit, dim=1) @ unit.T
 
@@ -67,7 +67,7 @@ def likeness_to(
 def _presence(
     weights: Mapping[str, Tensor], probability: Float[Tensor, "class patch"], own: Float[Tensor, "class"]
 ) -> Float[Tensor, "class"]:
-    """A logit per class, by how much of the photo it has, how sure it is at best, how many compete, how alike it is."""
+    """Presence logit per class, from its area, its best probability, the number of classes, and its self-likeness."""
     facts = torch.stack(
         [
             probability.mean(dim=1).clamp_min(_LEAST).log(),

@@ -1,4 +1,4 @@
-"""What `evaluate` prints and writes."""
+"""Tables, JSON and pictures of a measurement, and the tables of models."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import numpy as np
 from PIL import Image, ImageDraw
 from rich.table import Table
 
-from app.backbones.family import Family
+from app.backbones.shared.family import Family
 from app.method.backbone import Backbone
 from app.method.masks import overlay
-from app.method.tuning import IGNORE
-from app.services.evaluation import Case, Options, Report, rows
+from app.method.shot import IGNORE
+
+from .evaluation import Case
+from .scores import Report
+from .subject import Options
 
 
 def as_table(report: Report) -> Table:
     """IoU per class in percent, and the mean over seeds with its deviation."""
     columns = list(report.scores)
     table = Table("class", *columns, title=f"IoU in %, {report.photos} photos", show_footer=False)
-    for name, scores in rows(report):
+    for name, scores in report.rows():
         table.add_row(name, *(f"{100 * scores[c]:.1f}" if c in scores else "–" for c in columns))
     table.add_section()
     means = [report.mean(column) for column in columns]
@@ -32,7 +35,7 @@ def as_table(report: Report) -> Table:
 
 
 def as_family_table(families: Sequence[Family]) -> Table:
-    """What each family offers; memory is that of the example's weights."""
+    """Families of models; memory is that of the example's weights."""
     columns = ("family", "models", "EXEMPLAR_BACKBONE, for example", "text looks at the image in", "image-text score")
     table = Table(*columns, "tuned by one example", "parameters", "float32", "bfloat16", title="Families")
     for one in families:
@@ -43,7 +46,7 @@ def as_family_table(families: Sequence[Family]) -> Table:
 
 
 def as_backbone_table(backbones: Sequence[Backbone]) -> Table:
-    """What loaded models are and take."""
+    """Loaded models and the memory they take."""
     table = Table("model", "revision", "on", "memory", "layers", "read by default", "patches", title="Loaded")
     for one in backbones:
         rows, columns = one.patch_grid_hw
@@ -60,7 +63,7 @@ def as_backbone_table(backbones: Sequence[Backbone]) -> Table:
 
 
 def as_json(report: Report, *, dataset: str, backbone: Backbone, options: Options) -> dict[str, Any]:
-    """All scores of all seeds, and what they were measured with."""
+    """All scores of all seeds, with the options they were measured with."""
     return {
         "dataset": dataset,
         "photos": report.photos,
@@ -79,7 +82,7 @@ def as_json(report: Report, *, dataset: str, backbone: Backbone, options: Option
 
 
 def as_picture(cases: Sequence[Case], classes: Sequence[str], height: int = 240) -> Image.Image:
-    """A row for each case: the photo, what is true, and what each column found."""
+    """A row for each case: the photo, the true labels, and each column's."""
     rows = [_row(case, classes, height) for case in cases]
     sheet = Image.new("RGB", (max(row.width for row in rows), height * len(rows)), "white")
     for number, row in enumerate(rows):

@@ -14,14 +14,14 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from app.backbones.blip import Blip
 from app.errors import InvalidInputError
-from app.method.backbone import TextTokens
-from app.method.class_map import head_max, prompt_scores
+from app.method.backbone import EncodedImage, TextTokens
 from app.method.crf import CrfParameters, conv_crf
 from app.method.evidence import patch_logits
 from app.method.frame import IMAGENET_MEAN, IMAGENET_STD
 from app.method.infoscore import LayerStatistics, infoscore, prompt_shares
-from app.method.prompts import PromptSet
-from app.method.tuning import JointTuning, Recipe, class_map_of
+from app.method.scores import head_max, prompt_scores
+
+from .joint_tuning import JointTuning, class_map_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Whether it is close enough; NaN isn't."""
+        """True if it is close enough; NaN isn't."""
         return self.error <= self.allowed
 
 
@@ -44,13 +44,15 @@ class GoldenCase:
 
     backbone: Blip
     text: TextTokens
-    prompts: PromptSet
+    spans: tuple[tuple[int, int], ...]
     layers: tuple[int, ...]
     query: Tensor
     supports: Tensor
     labels: Tensor
     crf: CrfParameters
-    recipe: Recipe
+    learning_rate: float
+    weight_decay: float
+    background_weight: float
     epochs: int
     supports_per_step: int
     expected: dict[str, Tensor]
@@ -72,7 +74,7 @@ def read(file: Path) -> GoldenCase:
         return GoldenCase(
             backbone=Blip(model, None, input_size=int(facts["image_size"]), match_on_padding=True),
             text=TextTokens(tensors["input_ids"].long(), tensors["attention_mask"].long()),
-            prompts=PromptSet((), tuple((start, stop) for start, stop in json.loads(facts["spans"]))),
+            spans=tuple((start, stop) for start, stop in json.loads(facts["spans"])),
             layers=tuple(json.loads(facts["layers"])),
             query=tensors["query"],
             supports=tensors["support"],
@@ -87,11 +89,9 @@ def read(file: Path) -> GoldenCase:
                 colour_deviation=float(crf["col_schan"]),
                 colour_weight=float(crf["col_compat"]),
             ),
-            recipe=Recipe(
-                learning_rate=float(facts["learning_rate"]),
-                weight_decay=float(facts["weight_decay"]),
-                background_weight=float(facts["background_weight"]),
-            ),
+            learning_rate=float(facts["learning_rate"]),
+            weight_decay=float(facts["weight_decay"]),
+            background_weight=float(facts["background_weight"]),
             epochs=int(facts["tune_iterations"]),
             supports_per_step=int(facts["gradient_accumulation_images"]),
             expected={n.removeprefix("out."): t for n, t in tensors.items() if n.startswith("out.")},
@@ -105,51 +105,54 @@ def check(file: Path) -> Iterator[Row]:
     case = read(file)
     backbone, text, want = case.backbone, case.text, case.expected
     every_layer = range(backbone.layer_count)
-    tokens = [_encode(backbone, image) for image in (*case.supports, case.query[0])]
+    images = [_encode(backbone, image) for image in (*case.supports, case.query[0])]
     with torch.no_grad():
-        seen = backbone.attend(tokens[-1], text, layers=every_layer)
+        seen = backbone.attend(images[-1], text, layers=every_layer)
         for layer in every_layer:
             yield _absolute(f"attention_head_max.{layer}", head_max(seen.logits[layer]), want, 1e-4)
         yield _absolute("itm_scores", seen.match_score, want, 1e-4)
-        unary = class_map_of(backbone, tokens[-1], text, case.prompts, case.layers)
+        unary = class_map_of(backbone, images[-1], text, case.spans, case.layers)
     yield _absolute("unary", unary[None], want, 1e-4)
     yield _absolute("crf", conv_crf(unary, case.query[0], case.crf)[None], want, 1e-3)
-    scores = infoscore(_statistics(case, tokens))
+    scores = infoscore(_statistics(case, images))
     yield _relative("infoscore", scores.infoscore, want, 1e-4)
     yield _relative("infoscore_entropy_ratio", scores.entropy_ratio, want, 1e-4)
     yield _relative("infoscore_cov", scores.cov, want, 1e-4)
     tuning = JointTuning(
         backbone,
-        tokens[:-1],
+        images[:-1],
         list(case.labels),
         text=text,
-        prompts=case.prompts,
+        spans=case.spans,
         layers=case.layers,
-        recipe=case.recipe,
+        learning_rate=case.learning_rate,
+        weight_decay=case.weight_decay,
+        background_weight=case.background_weight,
         supports_per_step=case.supports_per_step,
     )
     losses = [loss for _ in range(case.epochs) for loss in tuning.epoch()]
     yield _absolute("tune_losses", torch.tensor(losses), want, 1e-3)
-    yield _absolute("tuned_unary", tuning.class_map(tokens[-1], text, case.prompts)[None], want, 1e-3)
-    query = tuning.parameters[f"encoder.layer.{case.layers[0]}.crossattention.self.query.weight"].detach()
-    yield _absolute("tuned_query_weight", query, want, 1e-3)
+    yield _absolute("tuned_unary", tuning.class_map(images[-1], text, case.spans)[None], want, 1e-3)
+    query = tuning.parameters.delta[f"encoder.layer.{case.layers[0]}.crossattention.self.query.weight"]
+    assert isinstance(query, Tensor)
+    yield _absolute("tuned_query_weight", query.detach(), want, 1e-3)
 
 
-def _encode(backbone: Blip, normalised: Tensor) -> Tensor:
+def _encode(backbone: Blip, normalised: Tensor) -> EncodedImage:
     """Golden images come normalised; backbones take values in [0, 1]."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return backbone.encode_image((normalised * std + mean)[None])[0]
 
 
 @torch.no_grad()
-def _statistics(case: GoldenCase, tokens: list[Tensor]) -> LayerStatistics:
+def _statistics(case: GoldenCase, images: list[EncodedImage]) -> LayerStatistics:
     backbone, text = case.backbone, case.text
     size = (backbone.input_size, backbone.input_size)
     statistics = LayerStatistics.empty(backbone.layer_count, len(text.input_ids))
-    for image_tokens in tokens:
+    for image in images:
         layers = range(backbone.layer_count)
-        seen = backbone.attend(image_tokens, text, layers=layers)
-        scores = [prompt_scores(logits, seen.match_score) for logits in patch_logits(seen, text, layers)]
+        seen = backbone.attend(image, text, layers=layers)
+        scores = [prompt_scores(logits, seen.match_score) for logits in patch_logits(seen, text.attention_mask, layers)]
         shares = [prompt_shares(layer, backbone.patch_grid_hw, size) for layer in scores]
         statistics = statistics.add(torch.stack(shares))
     return statistics

@@ -1,6 +1,5 @@
 """Models of transformers' classes, from the hub or a folder: read whole, or refused in a sentence."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from app.errors import InvalidInputError
+from app.method.backbone import MaskDecoder
 from app.method.frame import Frame, fit_and_pad
 from app.method.prompts import phrase
 
@@ -67,13 +67,13 @@ def _reads(tokenizer: Any) -> bool:
     return len(ids) > 2 and tokenizer.unk_token_id not in ids
 
 
-class Loaded:
-    """What every model in memory tells in the same way; the rest of `Backbone` is its family's own."""
+class TransformersBackbone:
+    """Part of `Backbone` that is the same for every loaded model."""
 
     input_size: int
     _device: torch.device
     _dtype: torch.dtype
-    mask_decoder: Mapping[str, Tensor] | None = None
+    mask_decoder: MaskDecoder | None = None
     _model: Any  # of transformers, which leaves it without types
 
     @property
@@ -94,7 +94,3 @@ class Loaded:
     def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
         """The photo fitted into the square and padded, as in the authors' loader; the padding is image too."""
         return fit_and_pad(photo, self.input_size)
-
-    def edge_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "0 y x"]:
-        """None: only the mask decoder reads them."""
-        return image_tokens.new_zeros(0, 1, 1)

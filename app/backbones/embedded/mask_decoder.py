@@ -1,9 +1,11 @@
-"""From class scores on the patch grid to masks at twice its resolution: a small network that knows no class by name.
+"""The embedded model's mask decoder: class scores on the patch grid to masks at twice its resolution.
 
-It reads what every class has in common: how sure the words are, what looks like the parts they are sure of
-(`self_support`), what looks like the examples (`example_memory`), who competes, and where the photo has edges. One set
-of weights serves every class, so it works for categories that it never saw; it was trained on photos with exact masks
+One small convolutional network runs class by class with the same weights, so it works for categories that it never saw.
+Per class it reads the words' scores, self-support (`self_support`), the likeness to the examples (`example_memory`),
+the competing classes, and the photo's fine features. It was trained on photos with exact masks
 (docs/embedded-model.md).
+
+`MaskDecoder` holds the weights; the functions below it take them as an argument, since `training` learns them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,75 +15,84 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import self_support
-from .backbone import Backbone
-from .class_map import normalise
-from .example_memory import FACTS, LOG_ODDS, memories_of, resemblance
+from app.method.backbone import EncodedImage
+from app.method.parameters import ExampleMemory
+from app.method.scores import ScoreMap, normalise
 
-# What a backbone's weights call these tensors.
+from . import self_support
+from .example_memory import LOG_ODDS_RANGE, empty_memory, remember, resemblance
+
+# Prefix of these tensors in the model's weights.
 PREFIX = "mask_decoder."
 
-# Share of the patches in which the words or an example must put a class first. With it a name that isn't there marks
-# something in a third of the photos, without it in nearly all (docs/quality.md).
-_LEAST_AREA = 0.005
-# Logarithms of probabilities end here, and those of the words' scores.
-_LEAST_LOG, _LEAST_SCORE = -12.0, 1e-5
-# Inputs are divided by this to be near one.
+# Share of the patches in which the words or an example must put a class first, or it counts as absent. With it a name
+# that is not in the photo marks something in a third of the photos, without it in nearly all (training/NOTEBOOK.md).
+_MIN_AREA = 0.005
+# Lower bounds of logarithms of probabilities, and of the words' scores.
+_MIN_LOG, _MIN_SCORE = -12.0, 1e-5
+# Inputs are divided by this, so that they are near one.
 _SCALE = 4.0
-# Patches that tell how sure an example's category is of itself at best.
+# Patches whose mean likeness tells how sure an example's category is of itself at best.
 _BEST_PATCHES = 12
 
 
-def finest_scores(
-    backbone: Backbone,
-    image_tokens: Float[Tensor, "image_token width"],
-    scores: Float[Tensor, "class patch"],
-    adapters: Sequence[Mapping[str, Tensor] | None],
-    *,
-    second_look: bool = True,
-) -> tuple[Float[Tensor, "class place"], tuple[int, int], bool]:
-    """Class scores on the finest grid there is: the mask decoder's if the backbone has one, or the patches'.
+class MaskDecoder:
+    """See `app.method.backbone.MaskDecoder`.
 
     Args:
-        adapters: As of `look_again`.
-        second_look: Whether the mask decoder is asked.
-
-    Returns:
-        Scores, rows and columns of their grid, and `corners` of `class_map.upsample`: the decoder was trained with
-        every place where it lies.
+        weights: Tensors by name, without `PREFIX`; float32.
+        grid_hw: Rows and columns of patches.
     """
-    if not second_look or backbone.mask_decoder is None:
-        return scores, backbone.patch_grid_hw, True
-    maps = look_again(backbone, image_tokens, scores, adapters)
-    return maps.flatten(1), (maps.shape[1], maps.shape[2]), False
 
+    def __init__(self, weights: Mapping[str, Tensor], *, grid_hw: tuple[int, int]) -> None:
+        self.weights, self.grid_hw = weights, grid_hw
 
-def look_again(
-    backbone: Backbone,
-    image_tokens: Float[Tensor, "image_token width"],
-    scores: Float[Tensor, "class patch"],
-    adapters: Sequence[Mapping[str, Tensor] | None],
-) -> Float[Tensor, "class y x"]:
-    """Class probabilities on a finer grid, by a backbone's own mask decoder.
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(tensor.nbytes for tensor in self.weights.values())
 
-    Args:
-        adapters: Per class the tensors of its adapter; what its examples look like may be among them.
+    def decode_masks(
+        self,
+        scores: Float[Tensor, "class patch"],
+        patch_features: Float[Tensor, "patch feature"],
+        image: EncodedImage,
+        memories: Sequence[ExampleMemory | None],
+    ) -> ScoreMap:
+        """See `app.method.backbone.MaskDecoder`.
 
-    Raises:
-        ValueError: If the backbone has none.
-    """
-    if backbone.mask_decoder is None:
-        raise ValueError(f"expected a backbone with a mask decoder, got {backbone.name}")
-    taught, memories = memories_of(adapters)
-    return decode(
-        backbone.mask_decoder,
-        scores,
-        backbone.patch_features(image_tokens),
-        backbone.edge_features(image_tokens),
-        grid_hw=backbone.patch_grid_hw,
-        taught=taught,
-        memories=memories,
-    )
+        Raises:
+            ValueError: If the image was encoded without fine features.
+        """
+        if image.fine_features is None:
+            raise ValueError("expected an image encoded with fine features")
+        taught = [row for row, memory in enumerate(memories) if memory]
+        stacked = ExampleMemory.stack([memory for memory in memories if memory]) if taught else None
+        maps = decode(
+            self.weights,
+            scores,
+            patch_features,
+            image.fine_features,
+            grid_hw=self.grid_hw,
+            taught=taught,
+            memories=stacked,
+        )
+        # The decoder was trained with every place in the middle of its cell.
+        return ScoreMap(maps.flatten(1), (maps.shape[1], maps.shape[2]), align_corners=False)
+
+    def remember(
+        self,
+        features: Sequence[Float[Tensor, "patch feature"]],
+        inside: Sequence[Float[Tensor, "patch"]],
+        outside: Sequence[Float[Tensor, "patch"]],
+        log_odds: Sequence[Float[Tensor, "patch"]],
+    ) -> ExampleMemory:
+        """See `app.method.backbone.MaskDecoder`."""
+        return remember(self.weights, features, inside, outside, log_odds)
+
+    def empty_memory(self) -> ExampleMemory:
+        """See `app.method.backbone.MaskDecoder`."""
+        return empty_memory(self.weights)
 
 
 def decode(
@@ -92,25 +103,25 @@ def decode(
     *,
     grid_hw: tuple[int, int],
     taught: Sequence[int] = (),
-    memories: Mapping[str, Tensor] | None = None,
+    memories: ExampleMemory | None = None,
 ) -> Float[Tensor, "class y x"]:
-    """Class probabilities on the edges' grid; sum 1 over classes.
+    """Class probabilities on the grid of the fine features; sum 1 over classes.
 
-    A class that neither words nor examples put first in more than a handful of patches is absent: in training whatever
-    is asked for is there or has something true beside it, so that something would be made of every name. Of many names
-    some lose all they had to others; then the rest is decoded as if nobody had asked for them.
+    A class that neither words nor examples put first in more than a handful of patches counts as absent and is not
+    decoded: in training most classes asked for were present, so the network would make something of every name. A
+    class that loses all its places to others is removed too, and the rest is decoded again without it.
 
     Args:
         weights: Of the network (see `logits` and `training.mask_decoder`).
-        scores: Of the words, the background first.
-        features: Of the patches, as `Backbone.patch_features` gives them.
-        edges: As `Backbone.edge_features` gives them.
+        scores: By the words, the background first.
+        features: By `Backbone.patch_features`.
+        edges: The encoded image's fine features.
         grid_hw: Rows and columns of patches.
         taught: Rows of `scores` that have examples.
-        memories: What `example_memory.remember` kept of them, stacked.
+        memories: Their memories, stacked; None without any.
     """
     image = image_features(weights, features, edges, grid_hw=grid_hw)
-    return _decoded(weights, scores, features, image, grid_hw=grid_hw, taught=taught, memories=memories or {})
+    return _decoded(weights, scores, features, image, grid_hw=grid_hw, taught=taught, memories=memories)
 
 
 def _decoded(
@@ -121,9 +132,9 @@ def _decoded(
     *,
     grid_hw: tuple[int, int],
     taught: Sequence[int],
-    memories: Mapping[str, Tensor],
+    memories: ExampleMemory | None,
 ) -> Float[Tensor, "class y x"]:
-    found, seen = by_looks(weights, scores, features, taught=taught, memories=memories)
+    found, seen = fuse_appearance(weights, scores, features, taught=taught, memories=memories)
     there = _first_somewhere(scores)
     there[list(taught)] |= _first_somewhere(found)[list(taught)]
     there[0] = True
@@ -145,33 +156,33 @@ def _decoded(
         image,
         grid_hw=grid_hw,
         taught=[place_of[taught[number]] for number in kept],
-        memories={name: tensor[kept] for name, tensor in memories.items()},
+        memories=memories.map(lambda tensor: tensor[kept]) if memories and kept else None,
     )
     return maps
 
 
-def by_looks(
+def fuse_appearance(
     weights: Mapping[str, Tensor],
     scores: Float[Tensor, "class patch"],
     features: Float[Tensor, "patch feature"],
     *,
     taught: Sequence[int] = (),
-    memories: Mapping[str, Tensor] | None = None,
+    memories: ExampleMemory | None = None,
 ) -> tuple[Float[Tensor, "class patch"], Float[Tensor, "class 3 patch"]]:
-    """Logits on the patch grid by words, looks and examples; and what the examples say of each patch, 0 without one."""
+    """Logits on the patch grid by words, self-support and examples; and the examples' own evidence, 0 without one."""
     found = self_support.logits(weights, scores, features)
     seen = found.new_zeros(len(scores), 3, scores.shape[1])
-    if not taught or not memories:
+    if memories is None:
         return found, seen
     rows = torch.tensor(taught, device=found.device)
     like = resemblance(weights, features, memories)
-    p = normalise(scores)[rows].clamp(1e-9, 1 - _LEAST_SCORE)
+    p = normalise(scores)[rows].clamp(1e-9, 1 - _MIN_SCORE)
     best = like[:, 1].topk(min(_BEST_PATCHES, like.shape[2]), dim=1).values.mean(dim=1)
-    whole = torch.cat([torch.stack([best, like[:, 1].mean(dim=1)], dim=1), memories[FACTS].to(like)], dim=1)
+    whole = torch.cat([torch.stack([best, like[:, 1].mean(dim=1)], dim=1), memories.facts.to(like)], dim=1)
     facts = torch.cat(
         [
-            (p.logit().clamp(*LOG_ODDS) / _SCALE)[:, None],
-            (found.log_softmax(dim=0)[rows].clamp_min(_LEAST_LOG) / _SCALE)[:, None],
+            (p.logit().clamp(*LOG_ODDS_RANGE) / _SCALE)[:, None],
+            (found.log_softmax(dim=0)[rows].clamp_min(_MIN_LOG) / _SCALE)[:, None],
             like,
             whole[:, :, None].expand(-1, -1, like.shape[2]),
         ],
@@ -193,19 +204,20 @@ def logits(
     *,
     grid_hw: tuple[int, int],
 ) -> Float[Tensor, "class y x"]:
-    """Logits on the edges' grid.
+    """Logits on the grid of the fine features.
 
     Args:
         weights: `place`, the space in which places are compared; `class`, `layers.0`, … (convolutions, each of twice
             the dilation of the one before) and `mask`.
-        scores: Of the words.
-        found: Logits by looks.
-        seen: What examples say.
-        image: As `image_features` makes it.
+        scores: By the words.
+        found: Logits by `fuse_appearance`.
+        seen: Evidence of the examples, by `fuse_appearance`.
+        image: By `image_features`.
+        grid_hw: Rows and columns of patches.
     """
     # 1. All that is known on the patch grid, at twice the resolution.
     coarse = torch.stack(
-        [found.log_softmax(dim=0).clamp_min(_LEAST_LOG), normalise(scores).clamp_min(_LEAST_SCORE).log()], dim=1
+        [found.log_softmax(dim=0).clamp_min(_MIN_LOG), normalise(scores).clamp_min(_MIN_SCORE).log()], dim=1
     )
     known = _finer(torch.cat([coarse, seen], dim=1), grid_hw, image[0])
     log_p, words, examples = known[:, 0], known[:, 1], known[:, 2:]
@@ -235,7 +247,7 @@ def image_features(
     *,
     grid_hw: tuple[int, int],
 ) -> Float[Tensor, "1 width y x"]:
-    """The photo's own features on the edges' grid, the same for every class; by `tokens`, `edges` and `image`."""
+    """The photo's features on the grid of the fine features, the same for every class."""
     tokens = _finer(_linear(weights, "tokens", features.float()).T[None], grid_hw, edges)
     standardised = (edges.float()[None] - weights["edges.mean"]) / weights["edges.deviation"]
     joined = F.gelu(tokens + _convolve(weights, "edges", standardised))
@@ -243,7 +255,7 @@ def image_features(
 
 
 def _first_somewhere(scores: Float[Tensor, "class place"]) -> Bool[Tensor, "class"]:
-    return torch.bincount(scores.argmax(dim=0), minlength=len(scores)) >= _LEAST_AREA * scores.shape[1]
+    return torch.bincount(scores.argmax(dim=0), minlength=len(scores)) >= _MIN_AREA * scores.shape[1]
 
 
 def _finer(

@@ -1,4 +1,4 @@
-"""What a category keeps of its examples for the mask decoder: how its patches look, and how far the words are off.
+"""Memory of a category's examples for the mask decoder: appearance of their patches, and error of the words.
 
 Patches are compared in a space that was trained for it. Examples are kept as a few directions in that space, inside
 their masks and outside, with the share of the patches that each stands for: eight kilobytes, however many examples.
@@ -11,28 +11,22 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from .adapter import MEMORY_PREFIX
+from app.method.parameters import ExampleMemory
 
-# Names of an adapter's tensors.
-INSIDE, INSIDE_SHARE = MEMORY_PREFIX + "inside", MEMORY_PREFIX + "inside_share"
-OUTSIDE, OUTSIDE_SHARE = MEMORY_PREFIX + "outside", MEMORY_PREFIX + "outside_share"
-FACTS = MEMORY_PREFIX + "facts"
-MEMORY = (INSIDE, INSIDE_SHARE, OUTSIDE, OUTSIDE_SHARE, FACTS)
-
-_DIRECTIONS = 32
-_ROUNDS = 6
+# Directions kept per side, and k-means iterations that find them.
+_DIRECTIONS, _ITERATIONS = 32, 6
 # Patches of less than this share of the weightiest one are left out.
-_LEAST_SHARE = 1e-4
-# Log-odds beyond these say no more.
-LOG_ODDS = (-10.0, 8.0)
-# Facts and likeness are divided by these to be near one.
+_MIN_SHARE = 1e-4
+# Log-odds are clamped to this range, in which the network was trained.
+LOG_ODDS_RANGE = (-10.0, 8.0)
+# Facts and likeness are divided by these, so that inputs of the network are near one.
 _FACT_SCALE, _DENSITY_SCALE = 4.0, 8.0
 # Classes compared at once: bounds [class, direction, patch] to some tens of megabytes.
 _CLASSES_PER_PASS = 128
 
 
 def place(weights: Mapping[str, Tensor], features: Float[Tensor, "patch feature"]) -> Float[Tensor, "patch space"]:
-    """Directions of unit length: patches of like things are near each other."""
+    """Patch features as directions of unit length in the decoder's space, where patches of like things are near."""
     return F.normalize(F.linear(features.float(), weights["example.weight"], weights["example.bias"]), dim=1)
 
 
@@ -42,43 +36,36 @@ def remember(
     inside: Sequence[Float[Tensor, "patch"]],
     outside: Sequence[Float[Tensor, "patch"]],
     log_odds: Sequence[Float[Tensor, "patch"]],
-) -> dict[str, Tensor]:
-    """What is kept of a category's examples, one entry of each list per example.
+) -> ExampleMemory:
+    """Memory of a category's examples, one entry of each list per example.
 
     Args:
         weights: Of the mask decoder.
         features: Of the photos' patches.
         inside: Share of each patch that the category covers.
-        outside: Share of each patch that it doesn't.
-        log_odds: Of the category against everything else, by all that it runs under but its memory.
+        outside: Share of each patch that it does not cover.
+        log_odds: Of the category against everything else, without its memory.
     """
     places = torch.cat([place(weights, photo) for photo in features])
-    kept = {}
-    for side, share, name in ((inside, INSIDE_SHARE, INSIDE), (outside, OUTSIDE_SHARE, OUTSIDE)):
-        even = torch.cat([each / each.sum().clamp_min(1e-6) for each in side]) / len(side)
-        kept[name], kept[share] = directions(places, even, _DIRECTIONS)
+    (inner, inner_share), (outer, outer_share) = (
+        directions(places, torch.cat([each / each.sum().clamp_min(1e-6) for each in side]) / len(side), _DIRECTIONS)
+        for side in (inside, outside)
+    )
     facts = [example_facts(*each) for each in zip(log_odds, inside, outside, strict=True)]
-    return {**kept, FACTS: torch.stack(facts).mean(dim=0)}
+    return ExampleMemory(inner, inner_share, outer, outer_share, torch.stack(facts).mean(dim=0))
 
 
-def blank(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A memory of nothing, which has the form of every other."""
+def empty_memory(weights: Mapping[str, Tensor]) -> ExampleMemory:
+    """Memory of no example; every other has its shapes."""
     kept, share = torch.zeros(_DIRECTIONS, len(weights["example.bias"])), torch.zeros(_DIRECTIONS)
-    return {INSIDE: kept, INSIDE_SHARE: share, OUTSIDE: kept, OUTSIDE_SHARE: share, FACTS: torch.zeros(3)}
-
-
-def memories_of(adapters: Sequence[Mapping[str, Tensor] | None]) -> tuple[list[int], dict[str, Tensor]]:
-    """Which of these adapters' tensors hold a memory, and all of them, stacked."""
-    rows = [row for row, tensors in enumerate(adapters) if tensors and FACTS in tensors]
-    kept = [tensors for tensors in adapters if tensors and FACTS in tensors]
-    return rows, {name: torch.stack([tensors[name] for tensors in kept]) for name in MEMORY} if rows else {}
+    return ExampleMemory(kept, share, kept, share, torch.zeros(3))
 
 
 def example_facts(
     log_odds: Float[Tensor, "patch"], inside: Float[Tensor, "patch"], outside: Float[Tensor, "patch"]
 ) -> Float[Tensor, "3"]:
     """Mean log-odds inside and outside the mask, and the logarithm of its area."""
-    z = log_odds.clamp(*LOG_ODDS)
+    z = log_odds.clamp(*LOG_ODDS_RANGE)
     means = [(side * z).sum() / side.sum().clamp_min(1e-6) for side in (inside, outside)]
     return torch.stack([*means, (inside.mean() + 1e-4).log()]) / _FACT_SCALE
 
@@ -86,8 +73,8 @@ def example_facts(
 def directions(
     places: Float[Tensor, "patch space"], share: Float[Tensor, "patch"], count: int
 ) -> tuple[Float[Tensor, "direction space"], Float[Tensor, "direction"]]:
-    """A few directions that stand for many, and what share each has: k-means on the sphere, the same every time."""
-    some = (share > _LEAST_SHARE * share.max()).nonzero().flatten()
+    """A few directions that stand for many, and the share of each: k-means on the sphere, without randomness."""
+    some = (share > _MIN_SHARE * share.max()).nonzero().flatten()
     places, share = places[some], share[some]
     total = share.sum().clamp_min(1e-6)
     if len(places) <= count:
@@ -96,7 +83,7 @@ def directions(
     # Starts spread from the most to the least typical patch.
     order = (places @ (share @ places)).argsort()
     found = places[order[torch.linspace(0, len(places) - 1, count).round().long().to(order.device)]]
-    for _ in range(_ROUNDS):
+    for _ in range(_ITERATIONS):
         nearest = (places @ found.T).argmax(dim=1)
         weight = torch.zeros_like(found[:, 0]).index_add(0, nearest, share)
         moved = F.normalize(torch.zeros_like(found).index_add(0, nearest, share[:, None] * places), dim=1)
@@ -107,14 +94,14 @@ def directions(
 def resemblance(
     weights: Mapping[str, Tensor],
     features: Float[Tensor, "patch feature"],
-    memories: Mapping[str, Tensor],
+    memories: ExampleMemory,
 ) -> Float[Tensor, "category 2 patch"]:
-    """How much more each patch is like a category's examples inside their masks than outside.
+    """Likeness of each patch to a category's examples inside their masks, less the likeness to those outside.
 
     Args:
         weights: Of the mask decoder.
         features: Of the photo's patches.
-        memories: What `remember` kept, stacked over categories.
+        memories: Stacked over categories.
 
     Returns:
         Difference of the cosines with the mean directions, and logarithm of the ratio of the two densities.
@@ -122,14 +109,16 @@ def resemblance(
     places = place(weights, features)
     sharpness = weights["example.sharpness"].exp()
     parts = []
-    for start in range(0, len(memories[FACTS]), _CLASSES_PER_PASS):
-        some = {name: tensor[start : start + _CLASSES_PER_PASS].to(places) for name, tensor in memories.items()}
-        (mean_in, density_in), (mean_out, density_out) = (
-            _likeness(places, some[name], some[share], sharpness)
-            for name, share in ((INSIDE, INSIDE_SHARE), (OUTSIDE, OUTSIDE_SHARE))
-        )
+    for start in range(0, len(memories.facts), _CLASSES_PER_PASS):
+        some = _part(memories, slice(start, start + _CLASSES_PER_PASS), places)
+        mean_in, density_in = _likeness(places, some.inside, some.inside_share, sharpness)
+        mean_out, density_out = _likeness(places, some.outside, some.outside_share, sharpness)
         parts.append(torch.stack([mean_in - mean_out, (density_in - density_out) / _DENSITY_SCALE], dim=1))
     return torch.cat(parts)
+
+
+def _part(memories: ExampleMemory, categories: slice, like: Tensor) -> ExampleMemory:
+    return memories.map(lambda tensor: tensor[categories].to(like))
 
 
 def _likeness(
