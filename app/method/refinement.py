@@ -5,7 +5,7 @@ with the photo, since both have the input's size. To add one, add it to `REFINEM
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +14,7 @@ from .crf import THREE_ROUNDS, CrfParameters, conv_crf
 from .frame import imagenet_normalise
 
 
+@runtime_checkable  # the tests check annotations
 class Refinement(Protocol):
     """A refinement of one photo's class probabilities."""
 

@@ -6,9 +6,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from app.backbones.blip_text import (
     adapted_cross_attention,
     cross_attention,
@@ -16,6 +13,9 @@ from app.backbones.blip_text import (
     replace_rows,
     revision_of,
 )
+from torch import Tensor
+from torch.nn import functional as F
+
 from app.method.low_rank import LEFT, RIGHT
 
 

@@ -11,6 +11,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from app.method.segment import segment
 from torch import Tensor
 
 from app.backbones import about, families, load
@@ -19,7 +20,6 @@ from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
 from app.method.backbone import Backbone, ImageTextScore, TextToImage
 from app.method.evidence import Query, stack
 from app.method.low_rank import unchanged
-from app.method.segment import segment
 from app.method.tuning import CategoryTuning, Recipe, shot
 from app.method.visual_prompt import BIAS, DIRECTION
 from tests.backbones.families import FAMILIES

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from app.backbones.decoder import Decoder
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -24,7 +25,6 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from app.backbones import load
-from app.backbones.decoder import Decoder
 from app.errors import InvalidInputError
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
 from app.method.backbone import Backbone

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from app.backbones.efficientnet import Conv
+from app.method.segment import class_map, encode, segment
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.backbones.efficientnet import Conv
 from app.backbones.embedded import WEIGHTS, Embedded, dequantised, image_tokens, load
 from app.errors import InvalidInputError
 from app.method.evidence import Query
-from app.method.segment import class_map, encode, segment
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

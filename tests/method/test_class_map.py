@@ -6,9 +6,8 @@ import math
 
 import pytest
 import torch
-from jaxtyping import TypeCheckError
-
 from app.method.class_map import class_scores, head_max, normalise, prompt_scores, token_sum, upsample
+from jaxtyping import TypeCheckError
 
 
 def test_the_strongest_head_wins() -> None:

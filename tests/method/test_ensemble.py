@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-
-from app.backbones.blip import Blip
 from app.method.class_map import upsample
 from app.method.ensemble import LayerWeights, layer_weights, weighted_scores
+
+from app.backbones.blip import Blip
 from app.method.evidence import Evidence
 from tests.models import random_adapter
 

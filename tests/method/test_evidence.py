@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from app.method.example_memory import FACTS
 from torch import Tensor
 
 from app.backbones.blip import Blip
@@ -14,7 +15,6 @@ from app.method import evidence
 from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
 from app.method.backbone import TextToImage, TextTokens
 from app.method.evidence import Query, batches, prompt_evidence, stack
-from app.method.example_memory import FACTS
 from tests.models import random_adapter
 
 LAYERS = (0, 3)

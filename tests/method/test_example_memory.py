@@ -6,9 +6,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from app.method.example_memory import (
     FACTS,
     INSIDE,
@@ -22,6 +19,8 @@ from app.method.example_memory import (
     remember,
     resemblance,
 )
+from torch import Tensor
+from torch.nn import functional as F
 
 
 def weights(features: int = 2, *, sharpness: float = 0.0) -> dict[str, Tensor]:

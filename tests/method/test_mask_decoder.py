@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from app.method.example_memory import FACTS, MEMORY, blank
+from app.method.mask_decoder import by_looks, decode, finest_scores, image_features, logits, look_again
+from app.method.segment import class_map, encode
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from app.method.evidence import Query
-from app.method.example_memory import FACTS, MEMORY, blank
 from app.method.frame import labels_to_input
-from app.method.mask_decoder import by_looks, decode, finest_scores, image_features, logits, look_again
-from app.method.segment import class_map, encode
 from app.method.tuning import CategoryTuning, Recipe, shot
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -6,9 +6,8 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
-
 from app.method.self_support import logits
+from torch import Tensor
 
 
 def weights(

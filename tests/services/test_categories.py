@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from app.method.example_memory import FACTS, INSIDE, blank
 
 from app.errors import ConflictError, InvalidInputError
 from app.method.adapter import TOKEN_IDS, Adapter, adapter_from_bytes, adapter_to_bytes
-from app.method.example_memory import FACTS, INSIDE, blank
 from app.method.low_rank import unchanged
 from app.services.categories import check_adapter, clean_name, clean_names, teaching_words
 from tests.models import random_adapter
