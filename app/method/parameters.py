@@ -41,10 +41,6 @@ class TokenRows:
     ids: Int[Tensor, "*adapter row"]
     rows: Float[Tensor, "*adapter row width"]
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> "TokenRows":
-        """The same rows with a function applied to their embeddings."""
-        return TokenRows(self.ids, function(self.rows))
-
     def padded(self, count: int) -> "TokenRows":
         """As many rows as asked for; the added ones match no token."""
         missing = count - len(self.ids)
@@ -66,24 +62,20 @@ class Parameters:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Parameters":
         """The same parameters with a function applied to every floating-point tensor."""
-        delta = {name: _mapped(change, function) for name, change in self.delta.items()}
-        return Parameters(delta, self.tokens.map(function))
+        return Parameters(_mapped(self.delta, function), TokenRows(self.tokens.ids, function(self.tokens.rows)))
 
     def to(self, device: torch.device) -> "Parameters":
         """The same parameters on a device."""
-        moved = self.map(lambda tensor: tensor.to(device))
-        return Parameters(moved.delta, TokenRows(moved.tokens.ids.to(device), moved.tokens.rows))
+        return self._each(lambda tensor: tensor.to(device))
 
     def __getitem__(self, adapters: slice) -> "Parameters":
         """Some adapters of a stack."""
-        part = self.map(lambda tensor: tensor[adapters])
-        return Parameters(part.delta, TokenRows(part.tokens.ids[adapters], part.tokens.rows))
+        return self._each(lambda tensor: tensor[adapters])
 
     @property
     def stacked(self) -> "Parameters":
         """A stack of this one alone: every tensor with a leading adapter axis of 1."""
-        one = self.map(lambda tensor: tensor[None])
-        return Parameters(one.delta, TokenRows(one.tokens.ids[None], one.tokens.rows))
+        return self._each(lambda tensor: tensor[None])
 
     @property
     def count(self) -> int:
@@ -105,6 +97,11 @@ class Parameters:
             for number, tensor in enumerate(_tensors(change))
         }
         return frozenset(shapes)
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> "Parameters":
+        """The same parameters with a function applied to every tensor, token numbers too."""
+        tokens = TokenRows(function(self.tokens.ids), function(self.tokens.rows))
+        return Parameters(_mapped(self.delta, function), tokens)
 
     @staticmethod
     def stack(parts: Sequence["Parameters"]) -> "Parameters":
@@ -178,5 +175,8 @@ def _tensors(change: Change) -> tuple[Tensor, ...]:
     return tuple(change) if isinstance(change, LowRank) else (change,)
 
 
-def _mapped(change: Change, function: Callable[[Tensor], Tensor]) -> Change:
-    return LowRank(*map(function, change)) if isinstance(change, LowRank) else function(change)
+def _mapped(delta: Mapping[str, Change], function: Callable[[Tensor], Tensor]) -> dict[str, Change]:
+    return {
+        name: LowRank(*map(function, change)) if isinstance(change, LowRank) else function(change)
+        for name, change in delta.items()
+    }
