@@ -36,7 +36,7 @@ class JobOut(BaseModel):
 
 
 class AdapterOut(BaseModel):
-    """An adapter in use. `kept` is "words" where the words alone marked the examples better: nothing tuned is used."""
+    """An adapter in use. Where `example_iou` is below `zero_shot_example_iou` the category kept the words alone."""
 
     version: int
     backbone: str
@@ -46,7 +46,6 @@ class AdapterOut(BaseModel):
     zero_shot_example_iou: float
     bytes: int
     created_at: str
-    kept: Literal["adapter", "words"]
 
     @classmethod
     def of(cls, info: AdapterInfo) -> AdapterOut:

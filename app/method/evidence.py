@@ -47,7 +47,8 @@ class Evidence:
 
     def best_match(self) -> Float[Tensor, "category"]:
         """Per category, the background aside, the best image-text score of its prompts."""
-        return torch.stack([self.match_score[start:stop].amax() for start, stop in self.spans[1:]])
+        # The background has no score of its own; it is dropped last, since a request may have no other class.
+        return torch.stack([self.match_score[start:stop].amax() for start, stop in self.spans])[1:]
 
 
 def layer_weights(queries: Sequence[Query], chosen: Sequence[int]) -> LayerWeights:

@@ -46,6 +46,10 @@ class Outcome:
     def adapter(self, tuning: CategoryTuning, category: str, *, version: int, created_at: str) -> Adapter:
         """The adapter, without any tensor where the words alone mark the examples better."""
         keep = helps(self.example_iou, self.zero_shot_example_iou)
+        example_iou, words_iou = round(self.example_iou, 4), round(self.zero_shot_example_iou, 4)
+        if not keep:
+            # The two scores tell which was kept, so rounding must not make them equal.
+            example_iou = min(example_iou, round(words_iou - 1e-4, 4))
         return Adapter(
             backbone=tuning.backbone.name,
             revision=tuning.backbone.revision,
@@ -54,8 +58,8 @@ class Outcome:
             prompts=tuning.words,
             layers=tuning.layers,
             ensemble=(1 / len(tuning.layers),) * len(tuning.layers),
-            example_iou=round(self.example_iou, 4),
-            zero_shot_example_iou=round(self.zero_shot_example_iou, 4),
+            example_iou=example_iou,
+            zero_shot_example_iou=words_iou,
             created_at=created_at,
             parameters=self.parameters.map(_kept) if keep and self.parameters else None,
             visual_prompt=self.visual_prompt.map(_kept) if keep and self.visual_prompt else None,

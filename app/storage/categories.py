@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from redis.asyncio import Redis
 
-from app.method.adapter import Adapter, Kept
+from app.method.adapter import Adapter
 
 from . import keys
 from .adapter_file import adapter_from_bytes, adapter_to_bytes
@@ -151,7 +151,6 @@ class AdapterInfo:
     zero_shot_example_iou: float
     bytes: int
     created_at: str
-    kept: Kept
 
 
 @dataclass(frozen=True)
@@ -444,13 +443,9 @@ def _info(adapter: Adapter, size: int) -> AdapterInfo:
         zero_shot_example_iou=adapter.zero_shot_example_iou,
         bytes=size,
         created_at=adapter.created_at,
-        kept=adapter.kept,
     )
 
 
 def _read_info(raw: bytes) -> AdapterInfo:
     fields = json.loads(raw)
-    # Records of before have no `kept`: then the two scores, though rounded, tell it.
-    worse = fields["example_iou"] < fields["zero_shot_example_iou"]
-    fields = {"kept": "words" if worse else "adapter", **fields}
     return AdapterInfo(**{**fields, "layers": tuple(fields["layers"]), "ensemble": tuple(fields["ensemble"])})

@@ -30,7 +30,7 @@ function row({ name, examples, adapter }) {
 
 function state(adapter) {
   if (!adapter) return "not tuned yet";
-  const wordsKept = adapter.kept === "words";
+  const wordsKept = adapter.example_iou < adapter.zero_shot_example_iou;
   return `version ${adapter.version}${wordsKept ? " (words alone)" : ""}`;
 }
 

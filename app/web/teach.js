@@ -91,7 +91,7 @@ async function outcome(name, path, job) {
   const { adapter } = await json(path);
   if (!adapter) return `“${name}” was changed again meanwhile.`;
   const [own, zeroShot] = [adapter.example_iou, adapter.zero_shot_example_iou].map((iou) => iou.toFixed(2));
-  return adapter.kept === "words"
+  return adapter.example_iou < adapter.zero_shot_example_iou
     ? `“${name}”: the words alone were kept. They mark the examples with an IoU of ${zeroShot}, tuned it was ${own}.`
     : `“${name}” is taught: it marks its examples with an IoU of ${own}; by words alone it was ${zeroShot}.`;
 }

@@ -211,7 +211,6 @@ class TestOutcome:
             assert (await ended(live, job)).example_iou == 0.25
             record = await live.categories.get("cat")
             assert (record.adapter.example_iou, record.adapter.zero_shot_example_iou) == (0.25, 0.5)
-            assert record.adapter.kept == "words"
 
     async def test_jobs_of_several_categories_all_end(self, wire) -> None:
         async with wire(job_concurrency=2) as live:
