@@ -84,9 +84,7 @@ def test_a_visual_prompt_is_added_to_every_layer_and_synonym_of_its_category(bli
     unit = torch.nn.functional.normalize(blip.patch_features(image), dim=1)
     added = unit @ cat.visual_prompt.direction + cat.visual_prompt.bias
     torch.testing.assert_close(with_it.patch_logits[:, :1], without.patch_logits[:, :1])
-    torch.testing.assert_close(
-        with_it.patch_logits[:, 1:], without.patch_logits[:, 1:] + added, rtol=1e-5, atol=1e-4
-    )
+    torch.testing.assert_close(with_it.patch_logits[:, 1:], without.patch_logits[:, 1:] + added, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("prompts_per_pass", [1, 2, 3, 5])
@@ -147,9 +145,7 @@ def test_a_thousand_words_for_the_background_go_in_parts(
 class TestLayerWeights:
     """Each class reads its own layers, with the weights of its adapter."""
 
-    def test_a_class_without_adapter_averages_the_chosen_layers_and_an_adapter_brings_its_own(
-        self, blip: Blip
-    ) -> None:
+    def test_a_class_without_adapter_averages_the_chosen_layers_and_an_adapter_brings_its_own(self, blip: Blip) -> None:
         taught = Query(("dog",), random_adapter(blip, "dog", layers=(1, 3), ensemble=(0.25, 0.75)))
         found = layer_weights([Query(("sky",)), taught, Query(("cat",))], chosen=(0, 3))
         assert found.layers == (0, 1, 3)
