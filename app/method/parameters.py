@@ -71,19 +71,21 @@ class Parameters:
 
     def to(self, device: torch.device) -> "Parameters":
         """The same parameters on a device."""
-        moved = self.map(lambda tensor: tensor.to(device))
-        return Parameters(moved.delta, TokenRows(moved.tokens.ids.to(device), moved.tokens.rows))
+        return self._map_all(lambda tensor: tensor.to(device))
 
     def __getitem__(self, adapters: slice) -> "Parameters":
         """Some adapters of a stack."""
-        part = self.map(lambda tensor: tensor[adapters])
-        return Parameters(part.delta, TokenRows(part.tokens.ids[adapters], part.tokens.rows))
+        return self._map_all(lambda tensor: tensor[adapters])
 
     @property
     def stacked(self) -> "Parameters":
         """A stack of this one alone: every tensor with a leading adapter axis of 1."""
-        one = self.map(lambda tensor: tensor[None])
-        return Parameters(one.delta, TokenRows(one.tokens.ids[None], one.tokens.rows))
+        return self._map_all(lambda tensor: tensor[None])
+
+    def _map_all(self, function: Callable[[Tensor], Tensor]) -> "Parameters":
+        """The same parameters with a function applied to every tensor, token numbers included."""
+        delta = {name: _mapped(change, function) for name, change in self.delta.items()}
+        return Parameters(delta, TokenRows(function(self.tokens.ids), function(self.tokens.rows)))
 
     @property
     def count(self) -> int:

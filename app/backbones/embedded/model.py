@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -53,16 +53,29 @@ def load(source: str, *, device: str, dtype: str) -> "Embedded":
     """Load the weights in this package, or a file of the same form if `source` names one.
 
     Raises:
-        InvalidInputError: If that file is not there or not of that form.
+        InvalidInputError: If that file is missing, unreadable or incomplete.
     """
     weights = Path(source) if source else WEIGHTS
     try:
-        return Embedded(weights, device=device, dtype=getattr(torch, dtype))
-    except (OSError, SafetensorError, KeyError) as error:
+        missing = sorted(_names(WEIGHTS) - _names(weights))
+        if not missing:
+            return Embedded(weights, device=device, dtype=getattr(torch, dtype))
+    except (OSError, SafetensorError) as error:
         raise InvalidInputError(
             f"No embedded model could be read from {str(weights)!r} ({type(error).__name__}: {error}): "
             "set EXEMPLAR_BACKBONE=embedded for the weights that ship with the service."
         ) from error
+    raise InvalidInputError(
+        f"{str(weights)!r} is not a whole embedded model, since {len(missing)} of its weights are missing, such as "
+        f"{missing[0]}: set EXEMPLAR_BACKBONE=embedded for the weights that ship with the service."
+    )
+
+
+def _names(file: Path) -> set[str]:
+    """Names of the weights that a file must have: all but the scales of int8 matrices and the mask decoder."""
+    with safe_open(file, framework="pt") as stored:
+        names: list[str] = stored.keys()
+    return {name for name in names if not name.endswith(_SCALE) and not name.startswith(PREFIX)}
 
 
 class Embedded(TransformersBackbone):
