@@ -1,6 +1,6 @@
-"""One vision-language model family per module; a family is known as soon as its module is here.
+"""Model families, one module each; `families` finds every module in this package.
 
-Each module has `FAMILY` and `load(source, *, device, dtype) -> Backbone`, where `source` is what follows the colon in
+Each module defines `FAMILY` and `load(source, *, device, dtype) -> Backbone`; `source` is the part after the colon of
 `family:source`.
 """
 
@@ -12,17 +12,17 @@ from app.method.backbone import Backbone
 
 from .shared.family import Family
 
-# The package of what several families share.
+# Package of the code that several families share.
 _SHARED = "shared"
 
 
 def families() -> list[str]:
-    """Names of the families that can be loaded."""
+    """Names of all families."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != _SHARED)
 
 
 def about(family: str) -> Family:
-    """Facts of a family that its file states."""
+    """Description of a family, without loading a model."""
     described: Family = importlib.import_module(f"{__name__}.{family}").FAMILY
     return described
 
@@ -36,7 +36,7 @@ def load(spec: str, *, device: str, dtype: str) -> Backbone:
         dtype: `float32` or `bfloat16`.
 
     Raises:
-        InvalidInputError: If the family is unknown, or its weights can't be found or read.
+        InvalidInputError: If the family is unknown, or its weights are missing or unreadable.
     """
     family, _, source = spec.partition(":")
     if family not in families():

@@ -28,7 +28,7 @@ FAMILY = Family(
 
 
 _INPUT_SIZE = 512
-# The paper's choice on BLIP-large, found with InfoScore.
+# The paper's choice for BLIP-large, by InfoScore.
 _DEFAULT_LAYERS = (0, 3)
 
 
@@ -36,7 +36,7 @@ def load(source: str, *, device: str, dtype: str) -> "Blip":
     """Load `source`, a transformers id such as `Salesforce/blip-itm-large-coco` or a local folder.
 
     Raises:
-        InvalidInputError: If it is not there or not such a model.
+        InvalidInputError: If it is missing, unreadable, incomplete, or of another class.
     """
     model, tokenizer, name = whole_model(source, BlipForImageTextRetrieval, FAMILY)
     return Blip(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
@@ -48,10 +48,10 @@ class Blip(TransformersBackbone):
     Args:
         model: Any `BlipForImageTextRetrieval`.
         tokenizer: Its tokenizer, or None if prompts come as tokens.
-        name: What the service calls it.
-        input_size: Side of the square input; position embeddings are interpolated to it.
-        match_on_padding: Let the match head read padding too, as the authors' code does. Golden cases need it; here a
-            prompt's score must not depend on how long its neighbours in the batch are.
+        name: Name of the model in the service.
+        input_size: Side of the square input in pixels; position embeddings are interpolated to it.
+        match_on_padding: True to let the match head read padding, as the authors' code does; golden cases need it. By
+            default a prompt's score does not depend on the length of the other prompts in the batch.
     """
 
     family = "blip"
@@ -88,7 +88,7 @@ class Blip(TransformersBackbone):
 
     @torch.no_grad()
     def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> list[EncodedImage]:
-        """One CLS token and the patch tokens."""
+        """Run the image tower; the tokens are one CLS token and the patches."""
         pixels = imagenet_normalise(rgb).to(self._device, self._dtype)
         tokens: Tensor = self._model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
         expected = 1 + self.patch_grid_hw[0] * self.patch_grid_hw[1]
@@ -97,11 +97,11 @@ class Blip(TransformersBackbone):
         return encoded(tokens)
 
     def patch_features(self, image: EncodedImage) -> Float[Tensor, "patch width"]:
-        """The patch tokens themselves."""
+        """The patch tokens."""
         return image.tokens[1:]
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
-        """Prompts to word pieces of BLIP's vocabulary."""
+        """Tokenise the words' prompts into word pieces of BLIP's vocabulary."""
         if self._tokenizer is None:
             raise ValueError("expected a model with a tokenizer; this one takes tokens only")
         return tokenize(self._tokenizer, words, self._device)
@@ -114,7 +114,7 @@ class Blip(TransformersBackbone):
         layers: Sequence[int],
         adapters: Parameters | None = None,
     ) -> TextToImage:
-        """See `Backbone.attend`. The match head reads every text token and the best one counts."""
+        """See `Backbone.attend`. The match head reads every text token; the highest probability counts."""
         logits, hidden = self._text.attend(image.tokens, text, layers=layers, adapters=adapters)
         head = self._model.itm_head
         match = F.linear(hidden, head.weight, head.bias).float().softmax(dim=-1)[..., 1]

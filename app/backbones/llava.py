@@ -29,7 +29,7 @@ def load(source: str, *, device: str, dtype: str) -> Decoder:
     """Load `source`, a transformers id such as `llava-hf/llava-1.5-7b-hf` or a local folder.
 
     Raises:
-        InvalidInputError: If it is not there or not such a model.
+        InvalidInputError: If it is missing, unreadable, incomplete, or of another class.
     """
     model, tokenizer, name = whole_model(source, LlavaForConditionalGeneration, FAMILY, dtype="auto")
     return Decoder(model, _parts(model, tokenizer), tokenizer, name=name, device=device, dtype=getattr(torch, dtype))

@@ -1,9 +1,8 @@
 """ViLT image-text retrieval models (Kim et al. 2021, https://arxiv.org/abs/2102.03334), from the hub or a folder.
 
-One transformer reads the text tokens and the patches of the image together; there is no image tower. What the text sees
-of the image is the text→patch block of this joint self-attention. Image tokens depend on the prompt from the first
-layer on, so nothing of them can be shared between prompts but their embeddings: of all families this one costs least
-per image and most per prompt.
+One transformer reads text tokens and image patches together; there is no image tower. The method reads the text→patch
+block of this joint self-attention. Image tokens depend on the prompt from the first layer on, so prompts share only
+their embeddings: of all families this one costs least per image and most per prompt.
 """
 
 import math
@@ -37,9 +36,9 @@ FAMILY = Family(
 )
 
 
-# A photo of 4:3 then has the short side of 384 pixels that ViLT was trained with, and no side leaves the range it saw.
+# A 4:3 photo then has the short side of 384 pixels that ViLT was trained with, and a long side within that range.
 _INPUT_SIZE = 512
-# Mean and deviation of ViLT's own processor, of each channel.
+# Mean and deviation of ViLT's processor, for each channel.
 _PIXEL_MEAN, _PIXEL_STD = 0.5, 0.5
 _WORDS = "vilt.embeddings.text_embeddings.word_embeddings.weight"
 _JOINT_ATTENTION = ("attention.attention.query", "attention.attention.key", "attention.attention.value",
@@ -50,7 +49,7 @@ def load(source: str, *, device: str, dtype: str) -> "Vilt":
     """Load `source`, a transformers id such as `dandelin/vilt-b32-finetuned-coco` or a local folder.
 
     Raises:
-        InvalidInputError: If it is not there or not such a model.
+        InvalidInputError: If it is missing, unreadable, incomplete, or of another class.
     """
     model, tokenizer, name = whole_model(source, ViltForImageAndTextRetrieval, FAMILY)
     return Vilt(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
@@ -59,20 +58,20 @@ def load(source: str, *, device: str, dtype: str) -> "Vilt":
 class Vilt(TransformersBackbone):
     """A `Backbone`; see `app.method.backbone`.
 
-    An image token is two vectors side by side: its embedding, which the joint transformer reads together with each
-    prompt, and its feature (`JointTransformer.features`), which says what the patch holds before any prompt is known.
+    An image token concatenates its embedding, which the joint transformer reads together with each prompt, and its
+    feature (`JointTransformer.features`), which does not depend on a prompt.
 
-    The class of transformers shuffles the patches, and drops some where the configuration limits their number; here
-    all of them stay, in the order of the grid.
+    The transformers class shuffles the patches, and drops some where the configuration limits their number. Here all
+    are kept, in the order of the grid.
 
     Args:
         model: Any `ViltForImageAndTextRetrieval`.
         tokenizer: Its tokenizer.
-        name: What the service calls it.
-        input_size: Side of the square input; position embeddings are interpolated to it.
+        name: Name of the model in the service.
+        input_size: Side of the square input in pixels; position embeddings are interpolated to it.
 
     Raises:
-        ValueError: If patches don't fill the input.
+        ValueError: If the input size is not a multiple of the patch size.
     """
 
     family = "vilt"
@@ -97,8 +96,8 @@ class Vilt(TransformersBackbone):
             model.state_dict().items(), "vilt-1", str(input_size), str(config.num_attention_heads)
         )
         self.layer_count: int = config.num_hidden_layers
-        # Not measured on trained weights, a start until InfoScore has ranked the layers: in the middle and above it,
-        # where words and patches have met but patches are still themselves.
+        # Not measured on trained weights; used until InfoScore has ranked the layers. From the middle on, words and
+        # patches have interacted, and patches still represent their own place.
         self.default_layers = tuple(sorted({self.layer_count // 2, 3 * self.layer_count // 4}))
         side = input_size // config.patch_size
         self.patch_grid_hw = (side, side)
@@ -118,7 +117,7 @@ class Vilt(TransformersBackbone):
 
     @torch.no_grad()
     def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> list[EncodedImage]:
-        """One CLS token and the patches: embeddings, with place and modality in them, and features."""
+        """Embed the patches behind one CLS token, with position and modality, and compute their features."""
         pixels = ((rgb - _PIXEL_MEAN) / _PIXEL_STD).to(self._device, self._dtype)
         w, projection = self._transformer.weights, "vilt.embeddings.patch_embeddings.projection."
         patch_size = w[projection + "weight"].shape[2]
@@ -128,15 +127,15 @@ class Vilt(TransformersBackbone):
         return encoded(torch.cat([embedded, self._transformer.features(embedded, self._silence)], dim=2))
 
     def patch_features(self, image: EncodedImage) -> Float[Tensor, "patch feature"]:
-        """What half of the transformer made of each patch, beside an empty sentence; see `JointTransformer.features`.
+        """States of the patches after half of the layers, with an empty sentence; see `JointTransformer.features`.
 
-        The embeddings themselves are linear in the pixels and would say colour and place, hardly more. Half of the
-        layers, for one sentence, cost a hundredth of a request's prompts, and once per image.
+        The embeddings are linear in the pixels and encode little but colour and position. Half of the layers for one
+        sentence cost a hundredth of a request's prompts, once per image.
         """
         return image.tokens[1:, self.feature_width :]
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
-        """Prompts to word pieces of ViLT's vocabulary, cut to the 40 positions that it has."""
+        """Tokenise the words' prompts into word pieces, truncated to ViLT's 40 positions."""
         return self._tokens([phrase(word) for word in words])
 
     def attend(
@@ -149,8 +148,8 @@ class Vilt(TransformersBackbone):
     ) -> TextToImage:
         """See `Backbone.attend`.
 
-        The match head reads the first text token, as it was trained, and gives one logit. Retrieval trains it to rank
-        the right text above fifteen others, so its sigmoid orders prompts but isn't a calibrated probability.
+        The match head reads the first text token, as in training, and gives one logit. Retrieval trains it to rank the
+        right text above fifteen others, so its sigmoid orders prompts but is not a calibrated probability.
         """
         adapters = adapters.to(image.tokens.device) if adapters else None
         embedded = image.tokens[:, : self.feature_width]
@@ -158,7 +157,7 @@ class Vilt(TransformersBackbone):
         return TextToImage(logits, match.float().sigmoid())
 
     def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
-        """See `Backbone.trainable`: the joint attention's four projections; a norm of its own it doesn't have."""
+        """See `Backbone.trainable`: the four projections of the joint attention, which has no layer norm of its own."""
         return self._transformer.trainable(layers, text)
 
     def _tokens(self, sentences: Sequence[str]) -> TextTokens:
@@ -170,13 +169,13 @@ class Vilt(TransformersBackbone):
 
 @dataclass(frozen=True)
 class JointTransformer:
-    """The transformer over text and image, as pure functions of its parameters, so that adapters are arguments.
+    """The transformer over text and image as pure functions of its parameters, so that adapters are arguments.
 
     Attributes:
-        weights: Parameters by name, those of `ViltForImageAndTextRetrieval`; never written.
-        heads: Attention heads of a layer.
+        weights: Parameters by their name in `ViltForImageAndTextRetrieval`; never written.
+        heads: Attention heads per layer.
         layer_count: Number of layers.
-        eps: Of the layer norms.
+        eps: Epsilon of the layer norms.
     """
 
     weights: Mapping[str, Tensor]
@@ -198,7 +197,7 @@ class JointTransformer:
             image_tokens: Embeddings, the CLS token first.
 
         Returns:
-            Text→patch logits of the layers asked for, and the match head's logit.
+            Text→patch logits of the requested layers, and the match head's logit.
         """
         prompts, tokens = text.input_ids.shape
         check_share(adapters, prompts)
@@ -207,7 +206,7 @@ class JointTransformer:
         mask = _readable(text, len(image_tokens))
         logits: dict[int, Tensor] = {}
         for layer in range(self.layer_count):
-            # Nothing reads the image tokens after the last layer.
+            # The image tokens after the last layer are not used.
             asking = x.shape[1] if layer < self.layer_count - 1 else tokens
             x, q, k = self._layer(x, layer, delta, mask=mask, asking=asking)
             if layer in layers:
@@ -219,17 +218,17 @@ class JointTransformer:
     def features(
         self, image_tokens: Float[Tensor, "batch image_token hidden"], silence: TextTokens
     ) -> Float[Tensor, "batch image_token hidden"]:
-        """What the first half of the layers makes of an image, as the next layer reads it.
+        """Image tokens after the first half of the layers, normalised as the next layer reads them.
 
-        The transformer starts from a ViT that learned ImageNet's classes (paper, section 3.1), and what like things
-        have in common shows best halfway: before it are edges and colours, behind it each patch speaks of the whole
-        image (Amir et al. 2021, https://arxiv.org/abs/2112.05814). Layer norm takes out the few channels that are
-        large in every patch.
+        The transformer is initialised from a ViT trained on ImageNet (ViLT paper, section 3.1), in which semantic
+        similarity of patches is clearest halfway: earlier layers encode edges and colours, later ones the whole image
+        (Amir et al. 2021, https://arxiv.org/abs/2112.05814). Layer norm removes the few channels that are large in
+        every patch.
 
         Args:
             image_tokens: Embeddings.
-            silence: The sentence without words, `[CLS] [SEP]`: the transformer never saw an image without a text, and
-                heads that find nothing to read rest on such tokens.
+            silence: The sentence without words, `[CLS] [SEP]`. The transformer was never trained without a text, and
+                heads without a target attend to such tokens.
         """
         half = self.layer_count // 2
         words = self._embed(silence, None).expand(len(image_tokens), -1, -1)
@@ -241,7 +240,7 @@ class JointTransformer:
         return layer_norm(x[:, words.shape[1] :], self.weights, name, {}, eps=self.eps)
 
     def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
-        """The parameters one example may change: joint attention of the layers, and rows of the tokens used."""
+        """Joint attention of the layers, and the embedding rows of the tokens used."""
         names = [
             f"vilt.encoder.layer.{layer}.{part}.{kind}"
             for layer in layers
@@ -274,13 +273,13 @@ class JointTransformer:
         Float[Tensor, "prompt head asking size"],
         Float[Tensor, "prompt head token size"],
     ]:
-        """One layer, its norms before each part.
+        """One pre-norm layer.
 
         Args:
-            asking: So many of the first tokens are wanted of it; they read all tokens.
+            asking: Number of leading tokens to compute; they attend to all tokens.
 
         Returns:
-            Their new states, their queries, and the keys of all tokens.
+            The new states and the queries of those tokens, and the keys of all tokens.
         """
         w, prefix = self.weights, f"vilt.encoder.layer.{layer}."
         normed = layer_norm(x, w, prefix + "layernorm_before", delta, eps=self.eps)
@@ -299,14 +298,14 @@ class JointTransformer:
 
 
 def _readable(text: TextTokens, image_tokens: int) -> Bool[Tensor, "prompt 1 1 token"]:
-    """Which tokens are read: all but the text's padding."""
+    """Attention mask: True on all tokens but the text's padding."""
     return F.pad(text.attention_mask.bool(), (0, image_tokens), value=True)[:, None, None]
 
 
 def _place(weights: Mapping[str, Tensor], side: int) -> Float[Tensor, "1 image_token hidden"]:
-    """What an image token's embedding has by its place and by being of an image: positions brought to this grid."""
+    """Position embeddings interpolated to this grid, plus the embedding of the image modality."""
     position = weights["vilt.embeddings.position_embeddings"]
     trained = math.isqrt(position.shape[1] - 1)
-    grid = position[:, 1:].mT.reshape(1, -1, trained, trained)
+    grid = position[:, 1:].mT.reshape(1, -1, trained, trained)  # [1, hidden, y, x]
     grid = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=True).flatten(2).mT
     return torch.cat([position[:, :1], grid], dim=1) + weights["vilt.embeddings.token_type_embeddings.weight"][1]

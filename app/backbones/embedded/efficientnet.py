@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-# Per stage: blocks, stride, expansion. Stage 6 runs at stride 1, and all after its first block with dilation 2,
-# so that every map from stage 5 on is 1/16 of the input.
+# Per stage: blocks, stride, expansion. Stage 6 has stride 1, and every block after its first has dilation 2, so that
+# every map from stage 5 on is 1/16 of the input.
 _STAGES = ((1, 1, 1), (3, 2, 6), (3, 2, 6), (4, 2, 6), (4, 1, 6), (5, 1, 6), (1, 1, 6))
 _DILATED_STAGE = 5
 # Blocks of stages 1 to 3, after which a map is 1/8 of the input.
@@ -23,6 +23,8 @@ EDGE_BLOCKS = 7
 
 @dataclass(frozen=True)
 class Conv:
+    """Convolution with TensorFlow's "same" padding; depthwise if the kernel has one input channel."""
+
     weight: Tensor
     bias: Tensor
     stride: int = 1
@@ -31,14 +33,14 @@ class Conv:
     def __call__(self, x: Tensor) -> Tensor:
         groups = x.shape[1] // self.weight.shape[1]
         (top, bottom), (left, right) = (self._padding(side) for side in x.shape[2:])
-        # What both sides have in common the convolution pads itself, without a copy.
+        # The convolution applies the padding common to both sides without a copy.
         both = (min(top, bottom), min(left, right))
         if (top, left) != (bottom, right):
             x = F.pad(x, (left - both[1], right - both[1], top - both[0], bottom - both[0]))
         return F.conv2d(x, self.weight, self.bias, self.stride, both, self.dilation, groups)
 
     def _padding(self, side: int) -> tuple[int, int]:
-        """Pixels before and after, TensorFlow's "same": the odd one goes after."""
+        """Pixels before and after, as in TensorFlow's "same": an odd pixel goes after."""
         extent = (self.weight.shape[-1] - 1) * self.dilation + 1
         total = max((math.ceil(side / self.stride) - 1) * self.stride + extent - side, 0)
         return total // 2, total - total // 2
@@ -46,7 +48,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class Block:
-    """Inverted residual: expand, depthwise, project."""
+    """Inverted residual block: expand, depthwise, project."""
 
     expand: Conv | None
     depthwise: Conv
@@ -61,8 +63,10 @@ class Block:
 
 @dataclass(frozen=True)
 class EfficientNetLite2:
-    """The tower: gives a map of edges (the input of stage 4, 48 channels, at 1/8), the input of stage 6 ("fine", 120
-    channels) and the last map ("deep", 352 channels), both at 1/16.
+    """The image tower, with three output maps.
+
+    They are `edges` (the input of stage 4: 48 channels, 1/8 of the input), `fine` (the input of stage 6: 120 channels,
+    1/16) and `deep` (the last map: 352 channels, 1/16).
     """
 
     stem: Conv
@@ -70,7 +74,7 @@ class EfficientNetLite2:
     after: tuple[Block, ...]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Weights and biases by the names that `build` knows them by."""
+        """Weights and biases, named as for `build`."""
         yield from _tensors("stem", self.stem)
         for number, block in enumerate((*self.before, *self.after)):
             for part in ("expand", "depthwise", "project"):
@@ -80,7 +84,7 @@ class EfficientNetLite2:
     def __call__(
         self, rgb: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch 48 yy xx"], Float[Tensor, "batch 120 y x"], Float[Tensor, "batch 352 y x"]]:
-        """Feature maps of an image with values in [0, 1]: edges, fine, deep."""
+        """Compute the maps `edges`, `fine` and `deep` of images with values in [0, 1]."""
         edges, fine = self.early(rgb)
         x = fine
         for block in self.after:
@@ -90,14 +94,14 @@ class EfficientNetLite2:
     def early(
         self, rgb: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch 48 yy xx"], Float[Tensor, "batch 120 y x"]]:
-        """The first two of the maps."""
+        """Compute `edges` and `fine` only."""
         edges = x = self.edges(rgb)
         for block in self.before[EDGE_BLOCKS:]:
             x = block(x)
         return edges, x
 
     def edges(self, rgb: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 48 yy xx"]:
-        """The first of the maps."""
+        """Compute `edges` only."""
         x = ((rgb * 255 - 127) / 128).to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
         x = F.relu6(self.stem(x), inplace=True)
         for block in self.before[:EDGE_BLOCKS]:
@@ -106,10 +110,11 @@ class EfficientNetLite2:
 
 
 def build(weights: Mapping[str, Tensor], dtype: torch.dtype) -> EfficientNetLite2:
-    """Lay out the blocks.
+    """Build the tower.
 
     Args:
-        weights: Of the convolutions, batch norms folded in: `stem.weight`, `blocks.0.depthwise.bias`, …
+        weights: Weights of the convolutions with batch norms folded in: `stem.weight`, `blocks.0.depthwise.bias`, …
+        dtype: Number format.
     """
 
     def conv(name: str, *, stride: int = 1, dilation: int = 1) -> Conv:

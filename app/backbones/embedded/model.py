@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,11 +41,11 @@ _INPUT_SIZE = 384
 _GRID = 24
 HEADS = 12
 TEXT_EPS = 1e-12
-# Length of the semantic part relative to a unit sentence embedding, as the weights were trained with.
+# Length of the semantic part relative to a unit sentence embedding, as in training.
 _SEMANTIC_SCALE = 19.6
 _FEATURE_LIMIT = 6.0
 _SCALE = ".scale"
-# The two whose mean is best with all names asked, and good with those that are there (docs/quality.md).
+# Their mean is best when all names are requested, and good when only the present ones are (docs/quality.md).
 DEFAULT_LAYERS = (0, 1)
 
 
@@ -53,20 +53,39 @@ def load(source: str, *, device: str, dtype: str) -> "Embedded":
     """Load the weights in this package, or a file of the same form if `source` names one.
 
     Raises:
-        InvalidInputError: If that file is not there or not of that form.
+        InvalidInputError: If that file is missing, unreadable or incomplete.
     """
     weights = Path(source) if source else WEIGHTS
     try:
-        return Embedded(weights, device=device, dtype=getattr(torch, dtype))
-    except (OSError, SafetensorError, KeyError) as error:
+        missing = sorted(_names(WEIGHTS) - _names(weights))
+        if not missing:
+            return Embedded(weights, device=device, dtype=getattr(torch, dtype))
+    except (OSError, SafetensorError) as error:
         raise InvalidInputError(
             f"No embedded model could be read from {str(weights)!r} ({type(error).__name__}: {error}): "
             "set EXEMPLAR_BACKBONE=embedded for the weights that ship with the service."
         ) from error
+    raise InvalidInputError(
+        f"{str(weights)!r} is not a whole embedded model, since {len(missing)} of its weights are missing, such as "
+        f"{missing[0]}: set EXEMPLAR_BACKBONE=embedded for the weights that ship with the service."
+    )
+
+
+def _names(file: Path) -> set[str]:
+    """Names of the weights that a file must have: all but the scales of int8 matrices and the mask decoder."""
+    with safe_open(file, framework="pt") as stored:
+        names: list[str] = stored.keys()
+    return {name for name in names if not name.endswith(_SCALE) and not name.startswith(PREFIX)}
 
 
 class Embedded(TransformersBackbone):
-    """A `Backbone`; see `app.method.backbone`."""
+    """`Backbone` of the embedded model; see `app.method.backbone`.
+
+    Args:
+        weights: A file of the form of `WEIGHTS`; it may lack the mask decoder.
+        device: A torch device.
+        dtype: Number format of the network.
+    """
 
     family = "embedded"
     image_text_score: ImageTextScore = "match head"
@@ -91,7 +110,7 @@ class Embedded(TransformersBackbone):
             for name, t in stored.items()
             if not name.startswith("image_tower.")
         }
-        # Few numbers, used beside probabilities: float32 whatever the network has.
+        # The mask decoder is small and computes with probabilities: always float32.
         learned = {name: self._weights.pop(name).float() for name in stored if name.startswith(PREFIX)}
         decoder = {name.removeprefix(PREFIX): tensor for name, tensor in learned.items()}
         self.mask_decoder = MaskDecoder(decoder, grid_hw=self.patch_grid_hw) if decoder else None
@@ -108,23 +127,23 @@ class Embedded(TransformersBackbone):
         return sum(tensor.nbytes for tensor in [*self._weights.values(), *tower]) + decoder
 
     def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
-        """The whole photo stretched to the square, as the weights were trained."""
+        """Stretch the whole photo to the square, as in training."""
         return stretch(photo, _INPUT_SIZE)
 
     @torch.no_grad()
     def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> list[EncodedImage]:
-        """One global token and 24 × 24 patch tokens; the fine features are a map of the tower at 1/8 of the input."""
+        """Run the image tower; tokens are one global token and 24 × 24 patches, fine features its map at 1/8."""
         edges, fine, deep = self._tower(rgb.to(self._device))
         tokens = image_tokens(self._weights, fine, deep)
-        # The tower's own memory layout is channels last; the decoder's first convolution reads rows.
+        # The tower works in channels-last memory layout; the mask decoder expects rows.
         return [EncodedImage(*each) for each in zip(tokens, edges.contiguous(), strict=True)]
 
     def patch_features(self, image: EncodedImage) -> Float[Tensor, "patch width"]:
-        """The patch tokens themselves."""
+        """The patch tokens."""
         return image.tokens[1:]
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
-        """Prompts to word pieces of MiniLM's vocabulary."""
+        """Tokenise the words' prompts into word pieces of MiniLM's vocabulary."""
         return tokenize(self._tokenizer, words, self._device)
 
     def attend(
@@ -135,7 +154,7 @@ class Embedded(TransformersBackbone):
         layers: Sequence[int],
         adapters: Parameters | None = None,
     ) -> TextToImage:
-        """See `Backbone.attend`. The match head reads the first token, as it was trained."""
+        """See `Backbone.attend`. The match head reads the first text token, as in training."""
         logits, hidden = self._text.attend(image.tokens, text, layers=layers, adapters=adapters)
         match = F.linear(hidden[:, 0], self._weights["itm_head.weight"], self._weights["itm_head.bias"])
         return TextToImage(of_patches(logits), match.float().softmax(dim=-1)[:, 1])
@@ -148,8 +167,9 @@ class Embedded(TransformersBackbone):
 def image_tokens(
     weights: Mapping[str, Tensor], fine: Float[Tensor, "batch 120 y x"], deep: Float[Tensor, "batch 352 y x"]
 ) -> Float[Tensor, "batch image_token width"]:
-    """Both maps of the image tower to tokens, the global one first."""
+    """Compute image tokens from two maps of the image tower, the global token first."""
     w = weights
+    # [batch, channel, y, x] → [batch, patch, channel]
     fine, deep = fine.flatten(2).transpose(1, 2), deep.flatten(2).transpose(1, 2)
     # Visual part: both maps, standardised.
     head = F.relu6(F.linear(deep, w["head_w"], w["head_b"]))
@@ -158,7 +178,7 @@ def image_tokens(
     patches = F.linear(features, w["vis.proj.weight"], w["vis.proj.bias"])
     overall = F.linear(2 * features.mean(dim=1, keepdim=True), w["vis.gproj.weight"], w["vis.gproj.bias"])
     tokens = torch.cat([overall, patches], dim=1)
-    # Semantic part (ConSE, Norouzi et al. 2014): the names of what ImageNet's classifier sees at each patch.
+    # Semantic part (ConSE, Norouzi et al. 2014): name embeddings of the ImageNet classes, weighted per patch.
     logits = F.linear(head, w["fc_w"], w["fc_b"]).float()
     classes = torch.cat([logits.mean(dim=1, keepdim=True), logits], dim=1).softmax(dim=-1).to(head.dtype)
     meaning = _SEMANTIC_SCALE * (classes @ w["E"])
@@ -169,7 +189,7 @@ def image_tokens(
 
 
 def dequantised(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices kept as int8 by row, each with a `.scale` beside it, as numbers: value = weight × scale."""
+    """Weights with int8 matrices replaced by their values: weight × `.scale`, a tensor with one scale per row."""
     scaled = {name.removesuffix(_SCALE) for name in stored if name.endswith(_SCALE)}
     return {
         name: tensor.float() * stored[name + _SCALE].float()[:, None] if name in scaled else tensor

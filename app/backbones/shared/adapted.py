@@ -1,4 +1,4 @@
-"""Layers whose parameters an adapter may replace, prompt by prompt: adapters are arguments, weights are only read."""
+"""Linear layer and layer norm whose parameters an adapter may replace for its share of the prompts."""
 
 from collections.abc import Mapping
 
@@ -16,13 +16,13 @@ def linear(
     name: str,
     delta: Mapping[str, Change],
 ) -> Float[Tensor, "prompt token out"]:
-    """A linear layer, each adapter's share of the prompts under its own parameters.
+    """Linear layer, each adapter's share of the prompts under its own parameters.
 
     Args:
         x: Prompts 0 … P/A − 1 belong to the first of A adapters, and so on.
-        weights: The model's own parameters.
-        name: Of the layer; its parameters are `{name}.weight` and, if it has one, `{name}.bias`.
-        delta: Changed parameters with a leading axis of A; every other parameter is the model's own.
+        weights: The model's own parameters; only read.
+        name: Name of the layer; its parameters are `{name}.weight` and, if it has one, `{name}.bias`.
+        delta: Changed parameters with a leading axis of A; the model's own are used for all others.
     """
     weight, bias = f"{name}.weight", f"{name}.bias"
     shift = weights.get(bias)
@@ -52,7 +52,7 @@ def layer_norm(
     *,
     eps: float,
 ) -> Float[Tensor, "prompt token width"]:
-    """A layer norm, each adapter's share of the prompts under its own scale and shift; arguments as `linear`."""
+    """Layer norm, each adapter's share of the prompts under its own scale and shift; arguments as of `linear`."""
     weight, bias = f"{name}.weight", f"{name}.bias"
     if weight not in delta:
         return F.layer_norm(x, x.shape[-1:], weights[weight], weights[bias], eps)
@@ -65,7 +65,7 @@ def check_share(adapters: Parameters | None, prompts: int) -> int:
     """Number of stacked adapters; 1 for none.
 
     Raises:
-        ValueError: If the prompts can't be shared out evenly among them.
+        ValueError: If the number of prompts is not a multiple of it.
     """
     count = adapters.count if adapters else 1
     if prompts % count:
@@ -74,17 +74,17 @@ def check_share(adapters: Parameters | None, prompts: int) -> int:
 
 
 def delta_of(adapters: Parameters | None) -> Mapping[str, Change]:
-    """The changed parameters of a stack; none without adapters."""
+    """Changed parameters of a stack; empty without adapters."""
     return adapters.delta if adapters else {}
 
 
 def with_prefix(delta: Mapping[str, Change], prefix: str) -> dict[str, Change]:
-    """The changes of one part of the model, named from there."""
+    """The changes whose names have a prefix, with the prefix removed."""
     return {name[len(prefix) :]: change for name, change in delta.items() if name.startswith(prefix)}
 
 
 def cast(delta: Mapping[str, Change], like: Tensor) -> dict[str, Change]:
-    """The changes in the number format and on the device of a tensor."""
+    """The changes in the number format and on the device of another tensor."""
     return {
         name: LowRank(change.left.to(like), change.right.to(like)) if isinstance(change, LowRank) else change.to(like)
         for name, change in delta.items()
@@ -101,7 +101,7 @@ def whole(change: Change) -> Tensor:
     """A parameter's new value.
 
     Raises:
-        ValueError: If the change is low-rank, which vectors and this layer's matrices never are.
+        ValueError: If the change is low-rank.
     """
     if isinstance(change, LowRank):
         raise ValueError("expected a whole parameter, got a low-rank change")
@@ -112,7 +112,7 @@ def low_rank(change: Change) -> LowRank:
     """The factors of a matrix's change.
 
     Raises:
-        ValueError: If the matrix is replaced as a whole: a layer's matrices are all of one kind.
+        ValueError: If the matrix is replaced as a whole; all matrices of a layer must be of one kind.
     """
     if not isinstance(change, LowRank):
         raise ValueError("expected a low-rank change, got a whole parameter")
@@ -125,6 +125,6 @@ def copies(weights: Mapping[str, Tensor], names: list[str], *, prefix: str = "")
 
 
 def token_copies(table: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers of the tokens used, and float32 copies of their rows."""
+    """Ids of the tokens used, and float32 copies of their embedding rows."""
     ids = torch.unique(input_ids)
     return ids, table[ids].detach().clone().float()

@@ -20,7 +20,7 @@ from app.method.prompts import phrase
 
 from .adapted import cast, check_share, copies, delta_of, low_rank, token_copies, whole, with_prefix
 
-# Parameters of a cross-attention, under its own name.
+# Parameters of a cross-attention, without its prefix.
 CROSS_ATTENTION = (
     "self.query.weight", "self.query.bias", "self.key.weight", "self.key.bias", "self.value.weight", "self.value.bias",
     "output.dense.weight", "output.dense.bias", "output.LayerNorm.weight", "output.LayerNorm.bias",
@@ -35,12 +35,12 @@ class BlipText:
     """A text tower.
 
     Attributes:
-        weights: Parameters by name, never written.
-        heads: Attention heads of a layer.
+        weights: Parameters by name; never written.
+        heads: Attention heads per layer.
         layer_count: Number of layers with cross-attention; layer 0 is the first of them.
-        eps: Of the layer norms.
-        text_layers: Number of layers without it that come first.
-        prefix: What all names start with, those of adapters too.
+        eps: Epsilon of the layer norms.
+        text_layers: Number of layers without cross-attention, which come first.
+        prefix: Prefix of all parameter names, in adapters too.
     """
 
     weights: Mapping[str, Tensor]
@@ -61,7 +61,7 @@ class BlipText:
         """Run prompts over one image; see `Backbone.attend`.
 
         Returns:
-            Cross-attention logits of the layers asked for, and the last hidden states.
+            Cross-attention logits of the requested layers, and the last hidden states.
         """
         adapters = adapters.to(image_tokens.device) if adapters else None
         check_share(adapters, len(text.input_ids))
@@ -81,11 +81,11 @@ class BlipText:
 
     @property
     def image_width(self) -> int:
-        """Numbers of an image token."""
+        """Width of an image token."""
         return self.weights[f"{self._layer(0)}crossattention.self.key.weight"].shape[1]
 
     def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
-        """The parameters one example may change (paper, section 3.4): cross-attention, and rows of the tokens used."""
+        """Cross-attention of the layers, and embedding rows of the tokens used (paper, section 3.4)."""
         names = [f"{self._layer(layer)}crossattention.{part}" for layer in layers for part in CROSS_ATTENTION]
         table = self.weights[f"{self.prefix}embeddings.word_embeddings.weight"]
         return Parameters(copies(self.weights, names), TokenRows(*token_copies(table, text.input_ids)))
@@ -110,7 +110,7 @@ class BlipText:
         return any_cross_attention(x, image_tokens, base, own, heads=self.heads, eps=self.eps, wanted=wanted)
 
     def _layer(self, layer: int) -> str:
-        """Where a layer's names start; those before layer 0 see text only."""
+        """Prefix of a layer's parameter names; layers before 0 have no cross-attention."""
         return f"{self.prefix}encoder.layer.{self.text_layers + layer}."
 
 
@@ -124,13 +124,16 @@ def attention(
     heads: int,
     eps: float,
 ) -> Float[Tensor, "prompt token hidden"]:
-    """BERT's attention with its residual and norm.
+    """BERT's attention with its residual and layer norm.
 
     Args:
-        x: What looks.
-        seen: What it looks at; `x` itself for self-attention.
-        mask: As of `F.scaled_dot_product_attention`.
-        prefix: Of the names, such as `encoder.layer.3.attention.`.
+        x: Tokens that attend.
+        seen: Tokens attended to; `x` itself for self-attention.
+        mask: As for `F.scaled_dot_product_attention`.
+        weights: Parameters by name.
+        prefix: Prefix of the names, such as `encoder.layer.3.attention.`.
+        heads: Attention heads.
+        eps: Epsilon of the layer norm.
     """
     q, k, v = (
         _heads(_linear(rows, weights, f"{prefix}self.{part}."), heads)
@@ -143,7 +146,7 @@ def attention(
 def feed_forward(
     x: Float[Tensor, "prompt token hidden"], weights: Mapping[str, Tensor], prefix: str, *, eps: float
 ) -> Float[Tensor, "prompt token hidden"]:
-    """BERT's feed-forward part with its residual and norm; `prefix` is such as `encoder.layer.3.`."""
+    """BERT's feed-forward part with its residual and layer norm; `prefix` is, for example, `encoder.layer.3.`."""
     inner = F.gelu(_linear(x, weights, f"{prefix}intermediate.dense."))
     return _norm(x + _linear(inner, weights, f"{prefix}output.dense."), weights, f"{prefix}output.LayerNorm.", eps)
 
@@ -158,16 +161,16 @@ def any_cross_attention(
     eps: float,
     wanted: bool,
 ) -> tuple[Float[Tensor, "prompt token hidden"], Float[Tensor, "prompt head token image_token"] | None]:
-    """The cross-attention that suits the adapters: low-rank changes, whole parameters, or none.
+    """Cross-attention by the function that fits the adapters: low-rank changes, whole parameters, or none.
 
     Args:
         x: Text tokens; the share of one adapter after the other.
-        image_tokens: Of one image.
+        image_tokens: Tokens of one image.
         base: The model's own parameters, named as in `CROSS_ATTENTION`.
         delta: Changed parameters of the same names, with a leading adapter axis.
         heads: Attention heads.
-        eps: Of the layer norm.
-        wanted: As of `cross_attention`.
+        eps: Epsilon of the layer norm.
+        wanted: As for `cross_attention`.
     """
     if isinstance(delta.get("self.query.weight"), LowRank):
         return low_rank_cross_attention(x, image_tokens, base, delta, heads=heads, eps=eps)
@@ -185,18 +188,18 @@ def cross_attention(
     eps: float,
     wanted: bool = True,
 ) -> tuple[Float[Tensor, "prompt token hidden"], Float[Tensor, "prompt head token image_token"] | None]:
-    """All prompts under the same parameters: keys and values of the image are projected once for all of them.
+    """Cross-attention of all prompts under the same parameters; the image is projected once for all of them.
 
     Args:
         x: Text tokens.
-        image_tokens: Of one image.
+        image_tokens: Tokens of one image.
         w: Parameters, named as in `CROSS_ATTENTION`.
         heads: Attention heads.
-        eps: Of the layer norm.
-        wanted: True if the logits are wanted; otherwise they are never all in memory.
+        eps: Epsilon of the layer norm.
+        wanted: True to return the logits; otherwise they are never in memory as a whole.
     """
     prompts, tokens, hidden = x.shape
-    # Heads first: all prompts' queries meet the same keys in one product per head, and no key is copied per prompt.
+    # [head, row, size]: one product per head for all prompts, without a copy of the keys per prompt.
     q, k, v = (
         F.linear(rows, w[f"self.{part}.weight"], w[f"self.{part}.bias"])
         .view(-1, heads, hidden // heads)
@@ -206,11 +209,11 @@ def cross_attention(
     per_prompt = None
     if wanted:
         logits = (q / math.sqrt(q.shape[2])) @ k.mT
-        per_prompt = logits.view(heads, prompts, tokens, -1).transpose(0, 1)
+        per_prompt = logits.view(heads, prompts, tokens, -1).transpose(0, 1)  # [prompt, head, token, image_token]
         context = logits.softmax(dim=-1) @ v
     else:
         context = F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
-    context = context.transpose(0, 1).reshape(prompts, tokens, hidden)
+    context = context.transpose(0, 1).reshape(prompts, tokens, hidden)  # [head, row, size] → [row, head, size]
     context = F.linear(context, w["output.dense.weight"], w["output.dense.bias"])
     norm = (w["output.LayerNorm.weight"], w["output.LayerNorm.bias"])
     return F.layer_norm(x + context, (hidden,), *norm, eps), per_prompt
@@ -224,10 +227,10 @@ def adapted_cross_attention(
     heads: int,
     eps: float,
 ) -> tuple[Float[Tensor, "prompt token hidden"], Float[Tensor, "prompt head token image_token"]]:
-    """Each adapter's share of the prompts under its own parameters, which have a leading adapter axis.
+    """Cross-attention with each adapter's share of the prompts under its own parameters, which have an adapter axis.
 
-    No adapter projects the image: q·(X·Wk)ᵀ = (q·Wk)·Xᵀ and softmax·(X·Wv) = (softmax·X)·Wv, exactly, so that its key
-    and value weights are folded into its few text tokens instead of the many image tokens.
+    No adapter projects the image: q·(X·Wk)ᵀ = (q·Wk)·Xᵀ and softmax·(X·Wv) = (softmax·X)·Wv, exactly. Its key and value
+    weights multiply its few text tokens instead of the many image tokens.
     """
     w = {name: whole(change).to(x.dtype) for name, change in delta.items()}
     prompts, tokens, hidden = x.shape
@@ -235,7 +238,7 @@ def adapted_cross_attention(
     size = hidden // heads
     rows = x.reshape(count, -1, hidden)
     q = torch.baddbmm(w["self.query.bias"][:, None], rows, w["self.query.weight"].mT)
-    q = q.view(count, -1, heads, size).transpose(1, 2) / math.sqrt(size)
+    q = q.view(count, -1, heads, size).transpose(1, 2) / math.sqrt(size)  # [adapter, head, row, size]
     key = w["self.key.weight"].view(count, heads, size, width)
     value = w["self.value.weight"].view(count, heads, size, width)
     logits = (q @ key) @ image_tokens.T + q @ w["self.key.bias"].view(count, heads, size, 1)
@@ -257,14 +260,14 @@ def low_rank_cross_attention(
     heads: int,
     eps: float,
 ) -> tuple[Float[Tensor, "prompt token hidden"], Float[Tensor, "prompt head token image_token"]]:
-    """Each adapter's share of the prompts under the base parameters plus its own low-rank change of the matrices.
+    """Cross-attention with each adapter's share of the prompts under the base plus its own low-rank changes.
 
-    The base projects the image once for all adapters. An adapter's own part of a key is `rank` numbers per image token,
-    which its queries meet in their projection to them; values likewise.
+    The base matrices project the image once for all adapters. An adapter's part of a key is the `right` factor's
+    projection, `rank` numbers per image token; the `left` factor is applied to its queries instead. Values likewise.
 
     Args:
         base: The model's own parameters.
-        delta: Factors of the matrices' changes, and the other parameters, with a leading adapter axis.
+        delta: Low-rank changes of the matrices, and all other parameters, with a leading adapter axis.
     """
     w = cast(delta, x)
     prompts, tokens, hidden = x.shape
@@ -277,14 +280,14 @@ def low_rank_cross_attention(
         return own + F.linear(rows, base[f"{part}.weight"]) + whole(w[f"{part}.bias"])[:, None]
 
     def of_image(part: str) -> tuple[Tensor, Tensor, Tensor]:
-        """The base's projection of the image by head, an adapter's rank numbers per token, and what they stand for."""
+        """The base's projection of the image per head, the adapters' `right` one, and their `left` factor per head."""
         shared = F.linear(image_tokens, base[f"{part}.weight"]).view(-1, heads, size).transpose(0, 1)
         change = low_rank(w[f"{part}.weight"])
         own: Tensor = image_tokens @ change.right.mT
         return shared, own, change.left.view(count, heads, size, change.left.shape[2])
 
-    # All adapters' queries meet the same keys in one product per head: [head, adapter · row, …]. What an adapter adds
-    # is one product per adapter: [adapter, head · row, …].
+    # Base keys: one product per head for all adapters, [head, adapter · row, image_token]. An adapter's change: one
+    # product per adapter, [adapter, head · row, image_token].
     q = project("self.query", rows).view(count, -1, heads, size).transpose(1, 2) / math.sqrt(size)
     shared, own, left = of_image("self.key")
     by_head = q.transpose(0, 1).reshape(heads, -1, size) @ shared.mT
@@ -307,14 +310,14 @@ def low_rank_cross_attention(
 
 
 def encoded(tokens: Float[Tensor, "batch image_token width"]) -> list[EncodedImage]:
-    """A batch of image tokens, image by image."""
+    """One `EncodedImage` per image of a batch of tokens."""
     return [EncodedImage(each) for each in tokens]
 
 
 def of_patches(
     logits: Mapping[int, Float[Tensor, "prompt head token image_token"]],
 ) -> dict[int, Float[Tensor, "prompt head token patch"]]:
-    """Without the global image token, the first one, which has no place in the grid."""
+    """Logits to the patches: without the first image token, which is global."""
     return {layer: seen[..., 1:] for layer, seen in logits.items()}
 
 
@@ -323,7 +326,7 @@ def replace_rows(
     input_ids: Int[Tensor, "prompt token"],
     tokens: TokenRows,
 ) -> Float[Tensor, "prompt token hidden"]:
-    """Word embeddings with each adapter's own rows put in where its prompts use those tokens."""
+    """Word embeddings with each adapter's rows in place of those tokens in its own prompts."""
     token_ids, rows = tokens.ids, tokens.rows.to(words)
     count = len(token_ids)
     ids = input_ids.reshape(count, -1)
@@ -333,14 +336,14 @@ def replace_rows(
 
 
 def tokenize(tokenizer: Any, words: Sequence[str], device: torch.device) -> TextTokens:
-    """The prompts of these words as one padded batch.
+    """Tokenise the words' prompts as one padded batch.
 
     Args:
-        tokenizer: Of transformers, which has no types for it.
+        tokenizer: A transformers tokenizer (untyped).
         words: One per prompt.
-        device: Where the tokens are wanted.
+        device: Device of the result.
     """
-    # A name of 64 characters has at most 64 pieces: the sentence around it fits as well.
+    # The longest name has 64 characters, so at most 64 pieces, and the sentence around it fits as well.
     batch = tokenizer(
         [phrase(word) for word in words], padding=True, truncation=True, max_length=80, return_tensors="pt"
     )
@@ -348,7 +351,7 @@ def tokenize(tokenizer: Any, words: Sequence[str], device: torch.device) -> Text
 
 
 def revision_of(tensors: Iterable[tuple[str, Tensor]], *context: str) -> str:
-    """Hash of a model's weights and whatever else decides its output: 16 hex digits of SHA-256."""
+    """Hash of a model's weights and of the context that determines its output: 16 hex digits of SHA-256."""
     digest = hashlib.sha256("\0".join(context).encode())
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())

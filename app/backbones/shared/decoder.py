@@ -1,10 +1,10 @@
-"""Vision-language models whose language model reads the image as tokens of its own: what LLaVA, SmolVLM and Qwen share.
+"""Backbone over a decoder language model that reads the image as tokens: shared by LLaVA, SmolVLM and Qwen.
 
-The text→image block of the causal self-attention is the attention that the method reads (METHOD, section 7): a prompt's
-words come after the image, so they see all of it. All that comes before the words is the same for every prompt and no
-adapter touches it. It is run once per photo; its keys and values are the photo's image tokens, which every prompt
-shares. An adapter changes the projections of the prompt's own tokens (LoRA, Hu et al. 2021,
-https://arxiv.org/abs/2106.09685) and the embeddings of its words.
+The method reads the text→image block of the causal self-attention (METHOD, section 7): a prompt's words come after the
+image, so they attend to all of it. The prefix before the words is the same for every prompt and under every adapter. It
+runs once per photo, and its keys and values are the photo's image tokens, which all prompts share. An adapter changes
+the projections of the prompt's own tokens (LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685) and their
+embeddings.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,29 +28,29 @@ from .blip_text import encoded, replace_rows, revision_of
 from .family import Family
 from .transformers_backbone import TransformersBackbone
 
-# Directions of an adapter's change of one projection.
+# Rank of an adapter's change of one projection.
 _RANK = 8
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
-# Words that an answer may begin with; a vocabulary has them with and without a space before.
+# First words of an answer; vocabularies have them with and without a leading space.
 _YES = ("yes", "Yes", " yes", " Yes")
 _NO = ("no", "No", " no", " No")
 
-# Under this name transformers finds the attention below.
+# Name of the attention function below in the registry of transformers.
 _ATTENTION = "exemplar_text_to_image"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What stands before the prompt's words, and where in it the patches are.
+    """The prefix before a prompt's words, and the places of the patches in it.
 
     Attributes:
         token_ids: All tokens before the words, with a placeholder for each image token.
-        placeholders: Where image tokens stand, in the order in which the image tower gives them.
-        patches: Where the patches stand, in the order of the grid, row by row; image tokens that have no place in the
-            grid are in `placeholders` only.
-        positions: Rotary positions, one row per axis that the model has.
-        following: Position of the first word.
+        placeholders: Places of the image tokens, in the order in which the image tower gives them.
+        patches: Places of the patches, row by row of the grid; image tokens outside the grid are in `placeholders`
+            only.
+        positions: Rotary positions, one row per axis of the model's positions.
+        following: Rotary position of the first word.
     """
 
     token_ids: Int[Tensor, "prefix"]
@@ -62,20 +62,19 @@ class Layout:
 
 @dataclass(frozen=True)
 class Parts:
-    """What one family's model brings.
+    """Parts of one family's model that `Decoder` runs.
 
     Attributes:
-        family: Which.
+        family: The family.
         language_model: The decoder's layers, without the head.
-        head: Hidden states to words.
-        embed_image: Normalised input `[batch, 3, size, size]` to image tokens `[batch, image, hidden]`, as the language
-            model takes them.
-        layout: What stands before a prompt's words.
-        after_question: What stands between a question and the model's answer.
-        input_size: Side of the square input.
-        patch_grid_hw: Patches from top to bottom and from left to right.
-        mean: Of the image tower's input, per colour.
-        deviation: Of the image tower's input, per colour.
+        head: Maps hidden states to vocabulary logits.
+        embed_image: Maps a normalised input to image tokens as the language model takes them.
+        layout: The prefix before a prompt's words.
+        after_question: Text between a question and the model's answer.
+        input_size: Side of the square input in pixels.
+        patch_grid_hw: Rows and columns of patches.
+        mean: Mean of the image tower's input, per channel.
+        deviation: Deviation of the image tower's input, per channel.
     """
 
     family: Family
@@ -92,14 +91,14 @@ class Parts:
 
 @dataclass
 class _Pass:
-    """One run of the decoder: what its attention reads and what it leaves behind.
+    """One run of the decoder: inputs and outputs of its attention.
 
     Attributes:
-        prefix: Keys and values of each layer, `[1, head, prefix, size]`; None when the prefix itself is run.
-        wanted: Layers whose logits are.
+        prefix: Keys and values of each layer, `[1, head, prefix, size]`; None while the prefix itself runs.
+        wanted: Layers whose logits are recorded.
         delta: Changed parameters, with a leading adapter axis.
-        keys_and_values: Of the run's own tokens, by layer.
-        logits: Of the wanted layers, to all of the prefix.
+        keys_and_values: Output while the prefix runs: its keys and values by layer.
+        logits: Output otherwise: logits of the wanted layers to the whole prefix.
     """
 
     prefix: Sequence[tuple[Tensor, Tensor]] | None
@@ -109,21 +108,21 @@ class _Pass:
     logits: dict[int, Tensor] = field(default_factory=dict)
 
 
-# The argument of a run that transformers' layers don't pass on; of this thread and call alone.
+# The current run. The layers of transformers cannot pass it on as an argument; it is local to the thread and call.
 _PASS: ContextVar[_Pass] = ContextVar("decoder_pass")
 
 
 def layout_of(
     tokenizer: Any, before: str, image_token_id: int, order: Int[Tensor, "patch"], *, axes: int = 1
 ) -> Layout:
-    """The layout of a text with one image token's name for each of the image's tokens.
+    """Layout of a prefix that contains the placeholder once for each image token.
 
     Args:
-        tokenizer: The model's.
-        before: All that comes before the words.
-        image_token_id: Number of the placeholder.
-        order: Which of the image tokens is each patch, row by row of the grid.
-        axes: Of the rotary positions; all count on from token to token.
+        tokenizer: The model's tokenizer.
+        before: Text before the words.
+        image_token_id: Id of the placeholder.
+        order: Index of each patch among the image tokens, row by row of the grid.
+        axes: Number of rotary axes; each counts the tokens.
     """
     ids = torch.tensor(tokenizer(before, add_special_tokens=True)["input_ids"])
     placeholders = (ids == image_token_id).nonzero().flatten()
@@ -134,20 +133,21 @@ def layout_of(
 def tiled(
     pixels: Float[Tensor, "batch 3 size size"], count: int
 ) -> tuple[Float[Tensor, "batch tile 3 part part"], Float[Tensor, "batch 1 3 part part"]]:
-    """An image in `count` × `count` tiles, row by row, and as a whole at a tile's size."""
+    """Cut images into `count` × `count` tiles, row by row, and shrink the whole to the size of a tile."""
     part = pixels.shape[2] // count
+    # [batch, 3, tile y, tile x, y, x] → [batch, tile y, tile x, 3, y, x]
     tiles = pixels.unfold(2, part, part).unfold(3, part, part).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
     return tiles, F.avg_pool2d(pixels, count)[:, None]
 
 
 class Decoder(TransformersBackbone):
-    """A `Backbone` over any decoder vision-language model; see `app.method.backbone`.
+    """`Backbone` over any decoder vision-language model; see `app.method.backbone`.
 
     Args:
         model: The whole model, in float32 or in its checkpoint's format.
-        parts: Which parts of it are what.
+        parts: The parts of it that are run.
         tokenizer: Its tokenizer.
-        name: What the service calls it.
+        name: Name of the model in the service.
         device: A torch device.
         dtype: Number format of the network.
     """
@@ -167,7 +167,7 @@ class Decoder(TransformersBackbone):
         self._parts, self._tokenizer = parts, tokenizer
         layers = _layers(parts.language_model)
         self.layer_count = len(layers)
-        # Unmeasured: the middle, where decoders are known to look at the image most. POST /layers/rank chooses better.
+        # Not measured: the middle, where decoders are known to attend to the image most; POST /layers/rank improves it.
         self.default_layers = (self.layer_count // 2 - 1, self.layer_count // 2)
         self._embeddings: Tensor = parts.language_model.get_input_embeddings().weight  # type: ignore[operator]  # of transformers
         self.feature_width = self._embeddings.shape[1]
@@ -178,7 +178,7 @@ class Decoder(TransformersBackbone):
 
     @torch.no_grad()
     def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> list[EncodedImage]:
-        """All that comes before the words: each token's input, then its key and value in every layer."""
+        """Run the prefix; an image token concatenates its input and its keys and values of every layer."""
         layout = self._parts.layout
         mean, deviation = (torch.tensor(v)[:, None, None] for v in (self._parts.mean, self._parts.deviation))
         pixels = ((rgb - mean) / deviation).to(self._device, self._dtype)
@@ -187,16 +187,17 @@ class Decoder(TransformersBackbone):
         x[:, layout.placeholders] = image.to(x)
         with _running(_Pass(prefix=None)) as run:
             self._decode(x, layout.positions)
+        # Keys and values: [batch, head, prefix, size] → [batch, prefix, head · size].
         rows = [tensor.transpose(1, 2).flatten(2) for layer in sorted(run.keys_and_values)
                 for tensor in run.keys_and_values[layer]]  # fmt: skip
         return encoded(torch.cat([x, *rows], dim=2))
 
     def patch_features(self, image: EncodedImage) -> Float[Tensor, "patch feature"]:
-        """The patches as the language model takes them in."""
+        """The patches' inputs to the language model."""
         return image.tokens[self._parts.layout.patches, : self.feature_width]
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
-        """Prompts and questions to tokens."""
+        """Tokenise the words' prompts and yes/no questions."""
         prompts = self._tokens([phrase(word) for word in words])
         questions = self._tokens([
             f"Is there any {word} in this image? Answer yes or no.{self._parts.after_question}" for word in words
@@ -211,7 +212,7 @@ class Decoder(TransformersBackbone):
         layers: Sequence[int],
         adapters: Parameters | None = None,
     ) -> TextToImage:
-        """See `Backbone.attend`. The score is how sure the model is to answer a question with yes."""
+        """See `Backbone.attend`. The match score is the probability of the answer yes against no."""
         own = adapters.to(self._device) if adapters else None
         check_share(own, len(text.input_ids))
         prefix = self._prefix(image.tokens)
@@ -224,7 +225,7 @@ class Decoder(TransformersBackbone):
         return TextToImage({layer: seen[..., patches] for layer, seen in logits.items()}, match)
 
     def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
-        """Low-rank changes of zero of the chosen layers' projections, and the rows of the tokens used."""
+        """Low-rank changes of the layers' projections, zero at first, and the embedding rows of the tokens used."""
         generator = torch.Generator().manual_seed(0)
         delta: dict[str, Change] = {}
         for name, linear in self._projections(layers):
@@ -234,31 +235,32 @@ class Decoder(TransformersBackbone):
         return Parameters(delta, TokenRows(*token_copies(self._embeddings, text.input_ids)))
 
     def _projections(self, layers: Sequence[int]) -> Iterator[tuple[str, nn.Linear]]:
-        """The attention's four linear layers and their names."""
+        """Names and modules of the four attention projections of the layers."""
         for layer in layers:
             attention = _layers(self._parts.language_model)[layer].self_attn
             for part in _PROJECTIONS:
                 yield f"layers.{layer}.self_attn.{part}", getattr(attention, part)
 
     def _tokens(self, texts: Sequence[str]) -> TextTokens:
-        # Padding on the right is never seen by what comes before it.
+        # Causal attention: tokens never attend to padding on their right.
         batch = self._tokenizer(
             list(texts), add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt"
         )
         return TextTokens(batch["input_ids"].to(self._device), batch["attention_mask"].to(self._device))
 
     def _prefix(self, image_tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of each layer, `[1, head, prefix, size]`, out of the image tokens."""
+        """Keys and values of each layer, `[1, head, prefix, size]`, read from the image tokens."""
         config: Any = self._parts.language_model.config
         rows = image_tokens[:, self.feature_width :]
         heads = rows.view(len(rows), self.layer_count, 2, config.num_key_value_heads, -1)
+        # [prefix, layer, key or value, head, size] → [layer, key or value, 1, head, prefix, size]
         by_layer = heads.permute(1, 2, 3, 0, 4)[:, :, None]
         return [(layer[0], layer[1]) for layer in by_layer]
 
     def _read(
         self, prefix: list[tuple[Tensor, Tensor]], text: TextTokens, wanted: frozenset[int], own: Parameters | None
     ) -> tuple[Float[Tensor, "prompt hidden"], dict[int, Float[Tensor, "prompt head token prefix"]]]:
-        """Run texts behind the prefix: the last token's hidden state of each, and the logits of the wanted layers."""
+        """Run texts after the prefix; returns the last token's hidden state of each, and the wanted layers' logits."""
         x = self._embeddings[text.input_ids]
         if own:
             x = replace_rows(x, text.input_ids, own.tokens)
@@ -271,13 +273,13 @@ class Decoder(TransformersBackbone):
 
     def _decode(self, x: Float[Tensor, "prompt token hidden"], positions: Int[Tensor, "axis token"]) -> Tensor:
         at = positions.to(self._device)
-        # One axis is the usual [batch, token]; more of them come first.
+        # With one axis the shape is [1, token]; with several, [axis, batch, token].
         at = at if len(at) == 1 else at[:, None].expand(-1, len(x), -1)
         hidden: Tensor = self._parts.language_model(inputs_embeds=x, position_ids=at, use_cache=False).last_hidden_state
         return hidden
 
     def _probability_of_yes(self, hidden: Float[Tensor, "prompt hidden"]) -> Float[Tensor, "prompt"]:
-        """Of the answers yes and no; what else might be said doesn't count."""
+        """Probability of yes among the answers yes and no."""
         head = self._parts.head
         yes, no = (
             F.linear(hidden, head.weight[answer], None if head.bias is None else head.bias[answer]).float().logsumexp(1)
@@ -295,9 +297,9 @@ def text_to_image_attention(
     scaling: float,
     **unused: object,
 ) -> tuple[Float[Tensor, "prompt token head size"], None]:
-    """Causal self-attention behind a prefix that all prompts share, so that its keys are never copied per prompt.
+    """Causal self-attention after a prefix that all prompts share, without a copy of its keys per prompt.
 
-    The form is that of transformers' attention functions; the run it belongs to is in `_PASS`.
+    The signature is that of attention functions in transformers; the current run is in `_PASS`.
     """
     run, layer = _PASS.get(), int(module.layer_idx)  # type: ignore[arg-type]  # of transformers
     if run.prefix is None:
@@ -306,7 +308,7 @@ def text_to_image_attention(
         return out.transpose(1, 2), None
     prompts, heads, tokens, size = query.shape
     prefix_key, prefix_value = run.prefix[layer]
-    # Heads that share keys side by side.
+    # [prompt, shared_head, group · token, size]: query heads that share keys are adjacent.
     q = (query * scaling).reshape(prompts, key.shape[1], -1, size)
     to_prefix = q @ prefix_key.mT
     later = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)
@@ -332,7 +334,7 @@ def _running(run: _Pass) -> Iterator[_Pass]:
 
 
 def _changed(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor | None]:
-    """What an adapter adds to a projection's output, each adapter's share of the prompts its own."""
+    """Forward hook that adds each adapter's low-rank change to its share of a projection's output."""
 
     def add(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
         change = _PASS.get().delta.get(f"{name}.weight")
@@ -350,7 +352,7 @@ def _layers(language_model: nn.Module) -> Any:
 
 
 def _answers(tokenizer: Any) -> tuple[Int[Tensor, "yes"], Int[Tensor, "no"]]:
-    """Tokens that an answer of yes begins with, and those of no; what either may begin with says nothing."""
+    """First tokens of the answers yes and no, without the tokens that both may begin with."""
     yes, no = (
         {tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words} - {tokenizer.unk_token_id}
         for words in (_YES, _NO)

@@ -1,4 +1,4 @@
-"""What is told of a family before any of its models is loaded."""
+"""Description of a model family, available without loading a model."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ class Family:
     """A family of models.
 
     Attributes:
-        name: Its file's name, and what stands before the colon in EXEMPLAR_BACKBONE.
-        models: What they are called.
-        source: An example of what stands behind the colon; empty where nothing need stand there.
-        attention: Where a prompt's tokens look at the patches.
-        image_text_score: How a model says whether a text and an image belong together.
-        tuned: What one example may change, besides the rows of its words' tokens.
-        parameters_m: Of the example, in millions.
+        name: Name of its module, and the part before the colon of EXEMPLAR_BACKBONE.
+        models: Name of the models for readers.
+        source: Example of the part after the colon; empty if none is needed.
+        attention: Attention that is read for the patches of a prompt.
+        image_text_score: Source of the image-text score.
+        tuned: Parameters that one example may change, besides the embedding rows of its tokens.
+        parameters_m: Parameters of the example model, in millions.
     """
 
     name: str
@@ -29,5 +29,5 @@ class Family:
 
     @property
     def setting(self) -> str:
-        """An example of EXEMPLAR_BACKBONE."""
+        """Example value of EXEMPLAR_BACKBONE."""
         return f"{self.name}:{self.source}" if self.source else self.name

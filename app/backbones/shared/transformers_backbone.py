@@ -1,4 +1,4 @@
-"""Models of transformers' classes, from the hub or a folder: read whole, or refused in a sentence."""
+"""Loading of transformers models from the hub or a folder, and the part of `Backbone` that all families share."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -21,20 +21,20 @@ from .family import Family
 def whole_model(
     source: str, model_type: Any, family: Family, *, dtype: Literal["float32", "auto"] = "float32"
 ) -> tuple[Any, Any, str]:
-    """Read a model and its tokenizer.
+    """Read a complete model and its tokenizer.
 
     Args:
         source: A transformers id, or a folder as `save_pretrained` writes it.
-        model_type: The class that reads it.
-        family: What the sentences speak of.
+        model_type: The transformers class to read it with.
+        family: Family named in error messages.
         dtype: Number format to read it in; `auto` is the checkpoint's own.
 
     Returns:
-        The model, the tokenizer, and what the service calls it: a folder by its last part, since a path means nothing
-        elsewhere.
+        The model, the tokenizer, and the model's name in the service; a folder is named by its last part, since its
+        path has no meaning on other machines.
 
     Raises:
-        InvalidInputError: If it is not there, not whole, or not such a model.
+        InvalidInputError: If the model is missing, unreadable, incomplete, or of another class.
     """
     if not source:
         raise InvalidInputError(f"{family.models} needs an id or a folder: EXEMPLAR_BACKBONE={family.setting}.")
@@ -47,7 +47,7 @@ def whole_model(
             "safetensors files, tokenizer.json and tokenizer_config.json, or an id of the hub while it can be reached "
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]})."
         ) from error
-    # transformers fills missing weights with random numbers and a missing vocabulary with nothing, and goes on.
+    # transformers fills missing weights with random numbers and a missing vocabulary with nothing, without an error.
     if missing := sorted(found["missing_keys"]):
         raise InvalidInputError(
             f"{source!r} is not a whole {family.models} model, since {len(missing)} of its weights are missing, such "
@@ -62,7 +62,7 @@ def whole_model(
 
 
 def _reads(tokenizer: Any) -> bool:
-    """Whether a prompt has tokens between the first and the last one, all of them known."""
+    """True if a prompt has known tokens between the first and the last one."""
     ids = tokenizer(phrase("dog"))["input_ids"]
     return len(ids) > 2 and tokenizer.unk_token_id not in ids
 
@@ -74,11 +74,11 @@ class TransformersBackbone:
     _device: torch.device
     _dtype: torch.dtype
     mask_decoder: MaskDecoder | None = None
-    _model: Any  # of transformers, which leaves it without types
+    _model: Any  # untyped in transformers
 
     @property
     def device(self) -> str:
-        """Where the weights are."""
+        """Device of the weights."""
         return str(self._device)
 
     @property
@@ -92,5 +92,5 @@ class TransformersBackbone:
         return sum(p.numel() * p.element_size() for p in self._model.parameters())
 
     def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
-        """The photo fitted into the square and padded, as in the authors' loader; the padding is image too."""
+        """Fit the photo into the square and pad it, as the authors' loader does; the model sees the padding too."""
         return fit_and_pad(photo, self.input_size)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from app.backbones.decoder import Decoder
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -24,10 +21,9 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from app.backbones import load
-from app.errors import InvalidInputError
-from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
-from app.method.backbone import Backbone
+from app.backbones.shared.decoder import Decoder
+from app.method.backbone import Backbone, EncodedImage
+from app.method.parameters import LowRank, Parameters
 from tests.models import random_adapter
 
 FAMILIES = ("llava", "llava_next", "smolvlm", "qwen_vl")
@@ -122,14 +118,14 @@ def image_token(backbone: Decoder) -> int:
     return int(backbone._model.config.image_token_id)
 
 
-def real_tokens(backbone: Decoder, photo: np.ndarray) -> Tensor:
+def encoded(backbone: Decoder, photo: np.ndarray) -> EncodedImage:
     return backbone.encode_image(backbone.preprocess(photo)[0][None])[0]
 
 
 def test_logits_are_those_of_the_whole_sequence(backbone: Decoder, real: nn.Module, photo: np.ndarray) -> None:
     text = backbone.tokenize([WORD, "a much longer name of it"])
     with torch.no_grad():
-        seen = backbone.attend(real_tokens(backbone, photo), text, layers=range(5))
+        seen = backbone.attend(encoded(backbone, photo), text, layers=range(5))
         run_real(real, backbone, photo, backbone.tokenize([WORD]).input_ids[0])
     tokens = int(text.attention_mask[0].sum())
     for layer in range(5):
@@ -140,7 +136,7 @@ def test_logits_are_those_of_the_whole_sequence(backbone: Decoder, real: nn.Modu
 def test_the_score_is_the_share_of_yes_among_the_answers(backbone: Decoder, real: nn.Module, photo: np.ndarray) -> None:
     text = backbone.tokenize([WORD, "x"])
     with torch.no_grad():
-        seen = backbone.attend(real_tokens(backbone, photo), text, layers=())
+        seen = backbone.attend(encoded(backbone, photo), text, layers=())
         question = backbone.tokenize([WORD]).questions
         assert question is not None
         said = run_real(real, backbone, photo, question.input_ids[0]).softmax(dim=0)
@@ -150,29 +146,27 @@ def test_the_score_is_the_share_of_yes_among_the_answers(backbone: Decoder, real
 
 
 @contextmanager
-def changed(model: nn.Module, backbone: Decoder, adapter: Mapping[str, Tensor]) -> Iterator[None]:
+def changed(model: nn.Module, backbone: Decoder, own: Parameters) -> Iterator[None]:
     """The real class with an adapter put into it: the projections of what comes after the image, and its words."""
     before = len(backbone._parts.layout.token_ids)
     text = model.model.text_model if backbone.family == "smolvlm" else model.model.language_model
 
-    def add(left: Tensor, right: Tensor, _: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        return torch.cat([output[:, :before], output[:, before:] + inputs[0][:, before:] @ right.T @ left.T], dim=1)
+    def add(change: LowRank, _: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        added = inputs[0][:, before:] @ change.right.T @ change.left.T
+        return torch.cat([output[:, :before], output[:, before:] + added], dim=1)
 
     def rows(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         ids = inputs[0][0, before:]
-        own = torch.stack([
-            adapter[TOKEN_ROWS][int((adapter[TOKEN_IDS] == token).nonzero())]
-            if token in adapter[TOKEN_IDS] else output[0, before + place]
+        words = torch.stack([
+            own.tokens.rows[int((own.tokens.ids == token).nonzero())]
+            if token in own.tokens.ids else output[0, before + place]
             for place, token in enumerate(ids)
         ])  # fmt: skip
-        return torch.cat([output[:, :before], own[None]], dim=1)
+        return torch.cat([output[:, :before], words[None]], dim=1)
 
-    names = {name.removesuffix(".weight.left") for name in adapter if name.endswith(".left")}
     hooks = [
-        text.get_submodule(name).register_forward_hook(
-            partial(add, adapter[f"{name}.weight.left"], adapter[f"{name}.weight.right"])
-        )
-        for name in names
+        text.get_submodule(name.removesuffix(".weight")).register_forward_hook(partial(add, change))
+        for name, change in own.delta.items()
     ]
     hooks.append(text.embed_tokens.register_forward_hook(rows))
     try:
@@ -186,20 +180,20 @@ def test_an_adapter_and_its_gradients_are_as_put_into_the_model(
     backbone: Decoder, real: nn.Module, photo: np.ndarray
 ) -> None:
     text = backbone.tokenize([WORD])
-    tensors = {n: t for n, t in random_adapter(backbone, WORD).tensors.items() if not n.startswith("visual.")}
+    tuned = random_adapter(backbone, WORD).parameters
+    assert tuned is not None
 
-    def gradients(loss: Callable[[dict[str, Tensor]], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        own = {n: t.clone().requires_grad_(n != TOKEN_IDS) for n, t in tensors.items()}
+    def gradients(loss: Callable[[Parameters], Tensor]) -> tuple[Tensor, list[Tensor]]:
+        own = tuned.map(lambda tensor: tensor.clone().requires_grad_(True))
         value = loss(own)
         value.backward()
-        return value.detach(), {n: t.grad for n, t in own.items() if t.grad is not None}
+        return value.detach(), [tensor.grad for tensor in own.trained]
 
-    def ours(own: dict[str, Tensor]) -> Tensor:
-        stacked = {name: tensor[None] for name, tensor in own.items()}
-        seen = backbone.attend(real_tokens(backbone, photo), text, layers=(0, 3), adapters=stacked)
+    def ours(own: Parameters) -> Tensor:
+        seen = backbone.attend(encoded(backbone, photo), text, layers=(0, 3), adapters=own.stacked)
         return sum(seen.logits[layer].square().mean() for layer in (0, 3)) + seen.match_score.sum()
 
-    def theirs(own: dict[str, Tensor]) -> Tensor:
+    def theirs(own: Parameters) -> Tensor:
         question = text.questions
         assert question is not None
         with changed(real, backbone, own):
@@ -211,13 +205,12 @@ def test_an_adapter_and_its_gradients_are_as_put_into_the_model(
 
     (got, own), (expected, plain) = gradients(ours), gradients(theirs)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-    assert own.keys() == plain.keys()
-    for name, gradient in plain.items():
-        torch.testing.assert_close(own[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max() + 1))
+    for gradient, wanted in zip(own, plain, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max() + 1))
 
 
-def test_patches_are_what_the_language_model_takes_in(backbone: Decoder, real: nn.Module, photo: np.ndarray) -> None:
-    features = backbone.patch_features(real_tokens(backbone, photo))
+def test_patch_features_are_the_language_model_s_inputs(backbone: Decoder, real: nn.Module, photo: np.ndarray) -> None:
+    features = backbone.patch_features(encoded(backbone, photo))
     taken: list[Tensor] = []
     text = real.model.text_model if backbone.family == "smolvlm" else real.model.language_model
     text.layers[0].register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
@@ -230,29 +223,3 @@ def test_patches_are_what_the_language_model_takes_in(backbone: Decoder, real: n
     assert len(image) == len(features) + 16 * (backbone.family == "smolvlm")
     torch.testing.assert_close(features.sum(dim=0), image[: len(features)].sum(dim=0), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(features[0], image[0], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_without_a_source_it_says_what_to_set(family: str) -> None:
-    with pytest.raises(InvalidInputError, match=f"EXEMPLAR_BACKBONE={family}:"):
-        load(family, device="cpu", dtype="float32")
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_another_familys_folder_is_refused_in_one_sentence(family: str, specs: dict[str, str]) -> None:
-    folder = specs["blip"].partition(":")[2]
-    with pytest.raises(InvalidInputError) as refused:
-        load(f"{family}:{folder}", device="cpu", dtype="float32")
-    assert "\n" not in str(refused.value)
-
-
-def test_missing_weights_are_counted_and_named(specs: dict[str, str], tmp_path: Path) -> None:
-    folder = Path(specs["llava"].partition(":")[2])
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    tensors = load_file(folder / "model.safetensors")
-    gone = next(name for name in tensors if "layers.3.self_attn.q_proj" in name)
-    del tensors[gone]
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InvalidInputError, match=r"1 of its weights are missing, such as .*q_proj"):
-        load(f"llava:{tmp_path}", device="cpu", dtype="float32")

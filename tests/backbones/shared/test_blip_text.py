@@ -1,4 +1,4 @@
-"""The parts of the text tower with numbers by hand."""
+"""BLIP's text tower: as a whole against that of transformers, and its parts with numbers by hand."""
 
 from __future__ import annotations
 
@@ -6,17 +6,91 @@ import math
 
 import pytest
 import torch
-from app.backbones.blip_text import (
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BlipTextConfig
+from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+from app.backbones.shared.blip_text import (
     adapted_cross_attention,
     cross_attention,
     low_rank_cross_attention,
     replace_rows,
     revision_of,
 )
-from torch import Tensor
-from torch.nn import functional as F
+from app.method.backbone import Backbone, EncodedImage
+from app.method.parameters import LowRank, TokenRows
+from tests.backbones.test_contract import WORDS
 
-from app.method.low_rank import LEFT, RIGHT
+
+@pytest.fixture(params=["embedded", "blip"])
+def backbone(request: pytest.FixtureRequest, loaded: dict[str, Backbone]) -> Backbone:
+    return loaded[request.param]
+
+
+# 5 and 7 divide the 35 image tokens: transformers 4.57.6 to 5.5.0 took such prompts for a batch of images (METHOD, 7a).
+@pytest.mark.parametrize("prompts", [1, 5, 7])
+def test_prompts_are_never_taken_for_a_batch_of_images(backbone: Backbone, image: EncodedImage, prompts: int) -> None:
+    text = backbone.tokenize(WORDS[:prompts])
+    seen = backbone.attend(EncodedImage(image.tokens[:35]), text, layers=(3, 1))
+    heads = {"embedded": 12, "blip": 3}[backbone.family]
+    for logits in seen.logits.values():
+        assert logits.shape == (prompts, heads, text.input_ids.shape[1], 34)
+
+
+def test_attention_is_that_of_transformers(backbone: Backbone, image: EncodedImage) -> None:
+    """The text tower against `BlipTextModel` with the same weights: hidden states, attention, and its q·k/√d."""
+    tower = backbone._text
+    width = image.tokens.shape[1]
+    hidden = tower.weights["embeddings.word_embeddings.weight"].shape[1]
+    config = BlipTextConfig(
+        vocab_size=30522,
+        hidden_size=hidden,
+        encoder_hidden_size=width,
+        intermediate_size=len(tower.weights["encoder.layer.0.intermediate.dense.bias"]),
+        num_hidden_layers=tower.layer_count,
+        num_attention_heads=tower.heads,
+        max_position_embeddings=len(tower.weights["embeddings.position_embeddings.weight"]),
+        layer_norm_eps=tower.eps,
+        bos_token_id=101,
+    )
+    reference = BlipTextModel(config, add_pooling_layer=False).eval()
+    own = {name: tower.weights[name] for name in reference.state_dict()}
+    reference.load_state_dict(own)
+    projected: dict[str, Tensor] = {}
+    attention = reference.encoder.layer[3].crossattention.self
+    for part in ("query", "key"):
+        getattr(attention, part).register_forward_hook(lambda _, __, out, part=part: projected.update({part: out}))
+    text = backbone.tokenize(WORDS)
+    with torch.no_grad():
+        expected = reference(
+            input_ids=text.input_ids,
+            attention_mask=text.attention_mask,
+            encoder_hidden_states=image.tokens[None].expand(len(WORDS), -1, -1),
+            output_attentions=True,
+        )
+        logits, last = tower.attend(image.tokens, text, layers=range(tower.layer_count), adapters=None)
+    real = text.attention_mask.bool()
+    # Float32 products summed in another order; some image tokens are large.
+    torch.testing.assert_close(last[real], expected.last_hidden_state[real], rtol=1e-5, atol=1e-4)
+    for layer, probabilities in enumerate(expected.cross_attentions):
+        torch.testing.assert_close(logits[layer].softmax(dim=-1), probabilities, rtol=1e-4, atol=1e-5)
+    q, k = (
+        projected[part].view(len(WORDS), -1, tower.heads, hidden // tower.heads).transpose(1, 2)
+        for part in ("query", "key")
+    )
+    by_hand = q @ k.mT / math.sqrt(hidden // tower.heads)
+    torch.testing.assert_close(logits[3], by_hand, rtol=1e-4, atol=1e-3)
+
+
+def test_one_example_may_change_cross_attention(backbone: Backbone) -> None:
+    parts = ("self.query", "self.key", "self.value", "output.dense", "output.LayerNorm")
+    assert set(backbone.trainable((1, 2), backbone.tokenize(["dog"])).delta) == {
+        f"encoder.layer.{layer}.crossattention.{part}.{kind}"
+        for layer in (1, 2)
+        for part in parts
+        for kind in ("weight", "bias")
+    }
 
 
 def weights(hidden: int, width: int, *, seed: int) -> dict[str, Tensor]:
@@ -87,15 +161,18 @@ def test_a_low_rank_change_is_the_base_plus_the_product_of_its_factors(adapters:
     for seed in range(adapters):
         own = weights(6, 11, seed=seed)
         factors = {
-            name + suffix: torch.randn(shape)
+            name: LowRank(torch.randn(tensor.shape[0], rank), torch.randn(rank, tensor.shape[1]))
             for name, tensor in own.items()
             if tensor.ndim == 2
-            for suffix, shape in ((LEFT, (tensor.shape[0], rank)), (RIGHT, (rank, tensor.shape[1])))
         }
-        parts.append({**{name: tensor for name, tensor in own.items() if tensor.ndim == 1}, **factors})
-        changed = {n: base[n] + factors[n + LEFT] @ factors[n + RIGHT] for n in own if own[n].ndim == 2}
-        whole.append({**own, **changed})
-    stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+        parts.append({**own, **factors})
+        whole.append({**own, **{name: base[name] + left @ right for name, (left, right) in factors.items()}})
+    stacked = {
+        name: LowRank(*(torch.stack(column) for column in zip(*(part[name] for part in parts), strict=True)))
+        if isinstance(change, LowRank)
+        else torch.stack([part[name] for part in parts])
+        for name, change in parts[0].items()
+    }
     out, logits = low_rank_cross_attention(x, image, base, stacked, heads=3, eps=1e-5)
     assert logits.shape == (adapters * prompts, 3, 7, 13)
     for prompt in range(adapters * prompts):
@@ -111,7 +188,7 @@ def test_rows_are_replaced_where_an_adapter_s_own_prompts_use_the_token() -> Non
     token_ids = torch.tensor([[7, 5], [5, -1]])
     rows = torch.tensor([[[0.7, 0], [0.5, 0]], [[-0.5, 1], [99, 99]]])
     expected = torch.tensor([[[0.5, 0], [6, 60], [0.7, 0]], [[7, 70], [-0.5, 1], [-0.5, 1]]])
-    torch.testing.assert_close(replace_rows(words, input_ids, token_ids, rows), expected)
+    torch.testing.assert_close(replace_rows(words, input_ids, TokenRows(token_ids, rows)), expected)
 
 
 class TestRevision:
