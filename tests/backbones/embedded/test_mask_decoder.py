@@ -7,18 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from app.method.example_memory import FACTS, MEMORY, blank
-from app.method.mask_decoder import by_looks, decode, finest_scores, image_features, logits, look_again
-from app.method.segment import class_map, encode
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.method.evidence import Query
-from app.method.frame import labels_to_input
-from app.method.tuning import CategoryTuning, Recipe, shot
+from app.backbones.embedded.example_memory import empty_memory
+from app.backbones.embedded.mask_decoder import decode, fuse_appearance, image_features, logits
+from app.method.backbone import EncodedImage
+from app.method.frame import mask_to_input
+from app.method.parameters import ExampleMemory
+from app.method.pipeline import FramedImage, Pipeline, encode_one, score_map
+from app.method.prompts import Prompts, Query
+from app.method.selection import finished, select
+from app.method.shot import IGNORE, Shot
+from app.method.tuning import TUNED, CategoryTuning
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 GRID = (5, 7)
 PATCHES = 35
@@ -65,10 +69,12 @@ def random_scores(classes: int, seed: int = 2) -> Tensor:
     return torch.rand(classes, PATCHES, generator=torch.Generator().manual_seed(seed))
 
 
-def memories(count: int, seed: int = 3) -> dict[str, Tensor]:
+def memories(count: int, seed: int = 3) -> ExampleMemory:
     generator = torch.Generator().manual_seed(seed)
-    empty = blank(random_weights())
-    return {name: torch.rand(count, *tensor.shape, generator=generator) for name, tensor in empty.items()}
+    empty = empty_memory(random_weights())
+    return ExampleMemory.stack(
+        [empty.map(lambda tensor: torch.rand(tensor.shape, generator=generator)) for _ in range(count)]
+    )
 
 
 def read(file: Path) -> np.ndarray:
@@ -124,7 +130,7 @@ def test_it_is_then_as_if_nobody_had_asked_for_it() -> None:
     assert 2 in lost
     rows = [row for row in range(5) if row not in lost]
     taught = [row for row in (1, 3, 4) if row not in lost]
-    some = {name: tensor[[(1, 3, 4).index(row) for row in taught]] for name, tensor in kept.items()}
+    some = kept.map(lambda tensor: tensor[[(1, 3, 4).index(row) for row in taught]])
     alone = decode(
         weights, scores[rows], *photo(), grid_hw=GRID, taught=[rows.index(row) for row in taught], memories=some
     )
@@ -149,40 +155,39 @@ def test_examples_can_bring_back_what_the_words_miss() -> None:
 def test_a_category_s_examples_speak_for_it_alone() -> None:
     scores, kept = random_scores(4), memories(2)
     features, _ = photo()
-    plain, _ = by_looks(random_weights(), scores, features)
-    found, seen = by_looks(random_weights(), scores, features, taught=[1, 3], memories=kept)
+    plain, _ = fuse_appearance(random_weights(), scores, features)
+    found, seen = fuse_appearance(random_weights(), scores, features, taught=[1, 3], memories=kept)
     assert torch.equal(found[[0, 2]], plain[[0, 2]])
     assert not seen[[0, 2]].any()
     for place, row in enumerate((1, 3)):
-        alone = {name: tensor[place : place + 1] for name, tensor in kept.items()}
-        other, _ = by_looks(random_weights(), scores, features, taught=[row], memories=alone)
+        alone = kept.map(lambda tensor: tensor[place : place + 1])  # noqa: B023  # called at once
+        other, _ = fuse_appearance(random_weights(), scores, features, taught=[row], memories=alone)
         torch.testing.assert_close(other[row], found[row])
         assert (found[row] - plain[row]).abs().max() > 0.01
 
 
 def test_scores_are_on_the_decoders_grid_or_on_the_patches(embedded, tiny) -> None:
     """Without a decoder, or where it isn't asked, the words' scores go to pixels as they are."""
-    tokens = encode(embedded, torch.rand(3, embedded.input_size, embedded.input_size))
+    image = encode_one(embedded, torch.rand(3, embedded.input_size, embedded.input_size))
     rows, columns = embedded.patch_grid_hw
-    scores = torch.rand(2, rows * columns)
+    scores, nobody = torch.rand(2, rows * columns), [None, None]
     with torch.no_grad():
-        finer, grid_hw, corners = finest_scores(embedded, tokens, scores, [None, None])
-        maps = look_again(embedded, tokens, scores, [None, None])
-    assert (grid_hw, corners) == ((2 * rows, 2 * columns), False)
-    assert torch.equal(finer.view(2, *grid_hw), maps)
-    same, grid_hw, corners = finest_scores(embedded, tokens, scores, [None, None], second_look=False)
-    assert same is scores
-    assert (grid_hw, corners) == ((rows, columns), True)
+        decoded = score_map(embedded, image, scores, nobody, use_mask_decoder=True)
+        plain = score_map(embedded, image, scores, nobody, use_mask_decoder=False)
+    assert (decoded.grid_hw, decoded.align_corners) == ((2 * rows, 2 * columns), False)
+    torch.testing.assert_close(decoded.values.sum(dim=0), torch.ones(4 * rows * columns))
+    assert plain.values is scores
+    assert (plain.grid_hw, plain.align_corners) == ((rows, columns), True)
     scores = torch.rand(2, 25)
-    same, grid_hw, corners = finest_scores(tiny, torch.zeros(26, 8), scores, [None, None])
-    assert same is scores
-    assert (grid_hw, corners) == ((5, 5), True)
+    without = score_map(tiny, EncodedImage(torch.zeros(26, 8)), scores, nobody, use_mask_decoder=True)
+    assert without.values is scores
+    assert (without.grid_hw, without.align_corners) == ((5, 5), True)
 
 
 def test_gradients_reach_every_weight_that_learns() -> None:
     weights = {name: tensor.requires_grad_(True) for name, tensor in random_weights().items()}
     scores, (features, edges) = random_scores(3), photo()
-    found, seen = by_looks(weights, scores, features, taught=[1], memories=memories(1))
+    found, seen = fuse_appearance(weights, scores, features, taught=[1], memories=memories(1))
     fine = logits(weights, scores, found, seen, image_features(weights, features, edges, grid_hw=GRID), grid_hw=GRID)
     (fine.log_softmax(dim=0) * torch.rand(3, 10, 14)).sum().backward()
     # One number for all classes alike moves no probability: its gradient is 0 but for rounding.
@@ -190,49 +195,56 @@ def test_gradients_reach_every_weight_that_learns() -> None:
     assert still - {"mask.bias"} == set()
 
 
-def test_a_model_without_one_is_named(tiny) -> None:
-    with pytest.raises(ValueError, match="got tiny"):
-        look_again(tiny, torch.zeros(26, 8), torch.rand(2, 25), [None, None])
+def test_an_image_without_fine_features_is_refused(embedded) -> None:
+    rows, columns = embedded.patch_grid_hw
+    image = EncodedImage(torch.zeros(1 + rows * columns, 8))
+    with pytest.raises(ValueError, match="fine features"):
+        embedded.mask_decoder.decode_masks(torch.rand(2, rows * columns), image.tokens[1:], image, [None, None])
 
 
 class TestEmbedded:
     """The model that ships with the service."""
 
-    def iou(self, embedded, tokens: Tensor, query: Query, wanted: Tensor, *, second_look: bool = True) -> float:
-        found = class_map(embedded, tokens, [query], second_look=second_look).probabilities.argmax(dim=0) == 1
-        return float((found & wanted).sum() / (found | wanted).sum())
-
-    def shown(self, embedded, name: str) -> tuple[Tensor, Tensor]:
-        """Tokens of an example photo, and its mask on the network's input."""
-        rgb, frame = embedded.preprocess(read(EXAMPLES / f"{name}.jpg"))
-        mask = (read(EXAMPLES / f"{name}_mask.png") > 0).astype(np.uint8)
-        return encode(embedded, rgb), torch.from_numpy(labels_to_input(mask, frame, outside=255)).long()
+    def shown(self, embedded, name: str) -> tuple[FramedImage, Tensor]:
+        """An example photo, and its mask on the network's input."""
+        image = Pipeline(embedded).see(read(EXAMPLES / f"{name}.jpg"))
+        mask = read(EXAMPLES / f"{name}_mask.png") > 0
+        return image, mask_to_input(mask, image.frame, outside=IGNORE)
 
     def test_it_marks_more_of_a_person_with_it(self, embedded) -> None:
-        tokens, labels = self.shown(embedded, "astronaut")
-        with_it, without = (
-            self.iou(embedded, tokens, Query(("person",)), labels == 1, second_look=look) for look in (True, False)
-        )
-        assert with_it > without + 0.05
+        image, labels = self.shown(embedded, "astronaut")
+
+        def iou(*, use_mask_decoder: bool) -> float:
+            pipeline = Pipeline(embedded, use_mask_decoder=use_mask_decoder)
+            found = pipeline.class_map(image.encoded, [Query(("person",))]).probabilities.argmax(dim=0) == 1
+            return iou_of(found, labels == 1)
+
+        assert iou(use_mask_decoder=True) > iou(use_mask_decoder=False) + 0.05
 
     def test_an_example_teaches_what_there_is_no_word_for(self, embedded) -> None:
         """A made-up word finds no giraffe; one giraffe's head shows what is meant, without a step of tuning."""
-        tokens, labels = self.shown(embedded, "giraffe_head")
-        recipe = Recipe(visual_prompt=None)
+        image, labels = self.shown(embedded, "giraffe_head")
         tuning = CategoryTuning(
             embedded,
-            [shot(embedded, tokens, labels, label_scale=recipe.label_scale)],
+            [Shot.of(embedded, image.encoded, labels)],
             ["blorptang"],
-            background=("sky", "grass", "tree"),
+            others=Prompts.of([], ("sky", "grass", "tree")),
             layers=embedded.default_layers,
-            recipe=recipe,
+            recipe=TUNED,
         )
-        kept = {name: tensor for name, tensor in tuning.tensors().items() if name in MEMORY}
-        assert kept[FACTS].dtype == torch.float16
-        assert sum(tensor.nbytes for tensor in kept.values()) < 10_000
-        tokens, labels = self.shown(embedded, "giraffes")
-        scores = torch.ones(2, tokens.shape[0] - 1)[:, : embedded.patch_grid_hw[0] * embedded.patch_grid_hw[1]]
+        memory = finished(select(tuning)).adapter(tuning, "blorptang", version=1, created_at="now").memory
+        assert memory is not None
+        assert memory.facts.dtype == torch.float16
+        assert sum(tensor.nbytes for tensor in vars(memory).values()) < 10_000
+        image, labels = self.shown(embedded, "giraffes")
+        rows, columns = embedded.patch_grid_hw
         # Words that say nothing: background and category alike everywhere.
-        maps = look_again(embedded, tokens, scores * torch.tensor([[0.6], [0.4]]), [None, kept])
-        found = F.interpolate(maps[None], size=labels.shape, mode="bilinear")[0].argmax(dim=0) == 1
-        assert (found & (labels == 1)).sum() / (found | (labels == 1)).sum() > 0.3
+        scores = torch.tensor([[0.6], [0.4]]).expand(2, rows * columns)
+        with torch.no_grad():
+            decoded = score_map(embedded, image.encoded, scores, [None, memory], use_mask_decoder=True)
+        found = decoded.at((labels.shape[0], labels.shape[1])).argmax(dim=0) == 1
+        assert iou_of(found, labels == 1) > 0.3
+
+
+def iou_of(found: Tensor, wanted: Tensor) -> float:
+    return float((found & wanted).sum() / (found | wanted).sum())

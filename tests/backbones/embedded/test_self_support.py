@@ -1,4 +1,4 @@
-"""The photo as its own example."""
+"""Self-support: a class finds the rest of itself by its sure patches."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from app.method.self_support import logits
 from torch import Tensor
+
+from app.backbones.embedded.self_support import logits
 
 
 def weights(

@@ -1,4 +1,4 @@
-"""What is kept of examples, and how much a photo's patches are like it."""
+"""Memory of examples, and the likeness of a photo's patches to it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,11 @@ import math
 
 import pytest
 import torch
-from app.method.example_memory import (
-    FACTS,
-    INSIDE,
-    INSIDE_SHARE,
-    MEMORY,
-    OUTSIDE,
-    blank,
-    directions,
-    example_facts,
-    memories_of,
-    remember,
-    resemblance,
-)
 from torch import Tensor
 from torch.nn import functional as F
+
+from app.backbones.embedded.example_memory import directions, empty_memory, example_facts, remember, resemblance
+from app.method.parameters import ExampleMemory
 
 
 def weights(features: int = 2, *, sharpness: float = 0.0) -> dict[str, Tensor]:
@@ -39,12 +29,12 @@ OUTSIDE_OF = torch.tensor([0.0, 0.0, 1.0])
 LOG_ODDS = torch.tensor([1.0, 3.0, -6.0])
 
 
-def memory(some: dict[str, Tensor]) -> dict[str, Tensor]:
+def memory(some: dict[str, Tensor]) -> ExampleMemory:
     return remember(some, [PHOTO], [INSIDE_OF], [OUTSIDE_OF], [LOG_ODDS])
 
 
 def test_likeness_by_hand() -> None:
-    kept = {name: tensor[None] for name, tensor in memory(weights(sharpness=math.log(3))).items()}
+    kept = ExampleMemory.stack([memory(weights(sharpness=math.log(3)))])
     # A patch half-way between the thing and its surroundings, one of the thing, one of the surroundings.
     patches = torch.tensor([[1.0, 1.0], [7.0, 0.0], [0.0, 1.0]])
     cosine, density = resemblance(weights(sharpness=math.log(3)), patches, kept)[0]
@@ -72,52 +62,45 @@ def test_many_patches_are_kept_as_a_few_directions() -> None:
 
 def test_fewer_patches_than_directions_are_kept_as_they_are() -> None:
     kept = memory(weights())
-    assert kept[INSIDE].shape == (32, 2)
-    assert kept[INSIDE][:2].tolist() == [[1, 0], [1, 0]]
-    assert kept[INSIDE_SHARE].tolist() == [0.5, 0.5, *[0] * 30]
-    assert not kept[INSIDE][2:].any()
+    assert kept.inside.shape == (32, 2)
+    assert kept.inside[:2].tolist() == [[1, 0], [1, 0]]
+    assert kept.inside_share.tolist() == [0.5, 0.5, *[0] * 30]
+    assert not kept.inside[2:].any()
 
 
 def test_an_example_of_a_few_patches_counts_as_much_as_one_of_many() -> None:
     one_way, other_way = torch.tensor([1.0, 0.0]).repeat(13, 1), torch.tensor([0.0, 1.0]).repeat(13, 1)
     small, large, none = (torch.arange(13) < 1).float(), (torch.arange(13) < 11).float(), torch.zeros(13)
     kept = remember(weights(), [one_way, other_way], [small, large], [none, none], [none, none])
-    torch.testing.assert_close(kept[INSIDE_SHARE] @ kept[INSIDE], torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(kept.inside_share @ kept.inside, torch.tensor([0.5, 0.5]))
 
 
 def test_several_categories_are_compared_at_once() -> None:
     one, other = memory(weights()), remember(weights(), [PHOTO], [OUTSIDE_OF], [INSIDE_OF], [LOG_ODDS])
-    rows, both = memories_of([None, one, {"a.weight": torch.ones(3)}, other, {}])
-    assert rows == [1, 3]
-    found = resemblance(weights(), PHOTO, both)
+    found = resemblance(weights(), PHOTO, ExampleMemory.stack([one, other]))
     for row, alone in enumerate((one, other)):
-        expected = resemblance(weights(), PHOTO, {name: tensor[None] for name, tensor in alone.items()})[0]
-        torch.testing.assert_close(found[row], expected)
+        torch.testing.assert_close(found[row], resemblance(weights(), PHOTO, ExampleMemory.stack([alone]))[0])
     torch.testing.assert_close(found[0], -found[1])
 
 
-def test_a_thousand_categories_are_as_one_each() -> None:
-    one = memory(weights())
-    many = {name: tensor[None].expand(307, *tensor.shape) for name, tensor in one.items()}
-    found = resemblance(weights(), PHOTO, many)
+def test_hundreds_of_categories_are_as_one_each() -> None:
+    found = resemblance(weights(), PHOTO, ExampleMemory.stack([memory(weights())] * 307))
     torch.testing.assert_close(found, found[:1].expand(307, -1, -1))
 
 
-def test_without_memories_there_is_nothing_to_stack() -> None:
-    assert memories_of([None, {}]) == ([], {})
-
-
-def test_every_memory_has_the_form_of_a_blank_one() -> None:
-    kept, empty = memory(weights()), blank(weights())
-    assert {name: tensor.shape for name, tensor in kept.items()} == {name: t.shape for name, t in empty.items()}
-    assert set(MEMORY) == set(kept)
+def test_every_memory_has_the_shapes_of_an_empty_one() -> None:
+    shapes = [
+        {name: tensor.shape for name, tensor in vars(each).items()}
+        for each in (memory(weights()), empty_memory(weights()))
+    ]
+    assert shapes[0] == shapes[1]
 
 
 def test_a_mask_of_nothing_or_of_everything_makes_finite_numbers() -> None:
     nothing, everything = torch.zeros(3), torch.ones(3)
     for inside, outside in ((nothing, everything), (everything, nothing)):
         kept = remember(weights(), [PHOTO], [inside], [outside], [LOG_ODDS])
-        assert all(torch.isfinite(tensor).all() for tensor in kept.values())
-        assert torch.isfinite(resemblance(weights(), PHOTO, {n: t[None] for n, t in kept.items()})).all()
-    assert kept[FACTS][2] == pytest.approx(math.log(1 + 1e-4) / 4, rel=0.01)
-    assert not kept[OUTSIDE].any()
+        assert all(torch.isfinite(tensor).all() for tensor in vars(kept).values())
+        assert torch.isfinite(resemblance(weights(), PHOTO, ExampleMemory.stack([kept]))).all()
+    assert kept.facts[2] == pytest.approx(math.log(1 + 1e-4) / 4, rel=0.01)
+    assert not kept.outside.any()
