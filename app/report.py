@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from rich.table import Table
 
 from app.backbones.family import Family
+from app.masks.pictures import overlay
 from app.method.backbone import Backbone
-from app.method.masks import overlay
 from app.method.tuning import IGNORE
 from app.services.evaluation import Case, Options, Report, rows
 

@@ -20,16 +20,9 @@ from app.api.context import Live, Maybe, SingleFieldsOnce, check_count, read_upl
 from app.api.problems import documented
 from app.api.schemas import BackboneRef, FoundOut, ImageOut, Rle, SegmentOut
 from app.errors import AppError, InvalidInputError
-from app.method.masks import (
-    MAX_LABELS,
-    label_map_to_png,
-    mask_to_png,
-    mask_to_polygons,
-    mask_to_rle,
-    overlay,
-    palette,
-    probability_to_png,
-)
+from app.masks.pictures import MAX_LABELS, label_map_to_png, mask_to_png, overlay, palette, probability_to_png
+from app.masks.polygons import mask_to_polygons
+from app.masks.rle import mask_to_rle
 from app.services.batch import as_ready, patiently
 from app.services.categories import clean_names
 from app.services.decode import Photo, decode_photo

@@ -24,7 +24,10 @@ from PIL import BmpImagePlugin, ExifTags, Image, JpegImagePlugin, PngImagePlugin
 from PIL.ImageFile import ImageFile
 
 from app.errors import InvalidInputError, TooLargeError, UnsupportedMediaError
-from app.method import masks
+from app.masks import Mask, Rgb
+from app.masks.boxes import box_to_mask
+from app.masks.polygons import polygons_to_mask
+from app.masks.rle import rle_size, rle_to_mask
 
 _READ_FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
 
@@ -89,7 +92,7 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 class Photo:
     """A caller's photo: its pixels as seen, and the file as sent. Compare photos by `sha256`."""
 
-    rgb: masks.Rgb  # uint8 [height, width, 3], 0…255, after EXIF rotation
+    rgb: Rgb  # uint8 [height, width, 3], 0…255, after EXIF rotation
     sha256: str  # of `raw`, hexadecimal
     media_type: str
     raw: bytes
@@ -124,7 +127,7 @@ def decode_photo(raw: bytes, *, max_pixels: int, field: str = "image") -> Photo:
     return Photo(rgb=rgb, sha256=hashlib.sha256(raw).hexdigest(), media_type=media_type, raw=raw, note=note)
 
 
-def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int) -> masks.Mask:
+def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int) -> Mask:
     """Reads a mask image: which pixels are not zero, after the mask's own EXIF rotation.
 
     What "zero" is, in this order:
@@ -171,7 +174,7 @@ def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int) -> ma
     return mask
 
 
-def decode_segmentation(text: str, *, photo_hw: tuple[int, int]) -> masks.Mask:
+def decode_segmentation(text: str, *, photo_hw: tuple[int, int]) -> Mask:
     """Reads a mask from JSON: COCO run lengths, polygons, or one flat polygon.
 
     Args:
@@ -189,7 +192,7 @@ def decode_segmentation(text: str, *, photo_hw: tuple[int, int]) -> masks.Mask:
         if isinstance(value, dict):
             return _sized_rle_to_mask(value, photo_hw=photo_hw)
         is_flat = isinstance(value, list) and value and not any(isinstance(item, list) for item in value)
-        return masks.polygons_to_mask([value] if is_flat else value, photo_hw)
+        return polygons_to_mask([value] if is_flat else value, photo_hw)
     except ValueError as error:
         raise InvalidInputError(
             f'The segmentation can\'t be used: {error}. Send COCO run lengths {{"size": [height, width], "counts": …}} '
@@ -198,7 +201,7 @@ def decode_segmentation(text: str, *, photo_hw: tuple[int, int]) -> masks.Mask:
         ) from error
 
 
-def decode_box(text: str, *, photo_hw: tuple[int, int]) -> masks.Mask:
+def decode_box(text: str, *, photo_hw: tuple[int, int]) -> Mask:
     """Reads a box from JSON as a coarse mask.
 
     Args:
@@ -213,7 +216,7 @@ def decode_box(text: str, *, photo_hw: tuple[int, int]) -> masks.Mask:
     """
     value = _parsed(text, field="box")
     try:
-        mask = masks.box_to_mask(value, photo_hw)
+        mask = box_to_mask(value, photo_hw)
     except ValueError as error:
         raise InvalidInputError(
             f"The box can't be used: {error}. Send [x, y, width, height] in pixels.", field="box"
@@ -228,7 +231,7 @@ def decode_box(text: str, *, photo_hw: tuple[int, int]) -> masks.Mask:
     return mask
 
 
-def check_mask(mask: masks.Mask, *, field: str = "mask") -> None:
+def check_mask(mask: Mask, *, field: str = "mask") -> None:
     """Refuses a mask from which nothing can be learnt.
 
     Args:
@@ -255,7 +258,7 @@ def one_mask(
     box: str | None,
     photo_hw: tuple[int, int],
     max_pixels: int,
-) -> masks.Mask:
+) -> Mask:
     """Reads the one form of mask that a caller sent.
 
     Args:
@@ -374,7 +377,7 @@ def _upright(stored: np.ndarray, image: ImageFile) -> np.ndarray:
 # Pixels --------------------------------------------------------------------------------------------------------------
 
 
-def _rgb(image: Image.Image) -> masks.Rgb:
+def _rgb(image: Image.Image) -> Rgb:
     if image.mode.startswith(("I", "F")):
         return np.repeat(_grey(_numbers(image))[:, :, None], 3, axis=2)
     if image.has_transparency_data:
@@ -399,7 +402,7 @@ def _grey(numbers: Shaped[np.ndarray, "height width"]) -> UInt8[np.ndarray, "hei
     return np.rint(levels).astype(np.uint8)
 
 
-def _marked(image: Image.Image, *, is_lossy: bool) -> masks.Mask:
+def _marked(image: Image.Image, *, is_lossy: bool) -> Mask:
     """Which stored pixels are not zero, by the rules of `decode_mask`."""
     if image.mode.startswith(("I", "F")):
         return _numbers(image).astype(bool)
@@ -412,18 +415,18 @@ def _marked(image: Image.Image, *, is_lossy: bool) -> masks.Mask:
     values = np.asarray(image if image.mode in ("1", "L", "RGB") else image.convert("RGB"))
     levels = (values.max(axis=2) if values.ndim == 3 else values).astype(np.uint8)
     zero = levels.max() // 2 if is_lossy else 0
-    is_marked: masks.Mask = levels > zero
+    is_marked: Mask = levels > zero
     return is_marked
 
 
-def _marked_by_index(image: Image.Image) -> masks.Mask:
+def _marked_by_index(image: Image.Image) -> Mask:
     index = np.asarray(image)
     colours = np.array(image.getpalette() or [], dtype=np.uint8).reshape(-1, 3)
     is_background = np.zeros(256, dtype=bool)
     is_background[: len(colours)] = ~colours.any(axis=1)
     if is_background[0] or not is_background[index].any():
         is_background[:] = np.arange(256) == 0
-    is_marked: masks.Mask = ~is_background[index]
+    is_marked: Mask = ~is_background[index]
     return is_marked
 
 
@@ -450,13 +453,13 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number of JSON")
 
 
-def _sized_rle_to_mask(rle: dict[str, object], *, photo_hw: tuple[int, int]) -> masks.Mask:
+def _sized_rle_to_mask(rle: dict[str, object], *, photo_hw: tuple[int, int]) -> Mask:
     """Decodes run lengths after their size was found to be the photo's: nothing larger is ever allocated."""
-    rle_hw = masks.rle_size(rle)
+    rle_hw = rle_size(rle)
     if rle_hw != tuple(photo_hw):
         raise InvalidInputError(
             f"The segmentation is for {_size(rle_hw)}, the photo is {_size(photo_hw)} after EXIF rotation. Send run "
             f"lengths of the photo's size; size is [height, width], so [{photo_hw[0]}, {photo_hw[1]}].",
             field="segmentation",
         )
-    return masks.rle_to_mask(rle)
+    return rle_to_mask(rle)

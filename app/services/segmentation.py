@@ -15,11 +15,11 @@ from jaxtyping import Bool, Float, UInt16
 from torch import Tensor
 
 from app.errors import InvalidInputError
+from app.masks.boxes import bbox_of
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone
 from app.method.evidence import Query
 from app.method.frame import Frame, to_photo
-from app.method.masks import bbox_of
 from app.method.segment import class_map, crf_of, encode, refine
 from app.method.tiles import look_closer, see_tiles
 from app.metrics import Metrics

@@ -10,9 +10,9 @@ from functools import partial
 import numpy as np
 
 from app.errors import ConflictError, NotFoundError
+from app.masks.pictures import mask_to_png
 from app.method.backbone import Backbone
 from app.method.frame import mask_to_input
-from app.method.masks import mask_to_png
 from app.method.prompts import free_background
 from app.method.segment import encode
 from app.method.tuning import IGNORE, CategoryTuning, Recipe, Shot, shot

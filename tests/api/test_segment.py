@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 from pycocotools import mask as coco
 
 from app.backbones.blip import Blip
-from app.method.masks import probability_to_png
+from app.masks.pictures import probability_to_png
 
 FOUND = {"name", "adapted", "adapter_version", "match_score", "mean_probability", "area", "bbox", "segmentation"}
 # One background word and no refinement give masks of the random model that are neither empty nor everything.

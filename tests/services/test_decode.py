@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from app.errors import AppError, InvalidInputError, TooLargeError, UnsupportedMediaError
-from app.method import masks
+from app.masks.boxes import bbox_of
+from app.masks.pictures import label_map_to_png, mask_to_png, palette
+from app.masks.rle import mask_to_rle
 from app.services import decode
 
 HW = (23, 31)
@@ -128,9 +130,9 @@ class TestPhotos:
         assert np.array_equal(rgb[7:], COLOURED[7:])
 
     def test_transparent_palette_colour_and_grey_with_alpha(self) -> None:
-        palette = Image.fromarray(MARKED.astype(np.uint8))
-        palette.putpalette([9, 9, 9, 200, 100, 50])
-        rgb = photo_of(file_of(palette, transparency=0)).rgb
+        indexed = Image.fromarray(MARKED.astype(np.uint8))
+        indexed.putpalette([9, 9, 9, 200, 100, 50])
+        rgb = photo_of(file_of(indexed, transparency=0)).rgb
         assert (rgb[MARKED] == (200, 100, 50)).all()
         assert (rgb[~MARKED] == 255).all()
         grey = np.dstack([COLOURED[..., 0], np.where(MARKED, 255, 0).astype(np.uint8)])
@@ -291,7 +293,7 @@ class TestMaskImages:
     def test_1_bit_and_our_own(self) -> None:
         assert np.array_equal(mask_of(file_of(MARKED)), MARKED)
         assert np.array_equal(mask_of(file_of(MARKED, "BMP")), MARKED)
-        assert np.array_equal(mask_of(masks.mask_to_png(MARKED)), MARKED)
+        assert np.array_equal(mask_of(mask_to_png(MARKED)), MARKED)
 
     @pytest.mark.parametrize("kind", [np.int32, np.float32])
     def test_numbers(self, kind: type) -> None:
@@ -322,15 +324,15 @@ class TestMaskImages:
 
     def test_our_own_label_map(self) -> None:
         labels = np.where(MARKED, 2, 0).astype(np.uint8)
-        assert np.array_equal(mask_of(masks.label_map_to_png(labels, ["a", "b"], masks.palette(2))), MARKED)
+        assert np.array_equal(mask_of(label_map_to_png(labels, ["a", "b"], palette(2))), MARKED)
 
     def test_a_cut_out_is_marked_by_its_opacity(self) -> None:
         for colours in (COLOURED, np.zeros_like(COLOURED)):  # a photo, a black shape
             cut_out = np.dstack([colours, np.where(MARKED, 1, 0).astype(np.uint8)])
             assert np.array_equal(mask_of(file_of(cut_out)), MARKED)
-        palette = Image.fromarray(MARKED.astype(np.uint8))
-        palette.putpalette([200, 0, 0, 0, 0, 0])
-        assert np.array_equal(mask_of(file_of(palette, transparency=0)), MARKED)
+        indexed = Image.fromarray(MARKED.astype(np.uint8))
+        indexed.putpalette([200, 0, 0, 0, 0, 0])
+        assert np.array_equal(mask_of(file_of(indexed, transparency=0)), MARKED)
 
     @pytest.mark.parametrize("alpha", [0, 128, 255])
     def test_constant_opacity_says_nothing(self, alpha: int) -> None:
@@ -380,7 +382,7 @@ class TestSegmentations:
         return decode.decode_segmentation(text, photo_hw=HW)
 
     def test_run_lengths(self) -> None:
-        assert np.array_equal(self.read(json.dumps(masks.mask_to_rle(MARKED))), MARKED)
+        assert np.array_equal(self.read(json.dumps(mask_to_rle(MARKED))), MARKED)
         assert self.read(json.dumps({"size": HW, "counts": [23, 7, 683]})).sum() == 7
 
     def test_polygons_and_one_flat_polygon(self) -> None:
@@ -427,11 +429,11 @@ class TestBoxes:
         return decode.decode_box(text, photo_hw=HW)
 
     def test_a_box_inside_the_photo(self) -> None:
-        assert masks.bbox_of(self.read("[3, 5, 17, 11]")) == [3, 5, 17, 11]
+        assert bbox_of(self.read("[3, 5, 17, 11]")) == [3, 5, 17, 11]
         assert self.read("[0, 0, 31, 23]").all()
 
     def test_half_a_pixel_over_is_rounding(self) -> None:
-        assert masks.bbox_of(self.read("[-0.4, 20.2, 31.8, 3.1]")) == [0, 20, 31, 3]
+        assert bbox_of(self.read("[-0.4, 20.2, 31.8, 3.1]")) == [0, 20, 31, 3]
 
     @pytest.mark.parametrize(
         ("text", "words"),
@@ -464,7 +466,7 @@ class TestOneMask:
 
     def test_each_form_alone(self) -> None:
         assert np.array_equal(self.read(mask=file_of(MARKED)), MARKED)
-        assert np.array_equal(self.read(segmentation=json.dumps(masks.mask_to_rle(MARKED))), MARKED)
+        assert np.array_equal(self.read(segmentation=json.dumps(mask_to_rle(MARKED))), MARKED)
         assert self.read(box="[3, 5, 17, 11]").sum() == 17 * 11
 
     def test_unused_fields_of_a_form_are_sent_empty(self) -> None:

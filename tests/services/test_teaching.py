@@ -12,7 +12,7 @@ import pytest
 from docket import Worker
 from PIL import Image
 
-from app.method.masks import mask_to_png
+from app.masks.pictures import mask_to_png
 from app.method.tuning import CategoryTuning, Recipe
 from app.services.decode import decode_photo
 from app.services.teaching import Lesson, make_shot
