@@ -24,12 +24,14 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "app.settings": (),
     "app.method": (),
     "app.masks": (),
+    "app.images": ("app.masks", "app.errors"),
     "app.backbones": ("app.method", "app.errors"),
     # Of the method, the store knows the two values that it keeps.
     "app.storage": ("app.method.adapter", "app.method.infoscore", "app.errors"),
     "app.services": (
         "app.method",
         "app.masks",
+        "app.images",
         "app.storage",
         "app.metrics",
         "app.errors",
@@ -47,6 +49,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "app.storage.jobs",
         "app.storage.keys",
         "app.masks",
+        "app.images",
         "app.wiring.Service",
     ),
     "app.api.middleware": ("app.api", "app.errors", "app.metrics", "app.logs"),
@@ -76,6 +79,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
 # The method is plain torch: no model library, no store, no HTTP.
 OUTSIDE_OF_METHOD = {"jaxtyping", "numpy", "PIL", "safetensors", "torch"}
 OUTSIDE_OF_MASKS = {"jaxtyping", "numpy", "PIL", "pycocotools"}
+OUTSIDE_OF_IMAGES = {"jaxtyping", "numpy", "PIL"}
 OUTSIDE_OF_API = {
     "fastapi",
     "numpy",
@@ -135,7 +139,13 @@ def test_arrows_point_inward(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "known"), [("method", OUTSIDE_OF_METHOD), ("masks", OUTSIDE_OF_MASKS), ("api", OUTSIDE_OF_API)]
+    ("package", "known"),
+    [
+        ("method", OUTSIDE_OF_METHOD),
+        ("masks", OUTSIDE_OF_MASKS),
+        ("images", OUTSIDE_OF_IMAGES),
+        ("api", OUTSIDE_OF_API),
+    ],
 )
 def test_a_package_stays_what_it_is(package: str, known: set[str]) -> None:
     roots = {name.split(".")[0] for file in (APP / package).rglob("*.py") for name in imports_of(file)}

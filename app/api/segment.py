@@ -20,12 +20,12 @@ from app.api.context import Live, Maybe, SingleFieldsOnce, check_count, read_upl
 from app.api.problems import documented
 from app.api.schemas import BackboneRef, FoundOut, ImageOut, Rle, SegmentOut
 from app.errors import AppError, InvalidInputError
+from app.images.photo import Photo, decode_photo
 from app.masks.pictures import MAX_LABELS, label_map_to_png, mask_to_png, overlay, palette, probability_to_png
 from app.masks.polygons import mask_to_polygons
 from app.masks.rle import mask_to_rle
 from app.services.batch import as_ready, patiently
 from app.services.categories import clean_names
-from app.services.decode import Photo, decode_photo
 from app.services.segmentation import Clock, Found, Request, Segmented
 from app.wiring import Service
 

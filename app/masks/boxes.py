@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from . import Mask
+from . import MalformedMaskError, Mask
 from .coordinates import finite_number
 
 
@@ -21,13 +21,13 @@ def box_to_mask(box_xywh: object, image_hw: tuple[int, int]) -> Mask:
         The mask `[height, width]`; empty if the box lies outside the image or holds no pixel's centre.
 
     Raises:
-        ValueError: Not four finite numbers, or a width or height of 0 or less.
+        MalformedMaskError: Not four finite numbers, or a width or height of 0 or less.
     """
     if not isinstance(box_xywh, list | tuple) or len(box_xywh) != 4:
-        raise ValueError("expected a box [x, y, width, height]")
+        raise MalformedMaskError("expected a box [x, y, width, height]")
     x, y, width, height = (finite_number(value) for value in box_xywh)
     if width <= 0 or height <= 0:
-        raise ValueError(f"expected a box with a width and a height above 0, got {width:g} × {height:g}")
+        raise MalformedMaskError(f"expected a box with a width and a height above 0, got {width:g} × {height:g}")
     mask = np.zeros(image_hw, dtype=bool)
     mask[_centres_between(y, y + height, image_hw[0]), _centres_between(x, x + width, image_hw[1])] = True
     return mask

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from . import MalformedMaskError
+
 
 def finite_number(value: object) -> float:
     """Reads a JSON number as a float.
@@ -15,12 +17,12 @@ def finite_number(value: object) -> float:
         The number.
 
     Raises:
-        ValueError: Not a number, NaN, infinity, or a whole number too large for a float.
+        MalformedMaskError: Not a number, NaN, infinity, or a whole number too large for a float.
     """
     try:
         number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise ValueError("expected coordinates that are finite numbers")
+        raise MalformedMaskError("expected coordinates that are finite numbers")
     return number

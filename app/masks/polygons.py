@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pycocotools import mask as coco_mask
 
-from . import Mask
+from . import MalformedMaskError, Mask
 from .boxes import bbox_of
 from .coordinates import finite_number
 from .rle import rle_to_mask
@@ -67,14 +67,14 @@ def polygons_to_mask(polygons: object, image_hw: tuple[int, int]) -> Mask:
         The mask `[height, width]`.
 
     Raises:
-        ValueError: Not a list of such rings, or outlines longer than `MAX_OUTLINE_PX` in total.
+        MalformedMaskError: Not a list of such rings, or outlines longer than `MAX_OUTLINE_PX` in total.
     """
     if not isinstance(polygons, list | tuple) or not polygons:
-        raise ValueError("expected a list of polygons, each [x, y, x, y, …]")
+        raise MalformedMaskError("expected a list of polygons, each [x, y, x, y, …]")
     rings = [_clipped(_ring_of(polygon), image_hw) for polygon in polygons]
     outline_px = sum(float(np.abs(ring - np.roll(ring, 1, axis=0)).max(axis=1).sum()) for ring in rings if len(ring))
     if outline_px > MAX_OUTLINE_PX:
-        raise ValueError(f"expected outlines of at most {MAX_OUTLINE_PX} pixels in total, got {outline_px:.0f}")
+        raise MalformedMaskError(f"expected outlines of at most {MAX_OUTLINE_PX} pixels in total, got {outline_px:.0f}")
     mask = np.zeros(image_hw, dtype=bool)
     for ring in rings:
         if len(ring) >= 3:
@@ -99,7 +99,7 @@ def _draw(ring: Ring, *, mask: Mask) -> None:
 
 def _ring_of(polygon: object) -> Ring:
     if not isinstance(polygon, list | tuple) or len(polygon) < 6 or len(polygon) % 2:
-        raise ValueError("expected a polygon [x, y, x, y, …] of 3 corners or more")
+        raise MalformedMaskError("expected a polygon [x, y, x, y, …] of 3 corners or more")
     return np.array([finite_number(value) for value in polygon], dtype=float).reshape(-1, 2)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from pycocotools import mask as coco_mask
 
-from . import Mask
+from . import MalformedMaskError, Mask
 
 
 class Rle(TypedDict):
@@ -48,15 +48,17 @@ def rle_to_mask(rle: object) -> Mask:
         The mask `[height, width]`.
 
     Raises:
-        ValueError: Not run lengths, or counts that don't add up to height × width.
+        MalformedMaskError: Not run lengths, or counts that don't add up to height × width.
     """
     height, width = rle_size(rle)
     runs = _runs_of(rle["counts"]) if isinstance(rle, dict) and "counts" in rle else None
     if runs is None:
-        raise ValueError('expected "counts" to be a string or a list of whole numbers, 0 or more')
+        raise MalformedMaskError('expected "counts" to be a string or a list of whole numbers, 0 or more')
     covered = sum(runs.tolist())  # Python's integers don't overflow, so a wrong sum can't look right
     if (runs < 0).any() or covered != height * width:
-        raise ValueError(f"expected counts that add up to {height} × {width} = {height * width} pixels, got {covered}")
+        raise MalformedMaskError(
+            f"expected counts that add up to {height} × {width} = {height * width} pixels, got {covered}"
+        )
     is_marked = np.arange(len(runs)) % 2 == 1
     return np.ascontiguousarray(np.repeat(is_marked, runs).reshape((height, width), order="F"))
 
@@ -71,13 +73,13 @@ def rle_size(rle: object) -> tuple[int, int]:
         (height, width), both in 1…2³¹ − 1.
 
     Raises:
-        ValueError: No valid size.
+        MalformedMaskError: No valid size.
     """
     size = rle.get("size") if isinstance(rle, dict) else None
     if not (
         isinstance(size, list | tuple) and len(size) == 2 and all(_is_whole(side) and 0 < side < 2**31 for side in size)
     ):
-        raise ValueError('expected "size" to be [height, width], two whole numbers from 1 to 2³¹ − 1')
+        raise MalformedMaskError('expected "size" to be [height, width], two whole numbers from 1 to 2³¹ − 1')
     return size[0], size[1]
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, UInt16
 from torch import Tensor
 
 from app.errors import InvalidInputError
+from app.images.photo import Photo
 from app.masks.boxes import bbox_of
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone
@@ -24,7 +25,6 @@ from app.method.segment import class_map, crf_of, encode, refine
 from app.method.tiles import look_closer, see_tiles
 from app.metrics import Metrics
 from app.services.adapter_cache import AdapterCache
-from app.services.decode import Photo
 from app.services.image_cache import ImageCache
 from app.services.models import Models
 from app.storage import keys

@@ -10,6 +10,8 @@ from functools import partial
 import numpy as np
 
 from app.errors import ConflictError, NotFoundError
+from app.images.masks import decode_mask
+from app.images.photo import Photo, decode_photo
 from app.masks.pictures import mask_to_png
 from app.method.backbone import Backbone
 from app.method.frame import mask_to_input
@@ -17,7 +19,6 @@ from app.method.prompts import free_background
 from app.method.segment import encode
 from app.method.tuning import IGNORE, CategoryTuning, Recipe, Shot, shot
 from app.metrics import Metrics
-from app.services.decode import Photo, decode_mask, decode_photo
 from app.services.job_engine import JobEngine
 from app.services.models import Models
 from app.storage import keys
