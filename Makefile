@@ -46,7 +46,7 @@ weights: install
 	$(PY) -m pip install --quiet --no-deps --requirement training/requirements.txt
 	MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=536870912 \
 	    $(PY) -m training --data $(DATA) --out build/embedded.safetensors
-	cp build/embedded.safetensors app/backbones/weights/
+	cp build/embedded.safetensors app/backbones/embedded/weights/
 
 clean:
 	rm -rf $(VENV) build var .pytest_cache .mypy_cache .ruff_cache .hypothesis

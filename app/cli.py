@@ -193,7 +193,7 @@ def _row(found: dict[str, Any]) -> tuple[str, ...]:
 @app.command()
 def parity(files: Annotated[list[Path], typer.Argument(help="Golden cases (safetensors).", exists=True)]) -> None:
     """Compare the method with outputs of the authors' code; exit 1 where it is too far off."""
-    from app.services.parity import check
+    from app.research.parity import check
 
     good = True
     for file in files:
@@ -254,9 +254,10 @@ def evaluate(
     import torch
 
     from app.method.prompts import BACKGROUND_WORDS
-    from app.method.segment import crf_of
-    from app.services.evaluation import Evaluation, Options, read_dataset
-    from app.wiring import backbone_loaders, compute_threads, has_second_look, recipe_of
+    from app.research.dataset import read_dataset
+    from app.research.evaluation import Evaluation
+    from app.research.subject import Options
+    from app.wiring import backbone_loaders, compute_threads, recipe_of, uses_mask_decoder
 
     settings = _settings(backbone=backbone, layers=layers, tiles=tiles)
     torch.set_num_threads(compute_threads(settings))
@@ -274,9 +275,9 @@ def evaluate(
             shots=shots,
             joint_epochs=joint_epochs,
             size=size,
-            crf=crf_of(model, second_look=has_second_look(settings)) if crf and protocol != "interference" else None,
-            second_look=has_second_look(settings),
-            tiles=settings.tiles,
+            crf=crf and protocol != "interference",
+            use_mask_decoder=uses_mask_decoder(settings),
+            use_tiles=settings.tiles,
             layers=settings.layer_numbers,
             background=settings.background_words or BACKGROUND_WORDS,
             recipe=recipe_of(settings),
@@ -288,7 +289,7 @@ def evaluate(
             lambda step, steps, what: bar.update(task, completed=step, total=steps, description=what),
         )
         report = evaluation.run()
-    from app.report import as_json, as_picture, as_table
+    from app.research.report import as_json, as_picture, as_table
 
     console.print(as_table(report))
     if json_file:
@@ -317,7 +318,7 @@ def list_backbones(
     backbone: Annotated[str | None, typer.Option(help="As EXEMPLAR_BACKBONE.")] = None,
 ) -> None:
     """The families of models, what each offers, and what those of EXEMPLAR_BACKBONE take."""
-    from app.report import as_backbone_table, as_family_table
+    from app.research.report import as_backbone_table, as_family_table
     from app.wiring import backbone_loaders, family_list
 
     console.print(as_family_table(family_list()))

@@ -160,7 +160,7 @@ class _Probe:
 async def _warm(live: Service) -> None:
     """Wait for the models' first answers: as soon as a replica is healthy, Ray sends it requests."""
     async with asyncio.timeout(_LANE_HANGS_AFTER_S):
-        while not all(model.warm or model.asleep for model in live.models):
+        while not all(model.warm or model.unloaded for model in live.models):
             await asyncio.sleep(0.05)
 
 

@@ -60,9 +60,6 @@ class Settings(BaseSettings):
     )
     layers: str = Field("", description="Layers to read, such as `0,3`; empty = InfoScore if ranked, else the default.")
     tune_steps: int = Field(0, ge=0, description="Optimiser steps of one tuning job; 0 = as many as the method says.")
-    ensemble: Literal["mean", "learned"] = Field(
-        "mean", description="How the chosen layers of a taught category are mixed; METHOD=paper knows the mean alone."
-    )
     background: str = Field("", description="Background words, comma-separated; empty = the method's own list.")
 
     worker: bool = Field(True, description="Run jobs inside this process; off where `python -m app worker` runs.")

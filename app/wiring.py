@@ -26,11 +26,11 @@ from torch.utils.benchmark import Timer
 
 import app
 from app import backbones
-from app.backbones.family import Family
+from app.backbones.shared.family import Family
 from app.errors import InvalidInputError, UnavailableError
 from app.method.backbone import Backbone
 from app.method.prompts import BACKGROUND_WORDS
-from app.method.tuning import PAPER_RECIPE, Recipe
+from app.method.tuning import PAPER, TUNED, Recipe
 from app.metrics import Metrics
 from app.services.adapter_cache import AdapterCache
 from app.services.categories import Categories
@@ -153,8 +153,8 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 ImageCache(max_bytes=settings.image_cache_bytes, metrics=metrics),
                 background=background,
                 max_categories=settings.max_categories,
-                second_look=has_second_look(settings),
-                tiles=settings.tiles,
+                use_mask_decoder=uses_mask_decoder(settings),
+                use_tiles=settings.tiles,
                 metrics=metrics,
             ),
             teaching=Teaching(
@@ -261,12 +261,12 @@ def _cores() -> int:
 
 def recipe_of(settings: Settings) -> Recipe:
     """How categories are tuned: what measured best, or the paper's way."""
-    recipe = Recipe(learned_ensemble=settings.ensemble == "learned") if settings.method == "tuned" else PAPER_RECIPE
+    recipe = TUNED if settings.method == "tuned" else PAPER
     return replace(recipe, steps=settings.tune_steps) if settings.tune_steps else recipe
 
 
-def has_second_look(settings: Settings) -> bool:
-    """Whether a mask decoder, where the backbone has one, looks at the photo again; the paper has none."""
+def uses_mask_decoder(settings: Settings) -> bool:
+    """True if a backbone's mask decoder is used; the paper has none."""
     return settings.method == "tuned"
 
 

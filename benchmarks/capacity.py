@@ -24,7 +24,7 @@ from rich.table import Table
 
 from app.client import Client
 from app.demo import EXAMPLES, running_service
-from app.method.adapter import adapter_from_bytes
+from app.storage.adapter_file import adapter_from_bytes
 from app.storage.categories import CategoryStore
 from app.storage.keys import category_id
 from app.storage.server import EmbeddedServer

@@ -14,12 +14,14 @@ from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
 from app.backbones.blip import Blip
 from app.backbones.embedded import VOCABULARY
 from app.demo import EXAMPLES
-from app.method.crf import CrfParameters, conv_crf
-from app.method.evidence import Query
+from app.method.crf import conv_crf
 from app.method.frame import imagenet_normalise
-from app.method.prompts import BACKGROUND_WORDS, PromptSet, prompt_set
-from app.method.segment import class_map, encode, refine
-from app.method.tuning import CategoryTuning, JointTuning, Recipe, shot
+from app.method.pipeline import Pipeline, encode_one
+from app.method.prompts import Prompts, Query
+from app.method.refinement import crf
+from app.method.shot import Shot
+from app.method.tuning import COMPETING_CATEGORIES, CategoryTuning
+from app.research.joint_tuning import JointTuning
 
 from . import plain
 from .measure import Row, matmul_flops, seconds, text_ms
@@ -91,7 +93,7 @@ def large_rows() -> Iterator[Row]:
     peak = matmul_flops()
     model = blip_large()
     backbone = Blip(model, BertTokenizer(vocab=str(VOCABULARY)), input_size=_SIZE)
-    prompts = prompt_set(BACKGROUND_WORDS, [[name] for name in VOC])
+    prompts = Prompts.of([Query((name,)) for name in VOC])
     rgb = F.interpolate(torch.from_numpy(photo()).permute(2, 0, 1)[None].float() / 255, size=(_SIZE, _SIZE))[0]
     yield from _segment(model, backbone, prompts, rgb, peak)
     yield from _tune(model, backbone, prompts, rgb)
@@ -99,22 +101,23 @@ def large_rows() -> Iterator[Row]:
 
 @torch.no_grad()
 def _segment(
-    model: BlipForImageTextRetrieval, backbone: Blip, prompts: PromptSet, rgb: Tensor, peak: float
+    model: BlipForImageTextRetrieval, backbone: Blip, prompts: Prompts, rgb: Tensor, peak: float
 ) -> Iterator[Row]:
     text = backbone.tokenize(prompts.words)
     pixels = imagenet_normalise(rgb)
     queries = [Query((name,)) for name in VOC]
+    pipeline = Pipeline(backbone, layers=_LAYERS, refinement=crf, min_relative_score=0.0)
     results: dict[str, Tensor] = {}
 
     def theirs() -> None:
-        results["plain"] = plain.crf(plain.class_map(model, pixels, text, prompts, _LAYERS), pixels)
+        results["plain"] = plain.crf(plain.class_map(model, pixels, text, prompts.spans, _LAYERS), pixels)
 
     def ours() -> None:
-        found = class_map(backbone, encode(backbone, rgb), queries, layers=_LAYERS).probabilities
-        results["ours"] = refine(found, rgb, CrfParameters())
+        found = pipeline.class_map(encode_one(backbone, rgb), queries)
+        results["ours"] = pipeline.refine(found, rgb).probabilities
 
     before, after = seconds(theirs, repeats=1, warm_up=False), seconds(ours, repeats=3)
-    tower = seconds(lambda: encode(backbone, rgb), repeats=3)
+    tower = seconds(lambda: encode_one(backbone, rgb), repeats=3)
     agree = (results["plain"].argmax(dim=0) == results["ours"].argmax(dim=0)).float().mean()
     # A ViT layer: 12 · width² per token in matrices, 2 · width per pair of tokens in attention, two operations each.
     tokens, width, layers = (_SIZE // 16) ** 2 + 1, 1024, 24
@@ -137,30 +140,27 @@ def _segment(
     )
 
 
-def _tune(model: BlipForImageTextRetrieval, backbone: Blip, prompts: PromptSet, rgb: Tensor) -> Iterator[Row]:
+def _tune(model: BlipForImageTextRetrieval, backbone: Blip, prompts: Prompts, rgb: Tensor) -> Iterator[Row]:
     text = backbone.tokenize(prompts.words)
     images = [rgb, rgb.flip(2)]
     labels = torch.zeros(2, _SIZE, _SIZE, dtype=torch.long)
     dog = VOC.index("dog") + 1
     labels[0, 150:400, 100:300], labels[1, 150:400, -300:-100] = dog, dog
-    tokens = [encode(backbone, image) for image in images]
-    joint = JointTuning(backbone, tokens, list(labels), text=text, prompts=prompts, layers=_LAYERS)
+    encoded = [encode_one(backbone, image) for image in images]
+    joint = JointTuning(backbone, encoded, list(labels), text=text, spans=prompts.spans, layers=_LAYERS)
     first = next(joint.epoch())
     joint_s = seconds(lambda: next(joint.epoch()), repeats=3, warm_up=False)
-    recipe = Recipe()
-    others = [name for name in VOC if name != "dog"]
+    others = [Query((name,)) for name in VOC if name != "dog"][:COMPETING_CATEGORIES]
     own = CategoryTuning(
         backbone,
-        [shot(backbone, tokens[0], (labels[0] == dog).long(), label_scale=recipe.label_scale)],
+        [Shot.of(backbone, encoded[0], (labels[0] == dog).long())],
         ["dog"],
-        background=BACKGROUND_WORDS,
-        others=others[: recipe.others],
+        others=Prompts.of(others, taken=["dog"]),
         layers=_LAYERS,
-        recipe=recipe,
     )
     own_s = seconds(own.step, repeats=5)
     # Last, since it changes the model.
-    theirs = plain.JointTuning(model, imagenet_normalise(torch.stack(images)), labels, text, prompts, _LAYERS)
+    theirs = plain.JointTuning(model, imagenet_normalise(torch.stack(images)), labels, text, prompts.spans, _LAYERS)
     losses: list[float] = []
     plain_s = seconds(lambda: losses.append(theirs.step()), repeats=1, warm_up=False)
     what = "BLIP-large, 21 classes, 2 photos, per step"

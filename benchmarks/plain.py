@@ -17,15 +17,18 @@ from transformers import BlipForImageTextRetrieval
 
 from app.method.backbone import TextTokens
 from app.method.crf import CrfParameters
-from app.method.prompts import PromptSet
-from app.method.tuning import IGNORE, PAPER_RECIPE
+from app.method.shot import BACKGROUND_WEIGHT, IGNORE
+from app.method.tuning import LEARNING_RATE, WEIGHT_DECAY
+
+# Per class the half-open range of its prompts; the background first.
+Spans = Sequence[tuple[int, int]]
 
 
 def class_map(
-    model: BlipForImageTextRetrieval, pixels: Tensor, text: TextTokens, prompts: PromptSet, layers: Sequence[int]
+    model: BlipForImageTextRetrieval, pixels: Tensor, text: TextTokens, spans: Spans, layers: Sequence[int]
 ) -> Tensor:
     """Class probabilities `[class, size, size]` of one normalised image `[3, size, size]` (paper, section 3.2)."""
-    return compete(*evidence(model, pixels, text, layers), prompts, size=pixels.shape[1])
+    return compete(*evidence(model, pixels, text, layers), spans, size=pixels.shape[1])
 
 
 def evidence(
@@ -48,13 +51,13 @@ def evidence(
     return torch.stack(summed), match
 
 
-def compete(logits: Tensor, match: Tensor, prompts: PromptSet, *, size: int) -> Tensor:
+def compete(logits: Tensor, match: Tensor, spans: Spans, *, size: int) -> Tensor:
     """Prompts against each other at every patch, classes out of them, the layers' mean at full resolution."""
     side = round(logits.shape[2] ** 0.5)
     maps = []
     for layer in logits:
         scores = layer.softmax(dim=0) * match[:, None]
-        background, *others = [scores[start:stop] for start, stop in prompts.spans]
+        background, *others = [scores[start:stop] for start, stop in spans]
         of_class = torch.stack([background.sum(dim=0), *(other.amax(dim=0) for other in others)])
         grid = of_class.view(1, -1, side, side)
         maps.append(F.interpolate(grid, size=(size, size), mode="bilinear", align_corners=True)[0])
@@ -111,26 +114,26 @@ class JointTuning:
         pixels: Tensor,
         labels: Tensor,
         text: TextTokens,
-        prompts: PromptSet,
+        spans: Spans,
         layers: Sequence[int],
     ) -> None:
         self.model, self.pixels, self.labels = model.requires_grad_(False), pixels, labels
-        self.text, self.prompts, self.layers = text, prompts, layers
+        self.text, self.spans, self.layers = text, spans, layers
         encoder = model.text_encoder
         learning = [encoder.embeddings.word_embeddings.weight]
         for layer in layers:
             learning += encoder.encoder.layer[layer].crossattention.parameters()
         self._optimiser = torch.optim.AdamW(
             [parameter.requires_grad_(True) for parameter in learning],
-            lr=PAPER_RECIPE.learning_rate,
-            weight_decay=PAPER_RECIPE.weight_decay,
+            lr=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
         )
 
     def step(self) -> float:
         """One optimiser step on all supports; returns its loss."""
-        maps = [class_map(self.model, image, self.text, self.prompts, self.layers) for image in self.pixels]
-        weight = torch.ones(len(self.prompts.spans))
-        weight[0] = PAPER_RECIPE.background_weight
+        maps = [class_map(self.model, image, self.text, self.spans, self.layers) for image in self.pixels]
+        weight = torch.ones(len(self.spans))
+        weight[0] = BACKGROUND_WEIGHT
         log_p = torch.stack(maps).clamp_min(1e-12).log()
         loss = F.nll_loss(log_p, self.labels, weight=weight, ignore_index=IGNORE)
         self._optimiser.zero_grad()

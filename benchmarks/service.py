@@ -25,7 +25,7 @@ from rich.table import Table
 from app.backbones.embedded import VOCABULARY
 from app.client import Client
 from app.demo import EXAMPLES, RunningService, running_service
-from app.method.adapter import adapter_from_bytes, adapter_to_bytes
+from app.storage.adapter_file import adapter_from_bytes, adapter_to_bytes
 
 from .measure import Row, percentile, text_ms
 

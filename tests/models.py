@@ -5,16 +5,15 @@ Its axes are prime where a network lets them be: 5 text layers, 3 heads of 7, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
 
 from app.backbones.embedded import VOCABULARY
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone
-from app.method.visual_prompt import BIAS, DIRECTION
+from app.method.parameters import VisualPrompt
 
 INPUT_PX = 112
 
@@ -56,16 +55,11 @@ def random_adapter(
     *prompts: str,
     layers: Sequence[int] = (0, 3),
     ensemble: Sequence[float] = (0.5, 0.5),
-    tensors: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Adapter:
     """An adapter that differs from the base model in every parameter, and from others by its seed."""
     generator = torch.Generator().manual_seed(seed)
-    own = {
-        name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
-        for name, tensor in backbone.trainable(layers, backbone.tokenize(prompts)).items()
-    }
-    own |= {DIRECTION: torch.randn(backbone.feature_width, generator=generator), BIAS: torch.tensor(0.1 * seed - 0.2)}
+    base = backbone.trainable(layers, backbone.tokenize(prompts))
     return Adapter(
         backbone=backbone.name,
         revision=backbone.revision,
@@ -74,8 +68,11 @@ def random_adapter(
         prompts=prompts,
         layers=tuple(layers),
         ensemble=tuple(ensemble),
-        tensors=own if tensors is None else tensors,
         example_iou=0.5,
         zero_shot_example_iou=0.25,
         created_at="2026-01-02T03:04:05Z",
+        parameters=base.map(lambda tensor: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)),
+        visual_prompt=VisualPrompt(
+            torch.randn(backbone.feature_width, generator=generator), torch.tensor(0.1 * seed - 0.2)
+        ),
     )

@@ -20,6 +20,8 @@ from app.backbones import families
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "case_a.safetensors"
 
+pytestmark = pytest.mark.timeout(300)  # each starts processes, which import torch
+
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("EXEMPLAR_")}

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.backbones import embedded
-from app.backbones.embedded import dequantised
-from app.method.mask_decoder import PREFIX
+from app.backbones.embedded.mask_decoder import PREFIX
+from app.backbones.embedded.model import dequantised
 
 from . import pack
 from .batches import Collections, Material

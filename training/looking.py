@@ -14,9 +14,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from app.method.backbone import Backbone
-from app.method.class_map import class_scores, prompt_scores
-from app.method.evidence import Query, prompt_evidence
-from app.method.prompts import BACKGROUND_WORDS, free_background
+from app.method.evidence import prompt_evidence
+from app.method.prompts import Prompts, Query
 
 from .photos import SIZE, UNKNOWN, Photo, Sample, load, vary, whole
 
@@ -112,13 +111,12 @@ def _look(
         return None
     possible = [name for name in names if name not in {*sample.related, *present}]
     words = [*present, *rng.sample(possible, min(_OTHERS, len(possible)))]
-    tokens = model.encode_image(torch.from_numpy(sample.rgb.copy()).permute(2, 0, 1)[None].float() / 255)[0]
-    groups = [Query(free_background(BACKGROUND_WORDS, words)), *(Query((word,)) for word in words)]
-    evidence = prompt_evidence(model, tokens, groups, range(model.layer_count))
-    scores = torch.stack(
-        [class_scores(prompt_scores(layer, evidence.match_score), evidence.spans) for layer in evidence.patch_logits]
-    )
-    features, edges = model.patch_features(tokens).half(), model.edge_features(tokens).half()
+    image = model.encode_image(torch.from_numpy(sample.rgb.copy()).permute(2, 0, 1)[None].float() / 255)[0]
+    prompts = Prompts.of([Query((word,)) for word in words])
+    scores = torch.stack(prompt_evidence(model, image, prompts, range(model.layer_count)).by_layer())
+    if image.fine_features is None:
+        raise ValueError(f"expected a model with fine features, got {model.name}")
+    features, edges = model.patch_features(image).half(), image.fine_features.half()
     return Seen(photo.image.stem, words, scores, features.clone(), edges.clone(), target)
 
 

@@ -1,4 +1,4 @@
-"""The mask decoder (`app.method.mask_decoder`), learned from photos with exact masks while all before it stands still.
+"""Training of the mask decoder (`app.backbones.embedded.mask_decoder`) on photos with exact masks; all else is frozen.
 
 First what words and photo say; then, while all of that stands still, what an example is worth: other photos of the same
 class. Now and then a taught class has the words of another one, so that what nobody has a word for is taught too.
@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from app.backbones.embedded import DEFAULT_LAYERS
-from app.method.class_map import normalise
-from app.method.example_memory import FACTS, INSIDE, INSIDE_SHARE, OUTSIDE, OUTSIDE_SHARE, example_facts, place
-from app.method.mask_decoder import by_looks, image_features, logits
+from app.backbones.embedded.example_memory import example_facts, place
+from app.backbones.embedded.mask_decoder import fuse_appearance, image_features, logits
+from app.method.parameters import ExampleMemory
+from app.method.scores import normalise
 
 from .looking import PIXELS, Seen
 from .network import is_of_a_space
@@ -95,10 +96,10 @@ class Lesson:
 def train_mask_decoder(
     start: Mapping[str, Tensor], few: Sequence[Seen], many: Sequence[Seen], *, seed: int, pace: float = 1.0
 ) -> dict[str, Tensor]:
-    """Learn the tensors of `app.method.mask_decoder`.
+    """Learn the tensors of `app.backbones.embedded.mask_decoder`.
 
     Args:
-        start: Those of `app.method.self_support`, learned alone.
+        start: Those of `app.backbones.embedded.self_support`, learned alone.
         few: Half of each batch.
         many: The other half.
         seed: Of everything random.
@@ -265,7 +266,7 @@ def lesson_loss(weights: dict[str, Tensor], photo: Seen, lesson: Lesson, rng: ra
         for at, (shots, wordless) in lesson.examples.items()
     ]
     features = photo.features.float()
-    found, seen = by_looks(weights, scores, features, taught=list(lesson.examples), memories=_stacked(memories))
+    found, seen = fuse_appearance(weights, scores, features, taught=list(lesson.examples), memories=_stacked(memories))
     image = image_features(weights, features, photo.edges, grid_hw=(GRID, GRID))
     fine = logits(weights, scores, found, seen, image, grid_hw=(GRID, GRID))
     target = F.pad(photo.shares, (0, 0, 0, 0, 0, len(lesson.rows) - len(photo.target)))
@@ -286,8 +287,8 @@ def _memory(
     layers: Sequence[int],
     bias: Float[Tensor, "2"],
     wordless: bool,
-) -> dict[str, Tensor]:
-    """As `app.method.example_memory.remember`, of some of the patches, and with gradients."""
+) -> ExampleMemory:
+    """As `app.backbones.embedded.example_memory.remember`, of some of the patches, and with gradients."""
     places, sides, facts = [], [], []
     competing = rng.choice(_COMPETING)
     for shot in shots:
@@ -304,13 +305,7 @@ def _memory(
         places.append(place(weights, shot.features[some]))
         sides.append(torch.stack([side[some] / side[some].sum().clamp_min(1e-6) for side in (inside, outside)]))
     kept, (inside, outside) = torch.cat(places), torch.cat(sides, dim=1) / len(shots)
-    return {
-        INSIDE: kept,
-        INSIDE_SHARE: inside,
-        OUTSIDE: kept,
-        OUTSIDE_SHARE: outside,
-        FACTS: torch.stack(facts).mean(dim=0),
-    }
+    return ExampleMemory(kept, inside, kept, outside, torch.stack(facts).mean(dim=0))
 
 
 def _drawn(share: Float[Tensor, "patch"]) -> Tensor:
@@ -318,19 +313,15 @@ def _drawn(share: Float[Tensor, "patch"]) -> Tensor:
     return torch.multinomial(share.clamp_min(1e-9), count)
 
 
-def _stacked(memories: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Memories of as many patches each, those that are missing without any share."""
+def _stacked(memories: Sequence[ExampleMemory]) -> ExampleMemory | None:
+    """Memories of as many patches each; those that are missing have a share of zero. None without any."""
     if not memories:
-        return {}
-    most = max(len(memory[INSIDE]) for memory in memories)
-    padded = [
-        {
-            INSIDE: F.pad(memory[INSIDE], (0, 0, 0, most - len(memory[INSIDE]))),
-            INSIDE_SHARE: F.pad(memory[INSIDE_SHARE], (0, most - len(memory[INSIDE]))),
-            OUTSIDE_SHARE: F.pad(memory[OUTSIDE_SHARE], (0, most - len(memory[INSIDE]))),
-            FACTS: memory[FACTS],
-        }
-        for memory in memories
-    ]
-    stacked = {name: torch.stack([memory[name] for memory in padded]) for name in padded[0]}
-    return {**stacked, OUTSIDE: stacked[INSIDE]}
+        return None
+    most = max(len(memory.inside) for memory in memories)
+    return ExampleMemory.stack([_padded(memory, most - len(memory.inside)) for memory in memories])
+
+
+def _padded(memory: ExampleMemory, missing: int) -> ExampleMemory:
+    patches = F.pad(memory.inside, (0, 0, 0, missing))
+    inside, outside = (F.pad(share, (0, missing)) for share in (memory.inside_share, memory.outside_share))
+    return ExampleMemory(patches, inside, patches, outside, memory.facts)

@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertTokenizer
 
-from app.backbones import efficientnet
-from app.backbones.blip_text import BlipText, tokenize
-from app.backbones.efficientnet import EDGE_BLOCKS, EfficientNetLite2
-from app.backbones.embedded import HEADS, TEXT_EPS, VOCABULARY, image_tokens
+from app.backbones.embedded import efficientnet
+from app.backbones.embedded.efficientnet import EDGE_BLOCKS, EfficientNetLite2
+from app.backbones.embedded.mask_decoder import PREFIX
+from app.backbones.embedded.model import HEADS, TEXT_EPS, VOCABULARY, image_tokens
+from app.backbones.shared.blip_text import BlipText, tokenize
 from app.method.backbone import TextTokens
-from app.method.class_map import head_max, token_sum
-from app.method.mask_decoder import PREFIX
+from app.method.scores import head_max, token_sum
 
 from .start import TEXT_LAYERS
 
@@ -113,7 +113,7 @@ class Network:
     @torch.no_grad()
     def first_hidden(self, text: TextTokens) -> Float[Tensor, "prompt token hidden"]:
         """What the first cross-attention's queries are made of: no image is in it yet, and none of it learns."""
-        x = self.text._embed(text, {})
+        x = self.text._embed(text, None)
         mask = (1 - text.attention_mask[:, None, None, :].to(x.dtype)) * -1e4
         return self.text._self_attention(x, mask, "encoder.layer.0.attention.")
 

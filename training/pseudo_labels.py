@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from app.method.backbone import Backbone
-from app.method.crf import CrfParameters
-from app.method.evidence import Query
-from app.method.frame import to_photo
-from app.method.segment import class_map, encode, refine
+from app.method.crf import CrfParameters, conv_crf
+from app.method.frame import imagenet_normalise, to_photo
+from app.method.pipeline import Pipeline
+from app.method.prompts import Query
 
 from .network import Network
 from .photos import SIZE, UNKNOWN, Labels, Photo
@@ -70,15 +70,18 @@ def own_labels(
         first: What `pseudo_labels` made: what is an object there doesn't become background.
         layers: Layers that are read.
     """
+    pipeline = Pipeline(model, layers=layers, min_relative_score=0.0)
     found: dict[Path, Labels] = {}
     for photo in tqdm(photos, desc="own labels", unit="photo", mininterval=20):
         with Image.open(photo.image) as file:
             image = np.array(file.convert("RGB"))
         names = photo.regions[1].names
         queries = [Query(names)] if set(_PEOPLE) & set(names) else [Query(names), Query(_PEOPLE)]
-        rgb, frame = model.preprocess(image)
-        probabilities = class_map(model, encode(model, rgb), queries, layers=layers).probabilities
-        background, object_, *_ = to_photo(refine(probabilities, rgb, CrfParameters()), frame)
+        seen = pipeline.see(image)
+        probabilities = pipeline.class_map(seen.encoded, queries).probabilities
+        # All rounds, with a mask decoder too: the edges are what these labels are made for.
+        refined = conv_crf(probabilities, imagenet_normalise(seen.rgb), CrfParameters())
+        background, object_, *_ = to_photo(refined, seen.frame)
         if (object_ > _SURE).float().mean() < _FOUND:
             continue
         labels = np.full(object_.shape, UNKNOWN, np.uint8)

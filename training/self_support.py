@@ -1,4 +1,4 @@
-"""How a photo is its own example (`app.method.self_support`): the start of the mask decoder.
+"""How a photo is its own example (`app.backbones.embedded.self_support`): the start of the mask decoder.
 
 Everything before stands still, so a step costs next to nothing.
 """
@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from app.backbones.embedded import DEFAULT_LAYERS
-from app.method.class_map import normalise
-from app.method.self_support import logits
+from app.backbones.embedded.self_support import logits
+from app.method.scores import normalise
 
 from .looking import Seen
 from .photos import GRID
@@ -29,7 +29,7 @@ _RATES = (5e-4, 6e-3)
 
 
 def train_self_support(few: Sequence[Seen], many: Sequence[Seen], *, seed: int, pace: float = 1.0) -> dict[str, Tensor]:
-    """Learn the tensors of `app.method.self_support`.
+    """Learn the tensors of `app.backbones.embedded.self_support`.
 
     Args:
         few: Half of each batch.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertModel, BertTokenizer
 
-from app.backbones.embedded import VOCABULARY, dequantised
+from app.backbones.embedded.model import VOCABULARY, dequantised
 from app.method.prompts import phrase
 
 from .vocabulary import KINDS
@@ -48,7 +48,7 @@ def is_quantised(name: str) -> bool:
 
 
 def quantised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices as int8 by row with their scales; see `app.backbones.embedded.dequantised`."""
+    """Matrices as int8 by row with their scales; see `app.backbones.embedded.model.dequantised`."""
     stored = {}
     for name, tensor in weights.items():
         scale = tensor.abs().amax(dim=1).clamp_min(1e-8) / 127

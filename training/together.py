@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.backbones.embedded import DEFAULT_LAYERS
-from app.method.mask_decoder import PREFIX
+from app.backbones.embedded.mask_decoder import PREFIX
 
 from .looking import Seen, cells_of
 from .losses import Losses, Vocabulary, ask, background_beside, first_layer_losses, pixels

@@ -70,7 +70,7 @@ async def _layers(live: Service, model: Model) -> list[LayerOut]:
     scores = choice.scores
     return [
         LayerOut(
-            backbone=model.about.name,
+            backbone=model.info.name,
             layer=layer,
             infoscore=float(scores.infoscore[layer]) if scores else None,
             entropy_ratio=float(scores.entropy_ratio[layer]) if scores else None,
@@ -79,21 +79,21 @@ async def _layers(live: Service, model: Model) -> list[LayerOut]:
             chosen=layer in choice.layers,
             chosen_by=choice.chosen_by,
         )
-        for layer in range(model.about.layer_count)
+        for layer in range(model.info.layer_count)
     ]
 
 
 def _backbone(model: Model) -> BackboneOut:
-    about = model.about
+    info = model.info
     return BackboneOut(
-        name=about.name,
-        family=about.family,
-        revision=about.revision,
-        device=about.device,
-        dtype=about.dtype,
-        memory_bytes=about.memory_bytes,
-        layers=about.layer_count,
-        patch_grid=list(about.patch_grid_hw),
-        image_text_score=about.image_text_score,
+        name=info.name,
+        family=info.family,
+        revision=info.revision,
+        device=info.device,
+        dtype=info.dtype,
+        memory_bytes=info.memory_bytes,
+        layers=info.layer_count,
+        patch_grid=list(info.patch_grid_hw),
+        image_text_score=info.image_text_score,
         warm=model.warm,
     )

@@ -26,7 +26,9 @@ from app.masks.polygons import mask_to_polygons
 from app.masks.rle import mask_to_rle
 from app.services.batch import as_ready, patiently
 from app.services.categories import clean_names
-from app.services.segmentation import Clock, Found, Request, Segmented
+from app.services.clock import Clock
+from app.services.prediction import CategoryPrediction
+from app.services.segmentation import Request, Segmented
 from app.wiring import Service
 
 router = APIRouter(tags=["segment"])
@@ -72,7 +74,7 @@ async def asked(
         categories=clean_names(categories or [], field="categories", limit=limit),
         background=clean_names(background or [], field="background", limit=limit),
         threshold=threshold,
-        refine=refine == "crf",
+        refine=refine,
         adapters=adapters == "auto",
         backbone=backbone,
     )
@@ -176,18 +178,18 @@ def _body(photo: Photo, segmented: Segmented, output: MaskForm, heatmaps: bool) 
     nothing = _segmentation(np.zeros((height, width), bool), output)
     black = cache(lambda: _heatmap(np.zeros((height, width), np.float32)))
 
-    def heatmap(found: Found) -> str | None:
+    def heatmap(found: CategoryPrediction) -> str | None:
         if not heatmaps:
             return None
-        return black() if found.is_nowhere else _heatmap(found.probability)
+        return _heatmap(found.probability) if found.has_probability else black()
 
     answer = SegmentOut(
         image=ImageOut(width=width, height=height, sha256=photo.sha256, note=photo.note),
         backbone=BackboneRef(name=segmented.backbone.name, revision=segmented.backbone.revision),
-        layers=list(segmented.layers),
+        layers=list(segmented.photo.prediction.layers),
         categories=[
             _found(found, _segmentation(found.mask, output) if found.area else nothing, heatmap(found))
-            for found in segmented.found
+            for found in segmented.categories
         ],
         timings_ms=segmented.timings_ms,
     )
@@ -195,7 +197,7 @@ def _body(photo: Photo, segmented: Segmented, output: MaskForm, heatmaps: bool) 
     return answer.model_dump(exclude_defaults=True) | {"timings_ms": segmented.timings_ms}
 
 
-def _found(found: Found, segmentation: Rle | list[list[float]] | str, heatmap: str | None) -> FoundOut:
+def _found(found: CategoryPrediction, segmentation: Rle | list[list[float]] | str, heatmap: str | None) -> FoundOut:
     return FoundOut(
         name=found.name,
         adapted=found.adapted,
@@ -230,9 +232,9 @@ def _check_labels(count: int) -> None:
 
 
 def _label_map(segmented: Segmented) -> Response:
-    names = [found.name for found in segmented.found]
+    names = [found.name for found in segmented.categories]
     _check_labels(len(names))  # known only now if every category taught was asked for
-    png = label_map_to_png(segmented.labels.astype(np.uint8), names, palette(len(names)))
+    png = label_map_to_png(segmented.photo.labels.astype(np.uint8), names, palette(len(names)))
     # JSON with every non-ASCII character escaped: headers carry Latin-1 only.
     told = json.dumps(names)
     headers = {"X-Categories": told} if len(told) <= _MAX_NAMES_CHARACTERS else {}
@@ -240,7 +242,9 @@ def _label_map(segmented: Segmented) -> Response:
 
 
 def _overlay_png(photo: Photo, segmented: Segmented) -> bytes:
-    painted = overlay(photo.rgb, (found.mask for found in segmented.found), [found.name for found in segmented.found])
+    painted = overlay(
+        photo.rgb, (found.mask for found in segmented.categories), [found.name for found in segmented.categories]
+    )
     buffer = io.BytesIO()
     Image.fromarray(painted).save(buffer, "PNG")
     return buffer.getvalue()

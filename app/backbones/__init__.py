@@ -1,6 +1,6 @@
-"""One vision-language model family per file; a family is known as soon as its file is here.
+"""Model families, one module each; `families` finds every module in this package.
 
-Each module has `load(source, *, device, dtype) -> Backbone`, where `source` is what follows the colon in
+Each module defines `FAMILY` and `load(source, *, device, dtype) -> Backbone`; `source` is the part after the colon of
 `family:source`.
 """
 
@@ -10,19 +10,19 @@ import pkgutil
 from app.errors import InvalidInputError
 from app.method.backbone import Backbone
 
-from .family import Family
+from .shared.family import Family
 
-# Modules that several families share; they load nothing themselves.
-_SHARED = {"adapted", "blip_text", "clip_pixels", "decoder", "efficientnet", "family", "pretrained"}
+# Package of the code that several families share.
+_SHARED = "shared"
 
 
 def families() -> list[str]:
-    """Names of the families that can be loaded."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED)
+    """Names of all families."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != _SHARED)
 
 
 def about(family: str) -> Family:
-    """What a family's file says of it."""
+    """Description of a family, without loading a model."""
     described: Family = importlib.import_module(f"{__name__}.{family}").FAMILY
     return described
 
@@ -36,7 +36,7 @@ def load(spec: str, *, device: str, dtype: str) -> Backbone:
         dtype: `float32` or `bfloat16`.
 
     Raises:
-        InvalidInputError: If the family is unknown, or its weights can't be found or read.
+        InvalidInputError: If the family is unknown, or its weights are missing or unreadable.
     """
     family, _, source = spec.partition(":")
     if family not in families():

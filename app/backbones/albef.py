@@ -1,7 +1,7 @@
 """ALBEF (Li et al. 2021, https://arxiv.org/abs/2107.07651), from the checkpoint files that its authors published.
 
-No hub and no class of transformers has it: ViT-B/16, and a BERT whose first six layers read the text alone and whose
-last six also look at the image. Layers are counted from the first of those six.
+Neither the hub nor transformers has this model: a ViT-B/16, and a BERT whose first six layers read only the text and
+whose last six (the fusion layers) also have cross-attention to the image. Layer 0 is the first fusion layer.
 """
 
 import pickle
@@ -20,14 +20,15 @@ from torch.nn import functional as F
 from transformers import BertTokenizer
 
 from app.errors import InvalidInputError
-from app.method.backbone import ImageTextScore, TextToImage, TextTokens
+from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextTokens
+from app.method.parameters import Parameters
 
-from .adapted import layer_norm, linear
-from .blip_text import BlipText, of_patches, revision_of, tokenize
-from .clip_pixels import clip_normalise
 from .embedded import VOCABULARY
-from .family import Family
-from .pretrained import Loaded
+from .shared.adapted import layer_norm, linear
+from .shared.blip_text import BlipText, encoded, of_patches, revision_of, tokenize
+from .shared.clip_pixels import clip_normalise
+from .shared.family import Family
+from .shared.transformers_backbone import TransformersBackbone
 
 FAMILY = Family(
     name="albef",
@@ -40,12 +41,12 @@ FAMILY = Family(
 )
 
 
-# The authors pretrain at 256 pixels and fine-tune at 384, for retrieval and for grounding phrases in the image: a mask
-# needs the finer grid, of 24 × 24 patches. Pretrained positions are interpolated to it, as they do.
+# The authors pretrain at 256 pixels and fine-tune at 384 for retrieval and phrase grounding. Masks need the finer grid
+# of 24 × 24 patches; pretrained position embeddings are interpolated to it, as the authors do.
 _INPUT_SIZE = 384
-# Where the authors' own grounding reads its maps: the third fusion layer, the ninth of all.
+# The authors' grounding reads this layer: the third fusion layer, the ninth of all.
 _DEFAULT_LAYER = 2
-# A checkpoint doesn't say how many heads it has: in all of ALBEF, each has 64 numbers.
+# Width of an attention head in every ALBEF; a checkpoint does not store the number of heads.
 _HEAD_SIZE = 64
 _IMAGE_EPS, _TEXT_EPS = 1e-6, 1e-12
 
@@ -57,10 +58,10 @@ _SUFFIXES = (".pth", ".pt", ".safetensors")
 def load(source: str, *, device: str, dtype: str) -> "Albef":
     """Load `source`, a checkpoint file such as `ALBEF.pth` or a folder that holds one.
 
-    The words are those of a `vocab.txt` beside it, or else of bert-base-uncased, which ALBEF was trained with.
+    The vocabulary is a `vocab.txt` beside it, or else that of bert-base-uncased, which ALBEF was trained with.
 
     Raises:
-        InvalidInputError: If it is not there or not such a model.
+        InvalidInputError: If the file is missing, unreadable, or not a whole ALBEF.
     """
     if not source:
         raise InvalidInputError("ALBEF needs a checkpoint file: EXEMPLAR_BACKBONE=albef:/models/ALBEF.pth.")
@@ -83,14 +84,14 @@ def load(source: str, *, device: str, dtype: str) -> "Albef":
     return Albef(weights, tokenizer, name=f"albef:{Path(source).name}", device=device, dtype=getattr(torch, dtype))
 
 
-class Albef(Loaded):
+class Albef(TransformersBackbone):
     """A `Backbone`; see `app.method.backbone`.
 
     Args:
         weights: All parameters in float32, named as in the authors' checkpoints.
-        tokenizer: Of its vocabulary.
-        name: What the service calls it.
-        input_size: Side of the square input; position embeddings are interpolated to it.
+        tokenizer: Tokenizer of its vocabulary.
+        name: Name of the model in the service.
+        input_size: Side of the square input in pixels; position embeddings are interpolated to it.
     """
 
     family = "albef"
@@ -114,7 +115,7 @@ class Albef(Loaded):
         self.patch_grid_hw = (side, side)
         own = {**weights, _POSITIONS: _interpolated(weights[_POSITIONS], side)}
         _fold_token_type(own, layout.text)
-        # Copies, since a checkpoint's tensors may still lie in its file.
+        # Copy: the checkpoint's tensors may be memory-mapped from its file.
         self._weights = {name: tensor.to(device, dtype, copy=True) for name, tensor in own.items()}
         self._tokenizer = tokenizer
         self._device, self._dtype = torch.device(device), dtype
@@ -136,45 +137,46 @@ class Albef(Loaded):
         return sum(t.numel() * t.element_size() for t in self._weights.values())
 
     @torch.no_grad()
-    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
-        """One CLS token and the patch tokens."""
-        return _image_tower(clip_normalise(rgb).to(self._device, self._dtype), self._weights, self._layout.blocks)
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> list[EncodedImage]:
+        """Run the image tower; the tokens are one CLS token and the patches."""
+        pixels = clip_normalise(rgb).to(self._device, self._dtype)
+        return encoded(_image_tower(pixels, self._weights, self._layout.blocks))
 
-    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch width"]:
-        """The patch tokens themselves."""
-        return image_tokens[1:]
+    def patch_features(self, image: EncodedImage) -> Float[Tensor, "patch width"]:
+        """The patch tokens."""
+        return image.tokens[1:]
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
-        """Prompts to word pieces of BERT's vocabulary."""
+        """Tokenise the words' prompts into word pieces of BERT's vocabulary."""
         return tokenize(self._tokenizer, words, self._device)
 
     def attend(
         self,
-        image_tokens: Float[Tensor, "image_token width"],
+        image: EncodedImage,
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor] | None = None,
+        adapters: Parameters | None = None,
     ) -> TextToImage:
-        """See `Backbone.attend`. The match head reads the first token, as it was trained."""
-        logits, hidden = self._text.attend(image_tokens, text, layers=layers, adapters=adapters)
+        """See `Backbone.attend`. The match head reads the first text token, as in training."""
+        logits, hidden = self._text.attend(image.tokens, text, layers=layers, adapters=adapters)
         match = F.linear(hidden[:, 0], self._weights["itm_head.weight"], self._weights["itm_head.bias"])
         return TextToImage(of_patches(logits), match.float().softmax(dim=-1)[:, 1])
 
-    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
         """See `Backbone.trainable`."""
         return self._text.trainable(layers, text)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How many layers a checkpoint has of each kind.
+    """Number of layers of each kind in a checkpoint, and the prefix of its text tower.
 
     Attributes:
-        text: What names of the text tower start with: pretraining wraps it into a `bert`, fine-tuning does not.
+        text: Prefix of the text tower's parameter names; it contains `bert.` after pretraining, not after fine-tuning.
         blocks: Layers of the image tower.
-        text_layers: Layers of the text tower that see text only.
-        fusion_layers: Those after them, with cross-attention.
+        text_layers: Layers of the text tower without cross-attention.
+        fusion_layers: Layers with cross-attention, which follow them.
     """
 
     text: str
@@ -184,7 +186,7 @@ class _Layout:
 
     @classmethod
     def of(cls, names: Collection[str]) -> "_Layout":
-        """Read it from the names of the parameters; at least one layer of a kind that every ALBEF has."""
+        """Count the layers in the parameter names; a layer kind that every ALBEF has counts at least 1."""
         wrapped = any(name.startswith("text_encoder.bert.") for name in names)
         text = "text_encoder.bert." if wrapped else "text_encoder."
         layer = f"{text}encoder.layer."
@@ -193,7 +195,7 @@ class _Layout:
         return cls(text, max(1, _numbered(names, f"{_IMAGE}blocks.")), text_layers, fusion)
 
     def parameters(self) -> Iterator[str]:
-        """Names of all that is used: no momentum copies, queues, projections to the common space or language heads."""
+        """Names of the parameters used: no momentum copies, queues, contrastive projections or language-model heads."""
         yield from (f"{_IMAGE}cls_token", _POSITIONS, f"{self.text}embeddings.token_type_embeddings.weight")
         yield from (f"{self.text}embeddings.{kind}_embeddings.weight" for kind in ("word", "position"))
         for module in self._modules():
@@ -213,12 +215,12 @@ class _Layout:
 
 
 def _numbered(names: Collection[str], start: str) -> int:
-    """How many numbers follow this start of a name."""
+    """Number of distinct indices after this prefix."""
     return len({name[len(start) :].partition(".")[0] for name in names if name.startswith(start)})
 
 
 def _checkpoint(path: Path) -> Path:
-    """The file itself, or the only one in a folder."""
+    """The path if it is a file, or the only checkpoint in the folder."""
     if not path.is_dir():
         return path
     found = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
@@ -228,7 +230,7 @@ def _checkpoint(path: Path) -> Path:
 
 
 def _stored(file: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint; nothing in it is run, and only what is used leaves the disk."""
+    """All tensors of a checkpoint, memory-mapped where possible; unpickling runs no code."""
     if file.suffix == ".safetensors":
         return load_file(file)
     stored = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
@@ -251,17 +253,17 @@ def _tokenizer(checkpoint: Path, *, words: int) -> Any:
 
 
 def _interpolated(positions: Float[Tensor, "1 position width"], side: int) -> Float[Tensor, "1 image_token width"]:
-    """Position embeddings of a square grid for another one; that of the CLS token, the first, stays."""
+    """Position embeddings interpolated to another square grid; the first, of the CLS token, is kept."""
     trained = round((positions.shape[1] - 1) ** 0.5)
     if trained == side:
         return positions
-    grid = positions[:, 1:].mT.reshape(1, -1, trained, trained)
+    grid = positions[:, 1:].mT.reshape(1, -1, trained, trained)  # [1, width, y, x]
     grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :1], grid.flatten(2).mT], dim=1)
 
 
 def _fold_token_type(weights: dict[str, Tensor], text: str) -> None:
-    """A prompt has one type of token: its embedding becomes part of every position."""
+    """Add the embedding of token type 0, the only type in a prompt, to every position embedding."""
     kind = weights.pop(f"{text}embeddings.token_type_embeddings.weight")[0]
     positions = f"{text}embeddings.position_embeddings.weight"
     weights[positions] = weights[positions] + kind
@@ -270,13 +272,14 @@ def _fold_token_type(weights: dict[str, Tensor], text: str) -> None:
 def _image_tower(
     pixels: Float[Tensor, "batch 3 size size"], w: Mapping[str, Tensor], blocks: int
 ) -> Float[Tensor, "batch image_token width"]:
-    """A vision transformer (Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929), norms first."""
+    """A pre-norm vision transformer (Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929)."""
     patch = w[f"{_IMAGE}patch_embed.proj.weight"]
     patches = F.conv2d(pixels, patch, w[f"{_IMAGE}patch_embed.proj.bias"], stride=patch.shape[-1]).flatten(2).mT
     x = torch.cat([w[f"{_IMAGE}cls_token"].expand(len(pixels), -1, -1), patches], dim=1) + w[_POSITIONS]
     for block in range(blocks):
         name = f"{_IMAGE}blocks.{block}"
         qkv = linear(layer_norm(x, w, f"{name}.norm1", {}, eps=_IMAGE_EPS), w, f"{name}.attn.qkv", {})
+        # [batch, token, 3, head, size] → [3, batch, head, token, size]
         q, k, v = qkv.view(*x.shape[:2], 3, -1, _HEAD_SIZE).permute(2, 0, 3, 1, 4)
         context = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = x + linear(context, w, f"{name}.attn.proj", {})

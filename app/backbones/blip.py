@@ -1,6 +1,6 @@
 """BLIP image-text retrieval models (Li et al. 2022, https://arxiv.org/abs/2201.12086), from the hub or a folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -8,12 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BlipForImageTextRetrieval
 
-from app.method.backbone import ImageTextScore, TextToImage, TextTokens
+from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextTokens
 from app.method.frame import imagenet_normalise
+from app.method.parameters import Parameters
 
-from .blip_text import BlipText, of_patches, revision_of, tokenize
-from .family import Family
-from .pretrained import Loaded, whole_model
+from .shared.blip_text import BlipText, encoded, of_patches, revision_of, tokenize
+from .shared.family import Family
+from .shared.transformers_backbone import TransformersBackbone, whole_model
 
 FAMILY = Family(
     name="blip",
@@ -27,7 +28,7 @@ FAMILY = Family(
 
 
 _INPUT_SIZE = 512
-# The paper's choice on BLIP-large, found with InfoScore.
+# The paper's choice for BLIP-large, by InfoScore.
 _DEFAULT_LAYERS = (0, 3)
 
 
@@ -35,22 +36,22 @@ def load(source: str, *, device: str, dtype: str) -> "Blip":
     """Load `source`, a transformers id such as `Salesforce/blip-itm-large-coco` or a local folder.
 
     Raises:
-        InvalidInputError: If it is not there or not such a model.
+        InvalidInputError: If it is missing, unreadable, incomplete, or of another class.
     """
     model, tokenizer, name = whole_model(source, BlipForImageTextRetrieval, FAMILY)
     return Blip(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
 
 
-class Blip(Loaded):
+class Blip(TransformersBackbone):
     """A `Backbone`; see `app.method.backbone`.
 
     Args:
         model: Any `BlipForImageTextRetrieval`.
         tokenizer: Its tokenizer, or None if prompts come as tokens.
-        name: What the service calls it.
-        input_size: Side of the square input; position embeddings are interpolated to it.
-        match_on_padding: Let the match head read padding too, as the authors' code does. Golden cases need it; here a
-            prompt's score must not depend on how long its neighbours in the batch are.
+        name: Name of the model in the service.
+        input_size: Side of the square input in pixels; position embeddings are interpolated to it.
+        match_on_padding: True to let the match head read padding, as the authors' code does; golden cases need it. By
+            default a prompt's score does not depend on the length of the other prompts in the batch.
     """
 
     family = "blip"
@@ -86,40 +87,40 @@ class Blip(Loaded):
         self.feature_width = self._text.image_width
 
     @torch.no_grad()
-    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
-        """One CLS token and the patch tokens."""
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> list[EncodedImage]:
+        """Run the image tower; the tokens are one CLS token and the patches."""
         pixels = imagenet_normalise(rgb).to(self._device, self._dtype)
         tokens: Tensor = self._model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
         expected = 1 + self.patch_grid_hw[0] * self.patch_grid_hw[1]
         if tokens.shape[1] != expected:
             raise ValueError(f"expected {expected} image tokens, got {tokens.shape[1]}")
-        return tokens
+        return encoded(tokens)
 
-    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch width"]:
-        """The patch tokens themselves."""
-        return image_tokens[1:]
+    def patch_features(self, image: EncodedImage) -> Float[Tensor, "patch width"]:
+        """The patch tokens."""
+        return image.tokens[1:]
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
-        """Prompts to word pieces of BLIP's vocabulary."""
+        """Tokenise the words' prompts into word pieces of BLIP's vocabulary."""
         if self._tokenizer is None:
             raise ValueError("expected a model with a tokenizer; this one takes tokens only")
         return tokenize(self._tokenizer, words, self._device)
 
     def attend(
         self,
-        image_tokens: Float[Tensor, "image_token width"],
+        image: EncodedImage,
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor] | None = None,
+        adapters: Parameters | None = None,
     ) -> TextToImage:
-        """See `Backbone.attend`. The match head reads every text token and the best one counts."""
-        logits, hidden = self._text.attend(image_tokens, text, layers=layers, adapters=adapters)
+        """See `Backbone.attend`. The match head reads every text token; the highest probability counts."""
+        logits, hidden = self._text.attend(image.tokens, text, layers=layers, adapters=adapters)
         head = self._model.itm_head
         match = F.linear(hidden, head.weight, head.bias).float().softmax(dim=-1)[..., 1]
         counted = torch.ones_like(text.attention_mask) if self._match_on_padding else text.attention_mask
         return TextToImage(of_patches(logits), (match * counted).amax(dim=1))
 
-    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
         """See `Backbone.trainable`."""
         return self._text.trainable(layers, text)

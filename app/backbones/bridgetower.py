@@ -1,8 +1,8 @@
 """BridgeTower image-text retrieval models (Xu et al. 2022, https://arxiv.org/abs/2206.08657), from the hub or a folder.
 
-Bridges carry what the last layers of an image tower and of a text tower say into the cross-modal layers, one each. In
-those the image also looks at the text, so that from the second on every prompt has image tokens of its own: what all
-prompts share ends with the image tower, and a prompt costs a few layers over all patches where others cost it words.
+Bridges feed each of the last layers of an image tower and a text tower into one cross-modal layer. There the image
+also attends to the text, so from the second cross-modal layer on every prompt has its own image tokens. Prompts share
+the image tower alone, and each costs a few layers over all patches; elsewhere it costs layers over its words.
 """
 
 import math
@@ -15,15 +15,24 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import BridgeTowerForImageAndTextRetrieval
 
-from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
-from app.method.backbone import ImageTextScore, TextToImage, TextTokens
-from app.method.low_rank import LEFT, RIGHT
+from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextTokens
+from app.method.parameters import Change, LowRank, Parameters, TokenRows
 
-from .adapted import layer_norm, linear, share_of
-from .blip_text import CROSS_ATTENTION, attention, feed_forward, replace_rows, revision_of, tokenize
-from .clip_pixels import clip_normalise
-from .family import Family
-from .pretrained import Loaded, whole_model
+from .shared.adapted import (
+    cast,
+    check_share,
+    copies,
+    delta_of,
+    layer_norm,
+    linear,
+    token_copies,
+    whole,
+    with_prefix,
+)
+from .shared.blip_text import CROSS_ATTENTION, attention, encoded, feed_forward, replace_rows, revision_of, tokenize
+from .shared.clip_pixels import clip_normalise
+from .shared.family import Family
+from .shared.transformers_backbone import TransformersBackbone, whole_model
 
 FAMILY = Family(
     name="bridgetower",
@@ -36,13 +45,13 @@ FAMILY = Family(
 )
 
 
-# Patches per side: 384 pixels for patches of 16, as the authors fine-tune for retrieval, 336 for patches of 14.
+# Patches per side: an input of 384 pixels for patches of 16, as in the authors' retrieval models, 336 for 14.
 _GRID = 24
-# Not measured on trained weights: the first ones, where image tokens have taken in least of the prompt.
+# Not measured on trained weights: the first layers, where image tokens depend least on the prompt.
 _DEFAULT_LAYERS = (0, 1)
-# Image tokens of so many prompts are in memory at once: 28 MB per copy of them in the base model.
+# Prompts that run at once, each with its own image tokens: 28 MB per copy in the base model.
 _PROMPTS_AT_ONCE = 16
-# Adapters have the names of the whole model, with its match head; the rest is without this.
+# Prefix of parameter names in adapters; `CrossModal` drops it.
 _MODEL = "bridgetower."
 _WORDS = "text_model.embeddings.word_embeddings.weight"
 
@@ -51,22 +60,23 @@ def load(source: str, *, device: str, dtype: str) -> "BridgeTower":
     """Load `source`, a transformers id such as `BridgeTower/bridgetower-base-itm-mlm` or a local folder.
 
     Raises:
-        InvalidInputError: If it is not there or not such a model.
+        InvalidInputError: If it is missing, unreadable, incomplete, or of another class.
     """
     model, tokenizer, name = whole_model(source, BridgeTowerForImageAndTextRetrieval, FAMILY)
     return BridgeTower(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
 
 
-class BridgeTower(Loaded):
+class BridgeTower(TransformersBackbone):
     """A `Backbone`; see `app.method.backbone`.
 
-    An image token holds what it brings to each cross-modal layer, side by side.
+    An image token is the concatenation of its inputs to all cross-modal layers.
 
     Args:
         model: Any `BridgeTowerForImageAndTextRetrieval`.
         tokenizer: Its tokenizer.
-        name: What the service calls it.
-        input_size: Side of the square input, None for 24 × 24 patches; position embeddings are interpolated to it.
+        name: Name of the model in the service.
+        input_size: Side of the square input in pixels, None for 24 × 24 patches; position embeddings are interpolated
+            to it.
     """
 
     family = "bridgetower"
@@ -107,59 +117,56 @@ class BridgeTower(Loaded):
         )
 
     @torch.no_grad()
-    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
-        """One CLS token and the patch tokens."""
-        return self._cross_modal.of_image(clip_normalise(rgb).to(self._device, self._dtype))
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> list[EncodedImage]:
+        """Run the image tower; the tokens are one CLS token and the patches."""
+        return encoded(self._cross_modal.of_image(clip_normalise(rgb).to(self._device, self._dtype)))
 
-    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch feature"]:
-        """What the patch tokens bring to the last cross-modal layer."""
-        return image_tokens[1:, -self.feature_width :]
+    def patch_features(self, image: EncodedImage) -> Float[Tensor, "patch feature"]:
+        """The patch tokens' inputs to the last cross-modal layer."""
+        return image.tokens[1:, -self.feature_width :]
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
-        """Prompts to byte pairs of RoBERTa's vocabulary."""
+        """Tokenise the words' prompts into byte pairs of RoBERTa's vocabulary."""
         return tokenize(self._tokenizer, words, self._device)
 
     def attend(
         self,
-        image_tokens: Float[Tensor, "image_token width"],
+        image: EncodedImage,
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor] | None = None,
+        adapters: Parameters | None = None,
     ) -> TextToImage:
-        """See `Backbone.attend`. The match head reads the first token of text and image, as it was trained."""
-        adapters = {name: tensor.to(image_tokens.device) for name, tensor in (adapters or {}).items()}
+        """See `Backbone.attend`. The match head reads the first text and image token, as in training."""
+        adapters = adapters.to(image.tokens.device) if adapters else None
         parts = []
-        for prompts, own in _passes(len(text.input_ids), share_of(adapters, len(text.input_ids))):
-            its = {name: tensor[own] for name, tensor in adapters.items()}
-            logits, pooled = self._cross_modal.attend(image_tokens, text[prompts], layers=layers, adapters=its)
+        for prompts, own in _passes(len(text.input_ids), check_share(adapters, len(text.input_ids))):
+            some = adapters[own] if adapters else None
+            logits, pooled = self._cross_modal.attend(image.tokens, text[prompts], layers=layers, adapters=some)
             match: Tensor = self._model.itm_score(pooled).float().softmax(dim=-1)[:, 1]
             parts.append((logits, match))
         joined = {layer: torch.cat([logits[layer] for logits, _ in parts]) for layer in parts[0][0]}
         return TextToImage(joined, torch.cat([match for _, match in parts]))
 
-    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
-        """See `Backbone.trainable`: cross-attention of the text to the image, and rows of the tokens used."""
-        weights, tokens = self._cross_modal.weights, torch.unique(text.input_ids)
-        copies = {
-            _MODEL + name: weights[name].detach().clone().float()
-            for layer in layers
-            for name in (f"{_text_layer(layer)}crossattention.{part}" for part in CROSS_ATTENTION)
-        }
-        return {**copies, TOKEN_IDS: tokens, TOKEN_ROWS: weights[_WORDS][tokens].detach().clone().float()}
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
+        """Cross-attention of the text to the image, and the embedding rows of the tokens used."""
+        weights = self._cross_modal.weights
+        names = [f"{_text_layer(layer)}crossattention.{part}" for layer in layers for part in CROSS_ATTENTION]
+        rows = TokenRows(*token_copies(weights[_WORDS], text.input_ids))
+        return Parameters(copies(weights, names, prefix=_MODEL), rows)
 
 
 @dataclass(frozen=True)
 class CrossModal:
-    """Both towers and the layers that they meet in.
+    """Both towers and the cross-modal layers, as functions of parameters.
 
     Attributes:
-        model: A `BridgeTowerModel`, for the image tower and the small parts that no adapter changes.
-        weights: Its parameters by name, never written.
-        heads: Attention heads of a layer.
+        model: A `BridgeTowerModel`, which runs the image tower and the small parts that no adapter changes.
+        weights: Its parameters by name; never written.
+        heads: Attention heads per layer.
         layer_count: Number of cross-modal layers.
         tower_layers: Number of layers of each tower; the last `layer_count` of them have a bridge.
-        eps: Of the layer norms.
+        eps: Epsilon of the layer norms.
     """
 
     model: Any
@@ -170,7 +177,7 @@ class CrossModal:
     eps: float
 
     def of_image(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
-        """What every image token brings to each cross-modal layer, side by side."""
+        """Inputs of every image token to each cross-modal layer, concatenated."""
         tower = self.model.vision_model.visual
         x = tower.forward_pre(pixels, interpolate_pos_encoding=True)
         brought = []
@@ -186,16 +193,17 @@ class CrossModal:
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor],
+        adapters: Parameters | None,
     ) -> tuple[dict[int, Float[Tensor, "prompt head token patch"]], Float[Tensor, "prompt pooled"]]:
         """Run prompts over one image; see `Backbone.attend`.
 
         Returns:
-            Cross-attention logits of the layers asked for, and what the match head reads.
+            Text→patch logits of the requested layers, and the match head's input.
         """
         mask = text.attention_mask.bool()[:, None, None, :]
         brought = image_tokens.chunk(self.layer_count, dim=1)
         hidden = self._embed(text, adapters)
+        delta = delta_of(adapters)
         for index in range(self._first):
             hidden = self._tower_layer(hidden, mask, index)
         logits: dict[int, Tensor] = {}
@@ -204,8 +212,8 @@ class CrossModal:
             hidden = self._tower_layer(hidden, mask, self._first + layer)
             words = self._bridge("text", self._brought("text", hidden, layer), after[0], layer)
             image = self._bridge("image", brought[layer][None], after[1], layer)
-            words_after, seen = self._text_layer(words, image, mask, layer, adapters)
-            # Of the last layer's image tokens only the first is read, by the match head.
+            words_after, seen = self._text_layer(words, image, mask, layer, delta)
+            # Of the last layer's image tokens only the first is used, by the match head.
             rows = 1 if layer == self.layer_count - 1 else len(image_tokens)
             after = words_after, self._image_layer(image, words, mask, layer, rows=rows)
             if layer in layers:
@@ -214,14 +222,14 @@ class CrossModal:
 
     @property
     def _first(self) -> int:
-        """The first layer of the towers that has a bridge."""
+        """First layer of the towers with a bridge."""
         return self.tower_layers - self.layer_count
 
-    def _embed(self, text: TextTokens, adapters: Mapping[str, Tensor]) -> Float[Tensor, "prompt token hidden"]:
+    def _embed(self, text: TextTokens, adapters: Parameters | None) -> Float[Tensor, "prompt token hidden"]:
         words = self.weights[_WORDS][text.input_ids]
-        if TOKEN_IDS in adapters:
-            words = replace_rows(words, text.input_ids, adapters[TOKEN_IDS], adapters[TOKEN_ROWS].to(words))
-        # RoBERTa counts positions of tokens that are no padding, so it needs their numbers too.
+        if adapters:
+            words = replace_rows(words, text.input_ids, adapters.tokens)
+        # RoBERTa derives positions from the token ids, since padding has none.
         embedded: Tensor = self.model.text_model.embeddings(input_ids=text.input_ids, inputs_embeds=words)
         return embedded
 
@@ -231,7 +239,7 @@ class CrossModal:
         return feed_forward(x, self.weights, prefix, eps=self.eps)
 
     def _brought(self, kind: str, x: Float[Tensor, "batch row width"], layer: int) -> Tensor:
-        """A tower's tokens as a cross-modal layer takes them; the first one's are normalised at once."""
+        """A tower's tokens as inputs of a cross-modal layer; those of layer 0 are normalised."""
         transform = getattr(self.model, f"cross_modal_{kind}_transform")
         if isinstance(transform, torch.nn.ModuleList):
             transform = transform[layer]
@@ -239,27 +247,27 @@ class CrossModal:
         return brought if layer else getattr(self.model, f"cross_modal_{kind}_layernorm")(brought)
 
     def _bridge(self, kind: str, brought: Tensor, before: Tensor | None, layer: int) -> Tensor:
-        """What a cross-modal layer reads: what the tower brings, joined with what left the layer before."""
+        """Input of a cross-modal layer: the tower's tokens, joined with the output of the layer before."""
         if before is None:
             return brought
         joined: Tensor = getattr(self.model, f"cross_modal_{kind}_link_tower")[layer - 1](brought, before, None)
         return joined
 
     def _text_layer(
-        self, words: Tensor, image: Tensor, mask: Tensor, layer: int, adapters: Mapping[str, Tensor]
+        self, words: Tensor, image: Tensor, mask: Tensor, layer: int, delta: Mapping[str, Change]
     ) -> tuple[Tensor, Tensor]:
-        """The text after the layer, and its cross-attention logits."""
+        """Text tokens after the layer, and their cross-attention logits."""
         name = _text_layer(layer)
         x = attention(words, words, mask, self.weights, f"{name}attention.", heads=self.heads, eps=self.eps)
         name = f"{name}crossattention."
-        own = {part.removeprefix(_MODEL): t for part, t in adapters.items() if part.startswith(_MODEL + name)}
+        own = {name + part: change for part, change in with_prefix(delta, _MODEL + name).items()}
         x, seen = cross_attention(x, image, self.weights, name, own, heads=self.heads, eps=self.eps)
         return feed_forward(x, self.weights, _text_layer(layer), eps=self.eps), seen
 
     def _image_layer(
         self, image: Tensor, words: Tensor, mask: Tensor, layer: int, *, rows: int
     ) -> Float[Tensor, "prompt row hidden"]:
-        """The first rows of the image tokens after the layer."""
+        """The first `rows` image tokens after the layer."""
         prefix = f"cross_modal_image_layers.{layer}."
         x = attention(image[:, :rows], image, None, self.weights, f"{prefix}attention.", heads=self.heads, eps=self.eps)
         x = attention(x, words, mask, self.weights, f"{prefix}crossattention.", heads=self.heads, eps=self.eps)
@@ -271,46 +279,46 @@ def cross_attention(
     image: Float[Tensor, "#prompt image_token hidden"],
     weights: Mapping[str, Tensor],
     prefix: str,
-    adapters: Mapping[str, Tensor],
+    delta: Mapping[str, Change],
     *,
     heads: int,
     eps: float,
 ) -> tuple[Float[Tensor, "prompt token hidden"], Float[Tensor, "prompt head token image_token"]]:
-    """Each prompt looks at its own image tokens, or all at the same ones, each adapter's share under its parameters.
+    """Cross-attention to shared image tokens or to each prompt's own, each adapter's share under its parameters.
 
-    No image token is projected: q·(X·Wk)ᵀ = (q·Wk)·Xᵀ and softmax·(X·Wv) = (softmax·X)·Wv, exactly. Where image tokens
-    are each prompt's own, that is cheaper for the model's own weights too: a prompt has few words and many patches.
+    No image token is projected: q·(X·Wk)ᵀ = (q·Wk)·Xᵀ and softmax·(X·Wv) = (softmax·X)·Wv, exactly. Where each prompt
+    has its own image tokens, this is cheaper for the model's own weights too: a prompt has few words and many patches.
 
     Args:
-        prefix: Of the names of all parameters, such as `cross_modal_text_layers.3.crossattention.`.
-        adapters: As in `app.backbones.adapted.linear`.
+        prefix: Prefix of all parameter names, such as `cross_modal_text_layers.3.crossattention.`.
+        delta: As in `app.backbones.shared.adapted.linear`.
     """
     prompts, tokens, hidden = x.shape
-    own = {name: tensor.to(x) for name, tensor in adapters.items()}
+    own = cast(delta, x)
     q = linear(x, weights, f"{prefix}self.query", own).view(prompts, tokens, heads, -1).transpose(1, 2)
     q = q / math.sqrt(hidden // heads)
     asked = _with_keys(q, weights, f"{prefix}self.key", own).flatten(1, 2)
-    shift = own.get(f"{prefix}self.key.bias", weights[f"{prefix}self.key.bias"][None])
+    shift = whole(own.get(f"{prefix}self.key.bias", weights[f"{prefix}self.key.bias"][None]))
     logits = (asked @ image.mT).view(prompts, heads, tokens, -1) + _times(q, shift.view(len(shift), heads, -1, 1))
     context = (logits.softmax(dim=-1).flatten(1, 2) @ image).view(prompts, heads, tokens, -1)
     context = _to_values(context, weights, f"{prefix}self.value", own)
-    shift = own.get(f"{prefix}self.value.bias", weights[f"{prefix}self.value.bias"][None])
+    shift = whole(own.get(f"{prefix}self.value.bias", weights[f"{prefix}self.value.bias"][None]))
     merged = context.transpose(1, 2).reshape(len(shift), -1, hidden) + shift[:, None]
     out = x + linear(merged.view_as(x), weights, f"{prefix}output.dense", own)
     return layer_norm(out, weights, f"{prefix}output.LayerNorm", own, eps=eps), logits
 
 
 def _with_keys(
-    q: Float[Tensor, "prompt head token size"], weights: Mapping[str, Tensor], name: str, adapters: Mapping[str, Tensor]
+    q: Float[Tensor, "prompt head token size"], weights: Mapping[str, Tensor], name: str, delta: Mapping[str, Change]
 ) -> Float[Tensor, "prompt head token hidden"]:
-    """By head q·Wk, which is what meets the image tokens."""
+    """q·Wk per head."""
     weight, heads = f"{name}.weight", q.shape[1]
-    if weight in adapters:
-        return _times(q, _split(adapters[weight], heads))
+    change = delta.get(weight)
+    if isinstance(change, Tensor):
+        return _times(q, _split(change, heads))
     out = _times(q, _split(weights[weight][None], heads))
-    if weight + LEFT in adapters:
-        chosen = _times(q, _split(adapters[weight + LEFT], heads))
-        out = out + _times(chosen, adapters[weight + RIGHT][:, None])
+    if isinstance(change, LowRank):
+        out = out + _times(_times(q, _split(change.left, heads)), change.right[:, None])
     return out
 
 
@@ -318,16 +326,16 @@ def _to_values(
     seen: Float[Tensor, "prompt head token hidden"],
     weights: Mapping[str, Tensor],
     name: str,
-    adapters: Mapping[str, Tensor],
+    delta: Mapping[str, Change],
 ) -> Float[Tensor, "prompt head token size"]:
-    """By head x·Wvᵀ of what was seen of the image tokens."""
+    """x·Wvᵀ per head; x is a weighted mean of image tokens."""
     weight, heads = f"{name}.weight", seen.shape[1]
-    if weight in adapters:
-        return _times(seen, _split(adapters[weight], heads).mT)
+    change = delta.get(weight)
+    if isinstance(change, Tensor):
+        return _times(seen, _split(change, heads).mT)
     out = _times(seen, _split(weights[weight][None], heads).mT)
-    if weight + LEFT in adapters:
-        chosen = _times(seen, adapters[weight + RIGHT][:, None].mT)
-        out = out + _times(chosen, _split(adapters[weight + LEFT], heads).mT)
+    if isinstance(change, LowRank):
+        out = out + _times(_times(seen, change.right[:, None].mT), _split(change.left, heads).mT)
     return out
 
 
@@ -338,14 +346,14 @@ def _split(matrix: Float[Tensor, "adapter hidden in"], heads: int) -> Float[Tens
 def _times(
     x: Float[Tensor, "prompt head token in"], matrix: Float[Tensor, "adapter #head in out"]
 ) -> Float[Tensor, "prompt head token out"]:
-    """By head, each adapter's share of the prompts times its matrix."""
-    rows = x.view(len(matrix), -1, *x.shape[1:]).transpose(1, 2)
-    out = rows.flatten(2, 3) @ matrix
+    """Each adapter's share of the prompts times its matrix, per head."""
+    rows = x.view(len(matrix), -1, *x.shape[1:]).transpose(1, 2)  # [adapter, head, prompt, token, in]
+    out = rows.flatten(2, 3) @ matrix  # [adapter, head, prompt · token, out]
     return out.view(*rows.shape[:4], -1).transpose(1, 2).reshape(*x.shape[:3], -1)
 
 
 def _passes(prompts: int, adapters: int) -> Iterator[tuple[slice, slice]]:
-    """Prompts that run at once, and the adapters that they run under."""
+    """Slices of prompts that run at once, and of the adapters that they run under."""
     if adapters == 1:
         for start in range(0, prompts, _PROMPTS_AT_ONCE):
             yield slice(start, start + _PROMPTS_AT_ONCE), slice(None)

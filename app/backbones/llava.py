@@ -9,10 +9,10 @@ from transformers import LlavaForConditionalGeneration
 
 from app.errors import InvalidInputError
 
-from .clip_pixels import CLIP_MEAN, CLIP_STD
-from .decoder import Decoder, Parts, layout_of
-from .family import Family
-from .pretrained import whole_model
+from .shared.clip_pixels import CLIP_MEAN, CLIP_STD
+from .shared.decoder import Decoder, Parts, layout_of
+from .shared.family import Family
+from .shared.transformers_backbone import whole_model
 
 FAMILY = Family(
     name="llava",
@@ -29,7 +29,7 @@ def load(source: str, *, device: str, dtype: str) -> Decoder:
     """Load `source`, a transformers id such as `llava-hf/llava-1.5-7b-hf` or a local folder.
 
     Raises:
-        InvalidInputError: If it is not there or not such a model.
+        InvalidInputError: If it is missing, unreadable, incomplete, or of another class.
     """
     model, tokenizer, name = whole_model(source, LlavaForConditionalGeneration, FAMILY, dtype="auto")
     return Decoder(model, _parts(model, tokenizer), tokenizer, name=name, device=device, dtype=getattr(torch, dtype))

@@ -9,10 +9,10 @@ from transformers import LlavaNextForConditionalGeneration
 
 from app.errors import InvalidInputError
 
-from .clip_pixels import CLIP_MEAN, CLIP_STD
-from .decoder import Decoder, Parts, layout_of, tiled
-from .family import Family
-from .pretrained import whole_model
+from .shared.clip_pixels import CLIP_MEAN, CLIP_STD
+from .shared.decoder import Decoder, Parts, layout_of, tiled
+from .shared.family import Family
+from .shared.transformers_backbone import whole_model
 
 FAMILY = Family(
     name="llava_next",
@@ -24,11 +24,10 @@ FAMILY = Family(
     parameters_m=7566.7,
 )
 
-# The image as a whole and in tiles, two from top to bottom and two from left to right: the squarest choice of those
-# that the models were trained with.
+# Tiles per axis beside the whole image: the squarest of the layouts that the models were trained with.
 _TILES = 2
 
-# How a turn of the conversation begins, and what follows it, by the language model.
+# Text before and after a turn of the conversation, per language model.
 _TURNS = {"mistral": ("[INST] ", " [/INST]"), "llama": ("USER: ", " ASSISTANT:")}
 
 
@@ -36,7 +35,7 @@ def load(source: str, *, device: str, dtype: str) -> Decoder:
     """Load `source`, a transformers id such as `llava-hf/llava-v1.6-mistral-7b-hf` or a local folder.
 
     Raises:
-        InvalidInputError: If it is not there or not such a model.
+        InvalidInputError: If it is missing, unreadable, incomplete, or of another class.
     """
     model, tokenizer, name = whole_model(source, LlavaNextForConditionalGeneration, FAMILY, dtype="auto")
     return Decoder(model, _parts(model, tokenizer), tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
@@ -79,6 +78,6 @@ def _parts(model: Any, tokenizer: Any) -> Parts:
 
 
 def _order(side: int) -> Int[Tensor, "patch"]:
-    """Which of the image tokens is each patch: the whole image comes first, a row of tiles ends in a new line."""
+    """Index of each patch among the image tokens: the whole image comes first, and a newline ends each row of tiles."""
     rows = _TILES * side
     return side**2 + torch.arange(rows * (rows + 1)).view(rows, rows + 1)[:, :-1].flatten()

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from .clip_pixels import CLIP_MEAN, CLIP_STD
-from .decoder import Decoder, Layout, Parts, layout_of
-from .family import Family
-from .pretrained import whole_model
+from .shared.clip_pixels import CLIP_MEAN, CLIP_STD
+from .shared.decoder import Decoder, Layout, Parts, layout_of
+from .shared.family import Family
+from .shared.transformers_backbone import whole_model
 
 FAMILY = Family(
     name="qwen_vl",
@@ -23,7 +23,7 @@ FAMILY = Family(
     parameters_m=3754.6,
 )
 
-# Image tokens in a row, each of 28 × 28 pixels: the model takes any size, and this is about as many as the others have.
+# Image tokens per row, each of 28 × 28 pixels. The model takes any size; other families have about as many.
 _SIDE = 20
 
 
@@ -31,7 +31,7 @@ def load(source: str, *, device: str, dtype: str) -> Decoder:
     """Load `source`, a transformers id such as `Qwen/Qwen2.5-VL-3B-Instruct` or a local folder.
 
     Raises:
-        InvalidInputError: If it is not there or not such a model.
+        InvalidInputError: If it is missing, unreadable, incomplete, or of another class.
     """
     model, tokenizer, name = whole_model(source, Qwen2_5_VLForConditionalGeneration, FAMILY, dtype="auto")
     return Decoder(model, _parts(model, tokenizer), tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
@@ -44,7 +44,9 @@ def _parts(model: Any, tokenizer: Any) -> Parts:
 
     def embed_image(pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image hidden"]:
         patch, frames = vision.patch_size, vision.temporal_patch_size
-        # A photo is a film of equal frames; patches that merge into one token stand side by side.
+        # A photo is a video of equal frames. Patches that merge into one token are adjacent:
+        # [batch, colour, frame, y, merged y, pixel y, x, merged x, pixel x]
+        # → [batch, y, x, merged y, merged x, colour, frame, pixel y, pixel x]
         film = pixels[:, :, None].expand(-1, -1, frames, -1, -1)
         grid = film.reshape(len(pixels), 3, frames, _SIDE, merged, patch, _SIDE, merged, patch)
         grid = grid.permute(0, 3, 6, 4, 7, 1, 2, 5, 8)
@@ -67,7 +69,7 @@ def _parts(model: Any, tokenizer: Any) -> Parts:
 
 
 def _layout(tokenizer: Any, image_token_id: int) -> Layout:
-    """The image's tokens have a row and a column for positions, and the text goes on behind the larger of them."""
+    """Layout with the row and column of each image token as positions; the text continues after the larger of them."""
     system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     image = tokenizer.convert_ids_to_tokens(image_token_id) * _SIDE**2
     before = f"{system}<|im_start|>user\n<|vision_start|>{image}<|vision_end|>"

@@ -9,9 +9,9 @@ from transformers import AutoModelForImageTextToText, Idefics3ForConditionalGene
 
 from app.errors import InvalidInputError
 
-from .decoder import Decoder, Parts, layout_of, tiled
-from .family import Family
-from .pretrained import whole_model
+from .shared.decoder import Decoder, Parts, layout_of, tiled
+from .shared.family import Family
+from .shared.transformers_backbone import whole_model
 
 FAMILY = Family(
     name="smolvlm",
@@ -24,8 +24,8 @@ FAMILY = Family(
 )
 
 
-# The image tower's input in tiles, from top to bottom and from left to right. After the pixel shuffle a tile has 8 × 8
-# (SmolVLM) or 13 × 13 (Idefics3) tokens only; the models are trained to read an image in tiles and as a whole.
+# Tiles per axis beside the whole image, as in the models' training. After the pixel shuffle a tile has only 8 × 8
+# (SmolVLM) or 13 × 13 (Idefics3) tokens.
 _TILES = 2
 
 
@@ -33,7 +33,7 @@ def load(source: str, *, device: str, dtype: str) -> Decoder:
     """Load `source`, a transformers id such as `HuggingFaceTB/SmolVLM-500M-Instruct` or a local folder.
 
     Raises:
-        InvalidInputError: If it is not there or not such a model.
+        InvalidInputError: If it is missing, unreadable, incomplete, or of another class.
     """
     model, tokenizer, name = whole_model(source, AutoModelForImageTextToText, FAMILY, dtype="auto")
     if not isinstance(model, Idefics3ForConditionalGeneration | SmolVLMForConditionalGeneration):
@@ -70,7 +70,7 @@ def _parts(model: Any, tokenizer: Any) -> Parts:
 
 
 def _before(side: int) -> str:
-    """The tiles row by row, then the whole image, as the models' processor writes them."""
+    """Text before the words: the tiles row by row, then the whole image, as the models' processor writes them."""
     image, around = "<image>" * side**2, "<fake_token_around_image>"
     rows = "".join(
         "".join(f"{around}<row_{row}_col_{column}>{image}" for column in range(1, _TILES + 1)) + "\n"
@@ -80,6 +80,6 @@ def _before(side: int) -> str:
 
 
 def _order(side: int) -> Int[Tensor, "patch"]:
-    """Which of the image tokens is each patch of the grid: the tiles come one after the other, the whole image last."""
+    """Index of each patch among the image tokens: the tiles come one after the other, the whole image last."""
     tokens = torch.arange(_TILES**2 * side**2).view(_TILES, _TILES, side, side)
-    return tokens.transpose(1, 2).flatten()
+    return tokens.transpose(1, 2).flatten()  # [tile y, y, tile x, x], the grid row by row

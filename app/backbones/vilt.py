@@ -1,9 +1,8 @@
 """ViLT image-text retrieval models (Kim et al. 2021, https://arxiv.org/abs/2102.03334), from the hub or a folder.
 
-One transformer reads the text tokens and the patches of the image together; there is no image tower. What the text sees
-of the image is the text→patch block of this joint self-attention. Image tokens depend on the prompt from the first
-layer on, so nothing of them can be shared between prompts but their embeddings: of all families this one costs least
-per image and most per prompt.
+One transformer reads text tokens and image patches together; there is no image tower. The method reads the text→patch
+block of this joint self-attention. Image tokens depend on the prompt from the first layer on, so prompts share only
+their embeddings: of all families this one costs least per image and most per prompt.
 """
 
 import math
@@ -17,14 +16,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ViltForImageAndTextRetrieval
 
-from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
-from app.method.backbone import ImageTextScore, TextToImage, TextTokens
+from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextTokens
+from app.method.parameters import Change, Parameters, TokenRows
 from app.method.prompts import phrase
 
-from .adapted import layer_norm, linear, share_of
-from .blip_text import replace_rows, revision_of
-from .family import Family
-from .pretrained import Loaded, whole_model
+from .shared.adapted import check_share, copies, delta_of, layer_norm, linear, token_copies
+from .shared.blip_text import encoded, replace_rows, revision_of
+from .shared.family import Family
+from .shared.transformers_backbone import TransformersBackbone, whole_model
 
 FAMILY = Family(
     name="vilt",
@@ -37,9 +36,9 @@ FAMILY = Family(
 )
 
 
-# A photo of 4:3 then has the short side of 384 pixels that ViLT was trained with, and no side leaves the range it saw.
+# A 4:3 photo then has the short side of 384 pixels that ViLT was trained with, and a long side within that range.
 _INPUT_SIZE = 512
-# Mean and deviation of ViLT's own processor, of each channel.
+# Mean and deviation of ViLT's processor, for each channel.
 _PIXEL_MEAN, _PIXEL_STD = 0.5, 0.5
 _WORDS = "vilt.embeddings.text_embeddings.word_embeddings.weight"
 _JOINT_ATTENTION = ("attention.attention.query", "attention.attention.key", "attention.attention.value",
@@ -50,29 +49,29 @@ def load(source: str, *, device: str, dtype: str) -> "Vilt":
     """Load `source`, a transformers id such as `dandelin/vilt-b32-finetuned-coco` or a local folder.
 
     Raises:
-        InvalidInputError: If it is not there or not such a model.
+        InvalidInputError: If it is missing, unreadable, incomplete, or of another class.
     """
     model, tokenizer, name = whole_model(source, ViltForImageAndTextRetrieval, FAMILY)
     return Vilt(model, tokenizer, name=name, device=device, dtype=getattr(torch, dtype))
 
 
-class Vilt(Loaded):
+class Vilt(TransformersBackbone):
     """A `Backbone`; see `app.method.backbone`.
 
-    An image token is two vectors side by side: its embedding, which the joint transformer reads together with each
-    prompt, and its feature (`JointTransformer.features`), which says what the patch holds before any prompt is known.
+    An image token concatenates its embedding, which the joint transformer reads together with each prompt, and its
+    feature (`JointTransformer.features`), which does not depend on a prompt.
 
-    The class of transformers shuffles the patches, and drops some where the configuration limits their number; here
-    all of them stay, in the order of the grid.
+    The transformers class shuffles the patches, and drops some where the configuration limits their number. Here all
+    are kept, in the order of the grid.
 
     Args:
         model: Any `ViltForImageAndTextRetrieval`.
         tokenizer: Its tokenizer.
-        name: What the service calls it.
-        input_size: Side of the square input; position embeddings are interpolated to it.
+        name: Name of the model in the service.
+        input_size: Side of the square input in pixels; position embeddings are interpolated to it.
 
     Raises:
-        ValueError: If patches don't fill the input.
+        ValueError: If the input size is not a multiple of the patch size.
     """
 
     family = "vilt"
@@ -97,8 +96,8 @@ class Vilt(Loaded):
             model.state_dict().items(), "vilt-1", str(input_size), str(config.num_attention_heads)
         )
         self.layer_count: int = config.num_hidden_layers
-        # Not measured on trained weights, a start until InfoScore has ranked the layers: in the middle and above it,
-        # where words and patches have met but patches are still themselves.
+        # Not measured on trained weights; used until InfoScore has ranked the layers. From the middle on, words and
+        # patches have interacted, and patches still represent their own place.
         self.default_layers = tuple(sorted({self.layer_count // 2, 3 * self.layer_count // 4}))
         side = input_size // config.patch_size
         self.patch_grid_hw = (side, side)
@@ -117,48 +116,48 @@ class Vilt(Loaded):
         self._silence = self._tokens([""])
 
     @torch.no_grad()
-    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
-        """One CLS token and the patches: embeddings, with place and modality in them, and features."""
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> list[EncodedImage]:
+        """Embed the patches behind one CLS token, with position and modality, and compute their features."""
         pixels = ((rgb - _PIXEL_MEAN) / _PIXEL_STD).to(self._device, self._dtype)
         w, projection = self._transformer.weights, "vilt.embeddings.patch_embeddings.projection."
         patch_size = w[projection + "weight"].shape[2]
         patches = F.conv2d(pixels, w[projection + "weight"], w[projection + "bias"], stride=patch_size)
         overall = w["vilt.embeddings.cls_token"].expand(len(rgb), -1, -1)
         embedded = torch.cat([overall, patches.flatten(2).mT], dim=1) + self._place
-        return torch.cat([embedded, self._transformer.features(embedded, self._silence)], dim=2)
+        return encoded(torch.cat([embedded, self._transformer.features(embedded, self._silence)], dim=2))
 
-    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch feature"]:
-        """What half of the transformer made of each patch, beside an empty sentence; see `JointTransformer.features`.
+    def patch_features(self, image: EncodedImage) -> Float[Tensor, "patch feature"]:
+        """States of the patches after half of the layers, with an empty sentence; see `JointTransformer.features`.
 
-        The embeddings themselves are linear in the pixels and would say colour and place, hardly more. Half of the
-        layers, for one sentence, cost a hundredth of a request's prompts, and once per image.
+        The embeddings are linear in the pixels and encode little but colour and position. Half of the layers for one
+        sentence cost a hundredth of a request's prompts, once per image.
         """
-        return image_tokens[1:, self.feature_width :]
+        return image.tokens[1:, self.feature_width :]
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
-        """Prompts to word pieces of ViLT's vocabulary, cut to the 40 positions that it has."""
+        """Tokenise the words' prompts into word pieces, truncated to ViLT's 40 positions."""
         return self._tokens([phrase(word) for word in words])
 
     def attend(
         self,
-        image_tokens: Float[Tensor, "image_token width"],
+        image: EncodedImage,
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor] | None = None,
+        adapters: Parameters | None = None,
     ) -> TextToImage:
         """See `Backbone.attend`.
 
-        The match head reads the first text token, as it was trained, and gives one logit. Retrieval trains it to rank
-        the right text above fifteen others, so its sigmoid orders prompts but isn't a calibrated probability.
+        The match head reads the first text token, as in training, and gives one logit. Retrieval trains it to rank the
+        right text above fifteen others, so its sigmoid orders prompts but is not a calibrated probability.
         """
-        adapters = {name: tensor.to(image_tokens.device) for name, tensor in (adapters or {}).items()}
-        embedded = image_tokens[:, : self.feature_width]
+        adapters = adapters.to(image.tokens.device) if adapters else None
+        embedded = image.tokens[:, : self.feature_width]
         logits, match = self._transformer.attend(embedded, text, layers=layers, adapters=adapters)
         return TextToImage(logits, match.float().sigmoid())
 
-    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
-        """See `Backbone.trainable`: the joint attention's four projections; a norm of its own it doesn't have."""
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
+        """See `Backbone.trainable`: the four projections of the joint attention, which has no layer norm of its own."""
         return self._transformer.trainable(layers, text)
 
     def _tokens(self, sentences: Sequence[str]) -> TextTokens:
@@ -170,13 +169,13 @@ class Vilt(Loaded):
 
 @dataclass(frozen=True)
 class JointTransformer:
-    """The transformer over text and image, as pure functions of its parameters, so that adapters are arguments.
+    """The transformer over text and image as pure functions of its parameters, so that adapters are arguments.
 
     Attributes:
-        weights: Parameters by name, those of `ViltForImageAndTextRetrieval`; never written.
-        heads: Attention heads of a layer.
+        weights: Parameters by their name in `ViltForImageAndTextRetrieval`; never written.
+        heads: Attention heads per layer.
         layer_count: Number of layers.
-        eps: Of the layer norms.
+        eps: Epsilon of the layer norms.
     """
 
     weights: Mapping[str, Tensor]
@@ -190,7 +189,7 @@ class JointTransformer:
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor],
+        adapters: Parameters | None,
     ) -> tuple[dict[int, Float[Tensor, "prompt head token patch"]], Float[Tensor, "prompt"]]:
         """Run prompts over one image; see `Backbone.attend`.
 
@@ -198,40 +197,41 @@ class JointTransformer:
             image_tokens: Embeddings, the CLS token first.
 
         Returns:
-            Text→patch logits of the layers asked for, and the match head's logit.
+            Text→patch logits of the requested layers, and the match head's logit.
         """
         prompts, tokens = text.input_ids.shape
-        share_of(adapters, prompts)
+        check_share(adapters, prompts)
+        delta = delta_of(adapters)
         x = torch.cat([self._embed(text, adapters), image_tokens.expand(prompts, -1, -1)], dim=1)
         mask = _readable(text, len(image_tokens))
         logits: dict[int, Tensor] = {}
         for layer in range(self.layer_count):
-            # Nothing reads the image tokens after the last layer.
+            # The image tokens after the last layer are not used.
             asking = x.shape[1] if layer < self.layer_count - 1 else tokens
-            x, q, k = self._layer(x, layer, adapters, mask=mask, asking=asking)
+            x, q, k = self._layer(x, layer, delta, mask=mask, asking=asking)
             if layer in layers:
                 logits[layer] = q[:, :, :tokens] @ k[:, :, tokens + 1 :].mT / math.sqrt(q.shape[3])
-        first = layer_norm(x[:, :1], self.weights, "vilt.layernorm", adapters, eps=self.eps)
-        pooled = linear(first, self.weights, "vilt.pooler.dense", adapters).tanh()
-        return logits, linear(pooled, self.weights, "rank_output", adapters)[:, 0, 0]
+        first = layer_norm(x[:, :1], self.weights, "vilt.layernorm", delta, eps=self.eps)
+        pooled = linear(first, self.weights, "vilt.pooler.dense", delta).tanh()
+        return logits, linear(pooled, self.weights, "rank_output", delta)[:, 0, 0]
 
     def features(
         self, image_tokens: Float[Tensor, "batch image_token hidden"], silence: TextTokens
     ) -> Float[Tensor, "batch image_token hidden"]:
-        """What the first half of the layers makes of an image, as the next layer reads it.
+        """Image tokens after the first half of the layers, normalised as the next layer reads them.
 
-        The transformer starts from a ViT that learned ImageNet's classes (paper, section 3.1), and what like things
-        have in common shows best halfway: before it are edges and colours, behind it each patch speaks of the whole
-        image (Amir et al. 2021, https://arxiv.org/abs/2112.05814). Layer norm takes out the few channels that are
-        large in every patch.
+        The transformer is initialised from a ViT trained on ImageNet (ViLT paper, section 3.1), in which semantic
+        similarity of patches is clearest halfway: earlier layers encode edges and colours, later ones the whole image
+        (Amir et al. 2021, https://arxiv.org/abs/2112.05814). Layer norm removes the few channels that are large in
+        every patch.
 
         Args:
             image_tokens: Embeddings.
-            silence: The sentence without words, `[CLS] [SEP]`: the transformer never saw an image without a text, and
-                heads that find nothing to read rest on such tokens.
+            silence: The sentence without words, `[CLS] [SEP]`. The transformer was never trained without a text, and
+                heads without a target attend to such tokens.
         """
         half = self.layer_count // 2
-        words = self._embed(silence, {}).expand(len(image_tokens), -1, -1)
+        words = self._embed(silence, None).expand(len(image_tokens), -1, -1)
         x = torch.cat([words, image_tokens], dim=1)
         mask = _readable(silence, image_tokens.shape[1])
         for layer in range(half):
@@ -239,33 +239,32 @@ class JointTransformer:
         name = f"vilt.encoder.layer.{half}.layernorm_before"
         return layer_norm(x[:, words.shape[1] :], self.weights, name, {}, eps=self.eps)
 
-    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
-        """The parameters one example may change: joint attention of the layers, and rows of the tokens used."""
-        used = torch.unique(text.input_ids)
-        names = (
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
+        """Joint attention of the layers, and the embedding rows of the tokens used."""
+        names = [
             f"vilt.encoder.layer.{layer}.{part}.{kind}"
             for layer in layers
             for part in _JOINT_ATTENTION
             for kind in ("weight", "bias")
-        )
-        copies = {name: self.weights[name].detach().clone().float() for name in names if name in self.weights}
-        return {**copies, TOKEN_IDS: used, TOKEN_ROWS: self.weights[_WORDS][used].detach().clone().float()}
+        ]
+        rows = TokenRows(*token_copies(self.weights[_WORDS], text.input_ids))
+        return Parameters(copies(self.weights, [name for name in names if name in self.weights]), rows)
 
-    def _embed(self, text: TextTokens, adapters: Mapping[str, Tensor]) -> Float[Tensor, "prompt token hidden"]:
+    def _embed(self, text: TextTokens, adapters: Parameters | None) -> Float[Tensor, "prompt token hidden"]:
         w, prefix = self.weights, "vilt.embeddings.text_embeddings."
         words = w[_WORDS][text.input_ids]
-        if TOKEN_IDS in adapters:
-            words = replace_rows(words, text.input_ids, adapters[TOKEN_IDS], adapters[TOKEN_ROWS].to(words))
+        if adapters:
+            words = replace_rows(words, text.input_ids, adapters.tokens)
         place = w[prefix + "position_embeddings.weight"][: text.input_ids.shape[1]]
         x = words + w[prefix + "token_type_embeddings.weight"][0] + place
-        x = layer_norm(x, w, prefix + "LayerNorm", adapters, eps=self.eps)
+        x = layer_norm(x, w, prefix + "LayerNorm", delta_of(adapters), eps=self.eps)
         return x + w["vilt.embeddings.token_type_embeddings.weight"][0]
 
     def _layer(
         self,
         x: Float[Tensor, "prompt token hidden"],
         layer: int,
-        adapters: Mapping[str, Tensor],
+        delta: Mapping[str, Change],
         *,
         mask: Bool[Tensor, "#prompt 1 1 token"],
         asking: int,
@@ -274,39 +273,39 @@ class JointTransformer:
         Float[Tensor, "prompt head asking size"],
         Float[Tensor, "prompt head token size"],
     ]:
-        """One layer, its norms before each part.
+        """One pre-norm layer.
 
         Args:
-            asking: So many of the first tokens are wanted of it; they read all tokens.
+            asking: Number of leading tokens to compute; they attend to all tokens.
 
         Returns:
-            Their new states, their queries, and the keys of all tokens.
+            The new states and the queries of those tokens, and the keys of all tokens.
         """
         w, prefix = self.weights, f"vilt.encoder.layer.{layer}."
-        normed = layer_norm(x, w, prefix + "layernorm_before", adapters, eps=self.eps)
+        normed = layer_norm(x, w, prefix + "layernorm_before", delta, eps=self.eps)
         q, k, v = (
-            self._heads(linear(rows, w, f"{prefix}attention.attention.{part}", adapters))
+            self._heads(linear(rows, w, f"{prefix}attention.attention.{part}", delta))
             for part, rows in (("query", normed[:, :asking]), ("key", normed), ("value", normed))
         )
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-        x = x[:, :asking] + linear(context, w, prefix + "attention.output.dense", adapters)
-        normed = layer_norm(x, w, prefix + "layernorm_after", adapters, eps=self.eps)
-        inner = F.gelu(linear(normed, w, prefix + "intermediate.dense", adapters))
-        return x + linear(inner, w, prefix + "output.dense", adapters), q, k
+        x = x[:, :asking] + linear(context, w, prefix + "attention.output.dense", delta)
+        normed = layer_norm(x, w, prefix + "layernorm_after", delta, eps=self.eps)
+        inner = F.gelu(linear(normed, w, prefix + "intermediate.dense", delta))
+        return x + linear(inner, w, prefix + "output.dense", delta), q, k
 
     def _heads(self, x: Float[Tensor, "prompt token hidden"]) -> Float[Tensor, "prompt head token size"]:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 def _readable(text: TextTokens, image_tokens: int) -> Bool[Tensor, "prompt 1 1 token"]:
-    """Which tokens are read: all but the text's padding."""
+    """Attention mask: True on all tokens but the text's padding."""
     return F.pad(text.attention_mask.bool(), (0, image_tokens), value=True)[:, None, None]
 
 
 def _place(weights: Mapping[str, Tensor], side: int) -> Float[Tensor, "1 image_token hidden"]:
-    """What an image token's embedding has by its place and by being of an image: positions brought to this grid."""
+    """Position embeddings interpolated to this grid, plus the embedding of the image modality."""
     position = weights["vilt.embeddings.position_embeddings"]
     trained = math.isqrt(position.shape[1] - 1)
-    grid = position[:, 1:].mT.reshape(1, -1, trained, trained)
+    grid = position[:, 1:].mT.reshape(1, -1, trained, trained)  # [1, hidden, y, x]
     grid = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=True).flatten(2).mT
     return torch.cat([position[:, :1], grid], dim=1) + weights["vilt.embeddings.token_type_embeddings.weight"][1]

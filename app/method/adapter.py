@@ -1,47 +1,43 @@
-"""What one example changes: an immutable value, passed to the model as an argument and never written into it."""
+"""Everything that one category learned: an immutable value, passed to the model as an argument."""
 
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Literal
 
-import safetensors
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
-FORMAT = "exemplar-adapter-1"
+from .backbone import Backbone
+from .low_rank import rank_of, unchanged
+from .parameters import ExampleMemory, LowRank, Parameters, VisualPrompt
 
-# Of parameters, and of token ids: adapters that run in one pass are stacked, so others could not stand next to them.
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int64)
+Kept = Literal["adapter", "words"]
 
-# The rows of the word-embedding table that an adapter replaces, and the tokens they belong to.
-TOKEN_IDS = "embeddings.word_embeddings.token_ids"
-TOKEN_ROWS = "embeddings.word_embeddings.rows"
+# Stacked adapters share one type per tensor, and bytes from elsewhere are limited to these.
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int64)
 
-# What names of tensors start with that tell the mask decoder how the examples look (`example_memory`).
-MEMORY_PREFIX = "example."
+
+class OtherBackboneError(ValueError):
+    """The adapter was tuned on other weights than the model's."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A category's own copy of the parameters that one example may change.
+    """A category's own version of the parameters that one example may change, and the appearance of its examples.
 
     Attributes:
         backbone: Name of the model it was tuned on, such as `embedded`.
-        revision: Hash of that model's weights; on any other the adapter means nothing.
+        revision: Hash of that model's weights; the adapter is valid on these alone.
         category: The category's name.
         version: 1, 2, …; never used twice for one name.
-        prompts: The category's name and the other words for it.
+        prompts: The category's name and synonyms.
         layers: Layers whose cross-attention was tuned and is read.
         ensemble: Weight of each of `layers`, sum 1.
-        tensors: Parameter name to value, and how the examples look; empty where the words alone scored better than all
-            of it.
-        example_iou: Intersection over union by these tensors on the category's own examples, in [0, 1].
-        zero_shot_example_iou: The same of the words alone.
+        example_iou: Intersection over union on the category's own examples, by this adapter, in [0, 1].
+        zero_shot_example_iou: The same by the words alone.
         created_at: RFC 3339 time.
+        parameters: Tuned parameters; None if the model's own marked the examples better.
+        visual_prompt: Of a backbone without a mask decoder; it needs `parameters`.
+        memory: Of a backbone with a mask decoder.
     """
 
     backbone: str
@@ -51,112 +47,85 @@ class Adapter:
     prompts: tuple[str, ...]
     layers: tuple[int, ...]
     ensemble: tuple[float, ...]
-    tensors: Mapping[str, Tensor] = field(repr=False)
     example_iou: float
     zero_shot_example_iou: float
     created_at: str
+    parameters: Parameters | None = None
+    visual_prompt: VisualPrompt | None = None
+    memory: ExampleMemory | None = None
 
-    @cached_property
-    def parameters(self) -> dict[str, Tensor]:
-        """The tensors that prompts run under: all but what is kept of the examples for the mask decoder."""
-        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(MEMORY_PREFIX)}
+    @property
+    def kept(self) -> Kept:
+        """`words` if nothing tuned was kept, because the words alone marked the examples better."""
+        return "words" if self.parameters is None and self.memory is None else "adapter"
 
-    @cached_property
-    def form(self) -> frozenset[tuple[str, tuple[int, ...]]]:
-        """Names and shapes of the parameters, rows of tokens aside: adapters of one form can run side by side."""
-        rows = (TOKEN_IDS, TOKEN_ROWS)
-        return frozenset(
-            (name, () if name in rows else tuple(tensor.shape)) for name, tensor in self.parameters.items()
-        )
+    @property
+    def form(self) -> frozenset[tuple[str, tuple[int, ...]]] | None:
+        """Names and shapes of what the prompts run under: adapters of one form are stacked. None without parameters."""
+        if self.parameters is None:
+            return None
+        prompt = {("visual_prompt", tuple(self.visual_prompt.direction.shape))} if self.visual_prompt else set()
+        return self.parameters.form | prompt
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors in memory."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+        """Bytes of all tensors in memory."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor."""
+        found = [*self.parameters.trained, self.parameters.tokens.ids] if self.parameters else []
+        for part in (self.visual_prompt, self.memory):
+            found += [getattr(part, each.name) for each in fields(part)] if part else []
+        return found
+
+    def fits(self, backbone: Backbone) -> bool:
+        """True if the adapter was tuned on this model's weights."""
+        return (self.backbone, self.revision) == (backbone.name, backbone.revision)
+
+    def check(self, backbone: Backbone) -> None:
+        """Raise unless a model can run the adapter.
+
+        Raises:
+            OtherBackboneError: If it was tuned on other weights.
+            ValueError: If its layers or the shapes of its tensors are not those that these weights tune.
+        """
+        if not self.fits(backbone):
+            raise OtherBackboneError(
+                f"expected an adapter of {backbone.name} ({backbone.revision}), "
+                f"got one of {self.backbone} ({self.revision})"
+            )
+        if max(self.layers) >= backbone.layer_count:
+            raise ValueError(f"expected layers 0 to {backbone.layer_count - 1}, got {max(self.layers)}")
+        if self.parameters:
+            _check_parameters(self.parameters, backbone.trainable(self.layers, backbone.tokenize(self.prompts)))
+        if self.visual_prompt:
+            wanted = VisualPrompt(torch.zeros(backbone.feature_width), torch.zeros(()))
+            _check_tensors(self.visual_prompt, wanted)
+            if not self.parameters:
+                raise ValueError("expected parameters beside the visual prompt")
+        if self.memory:
+            if backbone.mask_decoder is None:
+                raise ValueError(f"expected no example memory, since {backbone.name} has no mask decoder")
+            _check_tensors(self.memory, backbone.mask_decoder.empty_memory())
 
 
-def adapter_to_bytes(adapter: Adapter) -> bytes:
-    """Write an adapter as safetensors whose header holds everything but the tensors."""
-    header = {
-        "format": FORMAT,
-        "backbone": adapter.backbone,
-        "revision": adapter.revision,
-        "category": adapter.category,
-        "version": adapter.version,
-        "prompts": adapter.prompts,
-        "layers": adapter.layers,
-        "ensemble": adapter.ensemble,
-        "example_iou": adapter.example_iou,
-        "zero_shot_example_iou": adapter.zero_shot_example_iou,
-        "created_at": adapter.created_at,
-    }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
-    return save(tensors, metadata={"exemplar": json.dumps(header)})
+def _check_parameters(given: Parameters, wanted: Parameters) -> None:
+    if any(isinstance(change, LowRank) for change in given.delta.values()):
+        wanted = unchanged(wanted, rank_of(given))
+    if given.form != wanted.form:
+        name = next((name for name, _ in sorted(given.form ^ wanted.form)), "")
+        raise ValueError(f"expected the parameters that the backbone tunes, got others, such as {name.split('/')[0]}")
+    rows, width = len(given.tokens.ids), wanted.tokens.rows.shape[1]
+    if given.tokens.ids.shape != (rows,) or given.tokens.rows.shape != (rows, width):
+        raise ValueError(f"expected token rows of {width} numbers, got {tuple(given.tokens.rows.shape)}")
+    if given.tokens.ids.is_floating_point() or not all(tensor.is_floating_point() for tensor in given.trained):
+        raise ValueError("expected whole numbers for token ids and floating-point numbers for all others")
 
 
-def adapter_from_bytes(raw: bytes) -> Adapter:
-    """Read what `adapter_to_bytes` wrote; the inverse, bit by bit.
-
-    Raises:
-        ValueError: If the bytes are not an adapter: cut short, of another format, or with values out of range.
-    """
-    try:
-        tensors = load(raw)
-        header = json.loads(_metadata(raw)["exemplar"])
-        adapter = Adapter(
-            backbone=_text(header["backbone"]),
-            revision=_text(header["revision"]),
-            category=_text(header["category"]),
-            version=int(header["version"]),
-            prompts=tuple(_text(word) for word in _items(header["prompts"])),
-            layers=tuple(int(layer) for layer in _items(header["layers"])),
-            ensemble=tuple(float(weight) for weight in _items(header["ensemble"])),
-            tensors=tensors,
-            example_iou=float(header["example_iou"]),
-            zero_shot_example_iou=float(header["zero_shot_example_iou"]),
-            created_at=_text(header["created_at"]),
-        )
-        known_format = header["format"] == FORMAT
-    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"expected an adapter in safetensors form, got something else: {error}") from error
-    _check(adapter, known_format=known_format)
-    return adapter
-
-
-def _check(adapter: Adapter, *, known_format: bool) -> None:
-    if not known_format:
-        raise ValueError(f"expected an adapter of format {FORMAT}")
-    if not adapter.prompts or not adapter.layers or len(adapter.layers) != len(adapter.ensemble):
-        raise ValueError("expected an adapter with at least one prompt and one ensemble weight per layer")
-    if len(set(adapter.layers)) != len(adapter.layers) or min(adapter.layers) < 0:
-        raise ValueError("expected layers that are not negative, each named once")
-    if not all(math.isfinite(w) and w >= 0 for w in adapter.ensemble) or not math.isclose(
-        sum(adapter.ensemble), 1, abs_tol=1e-3
-    ):
-        raise ValueError("expected ensemble weights that are not negative and sum to 1")
-    if not all(0 <= iou <= 1 for iou in (adapter.example_iou, adapter.zero_shot_example_iou)):
-        raise ValueError("expected example scores in [0, 1]")
-    for name, tensor in adapter.tensors.items():
-        if tensor.dtype not in _DTYPES:
-            raise ValueError(f"expected one of {_DTYPES} for {name}, got {tensor.dtype}")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"expected finite numbers in {name}")
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise TypeError("expected text")
-    return value
-
-
-def _items(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError("expected a list")
-    return value
-
-
-def _metadata(raw: bytes) -> dict[str, Any]:
-    # safetensors.load() checks the header and drops its metadata, so it is read once more here.
-    length = int.from_bytes(raw[:8], "little")
-    header: dict[str, dict[str, Any]] = json.loads(raw[8 : 8 + length])
-    return header["__metadata__"]
+def _check_tensors(given: VisualPrompt | ExampleMemory, wanted: VisualPrompt | ExampleMemory) -> None:
+    for part in fields(wanted):
+        tensor, shape = getattr(given, part.name), tuple(getattr(wanted, part.name).shape)
+        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+            raise ValueError(f"expected {part.name} of shape {shape}, got {tuple(tensor.shape)}")

@@ -1,4 +1,4 @@
-"""What the method needs of a vision-language model; `app/backbones` has one file per family that provides it."""
+"""Interface of a vision-language model; `app/backbones` has one file per family that provides it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,26 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from .frame import Frame
+from .parameters import ExampleMemory, Parameters
+from .scores import ScoreMap
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """Everything that the rest of the chain reads of one image. Constant under tuning, so it may be cached.
+
+    Attributes:
+        tokens: Image tokens, as `Backbone.attend` reads them.
+        fine_features: Map on a finer grid than the patches', for the mask decoder; None for a model without one.
+    """
+
+    tokens: Float[Tensor, "image_token width"]
+    fine_features: Float[Tensor, "channel y x"] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.tokens.nbytes + (0 if self.fine_features is None else self.fine_features.nbytes)
 
 
 @dataclass(frozen=True)
@@ -16,9 +36,9 @@ class TextTokens:
     """Tokenised prompts, padded to the longest.
 
     Attributes:
-        input_ids: Numbers of the vocabulary.
+        input_ids: Numbers in the vocabulary.
         attention_mask: 1 on tokens and 0 on padding.
-        questions: The same words in questions, for a model whose image-text score is its answer.
+        questions: The same words in yes/no questions, for a model whose image-text score is its answer.
     """
 
     input_ids: Int[Tensor, "prompt token"]
@@ -31,20 +51,20 @@ class TextTokens:
         return TextTokens(self.input_ids[prompts], self.attention_mask[prompts], questions)
 
 
-# How a model says whether a text and an image belong together.
+# Source of a model's image-text score.
 ImageTextScore = Literal["match head", "yes/no question", "none"]
 
 
 @dataclass(frozen=True)
 class TextToImage:
-    """What the text saw in one image.
+    """Text-to-image attention of one image's prompts.
 
     Attributes:
         logits: Per layer asked for, q·k/√d **before** the softmax (paper, section 3.2), `[prompt, head, token, patch]`:
             of every text token to the patches in the order of the grid, row by row. Image tokens that have no place in
             the grid are left out.
-        match_score: Probability that image and prompt belong together, `[prompt]`, in [0, 1]; 1 of a model that has no
-            score, so that the maps decide alone.
+        match_score: Probability that image and prompt belong together, `[prompt]`, in [0, 1]; 1 for a model without
+            such a score, so that the maps decide alone.
     """
 
     logits: Mapping[int, Float[Tensor, "prompt head token patch"]]
@@ -52,8 +72,52 @@ class TextToImage:
 
 
 @runtime_checkable  # the tests check annotations
+class MaskDecoder(Protocol):
+    """Network that turns class scores on the patch grid into scores on a finer one; it serves every class alike."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the weights."""
+
+    def decode_masks(
+        self,
+        scores: Float[Tensor, "class patch"],
+        patch_features: Float[Tensor, "patch feature"],
+        image: EncodedImage,
+        memories: Sequence[ExampleMemory | None],
+    ) -> ScoreMap:
+        """Class probabilities on the decoder's grid; sum 1 over classes.
+
+        Args:
+            scores: By the words, the background first.
+            patch_features: By `Backbone.patch_features`.
+            image: The encoded image.
+            memories: Per class the memory of its examples, if it was taught.
+        """
+
+    def remember(
+        self,
+        features: Sequence[Float[Tensor, "patch feature"]],
+        inside: Sequence[Float[Tensor, "patch"]],
+        outside: Sequence[Float[Tensor, "patch"]],
+        log_odds: Sequence[Float[Tensor, "patch"]],
+    ) -> ExampleMemory:
+        """Memory of a category's examples, one entry of each list per example.
+
+        Args:
+            features: Patch features of the photo.
+            inside: Share of each patch that the category covers.
+            outside: Share of each patch that it does not cover.
+            log_odds: Of the category against everything else, without a memory.
+        """
+
+    def empty_memory(self) -> ExampleMemory:
+        """Memory of no example; every other has its shapes."""
+
+
+@runtime_checkable  # the tests check annotations
 class Backbone(Protocol):
-    """A loaded model. Its parameters are never written after loading: what one example changes is an argument."""
+    """A loaded model. Its parameters are never written after loading: an adapter is an argument."""
 
     name: str
     family: str
@@ -64,12 +128,11 @@ class Backbone(Protocol):
     input_size: int
     feature_width: int
     image_text_score: ImageTextScore
-    # Tensors of `app.method.mask_decoder`; None of a model that has not learned them.
-    mask_decoder: Mapping[str, Tensor] | None
+    mask_decoder: MaskDecoder | None
 
     @property
     def device(self) -> str:
-        """Where the weights are, such as `cpu` or `cuda:0`."""
+        """Device of the weights, such as `cpu` or `cuda:0`."""
 
     @property
     def dtype(self) -> str:
@@ -80,41 +143,37 @@ class Backbone(Protocol):
         """Bytes of the weights."""
 
     def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
-        """Photo to square input with values in [0, 1], and where the photo lies in it."""
+        """Square network input with values in [0, 1], and the place of the photo in it."""
 
-    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image_token width"]:
-        """Inputs in [0, 1] to all that `attend` needs to know of them. Constant under tuning, so it may be cached."""
+    def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> list[EncodedImage]:
+        """Run the image tower over network inputs in [0, 1]."""
 
-    def patch_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "patch feature"]:
-        """What the image tokens say of each patch, in the order of the grid: patches of like things are alike."""
-
-    def edge_features(self, image_tokens: Float[Tensor, "image_token width"]) -> Float[Tensor, "channel y x"]:
-        """Features on a finer grid than the patches', for the mask decoder; no channels of a model without one."""
+    def patch_features(self, image: EncodedImage) -> Float[Tensor, "patch feature"]:
+        """Features of the patches in the order of the grid; patches that show like things have like features."""
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
-        """Words to the tokens of their prompts."""
+        """Tokens of the words' prompts."""
 
     def attend(
         self,
-        image_tokens: Float[Tensor, "image_token width"],
+        image: EncodedImage,
         text: TextTokens,
         *,
         layers: Sequence[int],
-        adapters: Mapping[str, Tensor] | None = None,
+        adapters: Parameters | None = None,
     ) -> TextToImage:
         """Run prompts over one image.
 
         Args:
-            image_tokens: Of one image, from `encode_image`.
+            image: From `encode_image`.
             text: P prompts.
             layers: Layers whose logits are wanted.
-            adapters: None for the base model, or parameters named as in `trainable`, each with a leading axis of A
-                adapters; prompts 0 … P/A − 1 run under the first adapter, and so on. All matrices may also come as
-                factors of their change (`app.method.low_rank`).
+            adapters: None for the model's own parameters, or a stack of A adapters' parameters, named as in
+                `trainable`; prompts 0 … P/A − 1 run under the first adapter, and so on.
 
         Raises:
             ValueError: If P is not a multiple of A.
         """
 
-    def trainable(self, layers: Sequence[int], text: TextTokens) -> dict[str, Tensor]:
-        """Copies of the parameters that one example may change when it is tuned on these layers with these prompts."""
+    def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
+        """Copies of the parameters that one example may change when tuned on these layers with these prompts."""

@@ -1,17 +1,17 @@
-"""Run every prompt over one image, each under its own category's adapter, and keep what the class map needs."""
+"""Attention of every prompt over one image, each prompt under its own category's adapter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from .adapter import TOKEN_IDS, TOKEN_ROWS, Adapter
-from .backbone import Backbone, TextToImage, TextTokens
-from .class_map import head_max, token_sum
-from .prompts import prompt_set
-from .visual_prompt import BIAS, DIRECTION, visual_logits
+from .backbone import Backbone, EncodedImage, TextToImage, TextTokens
+from .parameters import Parameters, VisualPrompt
+from .prompts import Prompts, Query
+from .scores import LayerWeights, class_scores, head_max, prompt_scores, token_sum
+from .visual_prompt import visual_logits
 
 # Prompts of one pass: bounds the logits [prompt, head, token, patch] to some tens of megabytes however many categories
 # are asked for.
@@ -19,16 +19,8 @@ PROMPTS_PER_PASS = 128
 
 
 @dataclass(frozen=True)
-class Query:
-    """A category to look for: the words for it and, if it was taught, its adapter. The background is one too."""
-
-    words: tuple[str, ...]
-    adapter: Adapter | None = None
-
-
-@dataclass(frozen=True)
 class Evidence:
-    """What an image says to each prompt.
+    """Attention of the prompts, reduced to one number per layer, prompt and patch.
 
     Attributes:
         patch_logits: Head-max, token-summed attention logits.
@@ -40,29 +32,61 @@ class Evidence:
     match_score: Float[Tensor, "prompt"]
     spans: tuple[tuple[int, int], ...]
 
+    def by_layer(self) -> list[Float[Tensor, "class patch"]]:
+        """Class scores of each layer."""
+        return [class_scores(prompt_scores(logits, self.match_score), self.spans) for logits in self.patch_logits]
 
-def prompt_evidence(
-    backbone: Backbone,
-    image_tokens: Float[Tensor, "image_token width"],
-    queries: Sequence[Query],
-    layers: Sequence[int],
-) -> Evidence:
-    """Evidence of all queries' prompts, the background's first, whichever adapters they run under.
+    def class_scores(self, weights: LayerWeights) -> Float[Tensor, "class patch"]:
+        """Class scores on the patch grid, mixed over layers.
 
-    Queries without an adapter share passes; those with one are batched with those of the same shape, their adapters
-    stacked.
+        Mixing comes before upsampling: both are linear, so the order is free, and the grid is smaller.
+        """
+        per_layer = self.by_layer()
+        mix = weights.weights.to(per_layer[0])
+        return torch.stack([mix[:, [index]] * scores for index, scores in enumerate(per_layer)]).sum(dim=0)
+
+    def best_match(self) -> Float[Tensor, "category"]:
+        """Per category, the background aside, the best image-text score of its prompts."""
+        # The background has no score of its own; it is dropped last, since a request may have no other class.
+        return torch.stack([self.match_score[start:stop].amax() for start, stop in self.spans])[1:]
+
+
+def layer_weights(queries: Sequence[Query], chosen: Sequence[int]) -> LayerWeights:
+    """Layers to read for these queries, and the weight of each of them per class.
+
+    A class without an adapter averages the chosen layers (the paper); an adapter brings its own layers and weights. So
+    categories taught before and after a new ranking of the layers work side by side.
     """
-    asked = prompt_set(queries[0].words, [query.words for query in queries[1:]])
+    adapters = [query.adapter for query in queries]
+    layers = tuple(sorted({*chosen, *(layer for adapter in adapters if adapter for layer in adapter.layers)}))
+    column = {layer: index for index, layer in enumerate(layers)}
+    weights = torch.zeros(len(adapters), len(layers))
+    for row, adapter in enumerate(adapters):
+        own = (
+            zip(adapter.layers, adapter.ensemble, strict=True)
+            if adapter
+            else ((layer, 1 / len(chosen)) for layer in chosen)
+        )
+        for layer, weight in own:
+            weights[row, column[layer]] = weight
+    return LayerWeights(layers, weights)
+
+
+def prompt_evidence(backbone: Backbone, image: EncodedImage, prompts: Prompts, layers: Sequence[int]) -> Evidence:
+    """Run all prompts over an image.
+
+    Queries without tuned parameters share passes; those with parameters are batched with those of the same form, their
+    adapters stacked.
+    """
+    queries = prompts.queries
     logits: list[Tensor | None] = [None] * len(queries)
     match: list[Tensor | None] = [None] * len(queries)
     for members in batches(queries):
         words = [word for index in members for word in queries[index].words]
-        adapters = [adapter for index in members if (adapter := _tuned(queries[index])) is not None]
-        stacked = stack(adapters)
-        summed, scores = _attend(backbone, image_tokens, words, layers, stacked)
         sizes = [len(queries[index].words) for index in members]
-        if stacked and DIRECTION in stacked:
-            seen = visual_logits(backbone.patch_features(image_tokens), stacked[DIRECTION], stacked[BIAS])
+        summed, scores = _attend(backbone, image, words, layers, _stacked_parameters(queries, members))
+        if visual := _stacked_visual_prompts(queries, members):
+            seen = visual_logits(backbone.patch_features(image), visual)
             summed = summed + seen.repeat_interleave(torch.tensor(sizes, device=seen.device), dim=0)
         parts = zip(members, torch.split(summed, sizes, dim=1), torch.split(scores, sizes), strict=True)
         for index, part, score in parts:
@@ -70,17 +94,17 @@ def prompt_evidence(
     return Evidence(
         patch_logits=torch.cat([part for part in logits if part is not None], dim=1),
         match_score=torch.cat([score for score in match if score is not None]),
-        spans=asked.spans,
+        spans=prompts.spans,
     )
 
 
 def batches(queries: Sequence[Query]) -> list[list[int]]:
-    """Indices of the queries that run in one pass: of one kind, and not too many prompts."""
+    """Indices of the queries that run in one pass: of one form, and not too many prompts."""
     kinds: dict[tuple[object, ...], list[int]] = {}
     for index, query in enumerate(queries):
-        adapter = _tuned(query)
-        # Stacked adapters need tensors of the same form and as many prompts each.
-        kind = () if adapter is None else (len(query.words), adapter.form)
+        form = query.adapter.form if query.adapter else None
+        # A stack shares the prompts out evenly, so all of its queries have as many prompts.
+        kind = () if form is None else (len(query.words), form)
         kinds.setdefault(kind, []).append(index)
     passes: list[list[int]] = []
     for members in kinds.values():
@@ -94,53 +118,37 @@ def batches(queries: Sequence[Query]) -> list[list[int]]:
     return passes
 
 
-def stack(adapters: Sequence[Adapter]) -> dict[str, Tensor] | None:
-    """Adapters of the same shape as one batch, `[adapter, …]`; None for no adapter.
-
-    Each replaces rows of its own tokens, as many as it has: shorter lists are padded with token −1, which matches
-    nothing.
-    """
-    if not adapters:
-        return None
-    rows = max(len(adapter.parameters[TOKEN_IDS]) for adapter in adapters)
-    stacked = {}
-    for name in adapters[0].parameters:
-        tensors = [adapter.parameters[name] for adapter in adapters]
-        if name in (TOKEN_IDS, TOKEN_ROWS):
-            tensors = [_pad_rows(tensor, rows, -1 if name == TOKEN_IDS else 0) for tensor in tensors]
-        stacked[name] = torch.stack(tensors)
-    return stacked
+def patch_logits(
+    seen: TextToImage, attention_mask: Int[Tensor, "prompt token"], layers: Sequence[int]
+) -> Float[Tensor, "layer prompt patch"]:
+    """Attention logits reduced per layer: the strongest head, summed over the prompt's tokens."""
+    return torch.stack([token_sum(head_max(seen.logits[layer]), attention_mask).float() for layer in layers])
 
 
-def patch_logits(seen: TextToImage, text: TextTokens, layers: Sequence[int]) -> Float[Tensor, "layer prompt patch"]:
-    """What each prompt says of each patch in each layer: the strongest head, summed over the prompt's tokens."""
-    return torch.stack([token_sum(head_max(seen.logits[layer]), text.attention_mask).float() for layer in layers])
+def _stacked_parameters(queries: Sequence[Query], members: Sequence[int]) -> Parameters | None:
+    adapters = [queries[index].adapter for index in members]
+    parts = [adapter.parameters for adapter in adapters if adapter and adapter.parameters]
+    return Parameters.stack(parts) if parts else None
 
 
-def _tuned(query: Query) -> Adapter | None:
-    """The adapter that a query's prompts run under; one without parameters says that the words alone were better."""
-    return query.adapter if query.adapter is not None and query.adapter.parameters else None
+def _stacked_visual_prompts(queries: Sequence[Query], members: Sequence[int]) -> VisualPrompt | None:
+    adapters = [queries[index].adapter for index in members]
+    parts = [adapter.visual_prompt for adapter in adapters if adapter and adapter.visual_prompt]
+    return VisualPrompt.stack(parts) if parts else None
 
 
 def _attend(
     backbone: Backbone,
-    image_tokens: Tensor,
+    image: EncodedImage,
     words: Sequence[str],
     layers: Sequence[int],
-    adapters: Mapping[str, Tensor] | None,
-) -> tuple[Tensor, Tensor]:
-    if adapters is None and len(words) > PROMPTS_PER_PASS:  # one query's words, all under the base model
+    adapters: Parameters | None,
+) -> tuple[Float[Tensor, "layer prompt patch"], Float[Tensor, "prompt"]]:
+    if adapters is None and len(words) > PROMPTS_PER_PASS:  # the many words of one query
         starts = range(0, len(words), PROMPTS_PER_PASS)
-        parts = [
-            _attend(backbone, image_tokens, words[start : start + PROMPTS_PER_PASS], layers, None) for start in starts
-        ]
+        parts = [_attend(backbone, image, words[start : start + PROMPTS_PER_PASS], layers, None) for start in starts]
         logits, scores = zip(*parts, strict=True)
         return torch.cat(logits, dim=1), torch.cat(scores)
-    text = backbone.tokenize(words)
-    seen = backbone.attend(image_tokens, text, layers=layers, adapters=adapters)
-    return patch_logits(seen, text, layers), seen.match_score.float()
-
-
-def _pad_rows(tensor: Tensor, rows: int, value: int) -> Tensor:
-    padding = tensor.new_full((rows - len(tensor), *tensor.shape[1:]), value)
-    return torch.cat([tensor, padding])
+    text: TextTokens = backbone.tokenize(words)
+    seen = backbone.attend(image, text, layers=layers, adapters=adapters)
+    return patch_logits(seen, text.attention_mask, layers), seen.match_score.float()

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .class_map import normalise, upsample
+from .scores import ScoreMap
 
 _EPSILON = 1e-12
 
@@ -72,7 +72,7 @@ def prompt_shares(
 
     Every prompt is a class of its own here, background words too.
     """
-    return normalise(upsample(scores, grid_hw, size_hw)).mean(dim=(1, 2))
+    return ScoreMap(scores, grid_hw, align_corners=True).probabilities(size_hw).mean(dim=(1, 2))
 
 
 def infoscore(statistics: LayerStatistics) -> LayerScores:

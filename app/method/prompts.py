@@ -1,7 +1,9 @@
-"""Words to prompts: which phrases are asked, and which prompts belong to which class (paper, section 4.1)."""
+"""Words to prompts: phrases that are asked, and the prompts of each class (paper, section 4.1)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from .adapter import Adapter
 
 # The stuff words that stand for "none of the categories" (the authors' lists for PASCAL and COCO together).
 BACKGROUND_WORDS = (
@@ -12,41 +14,62 @@ BACKGROUND_WORDS = (
 
 
 @dataclass(frozen=True)
-class PromptSet:
-    """Prompts in the order they are asked, and the classes they make up.
-
-    Attributes:
-        words: One word or phrase per prompt.
-        spans: Per class the half-open range of its prompts; class 0 is the background.
-    """
+class Query:
+    """A class to look for: its words and, if it was taught, its adapter."""
 
     words: tuple[str, ...]
-    spans: tuple[tuple[int, int], ...]
+    adapter: Adapter | None = None
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of one request, class by class, in the order in which they are asked.
+
+    Attributes:
+        queries: The background first.
+
+    Raises:
+        ValueError: If a class has no word.
+    """
+
+    queries: tuple[Query, ...]
+
+    def __post_init__(self) -> None:
+        if not self.queries or not all(query.words for query in self.queries):
+            raise ValueError(f"expected at least one word for every class, got {[q.words for q in self.queries]}")
+
+    @staticmethod
+    def of(
+        categories: Sequence[Query], background: Sequence[str] = BACKGROUND_WORDS, *, taken: Iterable[str] = ()
+    ) -> "Prompts":
+        """The prompts of categories and of the background words that name none of them.
+
+        Args:
+            categories: Taught and merely named ones.
+            background: Words for "none of them".
+            taken: Words of further categories, which leave the background too.
+        """
+        words = [word for query in categories for word in query.words]
+        return Prompts((Query(free_background(background, [*words, *taken])), *categories))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """One word or phrase per prompt."""
+        return tuple(word for query in self.queries for word in query.words)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Per class the half-open range of its prompts."""
+        spans, start = [], 0
+        for query in self.queries:
+            spans.append((start, start + len(query.words)))
+            start += len(query.words)
+        return tuple(spans)
 
 
 def phrase(word: str) -> str:
     """The sentence that the text tower reads for a word."""
     return f"Image of {word}."
-
-
-def prompt_set(background: Sequence[str], categories: Sequence[Sequence[str]]) -> PromptSet:
-    """Lay out the prompts of the background and of every category, in order.
-
-    Args:
-        background: Background words, none of which may name a category in play (see `free_background`).
-        categories: Per category its name and other words for it.
-
-    Raises:
-        ValueError: If the background or a category has no word.
-    """
-    groups = [tuple(background), *(tuple(words) for words in categories)]
-    if not all(groups):
-        raise ValueError(f"expected at least one word for the background and for each category, got {groups}")
-    spans, start = [], 0
-    for group in groups:
-        spans.append((start, start + len(group)))
-        start += len(group)
-    return PromptSet(words=tuple(word for group in groups for word in group), spans=tuple(spans))
 
 
 def free_background(background: Sequence[str], category_words: Iterable[str]) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""The example as a prompt beside the words: what looks like it belongs to the category, and how far the words are off.
+"""The examples' appearance as a prompt beside the words, for a backbone without a mask decoder.
 
-A category's patch logits get `β · (cos(x, inside) − cos(x, outside)) + b` on top, where `inside` and `outside` are the
-mean patch features of its examples within and without their masks. Only two numbers are fitted, to their maximum a
-posteriori under a prior that a single photo merely moves, so that one example can't teach much that is wrong.
+A category's patch logits get `β · (cos(x, inside) − cos(x, outside)) + b` added, where `inside` and `outside` are the
+mean patch features of its examples within and without their masks. Only β and b are fitted, to their maximum a
+posteriori under a prior that one photo moves only a little, so that one example cannot teach much that is wrong.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-# Names of an adapter's tensors.
-DIRECTION = "visual.direction"
-BIAS = "visual.bias"
+from .parameters import VisualPrompt
 
 _NEWTON_STEPS = 30
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed of β and b before an example is seen.
+    """Prior of β and b, before an example is seen.
 
     Attributes:
         likeness: Mean of β.
@@ -52,14 +50,15 @@ def mean_features(
     return F.normalize(sums, dim=1)
 
 
-def visual_logits(
-    features: Float[Tensor, "patch width"],
-    directions: Float[Tensor, "category width"],
-    biases: Float[Tensor, "category"],
-) -> Float[Tensor, "category patch"]:
-    """What each category's visual prompt adds to its patch logits."""
+def visual_logits(features: Float[Tensor, "patch width"], prompts: VisualPrompt) -> Float[Tensor, "category patch"]:
+    """Logits that each category's visual prompt adds to every patch.
+
+    Args:
+        features: Of the photo's patches.
+        prompts: Stacked over categories.
+    """
     unit = F.normalize(features.float(), dim=1)
-    return directions.to(unit) @ unit.T + biases.to(unit)[:, None]
+    return prompts.direction.to(unit) @ unit.T + prompts.bias.to(unit)[:, None]
 
 
 def fit(
@@ -75,8 +74,8 @@ def fit(
         log_odds: Of the category against everything else by the words, per example.
         likeness: `cos(x, inside) − cos(x, outside)` of each patch.
         inside: Share of each patch that the category covers.
-        outside: Share of each patch that it doesn't.
-        prior: What is believed before.
+        outside: Share of each patch that it does not cover.
+        prior: Of β and b.
 
     Returns:
         (β, b).

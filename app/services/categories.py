@@ -8,19 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import torch
-from torch import Tensor
-
 from app.errors import ConflictError, InvalidInputError, NotFoundError
-from app.method.adapter import TOKEN_IDS, TOKEN_ROWS, Adapter, adapter_from_bytes
+from app.method.adapter import Adapter, OtherBackboneError
 from app.method.backbone import Backbone
-from app.method.example_memory import FACTS, blank
-from app.method.low_rank import LEFT, unchanged
-from app.method.visual_prompt import BIAS, DIRECTION
 from app.services.job_engine import JobEngine
 from app.services.models import Models
-from app.services.segmentation import fits
 from app.storage import keys
+from app.storage.adapter_file import adapter_from_bytes
 from app.storage.categories import AdapterInfo, CategoryRecord, CategoryStore, Example, ExampleInfo
 
 MAX_NAME_LENGTH = 64
@@ -186,46 +180,14 @@ def check_adapter(adapter: Adapter, backbone: Backbone) -> None:
         ConflictError: If it was tuned on other weights.
         InvalidInputError: If its tensors are not those that these weights tune.
     """
-    if not fits(adapter, backbone):
+    try:
+        adapter.check(backbone)
+    except OtherBackboneError as error:
         raise ConflictError(
             f"The adapter was tuned on {adapter.backbone} ({adapter.revision}), this service runs {backbone.name} "
             f"({backbone.revision}): teach the category here, or start the service with that backbone."
-        )
-    if max(adapter.layers) >= backbone.layer_count:
+        ) from error
+    except ValueError as error:
         raise InvalidInputError(
-            "The adapter names layers that the backbone doesn't have: export it again.", field="body"
-        )
-    if not adapter.tensors:
-        return
-    memory = blank(backbone.mask_decoder) if backbone.mask_decoder and FACTS in adapter.tensors else {}
-    # Where the tuned parameters do harm, what the examples look like is kept alone.
-    expected = memory | _parameters(adapter, backbone) if adapter.parameters else memory
-    if set(adapter.tensors) != set(expected):
-        raise InvalidInputError(
-            "The adapter's tensors are not those that the backbone tunes: export it again.", field="body"
-        )
-    rows = len(adapter.tensors.get(TOKEN_IDS, ()))
-    for name, tensor in expected.items():
-        shape = (rows, *tensor.shape[1:]) if name in (TOKEN_IDS, TOKEN_ROWS) else tuple(tensor.shape)
-        given = adapter.tensors[name]
-        if tuple(given.shape) != shape or given.is_floating_point() != tensor.is_floating_point():
-            raise InvalidInputError(
-                f"The adapter's {name} has another shape than the backbone tunes: export it again.", field="body"
-            )
-
-
-def _parameters(adapter: Adapter, backbone: Backbone) -> dict[str, Tensor]:
-    """What these weights tune, in the form that the adapter has it."""
-    expected = backbone.trainable(adapter.layers, backbone.tokenize(adapter.prompts))
-    if any(name.endswith(LEFT) for name in adapter.tensors):
-        expected = unchanged(expected, _rank_of(adapter))
-    if BIAS in adapter.tensors:
-        expected |= {DIRECTION: torch.zeros(backbone.feature_width), BIAS: torch.zeros(())}
-    return expected
-
-
-def _rank_of(adapter: Adapter) -> int:
-    """Width of its factors; what doesn't fit to it is refused with the other shapes."""
-    return max(
-        tensor.shape[-1] if tensor.ndim else 0 for name, tensor in adapter.tensors.items() if name.endswith(LEFT)
-    )
+            f"The adapter does not fit the backbone: {error}. Export it again.", field="body"
+        ) from error

@@ -26,8 +26,8 @@ class Health:
 
     async def reasons(self) -> list[str]:
         """Why this process isn't ready; empty if it is."""
-        reasons = [f"The model {m.about.name} is not warm yet." for m in self._models if not m.warm and not m.asleep]
-        reasons += [f"The queue of {m.about.name} is full." for m in self._models if m.lane.full]
+        reasons = [f"The model {m.info.name} is not warm yet." for m in self._models if not m.warm and not m.unloaded]
+        reasons += [f"The queue of {m.info.name} is full." for m in self._models if m.lane.full]
         up = await self._store_takes_writes()
         if not up:
             reasons.append("The store does not take writes.")

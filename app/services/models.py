@@ -11,13 +11,12 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-import torch
 
 from app.errors import InvalidInputError, UnavailableError
 from app.method.backbone import Backbone, ImageTextScore
-from app.method.evidence import Query
 from app.method.infoscore import LayerScores, best_layers
-from app.method.segment import class_map, encode
+from app.method.pipeline import Pipeline
+from app.method.prompts import Query
 from app.metrics import Metrics
 from app.services.lane import Lane
 from app.storage.layers import LayerStore
@@ -26,8 +25,8 @@ ChosenBy = Literal["InfoScore", "setting", "default"]
 
 
 @dataclass(frozen=True)
-class About:
-    """What is told of a model, awake or asleep."""
+class ModelInfo:
+    """Facts of a model, loaded or unloaded."""
 
     name: str
     family: str
@@ -41,15 +40,15 @@ class About:
     image_text_score: ImageTextScore
 
     @classmethod
-    def of(cls, backbone: Backbone) -> About:
-        """Read it off a loaded model."""
+    def of(cls, backbone: Backbone) -> ModelInfo:
+        """The facts of a loaded model."""
         return cls(**{part.name: getattr(backbone, part.name) for part in fields(cls)})
 
 
 class Model:
     """A backbone, the lane that owns it, and whether it has answered its warm-up.
 
-    It sleeps while its weights are not in memory; `Models.awake` loads them again.
+    It is unloaded while its weights are not in memory; `Models.loaded` loads them again.
 
     Args:
         backbone: Loaded.
@@ -58,7 +57,7 @@ class Model:
     """
 
     def __init__(self, backbone: Backbone, lane: Lane, load: Callable[[], Backbone]) -> None:
-        self.about = About.of(backbone)
+        self.info = ModelInfo.of(backbone)
         self.lane = lane
         self.load = load
         self.warm = False
@@ -66,7 +65,7 @@ class Model:
         self._backbone: Backbone | None = backbone
 
     @property
-    def asleep(self) -> bool:
+    def unloaded(self) -> bool:
         """Whether its weights are not in memory."""
         return self._backbone is None
 
@@ -75,25 +74,25 @@ class Model:
         """The loaded model.
 
         Raises:
-            ValueError: If it is asleep.
+            ValueError: If it is unloaded.
         """
         if self._backbone is None:
-            raise ValueError(f"expected {self.about.name} to be awake")
+            raise ValueError(f"expected {self.info.name} to be loaded")
         return self._backbone
 
-    def wake(self, backbone: Backbone) -> None:
+    def put_back(self, backbone: Backbone) -> None:
         """Have the weights in memory.
 
         Raises:
-            UnavailableError: If they are not those that went to sleep.
+            UnavailableError: If they are not the weights that were unloaded.
         """
-        if backbone.revision != self.about.revision:
+        if backbone.revision != self.info.revision:
             raise UnavailableError(
-                f"The weights of {self.about.name} were changed while it slept: restart the service to use them."
+                f"The weights of {self.info.name} were changed while it was unloaded: restart the service to use them."
             )
         self._backbone = backbone
 
-    def sleep(self) -> None:
+    def unload(self) -> None:
         """Let the weights go; calls in the lane's queue keep them until they are answered."""
         self._backbone, self.warm = None, False
 
@@ -109,7 +108,7 @@ class LayerChoice:
 
 
 class Models:
-    """The models of this process, the default first, which never sleeps.
+    """The models of this process, the default first, which is never unloaded.
 
     Args:
         layer_store: Where rankings are kept.
@@ -137,17 +136,17 @@ class Models:
         return self._listed[0]
 
     def add(self, model: Model) -> None:
-        """Take a model in; the first is the default. Others may have to sleep for it.
+        """Add a model; the first is the default. Others may be unloaded for it.
 
         Raises:
             InvalidInputError: If there is one of that name already: requests could not tell them apart.
         """
-        if model.about.name in self._models:
+        if model.info.name in self._models:
             raise InvalidInputError(
-                f"EXEMPLAR_BACKBONE names two models that are both called {model.about.name!r}: rename one's folder."
+                f"EXEMPLAR_BACKBONE names two models that are both called {model.info.name!r}: rename one's folder."
             )
         self._listed.append(model)
-        self._models[model.about.name] = model
+        self._models[model.info.name] = model
         self._show(model)
         self._make_room(model)
 
@@ -160,22 +159,22 @@ class Models:
         if name is None:
             return self.default
         if name not in self._models:
-            known = ", ".join(model.about.name for model in self)
+            known = ", ".join(model.info.name for model in self)
             raise InvalidInputError(
                 f"The backbone {name!r} is not loaded: ask for one of {known}, or for none.", field="backbone"
             )
         return self._models[name]
 
-    async def awake(self, model: Model) -> Backbone:
-        """The model's backbone; loaded first if it sleeps, which takes as long as at the start."""
-        self._models.move_to_end(model.about.name)
+    async def loaded(self, model: Model) -> Backbone:
+        """The model's backbone, loaded again if it was unloaded, which takes as long as at the start."""
+        self._models.move_to_end(model.info.name)
         async with model.loading:
-            if not model.asleep:
+            if not model.unloaded:
                 return model.backbone
             started = time.perf_counter()
             backbone = await model.lane.run(model.load, kind="rank")
-            self._metrics.backbone_load_duration.labels(model.about.name).observe(time.perf_counter() - started)
-            model.wake(backbone)
+            self._metrics.backbone_load_duration.labels(model.info.name).observe(time.perf_counter() - started)
+            model.put_back(backbone)
             self._make_room(model)
             # While it warms up another may need its place; this call has it all the same.
             await self._warm(model, backbone)
@@ -184,40 +183,40 @@ class Models:
     async def warm_up(self) -> None:
         """Run each model once, so that no caller pays for its first use."""
         for model in self:
-            if not model.asleep:
+            if not model.unloaded:
                 await self._warm(model, model.backbone)
 
     async def _warm(self, model: Model, backbone: Backbone) -> None:
         await model.lane.run(partial(_run_once, backbone), kind="rank")
-        model.warm = not model.asleep
+        model.warm = not model.unloaded
         self._show(model)
 
     def _make_room(self, for_model: Model) -> None:
-        """Put models to sleep, the one not used for longest first, until the rest fits."""
+        """Unload models, the least recently used first, until the rest fits."""
         for model in list(self._models.values()):
-            used = sum(other.about.memory_bytes for other in self if not other.asleep)
+            used = sum(other.info.memory_bytes for other in self if not other.unloaded)
             if not self._max_bytes or used <= self._max_bytes:
                 return
-            if model not in (for_model, self.default) and not model.asleep:
-                model.sleep()
+            if model not in (for_model, self.default) and not model.unloaded:
+                model.unload()
                 self._metrics.backbone_evictions.inc()
                 self._show(model)
 
     def _show(self, model: Model) -> None:
-        about = model.about
-        self._metrics.backbone_memory.labels(about.name, about.device).set(0 if model.asleep else about.memory_bytes)
-        self._metrics.backbone_warm.labels(about.name, about.revision).set(model.warm)
+        info = model.info
+        self._metrics.backbone_memory.labels(info.name, info.device).set(0 if model.unloaded else info.memory_bytes)
+        self._metrics.backbone_warm.labels(info.name, info.revision).set(model.warm)
 
     async def layers_of(self, model: Model) -> LayerChoice:
         """The layers read on a model: set by hand, else InfoScore's if it was ranked, else the backbone's default."""
-        ranking = await self._layer_store.ranking(model.about.revision)
+        ranking = await self._layer_store.ranking(model.info.revision)
         scores, images = (ranking.scores, ranking.images) if ranking else (None, 0)
         if self._layers is not None:
             return LayerChoice(self._layers, "setting", scores, images)
         # One photo says nothing: without a deviation every score is 0.
         if scores is not None and images > 1:
             return LayerChoice(best_layers(scores.infoscore), "InfoScore", scores, images)
-        return LayerChoice(model.about.default_layers, "default", scores, images)
+        return LayerChoice(model.info.default_layers, "default", scores, images)
 
 
 def check_layers(backbone: Backbone, layers: tuple[int, ...] | None) -> None:
@@ -234,6 +233,4 @@ def check_layers(backbone: Backbone, layers: tuple[int, ...] | None) -> None:
 
 def _run_once(backbone: Backbone) -> None:
     photo = np.zeros((backbone.input_size, backbone.input_size, 3), np.uint8)
-    with torch.inference_mode():
-        rgb, _ = backbone.preprocess(photo)
-        class_map(backbone, encode(backbone, rgb), [Query(("object",))])
+    Pipeline(backbone).run(photo, [Query(("object",))])

@@ -14,11 +14,11 @@ from redis.asyncio import Redis
 from app.errors import InvalidInputError
 from app.images.photo import decode_photo
 from app.method.backbone import Backbone
-from app.method.class_map import prompt_scores
-from app.method.evidence import Query, prompt_evidence
+from app.method.evidence import prompt_evidence
 from app.method.infoscore import LayerStatistics, prompt_shares
-from app.method.prompts import free_background
-from app.method.segment import encode
+from app.method.pipeline import encode_one
+from app.method.prompts import Prompts, Query, free_background
+from app.method.scores import prompt_scores
 from app.services.job_engine import JobEngine
 from app.services.models import Models
 from app.storage import keys
@@ -134,7 +134,8 @@ def image_shares(
     """Each prompt's share of a photo at every layer."""
     rgb, _ = backbone.preprocess(photo)
     layers = range(backbone.layer_count)
-    evidence = prompt_evidence(backbone, encode(backbone, rgb), [Query((word,)) for word in prompts], layers)
+    classes = Prompts(tuple(Query((word,)) for word in prompts))
+    evidence = prompt_evidence(backbone, encode_one(backbone, rgb), classes, layers)
     size = (backbone.input_size, backbone.input_size)
     return torch.stack(
         [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,9 +14,11 @@ from app.images.photo import Photo, decode_photo
 from app.masks.pictures import mask_to_png
 from app.method.backbone import Backbone
 from app.method.frame import mask_to_input
-from app.method.prompts import free_background
-from app.method.segment import encode
-from app.method.tuning import IGNORE, CategoryTuning, Recipe, Shot, shot
+from app.method.pipeline import encode_one
+from app.method.prompts import Prompts, Query
+from app.method.selection import Outcome, advance, select
+from app.method.shot import IGNORE, Shot
+from app.method.tuning import COMPETING_CATEGORIES, CategoryTuning, Recipe
 from app.metrics import Metrics
 from app.services.job_engine import JobEngine
 from app.services.models import Models
@@ -27,8 +28,6 @@ from app.storage.jobs import Job, JobStore, now
 
 _NOT_WANTED = "The category was taught anew or deleted."
 
-
-_END = object()
 
 # Far longer than it takes to store an example.
 _STORING_LOOKS, _STORING_PAUSE_S = 10, 0.3
@@ -159,9 +158,10 @@ class Teaching:
                 return
             if shots:  # else the category was emptied just now
                 tuning = await self._lay_out(category, shots)
-                if not await self._run(job, tuning):
+                outcome = await self._run(job, tuning)
+                if outcome is None:
                     return
-                await self._commit(job, category, tuning)
+                await self._commit(job, category, tuning, outcome)
         await self._conclude(job, category.id)
 
     async def _category_of(self, job: Job) -> CategoryRecord | None:
@@ -173,24 +173,24 @@ class Teaching:
             await asyncio.sleep(_STORING_PAUSE_S)
         return category
 
-    async def _run(self, job: Job, tuning: CategoryTuning) -> bool:
-        """All steps and what follows, each a call of its own on the lane. False if the job isn't wanted any more."""
+    async def _run(self, job: Job, tuning: CategoryTuning) -> Outcome | None:
+        """All steps and the selection, piece by piece on the lane. None if the job isn't wanted any more."""
         lane, steps = self._models.default.lane, self._recipe.steps
         for step in range(1, steps + 1):
             loss = await lane.run(tuning.step, kind="tune")
             if not await self._engine.step(job, step=step, steps=steps, loss=loss):
-                return False
-        finishing = tuning.finishing()
-        while await lane.run(partial(_goes_on, finishing), kind="tune"):
+                return None
+        selection = select(tuning)
+        while (outcome := await lane.run(partial(advance, selection), kind="tune")) is None:
             if await self._engine.stopped(job):
-                return False
-        return True
+                return None
+        return outcome
 
-    async def _commit(self, job: Job, category: CategoryRecord, tuning: CategoryTuning) -> None:
+    async def _commit(self, job: Job, category: CategoryRecord, tuning: CategoryTuning, outcome: Outcome) -> None:
         """Put the outcome in use, unless the category waits for a newer one by now or has this one already."""
         model = self._models.default
         version = await self._categories.next_version(category.id)
-        finish = partial(tuning.adapter, category.name, version=version, created_at=now())
+        finish = partial(outcome.adapter, tuning, category.name, version=version, created_at=now())
         adapter = await model.lane.run(finish, kind="tune")
         if await self._categories.commit(category.id, adapter, generation=job.generation):
             self._metrics.taught(category.name, gain=adapter.example_iou - adapter.zero_shot_example_iou)
@@ -221,23 +221,22 @@ class Teaching:
             if example is None:  # taken away just now, so that this job is superseded
                 continue
             photo, mask = await asyncio.to_thread(self._decode, example)
-            make = partial(make_shot, model.backbone, photo, mask, self._recipe)
+            make = partial(make_shot, model.backbone, photo, mask)
             shots.append(await model.lane.run(make, kind="tune"))
         return shots
 
     async def _lay_out(self, category: CategoryRecord, shots: list[Shot]) -> CategoryTuning:
         model = self._models.default
-        latest = await self._categories.latest(self._recipe.others + 1)  # it may be one of them itself
+        latest = await self._categories.latest(COMPETING_CATEGORIES + 1)  # it may be one of them itself
         names = [other.name for other in latest if other.id != category.id]
-        others = names[-self._recipe.others :] if self._recipe.others else []
+        others = [Query((name,)) for name in names[-COMPETING_CATEGORIES:]]
         layers = (await self._models.layers_of(model)).layers
         lay_out = partial(
             CategoryTuning,
             model.backbone,
             shots,
             category.words,
-            background=free_background(self._background, [*category.words, *others]),
-            others=others,
+            others=Prompts.of(others, self._background, taken=category.words),
             layers=layers,
             recipe=self._recipe,
         )
@@ -264,13 +263,8 @@ class Teaching:
         return record
 
 
-def make_shot(backbone: Backbone, photo: np.ndarray, mask: np.ndarray, recipe: Recipe) -> Shot:
+def make_shot(backbone: Backbone, photo: np.ndarray, mask: np.ndarray) -> Shot:
     """An example on the network's input, its image encoded once."""
     rgb, frame = backbone.preprocess(photo)
     share = mask_to_input(mask, frame, outside=IGNORE)
-    return shot(backbone, encode(backbone, rgb), share, label_scale=recipe.label_scale)
-
-
-def _goes_on(work: Iterator[None]) -> bool:
-    """Do the next piece of work; whether there was one."""
-    return next(work, _END) is not _END
+    return Shot.of(backbone, encode_one(backbone, rgb), share)

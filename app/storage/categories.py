@@ -12,9 +12,10 @@ from uuid import uuid4
 
 from redis.asyncio import Redis
 
-from app.method.adapter import Adapter, adapter_from_bytes, adapter_to_bytes
+from app.method.adapter import Adapter
 
 from . import keys
+from .adapter_file import adapter_from_bytes, adapter_to_bytes
 from .jobs import now
 from .replies import as_bytes, as_fields, as_texts
 

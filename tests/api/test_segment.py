@@ -168,7 +168,7 @@ class TestOptions:
             return written[-1]
 
         monkeypatch.setattr("app.api.segment.probability_to_png", write)
-        monkeypatch.setattr("app.services.segmentation.LEAST", 1.0)
+        monkeypatch.setattr("app.services.segmentation.MIN_RELATIVE_SCORE", 1.0)
         found = api.segment(*(f"thing {number}" for number in range(40)), heatmaps="true", **PLAIN).json()["categories"]
         maps = [base64.b64decode(one["heatmap"]) for one in found]
         black = probability_to_png(np.zeros((31, 47), np.float32))

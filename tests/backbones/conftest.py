@@ -1,19 +1,18 @@
-"""The families' models, loaded once."""
+"""A model of every family, loaded once per session."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from torch import Tensor
 
 from app.backbones import load
-from app.method.backbone import Backbone
+from app.method.backbone import Backbone, EncodedImage
 from tests.backbones.families import FAMILIES
 
 
 @pytest.fixture(scope="session")
 def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What `EXEMPLAR_BACKBONE` says for a model of each family."""
+    """Value of `EXEMPLAR_BACKBONE` for a model of each family."""
     return {
         family: write(tmp_path_factory.mktemp(f"random-{family}"), changed=False) for family, write in FAMILIES.items()
     }
@@ -31,12 +30,12 @@ def backbone(request: pytest.FixtureRequest, loaded: dict[str, Backbone]) -> Bac
 
 
 @pytest.fixture(scope="session")
-def _encoded(loaded: dict[str, Backbone]) -> dict[str, Tensor]:
+def _encoded(loaded: dict[str, Backbone]) -> dict[str, EncodedImage]:
     photo = np.random.default_rng(3).integers(0, 256, (37, 101, 3), dtype=np.uint8)
     return {name: one.encode_image(one.preprocess(photo)[0][None])[0] for name, one in loaded.items()}
 
 
 @pytest.fixture
-def image_tokens(backbone: Backbone, _encoded: dict[str, Tensor]) -> Tensor:
-    """Of a photo of noise."""
+def image(backbone: Backbone, _encoded: dict[str, EncodedImage]) -> EncodedImage:
+    """A photo of noise, encoded."""
     return _encoded[backbone.family]

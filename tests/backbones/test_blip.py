@@ -1,36 +1,17 @@
-"""What is BLIP's own: reading a folder that is not quite one, the image tower, and padding under the match head."""
+"""BLIP: its image tower, and its match head with padding."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import BertConfig, BertModel
 
-from app.backbones.blip import Blip, load
-from app.errors import InvalidInputError
-from app.method.backbone import TextTokens
+from app.backbones.blip import Blip
+from app.method.backbone import Backbone, TextTokens
 from tests.models import INPUT_PX, random_blip
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "random-blip"
-    for part in random_blip():
-        part.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def copied(folder: Path, tmp_path: Path) -> Path:
-    """The folder, to be broken."""
-    return shutil.copytree(folder, tmp_path / "copy")
 
 
 @pytest.fixture(scope="module")
@@ -39,51 +20,10 @@ def blip() -> Blip:
     return Blip(model, tokenizer, input_size=INPUT_PX)
 
 
-def test_a_folder_becomes_a_model_on_512_pixels(folder: Path) -> None:
-    loaded = load(str(folder), device="cpu", dtype="float32")
-    assert loaded.name == "blip:random-blip"
-    assert (loaded.input_size, loaded.patch_grid_hw) == (512, (32, 32))
-    assert (loaded.layer_count, loaded.default_layers) == (5, (0, 3))
-
-
-def test_without_a_source_it_says_what_to_set() -> None:
-    with pytest.raises(InvalidInputError, match="EXEMPLAR_BACKBONE=blip:"):
-        load("", device="cpu", dtype="float32")
-
-
-@pytest.mark.parametrize(
-    ("file", "content"), [("model.safetensors", b"garbage" * 9), ("config.json", b"{"), ("model.safetensors", None)]
-)
-def test_a_broken_folder_is_refused(copied: Path, file: str, content: bytes | None) -> None:
-    (copied / file).unlink()
-    if content is not None:
-        (copied / file).write_bytes(content)
-    with pytest.raises(InvalidInputError, match="No BLIP model could be read"):
-        load(str(copied), device="cpu", dtype="float32")
-
-
-def test_weights_of_another_size_than_the_config_says_are_refused(copied: Path) -> None:
-    config = json.loads((copied / "config.json").read_text())
-    config["text_config"]["intermediate_size"] = 17
-    (copied / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InvalidInputError, match="No BLIP model could be read"):
-        load(str(copied), device="cpu", dtype="float32")
-
-
-def test_weights_of_another_model_are_refused(copied: Path, tmp_path: Path) -> None:
-    """transformers only warns, and fills the BLIP with random numbers."""
-    config = BertConfig(vocab_size=101, hidden_size=6, num_hidden_layers=1, num_attention_heads=2, intermediate_size=7)
-    BertModel(config).save_pretrained(tmp_path / "bert")
-    shutil.copy(tmp_path / "bert" / "model.safetensors", copied)
-    with pytest.raises(InvalidInputError, match="not a whole BLIP"):
-        load(str(copied), device="cpu", dtype="float32")
-
-
-def test_a_folder_without_vocabulary_is_refused(copied: Path) -> None:
-    """transformers makes a tokenizer of it that knows no word."""
-    (copied / "tokenizer.json").unlink()
-    with pytest.raises(InvalidInputError, match="not a whole BLIP"):
-        load(str(copied), device="cpu", dtype="float32")
+def test_a_folder_becomes_a_model_on_512_pixels(loaded: dict[str, Backbone]) -> None:
+    model = loaded["blip"]
+    assert (model.input_size, model.patch_grid_hw) == (512, (32, 32))
+    assert (model.layer_count, model.default_layers) == (5, (0, 3))
 
 
 def test_photos_are_fitted_and_padded_as_by_the_authors(blip: Blip) -> None:
@@ -107,21 +47,21 @@ def test_the_image_tower_sees_imagenet_s_statistics(blip: Blip) -> None:
         global_token = tower.embeddings.class_embedding + position[:, :1]
         expected = torch.cat([global_token, patches + grid], dim=1)
         expected = tower.post_layernorm(tower.encoder(inputs_embeds=expected).last_hidden_state)
-    torch.testing.assert_close(blip.encode_image(rgb), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(blip.encode_image(rgb)[0].tokens, expected[0], rtol=1e-4, atol=1e-4)
 
 
 def test_the_best_token_matches_and_padding_only_if_told_so(blip: Blip) -> None:
-    tokens = blip.encode_image(torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(0)))[0]
+    image = blip.encode_image(torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(0)))[0]
     text = blip.tokenize(["dog", "railway track", "cat", "sky", "sea"])
     extended = TextTokens(F.pad(text.input_ids, (0, 11)), F.pad(text.attention_mask, (0, 11)))
     as_the_authors = Blip(*random_blip(), input_size=INPUT_PX, match_on_padding=True)
-    _, hidden = blip._text.attend(tokens, extended, layers=(), adapters=None)
+    _, hidden = blip._text.attend(image.tokens, extended, layers=(), adapters=None)
     head = blip._model.itm_head
     match = F.linear(hidden, head.weight, head.bias).softmax(dim=-1)[..., 1]
     by_hand = torch.stack([row[mask.bool()].max() for row, mask in zip(match, extended.attention_mask, strict=True)])
     for asked in (text, extended):
-        torch.testing.assert_close(blip.attend(tokens, asked, layers=()).match_score, by_hand)
-    padded = as_the_authors.attend(tokens, extended, layers=()).match_score
+        torch.testing.assert_close(blip.attend(image, asked, layers=()).match_score, by_hand)
+    padded = as_the_authors.attend(image, extended, layers=()).match_score
     torch.testing.assert_close(padded, match.amax(dim=1))
     assert (padded - by_hand).max() > 0.001
 

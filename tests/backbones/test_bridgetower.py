@@ -1,24 +1,20 @@
-"""What is BridgeTower's own: the whole network against transformers' class, and a folder that is not quite one."""
+"""BridgeTower: the whole network against the class of transformers, and prompts in passes."""
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import BridgeTowerForImageAndTextRetrieval, BridgeTowerModel
+from transformers import BridgeTowerForImageAndTextRetrieval
 
 from app.backbones import bridgetower as module
-from app.backbones.bridgetower import BridgeTower, load
-from app.errors import InvalidInputError
-from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
-from app.method.backbone import TextToImage, TextTokens
-from app.method.evidence import stack
+from app.backbones.bridgetower import BridgeTower
+from app.method.backbone import Backbone, EncodedImage, TextToImage, TextTokens
+from app.method.parameters import Parameters
 from tests.backbones.bridgetower_model import random_bridgetower
+from tests.backbones.oracle import assert_gradients
 from tests.models import random_adapter
 
 INPUT_PX = 112
@@ -34,20 +30,6 @@ OPTIONS = (
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "random-bridgetower"
-    for part in random_bridgetower():
-        part.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def copied(folder: Path, tmp_path: Path) -> Path:
-    """The folder, to be broken."""
-    return shutil.copytree(folder, tmp_path / "copy")
-
-
-@pytest.fixture(scope="module")
 def bridgetower() -> BridgeTower:
     return BridgeTower(*random_bridgetower(), input_size=INPUT_PX)
 
@@ -58,7 +40,7 @@ def rgb() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def image_tokens(bridgetower: BridgeTower, rgb: Tensor) -> Tensor:
+def image(bridgetower: BridgeTower, rgb: Tensor) -> EncodedImage:
     return bridgetower.encode_image(rgb)[0]
 
 
@@ -110,72 +92,44 @@ def test_logits_match_score_and_gradients_are_those_of_transformers(options: dic
     bridgetower = BridgeTower(*random_bridgetower(**options), input_size=INPUT_PX)
     model = random_bridgetower(**options)[0]
     text = bridgetower.tokenize(PROMPTS)
-    tokens = bridgetower.encode_image(rgb)[0]
-    free = bridgetower.trainable(LAYERS, text)
-    for name, tensor in free.items():
-        tensor.requires_grad_(name != TOKEN_IDS)
-    own = {name: tensor[None] for name, tensor in free.items()}
-    seen = bridgetower.attend(tokens, text, layers=LAYERS, adapters=own)
+    image = bridgetower.encode_image(rgb)[0]
+    free = bridgetower.trainable(LAYERS, text).map(lambda tensor: tensor.requires_grad_(True))
+    seen = bridgetower.attend(image, text, layers=LAYERS, adapters=free.stacked)
     expected = by_transformers(model, rgb, text)
     assert_as_exact(seen, expected, text)
-    assert_as_exact(bridgetower.attend(tokens, text, layers=LAYERS), expected, text)
+    assert_as_exact(bridgetower.attend(image, text, layers=LAYERS), expected, text)
 
     for result in (seen, expected):
         loss = sum(of_words(logits, text).square().mean() for logits in result.logits.values())
         (loss + result.match_score.sum()).backward()
-    for name, tensor in free.items():
-        if name != TOKEN_IDS:
-            wanted = model.get_parameter(TABLE if name == TOKEN_ROWS else name).grad
-            wanted = wanted[free[TOKEN_IDS]] if name == TOKEN_ROWS else wanted
-            assert (tensor.grad - wanted).abs().max() <= 1e-5 * wanted.abs().max(), name
-
-
-def test_an_adapter_is_as_if_it_were_the_model_s_own_weights(
-    bridgetower: BridgeTower, rgb: Tensor, image_tokens: Tensor
-) -> None:
-    adapter = random_adapter(bridgetower, *PROMPTS, layers=LAYERS)
-    model = random_bridgetower()[0]
-    text = bridgetower.tokenize(PROMPTS)
-    with torch.no_grad():
-        for name, tensor in adapter.tensors.items():
-            if name.startswith("bridgetower."):
-                model.get_parameter(name).copy_(tensor)
-        model.get_parameter(TABLE)[adapter.tensors[TOKEN_IDS]] = adapter.tensors[TOKEN_ROWS]
-        expected = by_transformers(model, rgb, text)
-        got = bridgetower.attend(image_tokens, text, layers=LAYERS, adapters=stack([adapter]))
-        base = bridgetower.attend(image_tokens, text, layers=LAYERS)
-    assert_as_exact(got, expected, text)
-    for layer in LAYERS:
-        assert (of_words(base.logits[layer], text) - of_words(expected.logits[layer], text)).abs().max() > 0.1
+    assert_gradients(free, model.get_parameter, model.get_parameter(TABLE))
 
 
 @pytest.mark.parametrize(("adapters", "share"), [(0, 7), (1, 7), (5, 1), (3, 2), (2, 5)])
 def test_prompts_in_passes_are_as_all_at_once(
-    bridgetower: BridgeTower, image_tokens: Tensor, monkeypatch: pytest.MonkeyPatch, adapters: int, share: int
+    bridgetower: BridgeTower, image: EncodedImage, monkeypatch: pytest.MonkeyPatch, adapters: int, share: int
 ) -> None:
     words = ["dog", "cat", "sky", "sea", "railway", "track", "railway dog", "a dog", "a cat", "a sea"]
     text = bridgetower.tokenize(words[: max(1, adapters) * share])
-    own = stack([random_adapter(bridgetower, "dog", seed=seed) for seed in range(adapters)])
+    parts = [random_adapter(bridgetower, "dog", seed=seed).parameters for seed in range(adapters)]
+    own = Parameters.stack([part for part in parts if part]) if parts else None
     with torch.no_grad():
-        together = bridgetower.attend(image_tokens, text, layers=LAYERS, adapters=own)
+        together = bridgetower.attend(image, text, layers=LAYERS, adapters=own)
         monkeypatch.setattr(module, "_PROMPTS_AT_ONCE", 3)
-        by_three = bridgetower.attend(image_tokens, text, layers=LAYERS, adapters=own)
+        by_three = bridgetower.attend(image, text, layers=LAYERS, adapters=own)
     for layer in LAYERS:
         torch.testing.assert_close(by_three.logits[layer], together.logits[layer], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(by_three.match_score, together.match_score, rtol=0, atol=1e-6)
 
 
-def test_image_tokens_hold_what_they_bring_to_each_cross_modal_layer(
-    bridgetower: BridgeTower, image_tokens: Tensor
-) -> None:
-    assert image_tokens.shape == (1 + 7 * 7, 5 * 21)
-    assert torch.equal(bridgetower.patch_features(image_tokens), image_tokens[1:, -21:])
+def test_image_tokens_hold_their_input_to_each_cross_modal_layer(bridgetower: BridgeTower, image: EncodedImage) -> None:
+    assert image.tokens.shape == (1 + 7 * 7, 5 * 21)
+    assert torch.equal(bridgetower.patch_features(image), image.tokens[1:, -21:])
 
 
 def test_one_example_may_change_the_text_s_cross_attention(bridgetower: BridgeTower) -> None:
-    names = set(bridgetower.trainable((1, 2), bridgetower.tokenize(["dog"]))) - {TOKEN_IDS, TOKEN_ROWS}
-    parts = {"self.query", "self.key", "self.value", "output.dense", "output.LayerNorm"}
-    assert names == {
+    parts = ("self.query", "self.key", "self.value", "output.dense", "output.LayerNorm")
+    assert set(bridgetower.trainable((1, 2), bridgetower.tokenize(["dog"])).delta) == {
         f"bridgetower.cross_modal_text_layers.{layer}.crossattention.{part}.{kind}"
         for layer in (1, 2)
         for part in parts
@@ -183,11 +137,10 @@ def test_one_example_may_change_the_text_s_cross_attention(bridgetower: BridgeTo
     }
 
 
-def test_a_folder_becomes_a_model_of_24_by_24_patches(folder: Path) -> None:
-    loaded = load(str(folder), device="cpu", dtype="float32")
-    assert loaded.name == "bridgetower:random-bridgetower"
-    assert (loaded.input_size, loaded.patch_grid_hw) == (384, (24, 24))
-    assert (loaded.layer_count, loaded.default_layers) == (5, (0, 1))
+def test_a_folder_becomes_a_model_of_24_by_24_patches(loaded: dict[str, Backbone]) -> None:
+    model = loaded["bridgetower"]
+    assert (model.input_size, model.patch_grid_hw) == (384, (24, 24))
+    assert (model.layer_count, model.default_layers) == (5, (0, 1))
 
 
 def test_the_input_size_and_how_bridges_join_are_part_of_the_revision(bridgetower: BridgeTower) -> None:
@@ -196,43 +149,3 @@ def test_the_input_size_and_how_bridges_join_are_part_of_the_revision(bridgetowe
     assert BridgeTower(model, tokenizer, input_size=80).revision != bridgetower.revision
     model.config.link_tower_type = "interpolate"
     assert BridgeTower(model, tokenizer, input_size=INPUT_PX).revision != bridgetower.revision
-
-
-def test_without_a_source_it_says_what_to_set() -> None:
-    with pytest.raises(InvalidInputError, match="EXEMPLAR_BACKBONE=bridgetower:"):
-        load("", device="cpu", dtype="float32")
-
-
-@pytest.mark.parametrize(
-    ("file", "content"), [("model.safetensors", b"garbage" * 9), ("config.json", b"{"), ("model.safetensors", None)]
-)
-def test_a_broken_folder_is_refused(copied: Path, file: str, content: bytes | None) -> None:
-    (copied / file).unlink()
-    if content is not None:
-        (copied / file).write_bytes(content)
-    with pytest.raises(InvalidInputError, match="No BridgeTower model could be read"):
-        load(str(copied), device="cpu", dtype="float32")
-
-
-def test_weights_of_another_size_than_the_config_says_are_refused(copied: Path) -> None:
-    config = json.loads((copied / "config.json").read_text())
-    config["text_config"]["intermediate_size"] = 17
-    (copied / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InvalidInputError, match="No BridgeTower model could be read"):
-        load(str(copied), device="cpu", dtype="float32")
-
-
-def test_a_model_without_match_head_is_refused(copied: Path) -> None:
-    """transformers only warns, and fills the head with random numbers."""
-    bare: BridgeTowerModel = random_bridgetower()[0].bridgetower
-    (copied / "model.safetensors").unlink()
-    bare.save_pretrained(copied)
-    with pytest.raises(InvalidInputError, match=r"2 of its weights are missing, such as itm_score\.fc\.bias"):
-        load(str(copied), device="cpu", dtype="float32")
-
-
-def test_a_folder_without_vocabulary_is_refused(copied: Path) -> None:
-    """transformers makes a tokenizer of it that knows no word."""
-    (copied / "tokenizer.json").unlink()
-    with pytest.raises(InvalidInputError, match="its tokenizer knows no words"):
-        load(str(copied), device="cpu", dtype="float32")

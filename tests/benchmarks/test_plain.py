@@ -6,14 +6,14 @@ import torch
 
 from app.backbones.blip import Blip
 from app.method.frame import imagenet_normalise
-from app.method.prompts import prompt_set
-from app.method.segment import encode
-from app.method.tuning import JointTuning, class_map_of
+from app.method.pipeline import encode_one
+from app.method.prompts import Prompts, Query
+from app.research.joint_tuning import JointTuning, class_map_of
 from benchmarks import plain
 from tests.models import INPUT_PX, random_blip
 
 LAYERS = (1, 3)
-PROMPTS = prompt_set(["wall", "grass field"], [["dog", "puppy"], ["hot air balloon"]])
+PROMPTS = Prompts.of([Query(("dog", "puppy")), Query(("hot air balloon",))], ["wall", "grass field"])
 
 
 def images(count: int) -> torch.Tensor:
@@ -26,8 +26,8 @@ def test_its_class_map_is_the_service_s() -> None:
     text = backbone.tokenize(PROMPTS.words)
     (image,) = images(1)
     with torch.no_grad():
-        expected = plain.class_map(model, imagenet_normalise(image), text, PROMPTS, LAYERS)
-        found = class_map_of(backbone, encode(backbone, image), text, PROMPTS, LAYERS)
+        expected = plain.class_map(model, imagenet_normalise(image), text, PROMPTS.spans, LAYERS)
+        found = class_map_of(backbone, encode_one(backbone, image), text, PROMPTS.spans, LAYERS)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -38,9 +38,9 @@ def test_its_tuning_loses_as_the_service_s_does() -> None:
     pixels = images(2)
     labels = torch.zeros(2, INPUT_PX, INPUT_PX, dtype=torch.long)
     labels[0, :50], labels[1, :, 60:], labels[1, :9] = 1, 2, 255
-    tokens = [encode(backbone, image) for image in pixels]
-    ours = JointTuning(backbone, tokens, list(labels), text=text, prompts=PROMPTS, layers=LAYERS)
+    tokens = [encode_one(backbone, image) for image in pixels]
+    ours = JointTuning(backbone, tokens, list(labels), text=text, spans=PROMPTS.spans, layers=LAYERS)
     losses = [next(ours.epoch()) for _ in range(3)]
-    theirs = plain.JointTuning(model, imagenet_normalise(pixels), labels, text, PROMPTS, LAYERS)
+    theirs = plain.JointTuning(model, imagenet_normalise(pixels), labels, text, PROMPTS.spans, LAYERS)
     torch.testing.assert_close(torch.tensor([theirs.step() for _ in range(3)]), torch.tensor(losses), rtol=0, atol=1e-4)
     assert losses[2] < losses[0]

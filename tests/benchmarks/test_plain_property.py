@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from transformers import BertTokenizer, BlipForImageTextRetrieval
 
 from app.backbones.blip import Blip
-from app.method.adapter import TOKEN_IDS, TOKEN_ROWS, Adapter
-from app.method.evidence import Query
+from app.method.adapter import Adapter
 from app.method.frame import imagenet_normalise
 from app.method.low_rank import factorised
-from app.method.prompts import prompt_set
-from app.method.segment import class_map, encode
+from app.method.parameters import LowRank
+from app.method.pipeline import Pipeline, encode_one
+from app.method.prompts import Prompts, Query
 from benchmarks import plain
 from tests.models import random_adapter, random_blip
 
@@ -59,10 +58,9 @@ def adapter_of(model: Blip, words: Sequence[str], kind: str, layers: tuple[int, 
     even = [1 / len(layers)] * len(layers)
     base = model.trainable(layers, model.tokenize(words))
     made = random_adapter(model, *words, layers=layers, ensemble=even, seed=seed)
-    tensors = {name: tensor for name, tensor in made.tensors.items() if name in base}
-    if kind == "factors":
-        tensors = factorised(tensors, base, 3)
-    return replace(made, tensors=tensors)
+    assert made.parameters is not None
+    parameters = factorised(made.parameters, base, 3) if kind == "factors" else made.parameters
+    return replace(made, parameters=parameters, visual_prompt=None)
 
 
 def substituted(adapter: Adapter | None) -> BlipForImageTextRetrieval:
@@ -74,19 +72,11 @@ def substituted(adapter: Adapter | None) -> BlipForImageTextRetrieval:
     own = dict(model.text_encoder.named_parameters())
     table = own["embeddings.word_embeddings.weight"]
     with torch.no_grad():
-        table[adapter.tensors[TOKEN_IDS]] = adapter.tensors[TOKEN_ROWS]
-        for name, tensor in whole(adapter.tensors, own).items():
-            own[name].copy_(tensor)
+        assert adapter.parameters is not None
+        table[adapter.parameters.tokens.ids] = adapter.parameters.tokens.rows
+        for name, change in adapter.parameters.delta.items():
+            own[name].copy_(own[name] + change.left @ change.right if isinstance(change, LowRank) else change)
     return model
-
-
-def whole(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    changed = {
-        name.removesuffix(".left"): base[name.removesuffix(".left")] + left @ tensors[name[:-5] + ".right"]
-        for name, left in tensors.items()
-        if name.endswith(".left")
-    }
-    return changed | {name: t for name, t in tensors.items() if name in base}
 
 
 @given(
@@ -105,14 +95,15 @@ def test_it_is_the_plain_path_whatever_is_asked(
     rgb = torch.rand(3, side, side, generator=torch.Generator().manual_seed(seed))
     queries = [Query(words, adapter) for (words, _), adapter in zip(categories, adapters, strict=True)]
     with torch.no_grad():
-        found = class_map(ours, encode(ours, rgb), queries, layers=layers, background=BACKGROUND)
+        pipeline = Pipeline(ours, layers=layers, background=BACKGROUND, min_relative_score=0.0)
+        found = pipeline.class_map(encode_one(ours, rgb), queries)
         groups = [(BACKGROUND, None), *((query.words, query.adapter) for query in queries)]
         parts = [
             plain.evidence(substituted(adapter), imagenet_normalise(rgb), exact.tokenize(words), layers)
             for words, adapter in groups
         ]
         logits, match = torch.cat([part for part, _ in parts], dim=1), torch.cat([score for _, score in parts])
-        expected = plain.compete(logits, match, prompt_set(BACKGROUND, [query.words for query in queries]), size=side)
+        expected = plain.compete(logits, match, Prompts.of(queries, BACKGROUND).spans, size=side)
     error = (found.probabilities - expected).abs()
     if dtype == torch.float32:
         assert error.max() < 1e-4

@@ -19,9 +19,12 @@ from rich.console import Console
 from app.client import Client
 from app.demo import EXAMPLES, running_service
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("prometheus") is None or shutil.which("promtool") is None, reason="prometheus is not installed"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        shutil.which("prometheus") is None or shutil.which("promtool") is None, reason="prometheus is not installed"
+    ),
+    pytest.mark.timeout(300),  # the first waits for a service, for Prometheus and for its scrapes
+]
 
 # Panels of what doesn't happen in a short load on a CPU with one model that fits into memory.
 EMPTY = {

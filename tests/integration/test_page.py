@@ -30,6 +30,8 @@ KITTEN = EXAMPLES / "kitten.jpg"
 CHELSEA = EXAMPLES / "chelsea.jpg"
 DEADLINE_S = 60.0
 
+pytestmark = pytest.mark.timeout(300)  # a browser, whose every step may take DEADLINE_S
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:

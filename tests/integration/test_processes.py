@@ -30,6 +30,8 @@ from app.storage.server import EmbeddedServer
 
 REPOSITORY = Path(__file__).parents[2]
 DEADLINE_S = 60.0
+
+pytestmark = pytest.mark.timeout(300)  # each starts processes, which import torch
 LONG = "100000"
 ENDED = {"succeeded", "failed", "cancelled", "superseded"}
 

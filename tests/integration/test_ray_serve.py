@@ -226,6 +226,7 @@ def test_the_deployment_is_what_arguments_and_settings_say(setting) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason=NEEDS_RAY)
+@pytest.mark.timeout(300)
 def test_two_replicas_on_one_store(tiny_folder: Path) -> None:
     """Ray, its proxies and the replicas, as deploy/ray/measure.py runs them: most of a minute."""
     outer = {name: value for name, value in os.environ.items() if not name.startswith(("EXEMPLAR_", "RAY_"))}

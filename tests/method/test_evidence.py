@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,17 +12,18 @@ from torch import Tensor
 
 from app.backbones.blip import Blip
 from app.method import evidence
-from app.method.adapter import TOKEN_IDS, TOKEN_ROWS
-from app.method.backbone import TextToImage, TextTokens
-from app.method.evidence import Query, batches, prompt_evidence, stack
-from app.method.example_memory import FACTS
+from app.method.backbone import EncodedImage, TextToImage, TextTokens
+from app.method.evidence import Evidence, batches, layer_weights, prompt_evidence
+from app.method.parameters import ExampleMemory
+from app.method.prompts import Prompts, Query
+from app.method.scores import LayerWeights, ScoreMap
 from tests.models import random_adapter
 
 LAYERS = (0, 3)
 
 
 @pytest.fixture(scope="module")
-def image_tokens(blip: Blip) -> Tensor:
+def image(blip: Blip) -> EncodedImage:
     return blip.encode_image(torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(5)))[0]
 
 
@@ -32,7 +34,7 @@ def groups(blip: Blip) -> list[Query]:
     track = random_adapter(blip, "railway track in fog", seed=2)  # replaces more rows
     cat = random_adapter(blip, "cat", "kitten", "tom", seed=3)
     tree = random_adapter(blip, "tree", layers=(1, 3), seed=4)
-    useless = random_adapter(blip, "sea", tensors={})  # its words alone were better
+    useless = replace(random_adapter(blip, "sea"), parameters=None, visual_prompt=None)  # its words alone were better
     return [
         Query(("sky", "a very long word for a wall", "grass")),
         Query(dog.prompts, dog),
@@ -44,46 +46,62 @@ def groups(blip: Blip) -> list[Query]:
     ]
 
 
-def alone(blip: Blip, image_tokens: Tensor, groups: Sequence[Query]) -> tuple[Tensor, Tensor]:
-    found = [prompt_evidence(blip, image_tokens, [group], LAYERS) for group in groups]
+def alone(blip: Blip, image: EncodedImage, groups: Sequence[Query]) -> tuple[Tensor, Tensor]:
+    found = [prompt_evidence(blip, image, Prompts((group,)), LAYERS) for group in groups]
     return torch.cat([one.patch_logits for one in found], dim=1), torch.cat([one.match_score for one in found])
 
 
-def test_together_each_group_is_as_alone(blip: Blip, image_tokens: Tensor, groups: list[Query]) -> None:
-    found = prompt_evidence(blip, image_tokens, groups, LAYERS)
-    logits, match = alone(blip, image_tokens, groups)
+def test_together_each_group_is_as_alone(blip: Blip, image: EncodedImage, groups: list[Query]) -> None:
+    found = prompt_evidence(blip, image, Prompts(tuple(groups)), LAYERS)
+    logits, match = alone(blip, image, groups)
     assert found.patch_logits.shape == (2, 12, 49)
     assert found.spans == ((0, 3), (3, 4), (4, 6), (6, 9), (9, 10), (10, 11), (11, 12))
     torch.testing.assert_close(found.patch_logits, logits, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(found.match_score, match, rtol=0, atol=1e-5)
 
 
-def test_how_examples_look_is_no_concern_of_the_prompts(blip: Blip, image_tokens: Tensor) -> None:
-    memory, background, dog = {FACTS: torch.ones(3)}, Query(("sky",)), random_adapter(blip, "dog")
-    for tensors in (dog.tensors, {}):
-        plain, with_it = (replace(dog, tensors=both) for both in (tensors, {**tensors, **memory}))
+def test_an_example_memory_is_no_concern_of_the_prompts(blip: Blip, image: EncodedImage) -> None:
+    directions, shares = torch.ones(2, 5), torch.ones(2)
+    memory = ExampleMemory(directions, shares, directions, shares, torch.ones(3))
+    dog = random_adapter(blip, "dog")
+    for plain in (dog, replace(dog, parameters=None, visual_prompt=None)):
+        with_it = replace(plain, memory=memory)
         assert plain.form == with_it.form
         found, same = (
-            prompt_evidence(blip, image_tokens, [background, Query(("dog",), one)], LAYERS) for one in (with_it, plain)
+            prompt_evidence(blip, image, Prompts((Query(("sky",)), Query(("dog",), one))), LAYERS)
+            for one in (with_it, plain)
         )
         assert torch.equal(found.patch_logits, same.patch_logits)
 
 
+def test_a_visual_prompt_is_added_to_every_layer_and_synonym_of_its_category(blip: Blip, image: EncodedImage) -> None:
+    cat = random_adapter(blip, "cat", "kitten", seed=3)
+    assert cat.visual_prompt is not None
+    with_it, without = (
+        prompt_evidence(blip, image, Prompts((Query(("sky",)), Query(cat.prompts, one))), LAYERS)
+        for one in (cat, replace(cat, visual_prompt=None))
+    )
+    unit = torch.nn.functional.normalize(blip.patch_features(image), dim=1)
+    added = unit @ cat.visual_prompt.direction + cat.visual_prompt.bias
+    torch.testing.assert_close(with_it.patch_logits[:, :1], without.patch_logits[:, :1])
+    torch.testing.assert_close(with_it.patch_logits[:, 1:], without.patch_logits[:, 1:] + added, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("prompts_per_pass", [1, 2, 3, 5])
 def test_small_passes_change_nothing(
-    blip: Blip, image_tokens: Tensor, groups: list[Query], monkeypatch: pytest.MonkeyPatch, prompts_per_pass: int
+    blip: Blip, image: EncodedImage, groups: list[Query], monkeypatch: pytest.MonkeyPatch, prompts_per_pass: int
 ) -> None:
-    at_once = prompt_evidence(blip, image_tokens, groups, LAYERS)
+    at_once = prompt_evidence(blip, image, Prompts(tuple(groups)), LAYERS)
     monkeypatch.setattr(evidence, "PROMPTS_PER_PASS", prompts_per_pass)
     assert len(batches(groups)) > 4
-    in_parts = prompt_evidence(blip, image_tokens, groups, LAYERS)
+    in_parts = prompt_evidence(blip, image, Prompts(tuple(groups)), LAYERS)
     torch.testing.assert_close(in_parts.patch_logits, at_once.patch_logits, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(in_parts.match_score, at_once.match_score, rtol=0, atol=1e-5)
 
 
-def test_an_adapter_changes_its_own_prompts_only(blip: Blip, image_tokens: Tensor, groups: list[Query]) -> None:
-    adapted = prompt_evidence(blip, image_tokens, groups, LAYERS).patch_logits
-    plain = prompt_evidence(blip, image_tokens, [Query(group.words) for group in groups], LAYERS).patch_logits
+def test_an_adapter_changes_its_own_prompts_only(blip: Blip, image: EncodedImage, groups: list[Query]) -> None:
+    adapted = prompt_evidence(blip, image, Prompts(tuple(groups)), LAYERS).patch_logits
+    plain = prompt_evidence(blip, image, Prompts(tuple(Query(group.words) for group in groups)), LAYERS).patch_logits
     change = (adapted - plain).abs().amax(dim=(0, 2))
     taught = torch.tensor([False] * 3 + [True] + [False] * 2 + [True] * 3 + [True] + [False] + [True])
     assert bool((change[taught] > 0.1).all())
@@ -106,7 +124,7 @@ def test_a_group_larger_than_a_pass_gets_one_of_its_own() -> None:
 
 
 def test_a_thousand_words_for_the_background_go_in_parts(
-    blip: Blip, image_tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+    blip: Blip, image: EncodedImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups = [Query(tuple(f"thing {number}" for number in range(131))), Query(("dog",))]
     sizes, attend = [], blip.attend
@@ -116,26 +134,65 @@ def test_a_thousand_words_for_the_background_go_in_parts(
         return attend(tokens, text, **how)
 
     monkeypatch.setattr(blip, "attend", counted)
-    in_parts = prompt_evidence(blip, image_tokens, groups, LAYERS)
+    in_parts = prompt_evidence(blip, image, Prompts(tuple(groups)), LAYERS)
     assert sizes == [128, 3, 1]
     monkeypatch.setattr(evidence, "PROMPTS_PER_PASS", 131)
-    at_once = prompt_evidence(blip, image_tokens, groups, LAYERS)
+    at_once = prompt_evidence(blip, image, Prompts(tuple(groups)), LAYERS)
     torch.testing.assert_close(in_parts.patch_logits, at_once.patch_logits, rtol=1e-5, atol=1e-4)
     assert in_parts.spans == at_once.spans
 
 
-def test_shorter_lists_of_tokens_are_padded_with_one_that_matches_nothing(blip: Blip) -> None:
-    short, long = random_adapter(blip, "dog"), random_adapter(blip, "railway track")
-    stacked = stack([short, long])
-    assert stacked is not None
-    # [CLS] image of dog . [SEP], and one more for the second word; in the order of the vocabulary.
-    assert stacked[TOKEN_IDS].tolist() == [
-        [*short.tensors[TOKEN_IDS].tolist(), -1],
-        long.tensors[TOKEN_IDS].tolist(),
-    ]
-    assert stacked[TOKEN_ROWS].shape == (2, 7, 21)
-    assert stacked[TOKEN_ROWS][0, 6].abs().sum() == 0
+class TestLayerWeights:
+    """Each class reads its own layers, with the weights of its adapter."""
+
+    def test_a_class_without_adapter_averages_the_chosen_layers_and_an_adapter_brings_its_own(self, blip: Blip) -> None:
+        taught = Query(("dog",), random_adapter(blip, "dog", layers=(1, 3), ensemble=(0.25, 0.75)))
+        found = layer_weights([Query(("sky",)), taught, Query(("cat",))], chosen=(0, 3))
+        assert found.layers == (0, 1, 3)
+        assert found.weights.tolist() == [[0.5, 0, 0.5], [0, 0.25, 0.75], [0.5, 0, 0.5]]
+
+    def test_layers_are_named_once_and_in_order(self) -> None:
+        assert layer_weights([Query(("sky",))], chosen=(3, 0)).layers == (0, 3)
 
 
-def test_no_adapter_stacks_to_nothing() -> None:
-    assert stack([]) is None
+class TestClassScores:
+    # The background (1 prompt) and a category (2 synonyms) at 1 patch of 2 layers.
+    EVIDENCE = Evidence(
+        patch_logits=torch.tensor([[[math.log(2)], [0.0], [0.0]], [[0.0], [math.log(3)], [0.0]]]),
+        match_score=torch.tensor([1.0, 0.4, 0.8]),
+        spans=((0, 1), (1, 3)),
+    )
+    # Layer 0: softmax (1/2, 1/4, 1/4) · match = (0.5, 0.1, 0.2); layer 3: (1/5, 3/5, 1/5) · match = (0.2, 0.24, 0.16).
+
+    def test_layer_by_layer_by_hand(self) -> None:
+        first, second = self.EVIDENCE.by_layer()
+        assert first.flatten().tolist() == pytest.approx([0.5, 0.2])
+        assert second.flatten().tolist() == pytest.approx([0.2, 0.24])
+
+    def test_layers_are_mixed_by_hand(self) -> None:
+        weights = LayerWeights(layers=(0, 3), weights=torch.tensor([[0.5, 0.5], [0.25, 0.75]]))
+        expected = torch.tensor([[0.5 * 0.5 + 0.5 * 0.2], [0.25 * 0.2 + 0.75 * 0.24]])
+        assert torch.allclose(self.EVIDENCE.class_scores(weights), expected)
+
+    def test_a_match_score_is_that_of_the_best_synonym_and_the_background_has_none(self) -> None:
+        assert self.EVIDENCE.best_match().tolist() == pytest.approx([0.8])
+
+    def test_mixing_before_upsampling_equals_mixing_after(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        evidence = Evidence(
+            patch_logits=torch.randn(3, 5, 6, generator=generator),
+            match_score=torch.rand(5, generator=generator),
+            spans=((0, 2), (2, 4), (4, 5)),
+        )
+        mix = torch.rand(3, 3, generator=generator).softmax(dim=1)
+        before = pixels(evidence, LayerWeights((0, 1, 2), mix))
+        after = torch.zeros(3, 11, 13)
+        for layer in range(3):
+            alone = LayerWeights((layer,), torch.ones(3, 1))
+            one = Evidence(evidence.patch_logits[[layer]], evidence.match_score, evidence.spans)
+            after += mix[:, layer, None, None] * pixels(one, alone)
+        assert torch.allclose(before, after, atol=1e-6)
+
+
+def pixels(seen: Evidence, weights: LayerWeights) -> Tensor:
+    return ScoreMap(seen.class_scores(weights), (2, 3), align_corners=True).at((11, 13))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-
 from app.method.prototype import prototype_map, prototypes
+
 from app.method.tuning import Shot
 
 # Patches that point East, North and half-way on a grid of 1 × 3.

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from app.method.segment import class_map, crf_of, encode, refine, segment
 
 from app.backbones.blip import Blip
 from app.method.crf import CrfParameters
 from app.method.evidence import Query
-from app.method.segment import class_map, crf_of, encode, refine, segment
 from app.method.visual_prompt import BIAS, DIRECTION
 from tests.models import random_adapter
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from app.method.segment import ClassMap, class_map, encode
 from PIL import Image
 
 from app.method.backbone import Backbone
 from app.method.evidence import Query
 from app.method.frame import Frame, fit_and_pad, stretch
-from app.method.segment import ClassMap, class_map, encode
 from app.method.tiles import join, look_closer, see_tiles, tiles_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

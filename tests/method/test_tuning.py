@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from app.method.class_map import normalise, upsample
+from app.method.example_memory import FACTS, MEMORY
+from app.method.segment import class_map, encode
 from PIL import Image
 from torch import Tensor
 
 from app.backbones.blip import Blip
 from app.method.adapter import TOKEN_IDS, Adapter
-from app.method.class_map import normalise, upsample
 from app.method.evidence import Query
-from app.method.example_memory import FACTS, MEMORY
 from app.method.frame import labels_to_input
 from app.method.prompts import prompt_set
-from app.method.segment import class_map, encode
 from app.method.tuning import (
     IGNORE,
     PAPER_RECIPE,

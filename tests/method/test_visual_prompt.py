@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from app.method.parameters import VisualPrompt
 from app.method.visual_prompt import Prior, fit, mean_features, visual_logits
 
 # Patches that point East, North and half-way.
@@ -16,8 +17,24 @@ INSIDE, OUTSIDE = torch.tensor([1.0, 0, 0]), torch.tensor([0.0, 1, 0])
 
 def test_what_points_like_the_example_gains_and_what_points_like_its_surroundings_loses() -> None:
     outside, inside = mean_features([PATCHES], [INSIDE], [OUTSIDE])
-    logits = visual_logits(PATCHES, 3 * (inside - outside)[None], torch.tensor([0.5]))
+    logits = visual_logits(PATCHES, VisualPrompt(3 * (inside - outside)[None], torch.tensor([0.5])))
     torch.testing.assert_close(logits, torch.tensor([[3.5, -2.5, 0.5]]))
+
+
+def test_each_category_has_its_own_direction_and_bias() -> None:
+    outside, inside = mean_features([PATCHES], [INSIDE], [OUTSIDE])
+    one = VisualPrompt(3 * (inside - outside), torch.tensor(0.5))
+    other = VisualPrompt(outside - inside, torch.tensor(-1.0))
+    logits = visual_logits(PATCHES, VisualPrompt.stack([one, other]))
+    torch.testing.assert_close(logits, torch.tensor([[3.5, -2.5, 0.5], [-2.0, 0.0, -1.0]]))
+
+
+def test_an_example_of_a_few_patches_counts_as_much_as_one_of_many() -> None:
+    east, north = torch.tensor([1.0, 0]).repeat(7, 1), torch.tensor([0.0, 1]).repeat(7, 1)
+    few, many, none = (torch.arange(7) < 1).float(), (torch.arange(7) < 5).float(), torch.zeros(7)
+    outside, inside = mean_features([east, north], [few, many], [none, none])
+    torch.testing.assert_close(inside, torch.full((2,), 0.5**0.5))
+    assert not outside.any()
 
 
 def test_nothing_seen_changes_nothing_believed() -> None:

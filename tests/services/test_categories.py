@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from app.errors import ConflictError, InvalidInputError
-from app.method.adapter import TOKEN_IDS, Adapter, adapter_from_bytes, adapter_to_bytes
-from app.method.example_memory import FACTS, INSIDE, blank
+from app.method.adapter import Adapter
 from app.method.low_rank import unchanged
+from app.method.parameters import LowRank, Parameters, TokenRows
 from app.services.categories import check_adapter, clean_name, clean_names, teaching_words
+from app.storage.adapter_file import adapter_from_bytes, adapter_to_bytes
 from tests.models import random_adapter
 
 
@@ -54,7 +55,6 @@ def test_other_words_leave_out_the_name() -> None:
 
 @pytest.fixture
 def adapter(tiny) -> Adapter:
-    tensors = tiny.trainable((0, 3), tiny.tokenize(["cat", "kitten"]))
     return Adapter(
         backbone="tiny",
         revision=tiny.revision,
@@ -63,17 +63,17 @@ def adapter(tiny) -> Adapter:
         prompts=("cat", "kitten"),
         layers=(0, 3),
         ensemble=(0.5, 0.5),
-        tensors=tensors,
         example_iou=0.5,
         zero_shot_example_iou=0.5,
         created_at="now",
+        parameters=tiny.trainable((0, 3), tiny.tokenize(["cat", "kitten"])),
     )
 
 
 class TestAdapters:
     def test_its_own_backbones_adapter_fits(self, adapter, tiny) -> None:
         check_adapter(adapter, tiny)
-        check_adapter(replace(adapter, tensors={}), tiny)
+        check_adapter(replace(adapter, parameters=None), tiny)
 
     def test_other_weights(self, adapter, tiny) -> None:
         for other in (replace(adapter, backbone="other"), replace(adapter, revision="0" * 16)):
@@ -85,41 +85,47 @@ class TestAdapters:
             check_adapter(replace(adapter, layers=(0, 4)), tiny)
 
     def test_factors_of_a_change_fit_too_if_they_belong_together(self, adapter, tiny) -> None:
-        rank, wide = unchanged(adapter.tensors, 3), unchanged(adapter.tensors, 5)
-        check_adapter(replace(adapter, tensors=rank), tiny)
-        name = next(name for name in rank if name.endswith(".right"))
-        for tensors in (
-            rank | {name: wide[name]},
-            {key: tensor for key, tensor in rank.items() if key != name},
-            {key: torch.zeros(()) if key.endswith(".left") else tensor for key, tensor in rank.items()},
+        rank, wide = unchanged(adapter.parameters, 3), unchanged(adapter.parameters, 5)
+        check_adapter(replace(adapter, parameters=rank), tiny)
+        name = next(name for name, change in rank.delta.items() if isinstance(change, LowRank))
+        left, right = rank.delta[name]
+        for change in (LowRank(left, wide.delta[name].right), left, LowRank(torch.zeros(()), right)):
+            wrong = Parameters({**rank.delta, name: change}, rank.tokens)
+            with pytest.raises(InvalidInputError):
+                check_adapter(replace(adapter, parameters=wrong), tiny)
+
+    def test_parameters_that_are_not_tuned(self, adapter, tiny) -> None:
+        delta, tokens = adapter.parameters.delta, adapter.parameters.tokens
+        name = next(iter(delta))
+        narrower_rows = TokenRows(tokens.ids, tokens.rows[:, 1:])
+        for wrong in (
+            Parameters({key: change for key, change in delta.items() if key != name}, tokens),
+            Parameters({**delta, "x": torch.zeros(1)}, tokens),
+            Parameters({**delta, name: torch.zeros(2, 3, 5)}, tokens),
+            Parameters({**delta, name: delta[name].long()}, tokens),
+            Parameters(delta, narrower_rows),
         ):
             with pytest.raises(InvalidInputError):
-                check_adapter(replace(adapter, tensors=tensors), tiny)
+                check_adapter(replace(adapter, parameters=wrong), tiny)
 
-    def test_tensors_that_are_not_tuned(self, adapter, tiny) -> None:
-        fewer = dict(list(adapter.tensors.items())[1:])
-        more = adapter.tensors | {"x": torch.zeros(1)}
-        name = next(iter(fewer))
-        misshaped = adapter.tensors | {name: torch.zeros(2, 3, 5)}
-        integers = adapter.tensors | {name: adapter.tensors[name].long()}
-        one_row_more = adapter.tensors | {TOKEN_IDS: torch.cat([adapter.tensors[TOKEN_IDS], torch.tensor([5])])}
-        for tensors in (fewer, more, misshaped, integers, one_row_more):
-            with pytest.raises(InvalidInputError):
-                check_adapter(replace(adapter, tensors=tensors), tiny)
-
-    def test_what_the_examples_look_like_comes_with_it_where_there_is_a_mask_decoder(self, adapter, embedded) -> None:
-        memory = blank(embedded.mask_decoder)
+    def test_the_memory_of_the_examples_comes_with_it_where_there_is_a_mask_decoder(self, adapter, embedded) -> None:
+        memory = embedded.mask_decoder.empty_memory()
         own = random_adapter(embedded, "dog", layers=(0, 1))
-        check_adapter(replace(own, tensors=own.tensors | memory), embedded)
-        check_adapter(replace(own, tensors=memory), embedded)
+        check_adapter(replace(own, memory=memory), embedded)
+        check_adapter(replace(own, memory=memory, parameters=None, visual_prompt=None), embedded)
         with pytest.raises(InvalidInputError, match="shape"):
-            check_adapter(replace(own, tensors=own.tensors | memory | {INSIDE: torch.zeros(32, 7)}), embedded)
-        with pytest.raises(InvalidInputError, match="not those"):
-            check_adapter(replace(own, tensors=own.tensors | {FACTS: torch.zeros(3)}), embedded)
+            check_adapter(
+                replace(own, memory=replace(memory, inside=torch.zeros(32, 7), outside=torch.zeros(32, 7))), embedded
+            )
 
-    def test_it_is_refused_where_there_is_none(self, adapter, tiny, embedded) -> None:
-        with pytest.raises(InvalidInputError, match="not those"):
-            check_adapter(replace(adapter, tensors=adapter.tensors | blank(embedded.mask_decoder)), tiny)
+    def test_a_memory_is_refused_where_there_is_no_mask_decoder(self, adapter, tiny, embedded) -> None:
+        with pytest.raises(InvalidInputError, match="no mask decoder"):
+            check_adapter(replace(adapter, memory=embedded.mask_decoder.empty_memory()), tiny)
+
+    def test_a_visual_prompt_alone_is_refused(self, tiny) -> None:
+        own = random_adapter(tiny, "dog")
+        with pytest.raises(InvalidInputError, match="parameters beside"):
+            check_adapter(replace(own, parameters=None), tiny)
 
 
 async def test_other_requests_go_on_while_an_adapter_is_read_and_written(wire, adapter: Adapter, monkeypatch) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from app.method.segment import encode
+from app.report import as_picture
+from app.services.evaluation import Dataset, Evaluation, Options, Prompts, Report, Score, _Counts, read_dataset
 from PIL import Image
 from torch import Tensor
 
@@ -17,11 +20,8 @@ from app.errors import InvalidInputError
 from app.method.backbone import Backbone
 from app.method.crf import THREE_ROUNDS
 from app.method.prompts import BACKGROUND_WORDS
-from app.method.segment import encode
 from app.method.tuning import Recipe
-from app.report import as_picture
 from app.services import evaluation
-from app.services.evaluation import Dataset, Evaluation, Options, Prompts, Report, Score, _Counts, read_dataset
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Two photos each, so that one can teach and the other can test.

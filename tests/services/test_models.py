@@ -55,10 +55,10 @@ def test_the_default_never_sleeps(start, models: list[Blip]) -> None:
 
 async def test_one_that_must_make_room_while_it_warms_up_answers_all_the_same(wire, models: list[Blip]) -> None:
     async with wire(loaded=models, backbone_memory_bytes=2 * models[0].memory_bytes) as live:
-        by_name = {model.about.name: model for model in live.models}
-        asked = [asyncio.create_task(live.models.awake(by_name[name])) for name in ("second", "third")]
+        by_name = {model.info.name: model for model in live.models}
+        asked = [asyncio.create_task(live.models.loaded(by_name[name])) for name in ("second", "third")]
         assert [(await backbone).name for backbone in asked] == ["second", "third"]
-        assert not [model.about.name for model in live.models if model.warm and model.asleep]
+        assert not [model.info.name for model in live.models if model.warm and model.unloaded]
 
 
 def test_two_of_one_name_are_refused(start, models: list[Blip]) -> None:
@@ -69,9 +69,9 @@ def test_two_of_one_name_are_refused(start, models: list[Blip]) -> None:
         pass
 
 
-async def test_weights_changed_while_it_slept_are_not_taken_for_the_old_ones(wire, models: list[Blip]) -> None:
+async def test_weights_changed_while_it_was_unloaded_are_not_taken_for_the_old_ones(wire, models: list[Blip]) -> None:
     async with wire(loaded=models, backbone_memory_bytes=2 * models[0].memory_bytes) as live:
-        second = next(model for model in live.models if model.about.name == "second")
+        second = next(model for model in live.models if model.info.name == "second")
         second.load = lambda: models[2]
-        with pytest.raises(UnavailableError, match="changed while it slept"):
-            await live.models.awake(second)
+        with pytest.raises(UnavailableError, match="changed while it was unloaded"):
+            await live.models.loaded(second)

@@ -14,7 +14,8 @@ from PIL import Image
 
 from app.images.photo import decode_photo
 from app.masks.pictures import mask_to_png
-from app.method.tuning import CategoryTuning, Recipe
+from app.method.selection import Outcome, Pieces, select
+from app.method.tuning import CategoryTuning
 from app.services.teaching import Lesson, make_shot
 from app.storage import keys
 from app.storage.categories import new_example
@@ -199,8 +200,13 @@ class TestFailing:
 class TestOutcome:
     async def test_words_alone_are_told_as_such(self, wire, monkeypatch) -> None:
         async with wire() as live:
-            iou = "app.method.tuning.CategoryTuning.example_iou"
-            monkeypatch.setattr(iou, lambda _, adapted: 0.5 - adapted / 4)
+
+            def measured(tuning: CategoryTuning) -> Pieces[Outcome]:
+                """The measurements of a category that its words mark better; the decision is the service's own."""
+                yield
+                return Outcome(tuning.tuned(), None, None, example_iou=0.25, zero_shot_example_iou=0.5)
+
+            monkeypatch.setattr("app.services.teaching.select", measured)
             job, _ = await live.teaching.teach(lesson())
             assert (await ended(live, job)).example_iou == 0.25
             record = await live.categories.get("cat")
@@ -276,17 +282,17 @@ class TestStoppingBesideTheSteps:
 
     async def test_while_its_outcome_is_weighed(self, wire, monkeypatch) -> None:
         async with wire(worker=False) as live:
-            job, weighed, finishing = await self.taught(live, 5), [], CategoryTuning.finishing
+            job, weighed = await self.taught(live, 5), []
 
-            def cancels_after_two(self: CategoryTuning) -> Iterator[None]:
-                for piece in finishing(self):
+            def cancels_after_two(tuning: CategoryTuning) -> Iterator[None]:
+                for piece in select(tuning):
                     weighed.append(1)
                     if len(weighed) == 2:
                         asyncio.run_coroutine_threadsafe(live.engine.cancel(job), loop).result()
                     yield piece
 
             loop = asyncio.get_running_loop()
-            monkeypatch.setattr(CategoryTuning, "finishing", cancels_after_two)
+            monkeypatch.setattr("app.services.teaching.select", cancels_after_two)
             await live.jobs.start(job.id, steps=3)
             await live.teaching.tune(job)
             assert len(weighed) == 2
@@ -331,6 +337,6 @@ def test_a_small_thing_on_a_large_photo_is_not_lost(tiny) -> None:
     mask[500, 700] = True
     photo = np.zeros((*mask.shape, 3), dtype=np.uint8)
     for marked in (mask, ~mask):
-        shot = make_shot(tiny, photo, marked, Recipe())
+        shot = make_shot(tiny, photo, marked)
         inside, outside = shot.sides(tiny.patch_grid_hw)
         assert min(inside.sum(), outside.sum()) > 0

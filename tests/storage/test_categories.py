@@ -10,8 +10,15 @@ import torch
 from redis.asyncio import Redis
 
 from app.method.adapter import Adapter
+from app.method.parameters import Parameters, TokenRows
 from app.storage import keys
 from app.storage.categories import CategoryStore, Example, new_example
+
+
+def parameters_of(weight: torch.Tensor) -> Parameters:
+    """One changed parameter, and one row of the token `5`."""
+    return Parameters({"w": weight}, TokenRows(torch.tensor([5]), torch.tensor([[0.5, -0.5, 2.0]])))
+
 
 ADAPTER = Adapter(
     backbone="tiny",
@@ -21,10 +28,10 @@ ADAPTER = Adapter(
     prompts=("cat",),
     layers=(0, 3),
     ensemble=(0.25, 0.75),
-    tensors={"w": torch.arange(6, dtype=torch.float32).reshape(2, 3)},
     example_iou=0.7,
     zero_shot_example_iou=0.3,
     created_at="2026-01-01T00:00:00.000Z",
+    parameters=parameters_of(torch.arange(6, dtype=torch.float32).reshape(2, 3)),
 )
 
 
@@ -98,8 +105,8 @@ class TestCommitting:
         assert await commit(store, generation=generation)
         record = await store.get("cat")
         read = await store.adapter("cat", 1)
-        assert torch.equal(read.tensors["w"], ADAPTER.tensors["w"])
-        assert replace(read, tensors={}) == replace(ADAPTER, tensors={})
+        assert all(torch.equal(*pair) for pair in zip(read.tensors, ADAPTER.tensors, strict=True))
+        assert replace(read, parameters=None) == replace(ADAPTER, parameters=None)
         assert (record.adapter.version, record.adapter.ensemble) == (1, (0.25, 0.75))
         assert record.adapter.bytes == len(await store.adapter_bytes("cat", 1))
         assert record.adapter_generation == generation

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from app.method.example_memory import MEMORY, blank
-from app.method.mask_decoder import decode
+from app.backbones.embedded.example_memory import empty_memory
+from app.backbones.embedded.mask_decoder import decode
 from training.looking import PIXELS, Seen, look
 from training.mask_decoder import _memory, lesson_of, showing, train_mask_decoder
 from training.photos import Photo
@@ -65,7 +65,9 @@ def test_it_is_remembered(embedded, seen: tuple[list[Seen], list[Seen]], tmp_pat
 
 
 def test_it_gives_the_tensors_that_the_model_reads(embedded, learned: dict[str, torch.Tensor]) -> None:
-    assert {name: t.shape for name, t in learned.items()} == {n: t.shape for n, t in embedded.mask_decoder.items()}
+    assert {name: t.shape for name, t in learned.items()} == {
+        n: t.shape for n, t in embedded.mask_decoder.weights.items()
+    }
     maps = decode(learned, torch.rand(3, 576), torch.randn(576, 512), torch.randn(48, 48, 48), grid_hw=(24, 24))
     torch.testing.assert_close(maps.sum(dim=0), torch.ones(48, 48))
 
@@ -101,5 +103,7 @@ def test_a_memory_is_of_the_form_of_those_in_use(seen, learned: dict[str, torch.
     few, _ = seen
     cats = showing(few)["cat"]
     made = _memory(learned, cats[:2], "cat", random.Random(0), layers=(0, 2), bias=torch.zeros(2), wordless=False)
-    assert set(made) == set(MEMORY)
-    assert {name: t.shape[1:] for name, t in made.items()} == {n: t.shape[1:] for n, t in blank(learned).items()}
+    shapes = [
+        {name: tensor.shape[1:] for name, tensor in vars(memory).items()} for memory in (made, empty_memory(learned))
+    ]
+    assert shapes[0] == shapes[1]

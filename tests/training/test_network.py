@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from app.backbones import embedded
+from app.backbones.embedded.model import dequantised
 from training.network import Network, _Depthwise, class_map_loss
 from training.pack import write
 from training.start import quantised
@@ -15,7 +16,7 @@ from training.start import quantised
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    return Network({name: t.float() for name, t in embedded.dequantised(load_file(embedded.WEIGHTS)).items()})
+    return Network({name: t.float() for name, t in dequantised(load_file(embedded.WEIGHTS)).items()})
 
 
 def test_training_sees_the_tokens_that_the_service_sees(network: Network) -> None:
@@ -86,7 +87,7 @@ def test_a_patch_that_is_unknown_teaches_nothing() -> None:
 def test_a_written_file_is_read_as_what_was_written(network: Network, tmp_path) -> None:
     out = tmp_path / "weights.safetensors"
     write(network.weights, out, {})
-    again = embedded.dequantised(load_file(out))
+    again = dequantised(load_file(out))
     assert set(again) == set(network.weights)
     for name, tensor in network.weights.items():
         scale = tensor.abs().max().item()
@@ -95,7 +96,7 @@ def test_a_written_file_is_read_as_what_was_written(network: Network, tmp_path) 
 
 def test_a_quantised_matrix_is_quantised_to_itself() -> None:
     matrix = {"m": torch.randn(5, 17, generator=torch.Generator().manual_seed(4))}
-    once = embedded.dequantised(quantised(matrix))
-    twice = embedded.dequantised(quantised(once))
+    once = dequantised(quantised(matrix))
+    twice = dequantised(quantised(once))
     torch.testing.assert_close(once["m"], matrix["m"], atol=0.02, rtol=0)
     torch.testing.assert_close(twice["m"], once["m"], atol=1e-6, rtol=1e-6)

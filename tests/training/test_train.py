@@ -13,6 +13,7 @@ from PIL import UnidentifiedImageError
 from safetensors.torch import load_file
 
 from app.backbones import embedded
+from app.backbones.embedded.model import dequantised
 from training.batches import Collections, Material, batches
 from training.losses import Vocabulary, ask, background_beside
 from training.network import Network
@@ -27,7 +28,7 @@ ONCE = replace(TOGETHER, steps=1, batch=2, patches=61, mosaics=0.0)
 
 
 def shipped() -> Network:
-    return Network({name: t.float() for name, t in embedded.dequantised(load_file(embedded.WEIGHTS)).items()})
+    return Network({name: t.float() for name, t in dequantised(load_file(embedded.WEIGHTS)).items()})
 
 
 @pytest.fixture(scope="module")

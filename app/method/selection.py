@@ -1,0 +1,179 @@
+"""Outcome of tuning: adapter or words, by how well each marks the category's own examples.
+
+The decisions are pure functions of scores (`helps`, `visual_prompt_helps`, `visual_prompt_harms`). `select` measures
+what they need, one example at a time.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TypeVar
+
+import torch
+from torch.nn import functional as F
+
+from .adapter import Adapter
+from .parameters import ExampleMemory, Parameters, VisualPrompt
+from .tuning import CategoryTuning
+from .visual_prompt import Prior, fit, mean_features
+
+Value = TypeVar("Value")
+# Work in pieces: between two of them a caller can do other work.
+Pieces = Generator[None, None, Value]
+
+# Tensors of an adapter are kept in this format.
+_KEPT_DTYPE = torch.float16
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that a category keeps of its tuning.
+
+    Attributes:
+        parameters: Tuned parameters, unless the words marked the examples better.
+        visual_prompt: Appearance of the examples, for a backbone without a mask decoder.
+        memory: Appearance of the examples, for a mask decoder.
+        example_iou: Mean over the examples, by all of this, in [0, 1].
+        zero_shot_example_iou: The same by the words alone.
+    """
+
+    parameters: Parameters | None
+    visual_prompt: VisualPrompt | None
+    memory: ExampleMemory | None
+    example_iou: float
+    zero_shot_example_iou: float
+
+    def adapter(self, tuning: CategoryTuning, category: str, *, version: int, created_at: str) -> Adapter:
+        """The adapter, without any tensor where the words alone mark the examples better."""
+        keep = helps(self.example_iou, self.zero_shot_example_iou)
+        example_iou, words_iou = round(self.example_iou, 4), round(self.zero_shot_example_iou, 4)
+        if not keep:
+            # The two scores tell which was kept, so rounding must not make them equal.
+            example_iou = min(example_iou, round(words_iou - 1e-4, 4))
+        return Adapter(
+            backbone=tuning.backbone.name,
+            revision=tuning.backbone.revision,
+            category=category,
+            version=version,
+            prompts=tuning.words,
+            layers=tuning.layers,
+            ensemble=(1 / len(tuning.layers),) * len(tuning.layers),
+            example_iou=example_iou,
+            zero_shot_example_iou=words_iou,
+            created_at=created_at,
+            parameters=self.parameters.map(_kept) if keep and self.parameters else None,
+            visual_prompt=self.visual_prompt.map(_kept) if keep and self.visual_prompt else None,
+            memory=self.memory.map(_kept) if keep and self.memory else None,
+        )
+
+
+def helps(iou: float, words_iou: float) -> bool:
+    """True if what was tuned marks the examples at least as well as the words alone."""
+    return iou >= words_iou
+
+
+def visual_prompt_helps(with_others: Sequence[float], without: Sequence[float]) -> bool:
+    """True if examples are marked better with a visual prompt of the other examples than without one.
+
+    Args:
+        with_others: IoU of each example, by a prompt of the others.
+        without: IoU of each example, by the parameters alone.
+    """
+    return sum(a - b for a, b in zip(with_others, without, strict=True)) > 0
+
+
+def visual_prompt_harms(with_prompt: float, without: float, words: float) -> bool:
+    """True if the single example is marked worse with its visual prompt than by the words, and not without it."""
+    return with_prompt < words <= without
+
+
+@torch.no_grad()
+def select(tuning: CategoryTuning) -> Pieces[Outcome]:
+    """Choose between what was tuned and the words, by the steps so far; a generator that pauses after each example.
+
+    The tuned parameters are judged without the appearance of the examples, since an example looks like itself.
+    """
+    indices = range(len(tuning.shots))
+    tuned, words, alone = tuning.tuned(), [], []
+    for index in indices:
+        words.append(tuning.iou(index, None))
+        alone.append(tuning.iou(index, tuned))
+        yield
+    if tuning.decodes:
+        parameters, prompt = (tuned if helps(fmean(alone), fmean(words)) else None), None
+        memory = yield from _memory(tuning, parameters)
+    else:
+        parameters, memory = tuned, None
+        prompt = yield from _visual_prompt_if_it_helps(tuning, tuned, words, alone)
+    kept = []
+    for index in indices:
+        kept.append(tuning.iou(index, parameters, visual_prompt=prompt, memory=memory))
+        yield
+    return Outcome(parameters, prompt, memory, fmean(kept), fmean(words))
+
+
+def finished(pieces: Pieces[Value]) -> Value:
+    """Do all pieces at once; returns their result."""
+    while (result := advance(pieces)) is None:
+        pass
+    return result
+
+
+def advance(pieces: Pieces[Value]) -> Value | None:
+    """Do the next piece; returns the result after the last one, and None before."""
+    try:
+        next(pieces)
+    except StopIteration as end:
+        result: Value = end.value
+        return result
+    return None
+
+
+def _memory(tuning: CategoryTuning, parameters: Parameters | None) -> Pieces[ExampleMemory]:
+    """Memory of the examples, with the error of the scores that it is used beside."""
+    assert tuning.backbone.mask_decoder is not None
+    inside, outside = zip(*(shot.sides(tuning.backbone.patch_grid_hw) for shot in tuning.shots), strict=True)
+    log_odds = []
+    for index in range(len(tuning.shots)):
+        log_odds.append(tuning.log_odds(index, parameters))
+        yield
+    features = [shot.features for shot in tuning.shots]
+    return tuning.backbone.mask_decoder.remember(features, inside, outside, log_odds)
+
+
+def _visual_prompt_if_it_helps(
+    tuning: CategoryTuning, parameters: Parameters, words: Sequence[float], alone: Sequence[float]
+) -> Pieces[VisualPrompt | None]:
+    if not tuning.recipe.keep_appearance:
+        return None
+    indices = range(len(tuning.shots))
+    if len(indices) > 1:
+        with_others = []
+        for index in indices:
+            prompt = _visual_prompt(tuning, parameters, [other for other in indices if other != index])
+            with_others.append(tuning.iou(index, parameters, visual_prompt=prompt))
+            yield
+        if not visual_prompt_helps(with_others, alone):
+            return None
+    prompt = _visual_prompt(tuning, parameters, indices)
+    if len(indices) == 1:
+        with_prompt = tuning.iou(0, parameters, visual_prompt=prompt)
+        if visual_prompt_harms(with_prompt, alone[0], words[0]):
+            return None
+    return prompt
+
+
+def _visual_prompt(tuning: CategoryTuning, parameters: Parameters, examples: Sequence[int]) -> VisualPrompt:
+    """The visual prompt of some of the examples, on top of these parameters."""
+    shots = [tuning.shots[index] for index in examples]
+    features = [shot.features for shot in shots]
+    inside, outside = zip(*(shot.sides(tuning.backbone.patch_grid_hw) for shot in shots), strict=True)
+    outer, inner = mean_features(features, inside, outside)
+    likeness = [F.normalize(photo.float(), dim=1) @ (inner - outer) for photo in features]
+    log_odds = [tuning.log_odds(index, parameters) for index in examples]
+    strength, bias = fit(log_odds, likeness, inside, outside, Prior())
+    return VisualPrompt(strength * (inner - outer), torch.tensor(bias, device=inner.device))
+
+
+def _kept(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(_KEPT_DTYPE)

@@ -1,0 +1,109 @@
+"""Tables, JSON and pictures of a measurement, and the tables of models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from rich.table import Table
+
+from app.backbones.shared.family import Family
+from app.masks.pictures import overlay
+from app.method.backbone import Backbone
+from app.method.shot import IGNORE
+
+from .evaluation import Case
+from .scores import Report
+from .subject import Options
+
+
+def as_table(report: Report) -> Table:
+    """IoU per class in percent, and the mean over seeds with its deviation."""
+    columns = list(report.scores)
+    table = Table("class", *columns, title=f"IoU in %, {report.photos} photos", show_footer=False)
+    for name, scores in report.rows():
+        table.add_row(name, *(f"{100 * scores[c]:.1f}" if c in scores else "–" for c in columns))
+    table.add_section()
+    means = [report.mean(column) for column in columns]
+    table.add_row("mIoU", *(f"{100 * mean:.1f} ± {100 * spread:.1f}" for mean, spread in means), style="bold")
+    if "words" in report.scores and len(columns) > 1:
+        table.add_row("classes worse than words", *(_share(report.worse_than("words", column)) for column in columns))
+    return table
+
+
+def as_family_table(families: Sequence[Family]) -> Table:
+    """Families of models; memory is that of the example's weights."""
+    columns = ("family", "models", "EXEMPLAR_BACKBONE, for example", "text looks at the image in", "image-text score")
+    table = Table(*columns, "tuned by one example", "parameters", "float32", "bfloat16", title="Families")
+    for one in families:
+        sizes = [f"{one.parameters_m * width / 1000:.2f} GB" for width in (4, 2)]
+        told = (one.name, one.models, one.setting, one.attention, one.image_text_score, one.tuned)
+        table.add_row(*told, f"{one.parameters_m:,.0f} M", *sizes)
+    return table
+
+
+def as_backbone_table(backbones: Sequence[Backbone]) -> Table:
+    """Loaded models and the memory they take."""
+    table = Table("model", "revision", "on", "memory", "layers", "read by default", "patches", title="Loaded")
+    for one in backbones:
+        rows, columns = one.patch_grid_hw
+        table.add_row(
+            one.name,
+            one.revision,
+            f"{one.device}, {one.dtype}",
+            f"{one.memory_bytes / 2**20:,.0f} MiB",
+            str(one.layer_count),
+            ", ".join(map(str, one.default_layers)),
+            f"{rows} × {columns}",
+        )
+    return table
+
+
+def as_json(report: Report, *, dataset: str, backbone: Backbone, options: Options) -> dict[str, Any]:
+    """All scores of all seeds, with the options they were measured with."""
+    return {
+        "dataset": dataset,
+        "photos": report.photos,
+        "backbone": {"name": backbone.name, "revision": backbone.revision},
+        "options": asdict(options),
+        "columns": {
+            column: {
+                "miou": report.mean(column)[0],
+                "spread": report.mean(column)[1],
+                "seeds": [score.mean for score in scores],
+                "classes": {report.classes[n]: iou for n, iou in report.by_class(column).items()},
+            }
+            for column, scores in report.scores.items()
+        },
+    }
+
+
+def as_picture(cases: Sequence[Case], classes: Sequence[str], height: int = 240) -> Image.Image:
+    """A row for each case: the photo, the true labels, and each column's."""
+    rows = [_row(case, classes, height) for case in cases]
+    sheet = Image.new("RGB", (max(row.width for row in rows), height * len(rows)), "white")
+    for number, row in enumerate(rows):
+        sheet.paste(row, (0, height * number))
+    return sheet
+
+
+def _row(case: Case, classes: Sequence[str], height: int) -> Image.Image:
+    numbers = sorted({int(n) for labels in case.labels.values() for n in np.unique(labels)} - {0, IGNORE})
+    names = [classes[number] for number in numbers]
+    painted = [overlay(case.photo, [labels == n for n in numbers], names) for labels in case.labels.values()]
+    tiles = [Image.fromarray(picture) for picture in (case.photo, *painted)]
+    tiles = [tile.resize((round(tile.width * height / tile.height), height)) for tile in tiles]
+    row = Image.new("RGB", (sum(tile.width for tile in tiles), height))
+    left = 0
+    for title, tile in zip(("", *case.labels), tiles, strict=True):
+        row.paste(tile, (left, 0))
+        ImageDraw.Draw(row).text((left + 4, height - 14), title, fill="white", stroke_width=2, stroke_fill="black")
+        left += tile.width
+    return row
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.0f} %"

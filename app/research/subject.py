@@ -1,0 +1,168 @@
+"""The model and the photos of one measurement, with a memory of encoded photos; every protocol works on it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.method.adapter import Adapter
+from app.method.backbone import Backbone, EncodedImage
+from app.method.frame import Frame, labels_to_input
+from app.method.pipeline import FramedImage, Pipeline
+from app.method.prediction import ClassMap
+from app.method.prompts import BACKGROUND_WORDS, Query
+from app.method.refinement import crf, unrefined
+from app.method.shot import IGNORE, Shot
+from app.method.tiles import Tile
+from app.method.tuning import TUNED, Recipe
+
+from .dataset import Dataset, LabelledPhoto
+
+Protocol = Literal["words", "one-shot", "joint", "interference"]
+Prompts = Literal["present", "all"]
+Progress = Callable[[int, int, str], None]
+# Class probabilities of a photo for the classes asked for; `classes` are the data set's numbers.
+Predict = Callable[[LabelledPhoto, Sequence[int]], ClassMap]
+
+# A support must show its class: at least this share of the photo.
+_SUPPORT_AREA = 0.005
+# Encoded photos that are kept for the next seeds; one takes megabytes, with a large model tens of them.
+_MAX_KEPT_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of a measurement; see `python -m app evaluate --help`.
+
+    Attributes:
+        crf: Measure also with the CRF; interference is measured without.
+        joint_epochs: Passes of `joint` over its supports (the authors: 5 on PASCAL, 2 on COCO).
+    """
+
+    protocol: Protocol = "words"
+    method: Literal["attention", "prototype"] = "attention"
+    prompts: Prompts = "present"
+    seeds: int = 1
+    shots: int = 1
+    joint_epochs: int = 2
+    size: Literal["original", "input"] = "original"
+    crf: bool = True
+    use_mask_decoder: bool = True
+    use_tiles: bool = False
+    layers: tuple[int, ...] | None = None
+    background: tuple[str, ...] = BACKGROUND_WORDS
+    recipe: Recipe = field(default_factory=lambda: TUNED)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """An encoded photo; the network input as uint8, a quarter of its size."""
+
+    encoded: EncodedImage
+    rgb: Tensor
+    frame: Frame
+
+    @property
+    def nbytes(self) -> int:
+        return self.encoded.nbytes + self.rgb.nbytes
+
+
+class Subject:
+    """See the module.
+
+    Args:
+        backbone: A loaded model.
+        dataset: Photos with labels.
+        options: Protocol and settings.
+        progress: Called with (step, steps, activity) as work goes on.
+    """
+
+    def __init__(self, backbone: Backbone, dataset: Dataset, options: Options, progress: Progress) -> None:
+        self.backbone, self.dataset, self.options, self.progress = backbone, dataset, options, progress
+        self.layers = options.layers or backbone.default_layers
+        self.pipeline = Pipeline(
+            backbone,
+            layers=self.layers,
+            background=options.background,
+            use_mask_decoder=options.use_mask_decoder,
+            use_tiles=options.use_tiles,
+            refinement=crf if options.crf else unrefined,
+        )
+        self._kept: dict[str, _Kept] = {}
+        self._room = _MAX_KEPT_BYTES if options.seeds > 1 and options.protocol != "words" else 0
+        self._latest: tuple[str, _Kept] | None = None
+        self._latest_tiles: tuple[str, list[tuple[Tile, FramedImage]]] | None = None
+
+    def asked(self, photo: LabelledPhoto) -> tuple[int, ...]:
+        """Classes asked for in a photo."""
+        return tuple(range(1, len(self.dataset.classes))) if self.options.prompts == "all" else photo.classes
+
+    def supports(self, seed: int) -> dict[int, list[LabelledPhoto]]:
+        """Per class the photos it is taught from; a class that would have none left to test on is not taught."""
+        rng = random.Random(seed)
+        order = list(self.dataset.photos)
+        rng.shuffle(order)
+        supports: dict[int, list[LabelledPhoto]] = {}
+        for number in range(1, len(self.dataset.classes)):
+            having = [photo for photo in order if number in photo.classes]
+            found: list[LabelledPhoto] = []
+            for photo in having:
+                if len(found) == self.options.shots or len(having) <= self.options.shots:
+                    break
+                if (photo.read_labels() == number).mean() >= _SUPPORT_AREA:
+                    found.append(photo)
+            if found:
+                supports[number] = found
+        return supports
+
+    def see(self, photo: LabelledPhoto) -> FramedImage:
+        """A photo as the network takes it.
+
+        The latest photo is kept for the next column, and with several seeds the first photos, as many as there is room
+        for, for the next pass; the others are encoded again.
+        """
+        kept = self._latest[1] if self._latest and self._latest[0] == photo.id else self._kept.get(photo.id)
+        if kept is None:
+            self._latest = None  # before the next are made: two photos' at once take twice the memory
+            seen = self.pipeline.see(photo.read())
+            kept = _Kept(seen.encoded, (seen.rgb * 255).round().to(torch.uint8), seen.frame)
+            if kept.nbytes <= self._room:
+                self._kept[photo.id] = kept
+                self._room -= kept.nbytes
+        self._latest = (photo.id, kept)
+        return FramedImage(kept.rgb.float() / 255, kept.frame, kept.encoded)
+
+    def predict(
+        self, photo: LabelledPhoto, asked: Sequence[int], adapters: Mapping[int, Adapter] | None = None
+    ) -> ClassMap:
+        """The pipeline's class map before refinement, for classes with these adapters."""
+        queries = [Query((self.dataset.classes[number],), (adapters or {}).get(number)) for number in asked]
+        image = self.see(photo)
+        found = self.pipeline.class_map(image.encoded, queries)
+        if self.options.use_tiles:
+            found = self.pipeline.join_tiles(found, image.frame, queries, lambda: self._see_tiles(photo))
+        return replace(found, classes=tuple((0, *asked)[number] for number in found.classes))
+
+    def refined(self, class_map: ClassMap, photo: LabelledPhoto) -> ClassMap:
+        """The class map with refined edges, if the measurement refines."""
+        return self.pipeline.refine(class_map, self.see(photo).rgb)
+
+    def shot(self, photo: LabelledPhoto, number: int) -> Shot:
+        """A photo as an example of a class."""
+        image, labels = self.see(photo), photo.read_labels()
+        binary = np.where(labels == IGNORE, IGNORE, labels == number).astype(np.uint8)
+        on_input = torch.from_numpy(labels_to_input(binary, image.frame, outside=IGNORE)).long()
+        return Shot.of(self.backbone, image.encoded, on_input)
+
+    def _see_tiles(self, photo: LabelledPhoto) -> list[tuple[Tile, FramedImage]]:
+        """A photo's tiles; the latest photo's are kept for the next column."""
+        if self._latest_tiles is None or self._latest_tiles[0] != photo.id:
+            self._latest_tiles = None
+            self._latest_tiles = (photo.id, self.pipeline.see_tiles(photo.read()))
+        return self._latest_tiles[1]

@@ -1,0 +1,124 @@
+"""Labels of a photo, and the numbers of each category in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt16
+
+from app.masks.boxes import bbox_of
+from app.method.prediction import Prediction
+from app.method.prompts import Query
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A category of a request, looked up.
+
+    Attributes:
+        name: As stored, or as asked for if it was not taught.
+        query: Its words and, if the model can use it, its adapter.
+    """
+
+    name: str
+    query: Query
+
+
+@dataclass(frozen=True)
+class CategoryPrediction:
+    """One category in one photo.
+
+    Attributes:
+        name: As stored, or as asked for if it was not taught.
+        adapted: True if it ran under an adapter.
+        adapter_version: Version of that adapter.
+        match_score: Image-text score of its words and the whole photo, in [0, 1].
+        mean_probability: Over the mask's pixels; 0 for an empty mask.
+        area: Pixels of the mask.
+        bbox: `[x, y, width, height]` of the mask.
+        number: Its class in `photo`.
+        photo: The photo that it belongs to.
+    """
+
+    name: str
+    adapted: bool
+    adapter_version: int | None
+    match_score: float
+    mean_probability: float
+    area: int
+    bbox: list[int]
+    number: int
+    photo: PhotoPrediction = field(repr=False)
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "height width"]:
+        """Its pixels; made anew at every call, since the masks of all categories at once don't fit into memory."""
+        labels, threshold = self.photo.labels, self.photo.threshold
+        if not self.area:
+            # One row stands for all: a thousand empty masks take no memory, and a row in one piece is quick to read.
+            return np.broadcast_to(np.zeros(labels.shape[1], bool), labels.shape)
+        return np.asarray(labels == self.number if threshold is None else self.probability >= threshold)
+
+    @property
+    def probability(self) -> Float[np.ndarray, "height width"]:
+        """Its probability at each pixel; made anew at every call."""
+        return self.photo.prediction.probability(self.number)
+
+    @property
+    def has_probability(self) -> bool:
+        """False if its probability is 0 at every pixel."""
+        return self.number in self.photo.prediction
+
+
+@dataclass(frozen=True)
+class PhotoPrediction:
+    """A prediction with its labels, at the photo's size.
+
+    Attributes:
+        prediction: Class probabilities.
+        threshold: A pixel belongs to a category whose probability is at least this; None: to the most probable class.
+        labels: Class of each pixel; 0 is the background.
+        best: Probability of that class.
+    """
+
+    prediction: Prediction
+    threshold: float | None
+    labels: UInt16[np.ndarray, "height width"] = field(repr=False)
+    best: Float[np.ndarray, "height width"] = field(repr=False)
+
+    @staticmethod
+    def of(prediction: Prediction, threshold: float | None) -> PhotoPrediction:
+        """The labels of a prediction."""
+        return PhotoPrediction(prediction, threshold, *prediction.labels(threshold))
+
+    def categories(self, asked: Sequence[Asked]) -> list[CategoryPrediction]:
+        """The numbers of every category asked for, in order."""
+        candidates = frozenset(self.prediction.candidates(self.threshold))
+        scores = self.prediction.match_score
+        return [
+            self._category(number, one, score, may_have_pixels=number in candidates)
+            for number, (one, score) in enumerate(zip(asked, scores, strict=True), 1)
+        ]
+
+    def _category(self, number: int, one: Asked, score: float, *, may_have_pixels: bool) -> CategoryPrediction:
+        area, mean, bbox = 0, 0.0, [0, 0, 0, 0]
+        if may_have_pixels:
+            # Where a class is the most probable one, its probability is the best one.
+            probability = self.best if self.threshold is None else self.prediction.probability(number)
+            mask = self.labels == number if self.threshold is None else probability >= self.threshold
+            area, bbox = int(mask.sum()), bbox_of(mask)
+            mean = float(probability[mask].mean()) if area else 0.0
+        adapter = one.query.adapter
+        return CategoryPrediction(
+            name=one.name,
+            adapted=adapter is not None,
+            adapter_version=adapter.version if adapter else None,
+            match_score=score,
+            mean_probability=mean,
+            area=area,
+            bbox=bbox,
+            number=number,
+            photo=self,
+        )

@@ -1,0 +1,136 @@
+"""Compare the masks of two versions of the code: record those of a running service, then compare two records.
+
+    python -m benchmarks.masks record before.npz --data DIR --url http://127.0.0.1:8000
+    python -m benchmarks.masks compare before.npz after.npz
+
+Per photo of the data set, four label maps over HTTP: its classes by words, refined and not; every category that the
+service was taught in advance (`--teach` teaches the first photos of the first classes); and one without the adapters.
+A change that means to change no number compares as equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+from pathlib import Path
+
+import httpx2 as httpx
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+# A job takes about a second.
+_POLL_S, _POLLS = 0.25, 400
+_TAUGHT = 10
+
+
+def main() -> None:
+    """Run one of the two commands."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    record_ = commands.add_parser("record", help="Ask a running service for the masks of every photo.")
+    record_.add_argument("file", type=Path)
+    record_.add_argument("--data", type=Path, required=True, help="Folder with index.json, images/ and masks/.")
+    record_.add_argument("--url", default="http://127.0.0.1:8000")
+    record_.add_argument("--limit", type=int, default=None, help="So many photos at most.")
+    record_.add_argument("--adapters", type=Path, help="Folder: export the adapters to it, or import those in it.")
+    compare_ = commands.add_parser("compare", help="Count the pixels whose label differs.")
+    compare_.add_argument("before", type=Path)
+    compare_.add_argument("after", type=Path)
+    arguments = parser.parse_args()
+    if arguments.command == "record":
+        record(arguments.file, arguments.data, arguments.url, arguments.limit, arguments.adapters)
+    else:
+        compare(arguments.before, arguments.after)
+
+
+def record(file: Path, data: Path, url: str, limit: int | None, adapters: Path | None) -> None:
+    """Write the label maps of every photo to a file.
+
+    Args:
+        file: NumPy archive, a uint8 array [height, width] per photo and request.
+        data: Data set as `python -m app evaluate` reads it.
+        url: Of the service.
+        limit: Most photos.
+        adapters: Folder of exported adapters; if it holds some they are imported instead of teaching.
+    """
+    index = json.loads((data / "index.json").read_text())
+    names = index["classes"]
+    maps: dict[str, np.ndarray] = {}
+    with httpx.Client(base_url=url, timeout=120) as client:
+        taught = _teach(client, data, index, adapters)
+        for item in track(index["images"][:limit], "segmenting"):
+            photo = (data / "images" / f"{item['id']}.jpg").read_bytes()
+            present = [names[number] for number in item["classes"]]
+            for variant, categories, fields in (
+                ("words", present, {"adapters": "none"}),
+                ("unrefined", present, {"adapters": "none", "refine": "none"}),
+                ("taught", taught, {}),
+                ("present", present, {}),
+            ):
+                answer = client.post(
+                    "/segment",
+                    files={"image": photo},
+                    data={"categories": categories, **fields},
+                    headers={"Accept": "image/png"},
+                )
+                answer.raise_for_status()
+                maps[f"{item['id']}/{variant}"] = np.array(Image.open(io.BytesIO(answer.content)))
+    np.savez_compressed(file, **maps)
+
+
+def compare(before: Path, after: Path) -> None:
+    """Print, per request, how many photos and pixels differ."""
+    old, new = np.load(before), np.load(after)
+    keys = sorted(set(old) | set(new))
+    for variant in sorted({key.rpartition("/")[2] for key in keys}):
+        chosen = [key for key in keys if key.endswith(f"/{variant}")]
+        different = [int((old[key] != new[key]).sum()) for key in chosen]
+        pixels = sum(old[key].size for key in chosen)
+        print(
+            f"{variant}: {sum(map(bool, different))} of {len(chosen)} photos differ, "
+            f"{sum(different)} of {pixels} pixels, at most {max(different)} in one photo"
+        )
+
+
+def _teach(client: httpx.Client, data: Path, index: dict, adapters: Path | None) -> list[str]:
+    """Teach the first ten classes that some photo shows well, or import their adapters from an earlier record."""
+    if adapters and (files := sorted(adapters.glob("*.safetensors"))):
+        for file in files:
+            client.put(f"/categories/{file.stem}/adapter", content=file.read_bytes()).raise_for_status()
+        return [file.stem for file in files]
+    taught: list[str] = []
+    for item in index["images"]:
+        labels = np.array(Image.open(data / "masks" / f"{item['id']}.png"))
+        for number in item["classes"]:
+            name = index["classes"][number]
+            if name in taught or len(taught) == _TAUGHT or not 0.02 < (labels == number).mean() < 0.6:
+                continue
+            mask = io.BytesIO()
+            Image.fromarray(np.uint8(255) * (labels == number)).save(mask, "PNG")
+            answer = client.post(
+                f"/categories/{name}/example",
+                files={"image": (data / "images" / f"{item['id']}.jpg").read_bytes(), "mask": mask.getvalue()},
+            )
+            answer.raise_for_status()
+            job = answer.headers["Location"]
+            for _ in range(_POLLS):
+                state = client.get(job).json()
+                if state["status"] not in ("queued", "running"):
+                    break
+                time.sleep(_POLL_S)
+            print(f"{name}: {state['status']}, example IoU {state['example_iou']}")
+            taught.append(name)
+    if adapters:
+        adapters.mkdir(parents=True, exist_ok=True)
+        for name in taught:
+            raw = client.get(f"/categories/{name}/adapter")
+            raw.raise_for_status()
+            (adapters / f"{name}.safetensors").write_bytes(raw.content)
+    return taught
+
+
+if __name__ == "__main__":
+    main()
