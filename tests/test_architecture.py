@@ -26,8 +26,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "app.masks": (),
     "app.images": ("app.masks", "app.errors"),
     "app.backbones": ("app.method", "app.errors"),
-    # Of the method, the store knows the two values that it keeps.
-    "app.storage": ("app.method.adapter", "app.method.infoscore", "app.errors"),
+    # Of the method, the store knows the values that it keeps: adapters with their parameters, and layer statistics.
+    "app.storage": ("app.method.adapter", "app.method.parameters", "app.method.infoscore", "app.errors"),
     "app.services": (
         "app.method",
         "app.masks",
@@ -38,8 +38,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "app.logs",
         "app.telemetry",
     ),
+    # Measures the method without the service.
+    "app.research": ("app.method", "app.masks", "app.errors", "app.backbones.shared.family"),
     # Golden cases are of BLIP, whatever else is loaded.
-    "app.services.parity": ("app.method", "app.errors", "app.backbones.blip"),
+    "app.research.parity": ("app.method", "app.errors", "app.backbones.blip"),
     # Of the store, HTTP knows the records that it shows and how names become ids; of the wiring, the type of the
     # service.
     "app.api": (
@@ -73,7 +75,6 @@ ARROWS: dict[str, tuple[str, ...]] = {
     # What the command line is made of.
     "app.client": ("app.errors",),
     "app.demo": ("app.client", "app.errors", "app.masks"),
-    "app.report": ("app.services.evaluation", "app.method", "app.masks", "app.backbones.family"),
 }
 
 # The method is plain torch: no model library, no store, no HTTP.
