@@ -41,7 +41,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     # Measures the method without the service.
     "app.research": ("app.method", "app.masks", "app.errors", "app.backbones.shared.family"),
     # Golden cases are of BLIP, whatever else is loaded.
-    "app.research.parity": ("app.method", "app.errors", "app.backbones.blip"),
+    "app.research.parity": ("app.research", "app.method", "app.errors", "app.backbones.blip"),
     # Of the store, HTTP knows the records that it shows and how names become ids; of the wiring, the type of the
     # service.
     "app.api": (
@@ -85,7 +85,6 @@ OUTSIDE_OF_API = {
     "fastapi",
     "numpy",
     "opentelemetry",
-    "PIL",
     "prometheus_client",
     "pydantic",
     "pydantic_core",
