@@ -150,7 +150,7 @@ async def import_adapter(name: str, request: Request, live: Live) -> CategoryOut
 
 @router.get("/{name}/examples", responses=documented(404, 422))
 async def list_examples(name: str, live: Live) -> list[ExampleOut]:
-    """What the category was taught from."""
+    """The examples that the category was taught from."""
     return [ExampleOut.of(example) for example in await live.categories.examples(name)]
 
 

@@ -82,7 +82,7 @@ class VersionOut(AdapterOut):
 
 
 class Rollback(BaseModel):
-    """Which version to use again."""
+    """The version to use again."""
 
     version: Annotated[int, Field(strict=True, ge=1)]
 
@@ -128,7 +128,7 @@ class ImageOut(BaseModel):
 
 
 class BackboneRef(BaseModel):
-    """Which model answered: its name and the hash of its weights."""
+    """The model that answered: its name and the hash of its weights."""
 
     name: str
     revision: str

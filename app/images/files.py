@@ -53,8 +53,8 @@ _OTHER_FORMATS = (
     (re.compile(rb"P[1-7]\s"), "PNM"),
 )
 
-# What the five plugins raise on damaged files: OSError, SyntaxError and ValueError in 100,000 mutated files, the others
-# according to their sources. A `Warning` is raised where warnings are errors.
+# Exceptions of the five plugins on damaged files: OSError, SyntaxError and ValueError in 100,000 mutated files, the
+# others according to their sources. A `Warning` is raised where warnings are errors.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -75,7 +75,7 @@ _DAMAGE = (
 # A single row or column has no shape: resized to a backbone's square input it is only stripes.
 MIN_SIDE_PX = 2
 
-# How to turn the stored pixels [height, width, …] upright, by the value of EXIF's Orientation; 1 = as they are.
+# Turns stored pixels [height, width, …] upright, by the value of EXIF's Orientation; 1 = as they are.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda stored: stored[:, ::-1],
     3: lambda stored: stored[::-1, ::-1],
@@ -115,17 +115,17 @@ class ImageFile:
         return self.mode.startswith(("I", "F"))
 
     def pixels(self, mode: str | None = None) -> Shaped[np.ndarray, "height width *channel"]:
-        """Gives the pixels, converted to a Pillow mode if one is named. The array may be read-only."""
+        """Returns the pixels, converted to a Pillow mode if one is named. The array may be read-only."""
         with _refusing_damage(field=self._field):
             return np.asarray(self._image if mode in (None, self.mode) else self._image.convert(mode))
 
     def numbers(self) -> Shaped[np.ndarray, "height width"]:
-        """Gives 16-bit, 32-bit or floating-point grey as stored; NaN and infinity become 0."""
+        """Returns 16-bit, 32-bit or floating-point grey as stored; NaN and infinity become 0."""
         stored = self.pixels()
         return np.where(np.isfinite(stored), stored, stored.dtype.type(0))
 
     def rgb_over_white(self) -> Rgb:
-        """Gives 8-bit colour, transparent parts blended with white."""
+        """Returns 8-bit colour, transparent parts blended with white."""
         with _refusing_damage(field=self._field):
             image = self._image
             if image.has_transparency_data:
@@ -134,14 +134,14 @@ class ImageFile:
             return np.asarray(image.convert("RGB"))
 
     def alpha(self) -> UInt8[np.ndarray, "height width"] | None:
-        """Gives the opacity, 255 = opaque; None for a file without transparency."""
+        """Returns the opacity, 255 = opaque; None for a file without transparency."""
         with _refusing_damage(field=self._field):
             if not self._image.has_transparency_data:
                 return None
             return np.asarray(self._image.convert("RGBA").getchannel("A"))
 
     def palette(self) -> UInt8[np.ndarray, "colour 3"]:
-        """Gives the colours of mode `P`, up to 256."""
+        """Returns the colours of mode `P`, up to 256."""
         with _refusing_damage(field=self._field):
             levels = self._image.getpalette() or []
         return np.array(levels, dtype=np.uint8).reshape(-1, 3)

@@ -1,4 +1,4 @@
-"""Masks and their outside forms: run lengths, polygons, boxes and pictures. Imports nothing else of `app`.
+"""Masks and their serialised forms: run lengths, polygons, boxes and pictures. Imports nothing else of `app`.
 
 A mask is a boolean array `[height, width]`; `True` = the pixel belongs to the category. Outside coordinates are pixels
 of the photo after EXIF rotation, x to the right and y down. (0, 0) is the *corner* of the first pixel: the pixel in
@@ -21,4 +21,4 @@ Rgb: TypeAlias = UInt8[np.ndarray, "height width 3"]  # 0…255
 
 
 class MalformedMaskError(ValueError):
-    """A mask from outside that is not in its form. A type of its own, so that no other `ValueError` is taken for it."""
+    """A caller's mask violates its form. A class of its own, so that no other `ValueError` passes for it."""
