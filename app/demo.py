@@ -23,7 +23,7 @@ from rich.table import Table
 
 from app.client import Client
 from app.errors import UnavailableError
-from app.method.masks import rle_to_mask
+from app.masks.rle import rle_to_mask
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

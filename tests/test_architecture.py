@@ -23,21 +23,35 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "app.telemetry": (),
     "app.settings": (),
     "app.method": (),
+    "app.masks": (),
+    "app.images": ("app.masks", "app.errors"),
     "app.backbones": ("app.method", "app.errors"),
-    # Of the method, the store knows the two values that it keeps.
-    "app.storage": ("app.method.adapter", "app.method.infoscore", "app.errors"),
-    "app.services": ("app.method", "app.storage", "app.metrics", "app.errors", "app.logs", "app.telemetry"),
+    # Of the method, the store knows the values that it keeps: adapters with their parameters, and layer statistics.
+    "app.storage": ("app.method.adapter", "app.method.parameters", "app.method.infoscore", "app.errors"),
+    "app.services": (
+        "app.method",
+        "app.masks",
+        "app.images",
+        "app.storage",
+        "app.metrics",
+        "app.errors",
+        "app.logs",
+        "app.telemetry",
+    ),
+    # Measures the method without the service.
+    "app.research": ("app.method", "app.masks", "app.errors", "app.backbones.shared.family"),
     # Golden cases are of BLIP, whatever else is loaded.
-    "app.services.parity": ("app.method", "app.errors", "app.backbones.blip"),
-    # Of the store, HTTP knows the records that it shows and how names become ids; of the method, the outside forms of
-    # a mask; of the wiring, the type of what it is given.
+    "app.research.parity": ("app.research", "app.method", "app.errors", "app.backbones.blip"),
+    # Of the store, HTTP knows the records that it shows and how names become ids; of the wiring, the type of the
+    # service.
     "app.api": (
         "app.services",
         "app.errors",
         "app.storage.categories",
         "app.storage.jobs",
         "app.storage.keys",
-        "app.method.masks",
+        "app.masks",
+        "app.images",
         "app.wiring.Service",
     ),
     "app.api.middleware": ("app.api", "app.errors", "app.metrics", "app.logs"),
@@ -60,17 +74,17 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "app.__main__": ("app.cli",),
     # What the command line is made of.
     "app.client": ("app.errors",),
-    "app.demo": ("app.client", "app.errors", "app.method.masks"),
-    "app.report": ("app.services.evaluation", "app.method", "app.backbones.family"),
+    "app.demo": ("app.client", "app.errors", "app.masks"),
 }
 
 # The method is plain torch: no model library, no store, no HTTP.
-OUTSIDE_OF_METHOD = {"jaxtyping", "numpy", "PIL", "pycocotools", "safetensors", "torch"}
+OUTSIDE_OF_METHOD = {"jaxtyping", "numpy", "PIL", "safetensors", "torch"}
+OUTSIDE_OF_MASKS = {"jaxtyping", "numpy", "PIL", "pycocotools"}
+OUTSIDE_OF_IMAGES = {"jaxtyping", "numpy", "PIL"}
 OUTSIDE_OF_API = {
     "fastapi",
     "numpy",
     "opentelemetry",
-    "PIL",
     "prometheus_client",
     "pydantic",
     "pydantic_core",
@@ -124,7 +138,15 @@ def test_arrows_point_inward(file: Path) -> None:
     assert wrong == set()
 
 
-@pytest.mark.parametrize(("package", "known"), [("method", OUTSIDE_OF_METHOD), ("api", OUTSIDE_OF_API)])
+@pytest.mark.parametrize(
+    ("package", "known"),
+    [
+        ("method", OUTSIDE_OF_METHOD),
+        ("masks", OUTSIDE_OF_MASKS),
+        ("images", OUTSIDE_OF_IMAGES),
+        ("api", OUTSIDE_OF_API),
+    ],
+)
 def test_a_package_stays_what_it_is(package: str, known: set[str]) -> None:
     roots = {name.split(".")[0] for file in (APP / package).rglob("*.py") for name in imports_of(file)}
     assert roots - set(sys.stdlib_module_names) - {"app"} <= known

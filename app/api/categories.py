@@ -12,8 +12,9 @@ from fastapi.responses import JSONResponse
 from app.api.context import Live, Maybe, SingleFieldsOnce, check_text, read_upload
 from app.api.problems import documented
 from app.api.schemas import AdapterOut, CategoryOut, ExampleOut, JobOut, Rollback, Taught, VersionOut
+from app.images.masks import read_mask
+from app.images.photo import decode_photo
 from app.services.categories import clean_name, clean_names, teaching_words
-from app.services.decode import decode_photo, one_mask
 from app.services.teaching import Lesson
 from app.wiring import Service
 
@@ -83,7 +84,7 @@ def _lesson(
     max_pixels = live.settings.max_image_pixels
     photo = decode_photo(raw_image, max_pixels=max_pixels)
     height, width = photo.rgb.shape[:2]
-    mask = one_mask(mask=raw_mask, segmentation=segmentation, box=box, photo_hw=(height, width), max_pixels=max_pixels)
+    mask = read_mask(mask=raw_mask, segmentation=segmentation, box=box, photo_hw=(height, width), max_pixels=max_pixels)
     return Lesson(name=name, photo=photo, mask=mask, prompts=teaching_words(words, name), replace=replace)
 
 
@@ -149,7 +150,7 @@ async def import_adapter(name: str, request: Request, live: Live) -> CategoryOut
 
 @router.get("/{name}/examples", responses=documented(404, 422))
 async def list_examples(name: str, live: Live) -> list[ExampleOut]:
-    """What the category was taught from."""
+    """The examples that the category was taught from."""
     return [ExampleOut.of(example) for example in await live.categories.examples(name)]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
 from app.api.problems import Problem
+from app.masks.formats import OUTPUT_FORMS
 from app.storage.categories import AdapterInfo, CategoryRecord, ExampleInfo
 from app.storage.jobs import Job, Kind, Status
 
@@ -81,7 +82,7 @@ class VersionOut(AdapterOut):
 
 
 class Rollback(BaseModel):
-    """Which version to use again."""
+    """The version to use again."""
 
     version: Annotated[int, Field(strict=True, ge=1)]
 
@@ -117,13 +118,6 @@ class ExampleOut(BaseModel):
         return cls(**{name: getattr(example, name) for name in cls.model_fields})
 
 
-class Rle(BaseModel):
-    """COCO run-length encoding, compressed."""
-
-    size: list[int]
-    counts: str
-
-
 class ImageOut(BaseModel):
     """The photo as it was read: its size after EXIF rotation, the hash of the file, and a note if there is one."""
 
@@ -134,14 +128,17 @@ class ImageOut(BaseModel):
 
 
 class BackboneRef(BaseModel):
-    """Which model answered: its name and the hash of its weights."""
+    """The model that answered: its name and the hash of its weights."""
 
     name: str
     revision: str
 
 
+Segmentation = Annotated[Any, WithJsonSchema({"anyOf": [dict(form.schema) for form in OUTPUT_FORMS.values()]})]
+
+
 class FoundOut(BaseModel):
-    """A category in the photo. `segmentation` is RLE, polygons, or a base64 PNG, as `output` says."""
+    """A category in the photo. `segmentation` is its mask in the form that `output` names."""
 
     name: str
     adapted: bool
@@ -150,7 +147,7 @@ class FoundOut(BaseModel):
     mean_probability: float
     area: int
     bbox: list[int]
-    segmentation: Rle | list[list[float]] | str
+    segmentation: Segmentation
     heatmap: str | None = None
 
 
@@ -165,7 +162,7 @@ class SegmentOut(BaseModel):
 
 
 class BatchLine(BaseModel):
-    """What is told of one photo of several: a `SegmentOut` and which photo it is, or why there is none."""
+    """One photo of a batch: its place and name, and a `SegmentOut` or the problem."""
 
     index: int
     filename: str | None

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from rich.table import Table
 
 from app.backbones.shared.family import Family
+from app.masks.pictures import overlay
 from app.method.backbone import Backbone
-from app.method.masks import overlay
 from app.method.shot import IGNORE
 
 from .evaluation import Case

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, UInt16
 
-from app.method.masks import bbox_of
+from app.masks.boxes import bbox_of
 from app.method.prediction import Prediction
 from app.method.prompts import Query
 

@@ -12,13 +12,13 @@ from jaxtyping import Float, UInt8
 from redis.asyncio import Redis
 
 from app.errors import InvalidInputError
+from app.images.photo import decode_photo
 from app.method.backbone import Backbone
 from app.method.evidence import prompt_evidence
 from app.method.infoscore import LayerStatistics, prompt_shares
 from app.method.pipeline import encode_one
 from app.method.prompts import Prompts, Query, free_background
 from app.method.scores import prompt_scores
-from app.services.decode import decode_photo
 from app.services.job_engine import JobEngine
 from app.services.models import Models
 from app.storage import keys

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from app.errors import InvalidInputError
+from app.images.photo import Photo
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone, EncodedImage
 from app.method.pipeline import MIN_RELATIVE_SCORE, Pipeline, encode_one
@@ -21,7 +22,6 @@ from app.method.refinement import REFINEMENTS
 from app.metrics import Metrics
 from app.services.adapter_cache import AdapterCache
 from app.services.clock import Clock
-from app.services.decode import Photo
 from app.services.image_cache import ImageCache
 from app.services.models import Models
 from app.services.prediction import Asked, CategoryPrediction, PhotoPrediction

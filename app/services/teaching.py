@@ -9,16 +9,17 @@ from functools import partial
 import numpy as np
 
 from app.errors import ConflictError, NotFoundError
+from app.images.masks import decode_mask
+from app.images.photo import Photo, decode_photo
+from app.masks.pictures import mask_to_png
 from app.method.backbone import Backbone
 from app.method.frame import mask_to_input
-from app.method.masks import mask_to_png
 from app.method.pipeline import encode_one
 from app.method.prompts import Prompts, Query
 from app.method.selection import Outcome, advance, select
 from app.method.shot import IGNORE, Shot
 from app.method.tuning import COMPETING_CATEGORIES, CategoryTuning, Recipe
 from app.metrics import Metrics
-from app.services.decode import Photo, decode_mask, decode_photo
 from app.services.job_engine import JobEngine
 from app.services.models import Models
 from app.storage import keys

@@ -20,8 +20,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from app.main import create_app
+from app.masks.pictures import palette
+from app.masks.rle import mask_to_rle, rle_to_mask
 from app.method.backbone import Backbone
-from app.method.masks import mask_to_rle, palette, rle_to_mask
 from app.settings import Settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -12,10 +12,10 @@ import pytest
 from docket import Worker
 from PIL import Image
 
-from app.method.masks import mask_to_png
+from app.images.photo import decode_photo
+from app.masks.pictures import mask_to_png
 from app.method.selection import Outcome, Pieces, select
 from app.method.tuning import CategoryTuning
-from app.services.decode import decode_photo
 from app.services.teaching import Lesson, make_shot
 from app.storage import keys
 from app.storage.categories import new_example

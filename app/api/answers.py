@@ -1,0 +1,157 @@
+"""Answers to `/segment` and `/segment/batch`: JSON, a label map, an overlay, and the lines of a batch."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from functools import cache
+from typing import Any
+
+import numpy as np
+from fastapi import Response
+
+from app.api.schemas import BackboneRef, FoundOut, ImageOut, SegmentOut
+from app.errors import InvalidInputError
+from app.images.photo import Photo
+from app.masks.formats import OUTPUT_FORMS
+from app.masks.pictures import MAX_LABELS, label_map_to_png, overlay, palette, probability_to_png, rgb_to_png
+from app.services.segmentation import Segmented
+
+LINES_MEDIA_TYPE = "application/x-ndjson"
+
+# OpenAPI's description of status 200, for either route.
+SEGMENT_ANSWER = {
+    "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+    "headers": {
+        "X-Categories": {
+            "schema": {"type": "string"},
+            "description": "Of a label map: its categories as a JSON list, the i-th is the pixels of value i. Left out "
+            "above 8 KiB: the PNG's iTXt chunk `categories` always has them.",
+        }
+    },
+    "description": "JSON; with `Accept: image/png` a label map, with `overlay` a picture.",
+}
+BATCH_ANSWER = {
+    "content": {LINES_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/BatchLine"}}},
+    "description": "A line per photo.",
+}
+
+# Clients and proxies refuse answers with longer headers, some from 8 KiB on.
+_MAX_HEADER_CHARACTERS = 8 * 1024
+
+
+def segment_json(photo: Photo, segmented: Segmented, *, output: str, heatmaps: bool) -> dict[str, Any]:
+    """Builds the JSON of a segmentation, as `SegmentOut`.
+
+    Args:
+        photo: The photo, for its size, hash and note.
+        segmented: Its segmentation.
+        output: Form of the masks, a key of `OUTPUT_FORMS`.
+        heatmaps: Adds each category's probability as a base64 PNG, 8-bit grey.
+
+    Returns:
+        The fields; `note` and `heatmap` only where they have a value.
+    """
+    height, width = photo.rgb.shape[:2]
+    write = OUTPUT_FORMS[output].write
+    # Most of a thousand categories are not in a photo: writing the same empty mask for each takes seconds, the same
+    # black heat map minutes. Both are shared.
+    empty = cache(lambda: write(np.zeros((height, width), bool)))
+    black = cache(lambda: _heatmap(np.zeros((height, width), np.float32)))
+    categories = []
+    for found in segmented.categories:
+        heatmap = None
+        if heatmaps:
+            heatmap = _heatmap(found.probability) if found.has_probability else black()
+        categories.append(
+            FoundOut(
+                name=found.name,
+                adapted=found.adapted,
+                adapter_version=found.adapter_version,
+                match_score=round(found.match_score, 4),
+                mean_probability=round(found.mean_probability, 4),
+                area=found.area,
+                bbox=found.bbox,
+                segmentation=write(found.mask) if found.area else empty(),
+                heatmap=heatmap,
+            )
+        )
+    answer = SegmentOut(
+        image=ImageOut(width=width, height=height, sha256=photo.sha256, note=photo.note),
+        backbone=BackboneRef(name=segmented.backbone.name, revision=segmented.backbone.revision),
+        layers=list(segmented.photo.prediction.layers),
+        categories=categories,
+        timings_ms=segmented.timings_ms,
+    )
+    return answer.model_dump(exclude_defaults=True)
+
+
+def batch_line(index: int, filename: str | None, body: dict[str, Any]) -> str:
+    """Writes one line of a batch's answer, as `BatchLine`.
+
+    Args:
+        index: Place of the photo in the request, from 0.
+        filename: Its name in the form.
+        body: Its `segment_json`, or `{"problem": …}`.
+
+    Returns:
+        JSON and a line feed.
+    """
+    return json.dumps({"index": index, "filename": filename, **body}) + "\n"
+
+
+def check_label_count(count: int) -> None:
+    """Refuses more categories than a label map can number.
+
+    Raises:
+        InvalidInputError: `count` is above `MAX_LABELS`.
+    """
+    if count > MAX_LABELS:
+        raise InvalidInputError(
+            f"A label map has room for {MAX_LABELS} categories and {count} are asked for: name fewer, or ask for JSON.",
+            field="categories",
+        )
+
+
+def label_map(segmented: Segmented) -> Response:
+    """Answers with a palette PNG of the photo's size: 0 = background, i = the i-th category.
+
+    Raises:
+        InvalidInputError: More than `MAX_LABELS` categories.
+    """
+    names = [found.name for found in segmented.categories]
+    check_label_count(len(names))  # here too: a request without names asks for all that are taught
+    png = label_map_to_png(segmented.photo.labels.astype(np.uint8), names, palette(len(names)))
+    header = json.dumps(names)  # escapes every non-ASCII character: headers carry Latin-1 only
+    headers = {"X-Categories": header} if len(header) <= _MAX_HEADER_CHARACTERS else {}
+    return Response(png, media_type="image/png", headers=headers)
+
+
+def overlay_picture(photo: Photo, segmented: Segmented) -> Response:
+    """Answers with the photo as a PNG, masks and names painted over it."""
+    masks = (found.mask for found in segmented.categories)
+    painted = overlay(photo.rgb, masks, [found.name for found in segmented.categories])
+    return Response(rgb_to_png(painted), media_type="image/png")
+
+
+def prefers_png(accept: str) -> bool:
+    """Compares the qualities of PNG and JSON in an Accept header; a tie is PNG's."""
+    best = {"png": 0.0, "json": 0.0}
+    for part in accept.split(","):
+        media, *parameters = [piece.strip() for piece in part.split(";")]
+        quality = next((_quality(p[2:]) for p in parameters if p.startswith("q=")), 1.0)
+        for kind, names in (("png", ("image/png", "image/*")), ("json", ("application/json", "application/*", "*/*"))):
+            if media.lower() in names:
+                best[kind] = max(best[kind], quality)
+    return best["png"] > 0 and best["png"] >= best["json"]
+
+
+def _quality(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def _heatmap(probability: np.ndarray) -> str:
+    return b64encode(probability_to_png(probability)).decode("ascii")

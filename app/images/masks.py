@@ -1,0 +1,237 @@
+"""Reads a caller's mask: an image file, run lengths, polygons or a box → Mask."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+import numpy as np
+from jaxtyping import UInt8
+
+from app.errors import InvalidInputError
+from app.masks import MalformedMaskError, Mask
+from app.masks.boxes import box_to_mask
+from app.masks.polygons import polygons_to_mask
+from app.masks.rle import rle_size, rle_to_mask
+
+from .files import ImageFile, open_image, size_text
+
+
+def read_mask(
+    *,
+    mask: bytes | None,
+    segmentation: str | None,
+    box: str | None,
+    photo_hw: tuple[int, int],
+    max_pixels: int,
+) -> Mask:
+    """Reads the one form of mask that a caller sent.
+
+    Args:
+        mask: A mask image. Empty counts as absent in all three: browsers send unused fields of a form empty.
+        segmentation: JSON run lengths or polygons.
+        box: JSON box.
+        photo_hw: (height, width) of the photo after EXIF rotation.
+        max_pixels: Largest width × height of a mask image.
+
+    Returns:
+        The mask `[height, width]`, with at least one pixel marked and one not.
+
+    Raises:
+        InvalidInputError: None or several were sent, or the one sent can't be used (see the readers below).
+        UnsupportedMediaError, TooLargeError: As `decode_mask`.
+    """
+    given = [name for name, value in (("mask", mask), ("segmentation", segmentation), ("box", box)) if value]
+    if len(given) != 1:
+        raise InvalidInputError(
+            "Send exactly one of mask (an image), segmentation (run lengths or polygons) and box; "
+            f"this request has {' and '.join(given) or 'none of them'}.",
+            field=given[1] if given else "mask",
+        )
+    if mask:
+        marked = decode_mask(mask, photo_hw=photo_hw, max_pixels=max_pixels)
+    elif segmentation:
+        marked = parse_segmentation(segmentation, photo_hw=photo_hw)
+    else:
+        marked = parse_box(box or "", photo_hw=photo_hw)
+    check_mask(marked, field=given[0])
+    return marked
+
+
+def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int) -> Mask:
+    """Reads a mask image: a pixel is marked if it is not zero; the file's EXIF rotation is applied.
+
+    The first rule that fits the file defines "zero":
+
+    1. 16-bit, 32-bit and floating-point grey: the value 0. (16 bits in several channels are refused: Pillow reads only
+       the upper 8.)
+    2. Some pixels fully transparent and some not: the transparent ones. Cut-outs are saved like this; their colours are
+       the object's own and may be black.
+    3. Palette: index 0, as in label maps (VOC), where colour 0 is black. If colour 0 is *not* black, an optimiser has
+       ordered the colours: then black, if a pixel has it, else index 0.
+    4. JPEG and lossy WebP, whose compression leaves no exact zeros: up to half of the brightest value.
+    5. Any other: black, every channel 0.
+
+    Args:
+        raw: The file: JPEG, PNG, WebP, BMP or TIFF.
+        photo_hw: (height, width) of the photo after EXIF rotation.
+        max_pixels: Largest width × height.
+
+    Returns:
+        The mask `[height, width]`; it may be empty (see `check_mask`).
+
+    Raises:
+        InvalidInputError: Unreadable, of 16 bits in several channels, or of another size than the photo.
+        UnsupportedMediaError: An image of another format.
+        TooLargeError: More pixels than `max_pixels`.
+    """
+    file = open_image(raw, max_pixels=max_pixels, field="mask")
+    if _is_png_of_16_bits(raw) and not file.is_numeric:
+        raise InvalidInputError(
+            "The mask is a PNG of 16 bits in several channels, of which only the upper 8 could be read. Send "
+            "16-bit grey without alpha, or 8 bits.",
+            field="mask",
+        )
+    mask = np.array(file.upright(_marked(file, is_lossy=_is_lossy(raw))), order="C")
+    if mask.shape != tuple(photo_hw):
+        is_turned = mask.shape == tuple(reversed(photo_hw))
+        raise InvalidInputError(
+            f"The mask is {size_text(mask.shape)}, the photo {size_text(photo_hw)} after EXIF rotation. Send a mask of "
+            f"the photo's size{': this one fits the photo before its EXIF rotation' if is_turned else ''}.",
+            field="mask",
+        )
+    return mask
+
+
+def parse_segmentation(text: str, *, photo_hw: tuple[int, int]) -> Mask:
+    """Reads a mask from JSON: COCO run lengths, polygons, or one flat polygon.
+
+    Args:
+        text: `{"size": [height, width], "counts": …}`, `[[x, y, …], …]` or `[x, y, …]`, in pixels of the photo.
+        photo_hw: (height, width) of the photo after EXIF rotation.
+
+    Returns:
+        The mask `[height, width]`; it may be empty (see `check_mask`).
+
+    Raises:
+        InvalidInputError: Not JSON, or none of these, or run lengths of another size than the photo.
+    """
+    value = _parsed(text, field="segmentation")
+    try:
+        if isinstance(value, dict):
+            return _sized_rle_to_mask(value, photo_hw=photo_hw)
+        is_flat = isinstance(value, list) and value and not any(isinstance(item, list) for item in value)
+        return polygons_to_mask([value] if is_flat else value, photo_hw)
+    except MalformedMaskError as error:
+        raise InvalidInputError(
+            f'The segmentation can\'t be used: {error}. Send COCO run lengths {{"size": [height, width], "counts": …}} '
+            "or polygons [[x, y, x, y, …], …] in pixels.",
+            field="segmentation",
+        ) from error
+
+
+def parse_box(text: str, *, photo_hw: tuple[int, int]) -> Mask:
+    """Reads a box from JSON as a coarse mask.
+
+    Args:
+        text: `[x, y, width, height]` in pixels of the photo. Half a pixel beyond its edge is rounding and is cut off.
+        photo_hw: (height, width) of the photo after EXIF rotation.
+
+    Returns:
+        The mask `[height, width]`: the pixels whose centre lies in the box.
+
+    Raises:
+        InvalidInputError: Not JSON, not a box, or not inside the photo.
+    """
+    value = _parsed(text, field="box")
+    try:
+        mask = box_to_mask(value, photo_hw)
+    except MalformedMaskError as error:
+        raise InvalidInputError(
+            f"The box can't be used: {error}. Send [x, y, width, height] in pixels.", field="box"
+        ) from error
+    x, y, width, height = map(float, value)
+    if min(x, y) < -0.5 or x + width > photo_hw[1] + 0.5 or y + height > photo_hw[0] + 0.5:
+        raise InvalidInputError(
+            f"The box reaches from ({x:g}, {y:g}) to ({x + width:g}, {y + height:g}), beyond the photo of "
+            f"{size_text(photo_hw)}. Send [x, y, width, height] in pixels of the photo after EXIF rotation.",
+            field="box",
+        )
+    return mask
+
+
+def check_mask(mask: Mask, *, field: str = "mask") -> None:
+    """Refuses a mask from which nothing can be learnt.
+
+    Args:
+        mask: `[height, width]`.
+        field: The form field that an error names.
+
+    Raises:
+        InvalidInputError: No pixel is marked, or all are.
+    """
+    if not mask.any():
+        raise InvalidInputError(
+            f"The {field} marks no pixel of the photo. Mark the category, inside the photo.", field=field
+        )
+    if mask.all():
+        raise InvalidInputError(
+            f"The {field} marks the whole photo, so nothing is left as background. Mark the category only.", field=field
+        )
+
+
+def _marked(file: ImageFile, *, is_lossy: bool) -> Mask:
+    """Marks the stored pixels that are not zero, by the rules of `decode_mask`."""
+    if file.is_numeric:
+        return file.numbers().astype(bool)
+    alpha = file.alpha()
+    if alpha is not None and alpha.any() and not alpha.all():
+        return alpha.astype(bool)
+    if file.mode == "P":
+        return _marked_by_index(file.pixels(), file.palette())
+    values = file.pixels() if file.mode in ("1", "L") else file.pixels("RGB")
+    levels = (values.max(axis=2) if values.ndim == 3 else values).astype(np.uint8)
+    zero = levels.max() // 2 if is_lossy else 0
+    is_marked: Mask = levels > zero
+    return is_marked
+
+
+def _marked_by_index(index: UInt8[np.ndarray, "height width"], colours: UInt8[np.ndarray, "colour 3"]) -> Mask:
+    is_background = np.zeros(256, dtype=bool)
+    is_background[: len(colours)] = ~colours.any(axis=1)
+    if is_background[0] or not is_background[index].any():
+        is_background[:] = np.arange(256) == 0
+    is_marked: Mask = ~is_background[index]
+    return is_marked
+
+
+def _is_png_of_16_bits(raw: bytes) -> bool:
+    """Reads the bit depth from the header, as Pillow doesn't give it."""
+    return raw.startswith(b"\x89PNG") and raw[24:25] == b"\x10"
+
+
+def _is_lossy(raw: bytes) -> bool:
+    return raw.startswith(b"\xff\xd8") or (raw.startswith(b"RIFF") and raw[12:16] == b"VP8 ")
+
+
+def _parsed(text: str, *, field: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"The {field} is not JSON that can be read: {error}.", field=field) from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _sized_rle_to_mask(rle: dict[str, object], *, photo_hw: tuple[int, int]) -> Mask:
+    """Decodes run lengths if their size is the photo's, so that no larger mask is ever allocated."""
+    rle_hw = rle_size(rle)
+    if rle_hw != tuple(photo_hw):
+        raise InvalidInputError(
+            f"The segmentation is for {size_text(rle_hw)}, the photo is {size_text(photo_hw)} after EXIF rotation. "
+            f"Send run lengths of the photo's size; size is [height, width], so [{photo_hw[0]}, {photo_hw[1]}].",
+            field="segmentation",
+        )
+    return rle_to_mask(rle)

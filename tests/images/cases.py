@@ -1,0 +1,40 @@
+"""A photo, a mask and files of them that the tests of `app.images` share."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+
+HW = (23, 31)
+MAX_PIXELS = 10_000
+COLOURED = np.random.default_rng(7).integers(0, 256, (*HW, 3), dtype=np.uint8)
+MARKED = np.zeros(HW, dtype=bool)
+MARKED[5:16, 3:20] = True
+MARKED[7, 11] = False
+
+
+def file_of(image: Image.Image | np.ndarray, file_format: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, file_format, **options)
+    return file.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif
+
+
+def png_header(width: int, height: int, *, depth: int = 8, colour_type: int = 2, pixels: bytes = bytes(99)) -> bytes:
+    """A PNG that promises a size; by default it holds next to nothing."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")

@@ -1,0 +1,92 @@
+"""Run lengths are COCO's, every mask round-trips, and wrong ones are refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from app.masks.rle import mask_to_rle, rle_to_mask
+from tests.masks.cases import CORNERED, coco_decoded, json_values, small_masks
+
+
+class TestRunLengths:
+    def test_counts_go_down_the_columns(self) -> None:
+        assert mask_to_rle(CORNERED) == {"size": [3, 5], "counts": "735"}
+
+    def test_both_spellings_are_read(self) -> None:
+        for counts in ("735", [7, 3, 5], [7, 1, 0, 2, 5, 0]):
+            assert np.array_equal(rle_to_mask({"size": [3, 5], "counts": counts}), CORNERED)
+
+    def test_it_is_ready_for_json(self) -> None:
+        assert json.loads(json.dumps(mask_to_rle(CORNERED)))["size"] == [3, 5]
+
+    @given(small_masks)
+    def test_round_trip_and_pycocotools_agree(self, mask: np.ndarray) -> None:
+        rle = mask_to_rle(mask)
+        assert np.array_equal(rle_to_mask(rle), mask)
+        assert np.array_equal(coco_decoded(dict(rle)), mask)
+
+    @pytest.mark.parametrize("runs", [[0, 1_000_003], [1_000_003], [500_000, 3, 500_000], [31, 32, 999_940]])
+    def test_long_runs_need_several_characters(self, runs: list[int]) -> None:
+        rle = coco_mask.frPyObjects({"size": [1_000_003, 1], "counts": runs}, 1_000_003, 1)
+        mask = rle_to_mask({"size": [1_000_003, 1], "counts": rle["counts"].decode()})
+        assert np.array_equal(mask, rle_to_mask({"size": [1_000_003, 1], "counts": runs}))
+        assert mask_to_rle(mask)["counts"].encode() == rle["counts"]
+
+    @pytest.mark.parametrize(
+        "rle",
+        [
+            None,
+            [],
+            {},
+            {"size": [3, 5]},
+            {"counts": "735"},
+            {"size": [3], "counts": "735"},
+            {"size": [3, -5], "counts": "735"},
+            {"size": [0, 5], "counts": []},
+            {"size": [3.0, 5.0], "counts": "735"},
+            {"size": [True, 15], "counts": [15]},
+            {"size": [3, 5], "counts": None},
+            {"size": [3, 5], "counts": b"735"},
+            {"size": [3, 5], "counts": ""},
+            {"size": [3, 5], "counts": []},
+            {"size": [3, 5], "counts": "73"},  # one run short
+            {"size": [3, 5], "counts": "736"},  # one pixel over
+            {"size": [3, 5], "counts": "73\u00e9"},
+            {"size": [3, 5], "counts": "73\ud800"},
+            {"size": [3, 5], "counts": "73p"},  # the first character above the alphabet
+            {"size": [3, 5], "counts": "73U"},  # says that it goes on, and ends
+            {"size": [3, 5], "counts": "o" * 4000 + "0"},  # one number of 4,000 digits
+            {"size": [3, 5], "counts": "O735"},  # a negative run
+            {"size": [3, 5], "counts": [7, 3]},
+            {"size": [3, 5], "counts": [7, 3, 5.0]},
+            {"size": [3, 5], "counts": [7, True, 7]},
+            {"size": [3, 5], "counts": [20, -5]},
+            {"size": [3, 5], "counts": [2**64 + 15]},
+            {"size": [10**9, 10**9], "counts": [15]},
+            {"size": [10**400, 1], "counts": "735"},
+        ],
+    )
+    def test_anything_else_is_refused_before_memory_is_touched(self, rle: object) -> None:
+        with pytest.raises(ValueError, match="expected"):
+            rle_to_mask(rle)
+
+    @given(st.text(alphabet=[chr(code) for code in range(46, 114)], max_size=12))
+    def test_a_string_of_its_alphabet_is_read_as_pycocotools_would_or_refused(self, counts: str) -> None:
+        try:
+            mask = rle_to_mask({"size": [3, 5], "counts": counts})
+        except ValueError:
+            return
+        assert np.array_equal(mask, coco_decoded({"size": [3, 5], "counts": counts}))
+
+    @given(json_values)
+    def test_any_json_is_read_or_refused(self, value: object) -> None:
+        for reader in (rle_to_mask, lambda item: rle_to_mask({"size": [3, 5], "counts": item})):
+            with contextlib.suppress(ValueError):
+                assert reader(value).dtype == bool
