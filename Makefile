@@ -1,16 +1,16 @@
-# Everything a person or CI does here. `make demo` and `make test` need nothing but Python 3.11.
+# All commands of developers and CI. `make demo` and `make test` need only Python 3.11.
 PYTHON ?= python3.11
 VENV := .venv
-# Where torch comes from, if not from pip's own index: https://download.pytorch.org/whl/cpu saves gigabytes of CUDA.
+# Index for torch instead of PyPI: https://download.pytorch.org/whl/cpu avoids gigabytes of CUDA packages.
 TORCH_INDEX ?=
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test serve lint bench weights format clean
+.PHONY: install demo test serve lint bench docs weights format clean
 
 install: $(INSTALLED)
 
-# torch first and alone, with its exact version: resolving it as a dependency of others may pick a build with CUDA.
+# torch first and alone, at its exact version: as a dependency of other packages pip may pick a CUDA build.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade-strategy only-if-needed $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
@@ -38,8 +38,12 @@ format: install
 bench: install
 	$(PY) -m benchmarks.run
 
-# Photos to train on: see docs/embedded-model.md. Memory is kept by the process instead of asked for at every step, which
-# makes training a third faster.
+# Writes docs/settings.md, docs/metrics.md and docs/code.md from the code.
+docs: install
+	$(PY) -m docs.generate
+
+# Photos to train on: see docs/embedded-model.md. The MALLOC settings keep freed memory in the process, which makes
+# training a third faster.
 DATA ?= ../shared/data
 weights: install
 	mkdir -p build

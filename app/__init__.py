@@ -4,8 +4,7 @@ import os
 
 __version__ = "0.1.0"
 
-# How long a thread of OpenMP's team turns in a circle before it sleeps, in turns; read when torch is loaded. The usual
-# 300,000 keep a core from whoever else wants it: beside one busy process a photo then took fifteen times as long
-# (docs/performance.md).
+# Number of spins of a waiting OpenMP thread before it sleeps; read when torch is loaded. The default of 300,000 keeps
+# other processes off the core: beside one busy process a photo took fifteen times as long (training/NOTEBOOK.md).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -1,4 +1,4 @@
-"""The command line. `python -m app --help` lists what it does."""
+"""Entry point of the command line: `python -m app --help` lists the commands."""
 
 from app.cli import main
 

@@ -1,4 +1,4 @@
-"""The commands. An error is one sentence and a non-zero exit."""
+"""The commands of the command line. An error is one sentence and a non-zero exit code."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ errors = Console(stderr=True)
 Url = Annotated[str, typer.Option(help="Address of a running service.")]
 Key = Annotated[
     str | None,
-    typer.Option(help="An API key, if the service asks for one.", envvar="EXEMPLAR_API_KEY"),
+    typer.Option(help="An API key, if the service requires one.", envvar="EXEMPLAR_API_KEY"),
 ]
 
 
 def main() -> None:
-    """Run a command; a refusal is one sentence, not a traceback."""
+    """Run a command; an expected error is printed as one sentence, without a traceback."""
     try:
         sys.exit(app(standalone_mode=False))
     except AppError as error:
@@ -64,7 +64,7 @@ def main() -> None:
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (EXEMPLAR_HOST).")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one (EXEMPLAR_PORT).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one (EXEMPLAR_PORT).")] = None,
 ) -> None:
     """Run the HTTP service."""
     settings = _settings(host=host, port=port)
@@ -75,7 +75,7 @@ def serve(
 
 @app.command()
 def worker() -> None:
-    """Work on jobs without HTTP, beside services that share the store."""
+    """Run jobs without HTTP, beside services that share the store."""
     from app.worker import run_worker
 
     settings = Settings()
@@ -86,9 +86,9 @@ def worker() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the overlay is written.")] = Path("build/demo.png"),
+    out: Annotated[Path, typer.Option(help="File to write the overlay to.")] = Path("build/demo.png"),
 ) -> None:
-    """Start a service of its own, teach three categories, segment other photos, show the result."""
+    """Start a temporary service, teach three categories, segment other photos, show the result."""
     from app.demo import run_demo
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -101,8 +101,8 @@ def register(
     name: Annotated[str, typer.Argument(help="The category's name.")],
     image: Annotated[Path, typer.Argument(help="A photo.", exists=True, dir_okay=False)],
     mask: Annotated[Path, typer.Argument(help="A mask of the photo's size; non-zero = the category.", exists=True)],
-    prompt: Annotated[list[str] | None, typer.Option(help="Another word for it; repeatable.")] = None,
-    replace: Annotated[bool, typer.Option(help="Start anew instead of adding a shot.")] = False,
+    prompt: Annotated[list[str] | None, typer.Option(help="Another word for the category; repeatable.")] = None,
+    replace: Annotated[bool, typer.Option(help="Replace the earlier examples instead of adding one.")] = False,
     url: Url = "http://127.0.0.1:8000",
     key: Key = None,
 ) -> None:
@@ -126,16 +126,20 @@ def register(
 
 @app.command()
 def segment(
-    images: Annotated[list[Path], typer.Argument(help="One photo or several.", exists=True, dir_okay=False)],
-    category: Annotated[list[str] | None, typer.Option(help="A name; repeatable; none = every one taught.")] = None,
-    overlay: Annotated[Path | None, typer.Option(help="Write the one photo with masks and names here, as PNG.")] = None,
+    images: Annotated[list[Path], typer.Argument(help="One or several photos.", exists=True, dir_okay=False)],
+    category: Annotated[
+        list[str] | None, typer.Option(help="A category; repeatable; default: every category taught.")
+    ] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Write the photo with masks and names to this file, as PNG; one photo only.")
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the service's answer; of several photos a line for each.")
+        bool, typer.Option("--json", help="Print the response as JSON; one line per photo if there are several.")
     ] = False,
     url: Url = "http://127.0.0.1:8000",
     key: Key = None,
 ) -> None:
-    """Segment photos with a running service; exit 1 if it can't read one of several."""
+    """Segment photos with a running service; exit code 1 if one of several can't be read."""
     from app.client import Client
 
     names = category or []
@@ -192,7 +196,7 @@ def _row(found: dict[str, Any]) -> tuple[str, ...]:
 
 @app.command()
 def parity(files: Annotated[list[Path], typer.Argument(help="Golden cases (safetensors).", exists=True)]) -> None:
-    """Compare the method with outputs of the authors' code; exit 1 where it is too far off."""
+    """Compare the method with outputs of the authors' code; exit code 1 if a difference is too large."""
     from app.research.parity import check
 
     good = True
@@ -212,33 +216,39 @@ def evaluate(
     protocol: Annotated[
         Literal["words", "one-shot", "joint", "interference"],
         typer.Option(
-            help="Names only; an adapter per class from --shots photos; the authors' joint tuning; or what teaching "
-            "one class does to the others."
+            help="words: names only; one-shot: an adapter per class from --shots photos; joint: the authors' joint "
+            "tuning; interference: change of the other classes when one class is taught."
         ),
     ] = "words",
     method: Annotated[
-        Literal["attention", "prototype"], typer.Option(help="prototype = the baseline of frozen features.")
+        Literal["attention", "prototype"], typer.Option(help="prototype: the baseline of frozen features.")
     ] = "attention",
-    prompts: Annotated[Literal["present", "all"], typer.Option(help="Classes asked for in a photo.")] = "present",
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of the supports.")] = 3,
+    prompts: Annotated[
+        Literal["present", "all"], typer.Option(help="Classes requested in a photo: those present, or all.")
+    ] = "present",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of draws of the supports.")] = 3,
     shots: Annotated[int, typer.Option(min=1, help="Supports per class.")] = 1,
     joint_epochs: Annotated[
         int, typer.Option(min=1, help="Passes of joint over its supports (the authors: 5 on PASCAL, 2 on COCO).")
     ] = 2,
     split: Annotated[str | None, typer.Option(help="Only this split of the index.")] = None,
     ids: Annotated[Path | None, typer.Option(help="JSON list of photo ids to keep.", exists=True)] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many photos.")] = None,
-    size: Annotated[Literal["original", "input"], typer.Option(help="Where masks are compared.")] = "original",
-    crf: Annotated[bool, typer.Option(help="Also with the CRF; interference is measured without.")] = True,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of photos.")] = None,
+    size: Annotated[
+        Literal["original", "input"],
+        typer.Option(help="Size at which masks are compared: the photo's, or the network input's."),
+    ] = "original",
+    crf: Annotated[bool, typer.Option(help="Also measure with the CRF; interference is measured without.")] = True,
     layers: Annotated[str | None, typer.Option(help="Layers to read, such as 0,3.")] = None,
     tiles: Annotated[bool | None, typer.Option(help="As EXEMPLAR_TILES.")] = None,
     backbone: Annotated[str | None, typer.Option(help="As EXEMPLAR_BACKBONE.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="Write good, middling and failed cases here, as PNG; not of interference.")
+        Path | None,
+        typer.Option(help="Draw good, middling and failed cases into this file, as PNG; not for interference."),
     ] = None,
 ) -> None:
-    """Measure mIoU on a folder of photos with masks, each protocol beside the words alone."""
+    """Measure mIoU on a folder of photos with masks; every protocol beside the words alone."""
     if pictures and protocol == "interference":
         raise InvalidInputError(
             "--pictures draws what was found in a photo, and --protocol interference finds something else for every "
@@ -302,9 +312,11 @@ def evaluate(
 
 @app.command(name="key")
 def make_key(
-    scope: Annotated[Scope, typer.Argument(help="Look and segment, teach too, or everything.")] = "teach",
+    scope: Annotated[
+        Scope, typer.Argument(help="read: read and segment; teach: also teach; admin: everything.")
+    ] = "teach",
 ) -> None:
-    """Make an API key: one line for its holder, one for EXEMPLAR_API_KEYS of the service."""
+    """Make an API key: one line for the caller, one for EXEMPLAR_API_KEYS of the service."""
     key = secrets.token_urlsafe(32)
     print(f"key      {key}")
     print(f"setting  {scope}:{hashlib.sha256(key.encode()).hexdigest()}")
@@ -312,12 +324,10 @@ def make_key(
 
 @app.command(name="backbones")
 def list_backbones(
-    loaded: Annotated[
-        bool, typer.Option(help="Also load the models of EXEMPLAR_BACKBONE and tell what they take.")
-    ] = True,
+    loaded: Annotated[bool, typer.Option(help="Also load the models of EXEMPLAR_BACKBONE and show their size.")] = True,
     backbone: Annotated[str | None, typer.Option(help="As EXEMPLAR_BACKBONE.")] = None,
 ) -> None:
-    """The families of models, what each offers, and what those of EXEMPLAR_BACKBONE take."""
+    """List the model families and their properties, and the models of EXEMPLAR_BACKBONE with their size."""
     from app.research.report import as_backbone_table, as_family_table
     from app.wiring import backbone_loaders, family_list
 
@@ -330,7 +340,7 @@ def list_backbones(
 
 
 async def _serve(settings: Settings) -> None:
-    """Start the parts first, so that what is missing is one sentence; then listen until SIGINT or SIGTERM."""
+    """Start the components first, so that a missing one is one sentence; then listen until SIGINT or SIGTERM."""
     import uvicorn
 
     from app.main import create_app
@@ -343,17 +353,17 @@ async def _serve(settings: Settings) -> None:
             host=settings.host,
             port=settings.port,
             log_config=None,
-            # Enough for a request in hand; an event stream that is open then is cut, and its client asks again.
+            # Enough for current requests; an open event stream is cut after it, and its client reconnects.
             timeout_graceful_shutdown=10,
         )
-        # uvicorn raises the signal again when it has stopped: the parts are still to be stopped then.
+        # uvicorn raises the signal again after it has stopped, when the components still have to be stopped.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         await uvicorn.Server(config).serve()
 
 
 async def _check_address(host: str, port: int) -> None:
-    """Refuse at the start an address where uvicorn would leave the program, after the models have been loaded.
+    """Check the address before the models are loaded; uvicorn would exit the process only afterwards.
 
     Raises:
         UnavailableError: If the port is taken, or the address is not this machine's.
@@ -368,17 +378,17 @@ async def _check_address(host: str, port: int) -> None:
 
 
 def progress_bar(on: Console) -> Progress:
-    """The bar of every long command."""
+    """Progress bar of the long commands."""
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=on
     )
 
 
 def _check_writable(file: Path) -> None:
-    """Refuse at the start what would fail at the end, after minutes of work.
+    """Check an output file before the work, which may take minutes.
 
     Raises:
-        InvalidInputError: If there is no such folder, or no right to write.
+        InvalidInputError: If the folder doesn't exist, or the file can't be written.
     """
     if file.is_dir():
         raise InvalidInputError(f"{file} is a folder: name a file in it.")

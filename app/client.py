@@ -1,4 +1,4 @@
-"""A small client of the HTTP API, for the command line and the demo."""
+"""Small client of the HTTP API, for the command line and the demo."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ import httpx2 as httpx
 
 from app.errors import AppError, InvalidInputError, UnavailableError
 
-# A thousand categories on a slow machine take a while.
+# A request with a thousand categories on a slow machine.
 _TIMEOUT_S = 300.0
 
-# A service that restarts is back by then.
+# Time for a service to restart.
 _TRIES = 5
 _PAUSE_S = 1.0
 _AT_WORK = ("queued", "running")
-# Photos of one request: few enough for its size, enough to keep the service at work.
+# Photos per request: few enough for the size limit, enough to keep the service busy.
 _BATCH = 8
 
-# Visible ASCII: what a header can carry and nobody strips.
+# Visible ASCII: valid in a header and never stripped.
 _KEY = re.compile(r"[!-~]+")
 
 Json = dict[str, Any]
 
 
 class Client:
-    """Talks to a running service.
+    """Client of one running service.
 
     Args:
-        url: Its address.
-        key: An API key, if it asks for one.
+        url: Address of the service.
+        key: An API key, if the service requires one.
     """
 
     def __init__(self, url: str, *, key: str | None = None) -> None:
@@ -59,17 +59,17 @@ class Client:
         self._http.close()
 
     def ready(self) -> bool:
-        """Whether the service is ready; False too while nobody listens yet."""
+        """Return True if the service is ready, False if it is not ready or does not listen."""
         try:
             return bool(self._http.get("/readyz").status_code == 200)
         except httpx.TransportError:
             return False
 
     def teach(self, name: str, image: Path, mask: Path, *, prompts: Sequence[str] = (), replace: bool = False) -> Json:
-        """Send an example; returns its job.
+        """Send an example and return its job.
 
         Raises:
-            AppError: If the service refuses it or can't be reached; the same holds for every call.
+            AppError: If the service refuses it or can't be reached; this holds for every method.
         """
         answer = self._send(
             "POST",
@@ -81,7 +81,7 @@ class Client:
         return job
 
     def follow(self, job_id: str) -> Iterator[Json]:
-        """The job at every change, the terminal state last; a stream that is cut is asked for again."""
+        """Yield the job at every change, its final state last; reconnects if the stream is cut."""
         for tries_left in reversed(range(_TRIES)):
             try:
                 with self._http.stream("GET", f"/jobs/{job_id}/events") as stream:
@@ -99,19 +99,19 @@ class Client:
         raise UnavailableError(f"The events of job {job_id} end before it does: ask for GET /jobs/{job_id} later.")
 
     def category(self, name: str) -> Json:
-        """One category."""
+        """Return one category."""
         return self._send("GET", f"/categories/{quote(name, safe='')}")
 
     def segment(self, image: Path, categories: Sequence[str]) -> Json:
-        """Segment a photo; no categories = every one taught."""
+        """Segment a photo; no categories = every category taught."""
         return self._send(
             "POST", "/segment", files={"image": image.read_bytes()}, data={"categories": list(categories)}
         )
 
     def batch(self, images: Sequence[Path], categories: Sequence[str]) -> Iterator[Json]:
-        """Segment several photos: what is found in each, or its problem, as soon as it is there.
+        """Segment several photos; yield the result or the problem of each as soon as it arrives.
 
-        `index` is the photo's place in `images`.
+        `index` is the position of the photo in `images`.
         """
         for start in range(0, len(images), _BATCH):
             some = images[start : start + _BATCH]
@@ -130,7 +130,7 @@ class Client:
                 raise self._unreachable(error) from error
 
     def overlay(self, image: Path, categories: Sequence[str]) -> bytes:
-        """The photo with coloured masks and names, as PNG."""
+        """Return the photo with coloured masks and names, as PNG."""
         answer = self._request(
             "POST",
             "/segment?overlay=true",
@@ -153,7 +153,7 @@ class Client:
         return answer
 
     def _check(self, answer: httpx.Response, media_type: str) -> None:
-        """Refuse what is an error, or of another kind than our service answers: a page for people, say."""
+        """Raise an AppError for an error, or for a media type that our service would not send."""
         if answer.is_error:
             answer.read()
             raise AppError(_detail(answer))

@@ -1,4 +1,4 @@
-"""The demo: a service of its own on a free port, three categories taught from a photo each, other photos segmented."""
+"""The demo: start a service on a free port, teach three categories from one photo each, segment other photos."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STOP_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class RunningService:
-    """Where a service answers, and its process."""
+    """URL and process id of a running service."""
 
     url: str
     pid: int
@@ -41,7 +41,7 @@ class RunningService:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A category and the one photo it is taught from."""
+    """A category and the photo it is taught from."""
 
     name: str
     photo: str
@@ -49,7 +49,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Question:
-    """A photo, the categories to look for in it, and for some of them the true mask, drawn by hand."""
+    """A photo, the categories to segment in it, and for some of them the true mask, drawn by hand."""
 
     photo: str
     masks: dict[str, str]
@@ -69,10 +69,10 @@ QUESTIONS = (
 
 
 def run_demo(console: Console, out: Path) -> None:
-    """Run it; every number in the table comes from the service's own answers.
+    """Run the demo; every number in the table comes from the responses of the service.
 
     Raises:
-        AppError: If the service doesn't start or refuses something.
+        AppError: If the service doesn't start or refuses a request.
     """
     with running_service(console) as service, Client(service.url) as client:
         for lesson in LESSONS:
@@ -83,12 +83,12 @@ def run_demo(console: Console, out: Path) -> None:
             _ask(client, question, table)
             pictures.append(client.overlay(EXAMPLES / f"{question.photo}.jpg", list(question.masks)))
         console.print(table)
-        side_by_side(pictures).save(out, format="PNG")  # whatever it is called
+        side_by_side(pictures).save(out, format="PNG")  # whatever its file extension
         console.print(f"Overlay: [bold]{out}[/bold]")
 
 
 def side_by_side(pictures: list[bytes], height: int = 320) -> Image.Image:
-    """Pictures of one height in a row."""
+    """The pictures in one row, scaled to the same height."""
     images = [Image.open(BytesIO(picture)).convert("RGB") for picture in pictures]
     images = [image.resize((round(image.width * height / image.height), height)) for image in images]
     row = Image.new("RGB", (sum(image.width for image in images), height))
@@ -101,10 +101,10 @@ def side_by_side(pictures: list[bytes], height: int = 320) -> Image.Image:
 
 @contextmanager
 def running_service(console: Console, **settings: str) -> Iterator[RunningService]:
-    """A service on its embedded parts, in a folder and on a port of its own, stopped at the end whatever happens.
+    """Run a service with the embedded model and store, in a temporary folder, on a free port; stop it at the end.
 
     Args:
-        settings: By their names in `Settings`; all others have their defaults.
+        settings: Settings by their names in `Settings`; all others have their defaults.
     """
     with tempfile.TemporaryDirectory(prefix="exemplar-demo-") as folder:
         port = _free_port()

@@ -1,17 +1,17 @@
-"""The errors a caller can mend. Each carries its HTTP status and a sentence that says what to do.
+"""Errors that a caller can correct. Each carries its HTTP status and a sentence that says what to do.
 
-A programmer's error is a `ValueError` ("expected, got"); it is never turned into an answer.
+A programmer's error is a `ValueError` ("expected …, got …") and is answered with 500.
 """
 
 from __future__ import annotations
 
 
 class AppError(Exception):
-    """A refusal that reaches the caller as RFC 9457 `problem+json`, or as one sentence on the command line.
+    """Base class: reaches the caller as RFC 9457 `problem+json`, or as one sentence on the command line.
 
     Args:
         detail: What is wrong with this request and what to do about it.
-        field: The name of the request's field that is at fault, if there is one.
+        field: Name of the request field at fault, if any.
         retry_after_s: Seconds after which the same call may succeed; becomes `Retry-After`.
     """
 
@@ -26,56 +26,56 @@ class AppError(Exception):
 
 
 class InvalidInputError(AppError):
-    """The request was understood and its content can't be used."""
+    """The request was parsed, but its content can't be used."""
 
     status = 422
     title = "Invalid input"
 
 
 class TooLargeError(AppError):
-    """A size limit was exceeded; the sentence names the limit and its setting."""
+    """A size limit was exceeded; the detail names the limit and its setting."""
 
     status = 413
     title = "Too large"
 
 
 class UnsupportedMediaError(AppError):
-    """The upload is of a kind that isn't read."""
+    """The format of the upload is not supported."""
 
     status = 415
     title = "Unsupported media type"
 
 
 class NotFoundError(AppError):
-    """The thing named does not exist."""
+    """The named resource does not exist."""
 
     status = 404
     title = "Not found"
 
 
 class UnauthorizedError(AppError):
-    """The caller has not said who it is."""
+    """The caller sent no key, or an unknown one."""
 
     status = 401
     title = "Unauthorized"
 
 
 class ForbiddenError(AppError):
-    """The caller may not do this."""
+    """The caller is not allowed to do this."""
 
     status = 403
     title = "Forbidden"
 
 
 class ConflictError(AppError):
-    """The state of the thing named does not allow this."""
+    """The state of the named resource does not allow this."""
 
     status = 409
     title = "Conflict"
 
 
 class OverloadedError(AppError):
-    """The queue is full; the same call will succeed later."""
+    """The queue is full; the same call may succeed later."""
 
     status = 503
     title = "Overloaded"
@@ -85,7 +85,7 @@ class OverloadedError(AppError):
 
 
 class UnavailableError(AppError):
-    """A part that the service needs (the store, a model) does not answer."""
+    """A component that the service needs (the store, a model) does not answer."""
 
     status = 503
     title = "Unavailable"

@@ -1,4 +1,4 @@
-"""Log lines as text or JSON, each with the ids of what it is about, its trace's among them."""
+"""Log lines as text or JSON, each with the ids of its request, job, category and trace."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pythonjsonlogger.json import JsonFormatter
 _TEXT = "%(asctime)s %(levelname)-7s %(name)s  %(message)s%(ids)s"
 _JSON = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
-_IDS: ContextVar[dict[str, str]] = ContextVar("ids", default={})  # noqa: B039  # never changed, only replaced
+_IDS: ContextVar[dict[str, str]] = ContextVar("ids", default={})  # noqa: B039  # never mutated, only replaced
 
 
 @contextmanager
 def about(**ids: str | None) -> Iterator[None]:
-    """Name what the lines inside are about, such as `request_id`, `job_id` or `category`."""
+    """Add ids such as `request_id`, `job_id` or `category` to every line logged inside."""
     token = _IDS.set({**_IDS.get(), **{name: value for name, value in ids.items() if value is not None}})
     try:
         yield
@@ -28,7 +28,7 @@ def about(**ids: str | None) -> Iterator[None]:
 
 
 def configure(form: Literal["text", "json"]) -> None:
-    """Send all log lines of the process to the standard error stream in that form."""
+    """Send all log lines of the process to the standard error stream in this form."""
     handler = logging.StreamHandler()
     handler.addFilter(_with_ids if form == "text" else _with_fields)
     handler.setFormatter(logging.Formatter(_TEXT) if form == "text" else JsonFormatter(_JSON))

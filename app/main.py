@@ -1,4 +1,4 @@
-"""The HTTP application: routes on top of the wired service."""
+"""The HTTP application: routes and middleware on top of the wired service."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from app.wiring import Service, service
 
 _MANY_IMAGES = frozenset({"/layers/rank", "/segment/batch"})
 
-# What monitoring asks every few seconds.
+# Requested by monitoring every few seconds.
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
-# What is read of a form at all, beyond all that settings allow: two lists of ten thousand names, a thousand photos.
-# What is too many is then refused by its own name.
+# Upper bounds for parsing a form, above everything that settings allow: two lists of ten thousand names, a thousand
+# photos. Smaller excesses are then refused by the limit that applies.
 _MAX_FORM_FIELDS = 30_000
 _MAX_FORM_FILES = 2000
 
@@ -32,12 +32,12 @@ _MAX_FORM_FILES = 2000
 def create_app(
     settings: Settings | None = None, *, loaded: Sequence[Backbone] | None = None, live: Service | None = None
 ) -> FastAPI:
-    """The application.
+    """Create the application.
 
     Args:
-        settings: From the environment if None.
-        loaded: Backbones to use instead of those that the settings name.
-        live: A service that runs already; without one, the application's lifespan starts and stops its own.
+        settings: Read from the environment if None.
+        loaded: Backbones to use instead of those named in the settings.
+        live: A running service; without one, the application's lifespan starts and stops its own.
     """
     resolved = settings or Settings()
 
@@ -54,11 +54,11 @@ def create_app(
         version=package.__version__,
         description="Learns to segment a category from one example.",
         lifespan=lifespan,
-        docs_url=None,  # ours needs nothing from elsewhere
+        docs_url=None,  # app/api/docs.py serves it without external files
         redoc_url=None,
-        # A span per request and none of its parts, which are the framework's; Prometheus has the metrics.
+        # One span per request, without spans for the framework's own operations; Prometheus has the metrics.
         telemetry={"metrics": False, "logs": False, "operation_spans": False, "exclude": _is_probe},
-        # A path with one slash too many is a mistake to be told, not an address to be sent to.
+        # A path with an extra slash is answered with 404, not with a redirect.
         redirect_slashes=False,
         form_limits={
             "max_fields": _MAX_FORM_FIELDS,
@@ -69,7 +69,7 @@ def create_app(
     for module in (categories, segment, jobs, layers, health, page, docs):
         app.include_router(module.router)
     problems.install(app)
-    # The last one added is the first to see a request.
+    # The middleware added last sees a request first.
     app.add_middleware(WholeNames)
     app.add_middleware(BodyLimit, max_upload_bytes=resolved.max_upload_bytes, many_images_paths=_MANY_IMAGES)
     app.add_middleware(Access, keys=resolved.key_scopes, allow_anonymous=resolved.allow_anonymous)
@@ -83,10 +83,10 @@ def _is_probe(scope: Scope) -> bool:
 
 
 class _Application(FastAPI):
-    """FastAPI with what it can't know in its OpenAPI document: schemas of what is not plain JSON, and the keys."""
+    """FastAPI whose OpenAPI document also has the schemas of non-JSON responses and the API keys."""
 
     def openapi(self) -> dict[str, Any]:
-        """The document; made once."""
+        """Return the OpenAPI document."""
         document = super().openapi()
         for model in (problems.Problem, BatchLine):
             described = model.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -1,12 +1,12 @@
-"""Ray Serve's way in: replicas of the same application on the same wiring, on one machine or many.
+"""Entry point for Ray Serve: replicas of the same application on the same wiring, on one machine or many.
 
     EXEMPLAR_REDIS_URL=redis://… serve run app.ray_serve:build replicas=2
 
-Ray starts, watches, replaces and scales the replicas and shares requests out among them; what waits for a model waits
-in its lane, as everywhere. docs/ray.md says how to run it and what was measured.
+Ray starts, monitors, replaces and scales the replicas and distributes requests to them. Requests wait for a model in
+its lane, as in the plain service. docs/ray.md says how to run it and what was measured.
 
-Ray is no dependency of the service: it is imported where it is used. So is `app.main`, since Ray's proxies import this
-file too (`proxy_middlewares`) and have no use for torch.
+Ray is not a dependency of the service: it is imported where it is used. So is `app.main`, because Ray's proxies also
+import this module (`proxy_middlewares`) and do not need torch.
 """
 
 from __future__ import annotations
@@ -34,40 +34,40 @@ if TYPE_CHECKING:
 
     from app.wiring import Service
 
-# Of the deployment, as config files call it.
+# Name of the deployment in config files.
 NAME = "exemplar"
 
-# Calls of one replica that wait for no model: photos being read, event streams, looks at jobs and categories. Few, for
-# a replica has one event loop; the store's client has a hundred connections for them, and more for event streams.
+# Calls of one replica that wait for no model: uploads, event streams, reads of jobs and categories. Few, because a
+# replica has one event loop; the store's client has a hundred connections for them, and more for event streams.
 _CALLS_BESIDE_THE_QUEUE = 32
 
-# As long as a full queue of a slow model may take. Ray kills a replica that isn't healthy, and one that is killed for
-# being busy leaves its load to the others: so late rather than wrongly.
+# As long as a full queue of a slow model may take. Ray kills an unhealthy replica, and killing one that is only busy
+# moves its load to the others, so the limit is long.
 _LANE_HANGS_AFTER_S = 300.0
 _PROBE_S = 1.0
 
-# As in deploy/kubernetes: requests in hand, then the calls in the lanes.
+# As in deploy/kubernetes: for current requests, then for the calls in the lanes.
 _SHUTDOWN_S = 30.0
 
 REPLICA_HEADER = "X-Replica"
 
 
 class Arguments(BaseModel):
-    """What `serve run app.ray_serve:build name=value …` takes, and a config file under `args`."""
+    """Arguments of `serve run app.ray_serve:build name=value …`, or of `args` in a config file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     replicas: int = Field(1, ge=1, description="Replicas to run.")
-    max_replicas: int | None = Field(None, ge=1, description="Scale from `replicas` up to so many, by their load.")
+    max_replicas: int | None = Field(None, ge=1, description="Scale between `replicas` and this number, by load.")
     num_cpus: float = Field(1.0, ge=0.0, description="CPUs of a replica; EXEMPLAR_THREADS follows them.")
-    num_gpus: float = Field(0.0, ge=0.0, description="GPUs of a replica: 0.5 lets two share one.")
+    num_gpus: float = Field(0.0, ge=0.0, description="GPUs of a replica; 0.5 lets two replicas share one.")
 
 
 def build(args: dict[str, Any]) -> Application:
     """The application for `serve run` and config files.
 
     Args:
-        args: What `Arguments` describes. Ray would make one of it, but doesn't know a type that is written as text.
+        args: Values for `Arguments`. Ray could parse them itself, but doesn't resolve annotations that are strings.
 
     Raises:
         ValueError: If an argument or setting can't be used; the sentence says what to do.
@@ -76,7 +76,7 @@ def build(args: dict[str, Any]) -> Application:
 
     settings = _settings()
     wanted = Arguments.model_validate(args)
-    # More than the lane's queue takes: a replica with a full queue says so itself, as a problem and in its metrics.
+    # More than the lane's queue: a replica with a full queue then answers 503 itself, and counts it in its metrics.
     calls = settings.queue_limit + _CALLS_BESIDE_THE_QUEUE
     scaling: dict[str, Any] = {"num_replicas": wanted.replicas}
     if wanted.max_replicas:
@@ -85,8 +85,8 @@ def build(args: dict[str, Any]) -> Application:
         name=NAME,
         ray_actor_options={"num_cpus": wanted.num_cpus, "num_gpus": wanted.num_gpus},
         max_ongoing_requests=calls,
-        # Of each proxy, while no replica takes them. Not fewer: those just being handed over count too, so that a proxy
-        # would refuse a burst that its replicas have room for. Not many more: their bodies are in its memory.
+        # Per proxy, while no replica accepts them. Not fewer: requests that are being handed over count too, so a proxy
+        # would refuse a burst that its replicas have room for. Not many more: the proxy keeps their bodies in memory.
         max_queued_requests=calls,
         backpressure_config={"retry_after_s": 1},
         logging_config={"encoding": "JSON" if settings.log == "json" else "TEXT"},
@@ -97,12 +97,12 @@ def build(args: dict[str, Any]) -> Application:
 
 
 class Replica:
-    """One process of Ray's that answers requests and, if EXEMPLAR_WORKER says so, runs jobs."""
+    """One Ray process that answers requests and, unless EXEMPLAR_WORKER=false, runs jobs."""
 
     def __init__(self) -> None:
         from ray import serve
 
-        # Ray writes its own logger's lines to the replica's log; others have no handler in its processes.
+        # Ray writes the lines of its own logger to the replica's log; other loggers have no handler in its processes.
         own, rays = logging.getLogger("app"), logging.getLogger("ray.serve")
         own.handlers, own.level = rays.handlers, logging.INFO
         telemetry.configure()
@@ -112,7 +112,7 @@ class Replica:
         self._probe: _Probe | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Ray runs its lifespan, in this process, and hands it the requests."""
+        """Return the application; Ray runs its lifespan in this process and passes it the requests."""
         from app.main import create_app
 
         app = create_app(self._settings)
@@ -122,10 +122,10 @@ class Replica:
     async def check_health(self) -> None:
         """Return if the models answer; Ray asks before the first request and every ten seconds.
 
-        The store isn't asked: a new replica would have none either. `/readyz` tells of it.
+        The store isn't tested: a new replica could not reach it either. `/readyz` tests it.
 
         Raises:
-            RuntimeError: If a lane doesn't come to its next call.
+            RuntimeError: If a lane doesn't reach its next call in time.
         """
         live: Service = self._state["service"]
         if self._probe is None:
@@ -136,7 +136,7 @@ class Replica:
 
 
 class _Probe:
-    """A call of nothing in every lane. It waits its turn: under load longer than Ray waits for an answer."""
+    """An empty call in every lane. It queues like others, under load for longer than Ray waits for an answer."""
 
     def __init__(self, live: Service) -> None:
         self._asked_at = time.monotonic()
@@ -145,11 +145,11 @@ class _Probe:
 
     @property
     def answered(self) -> bool:
-        """Whether every lane has come to it."""
+        """True if every lane has run it."""
         return self._task.done()
 
     async def look(self) -> None:
-        """Wait a moment for the answers; raise if they have been missing for too long."""
+        """Wait briefly for the answers; raise if they are overdue."""
         await asyncio.wait([self._task], timeout=_PROBE_S)
         if self._task.done():
             self._task.result()
@@ -158,14 +158,14 @@ class _Probe:
 
 
 async def _warm(live: Service) -> None:
-    """Wait for the models' first answers: as soon as a replica is healthy, Ray sends it requests."""
+    """Wait until the models are warm: as soon as a replica is healthy, Ray sends it requests."""
     async with asyncio.timeout(_LANE_HANGS_AFTER_S):
         while not all(model.warm or model.unloaded for model in live.models):
             await asyncio.sleep(0.05)
 
 
 class InReplica:
-    """Gives requests what uvicorn would give them, the lifespan's state; and answers the name of the replica."""
+    """Middleware that passes on the lifespan's state, as uvicorn does, and adds the header with the replica's name."""
 
     def __init__(self, app: ASGIApp, *, state: dict[str, Any], replica_id: str) -> None:
         self._app = app
@@ -191,7 +191,7 @@ def _settings() -> Settings:
             "EXEMPLAR_REDIS_URL is not set: replicas share one Redis or Valkey, and the embedded server belongs to one "
             "process. Set it where Ray's processes start."
         )
-    # It connects to replicas from the node they are on, and doesn't say for whom.
+    # HAProxy connects to replicas from their own node and doesn't pass on the caller's address.
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and not (settings.allow_anonymous or settings.api_keys):
         raise ValueError(
             "Behind RAY_SERVE_ENABLE_HA_PROXY=1 every caller seems to be on this machine: unset it, or set "
@@ -201,7 +201,7 @@ def _settings() -> Settings:
 
 
 def _settings_of_replica() -> Settings:
-    """The settings with as many threads as Ray has given CPUs: it can't hold a replica to its share."""
+    """Settings with one thread per CPU that Ray assigned, because Ray doesn't enforce the assignment."""
     import ray
 
     settings = _settings()
@@ -212,19 +212,19 @@ def _settings_of_replica() -> Settings:
 
 
 def proxy_middlewares() -> list[Middleware]:
-    """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=app.ray_serve:proxy_middlewares puts around every proxy."""
+    """Middleware of every proxy, for RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=app.ray_serve:proxy_middlewares."""
     return [Middleware(ProxyProblems)]
 
 
 class ProxyProblems:
-    """Makes problems of what a proxy says itself: a 503 in plain text, and nothing at all if a replica has died."""
+    """Middleware that turns a proxy's own answers into problems: 503 in plain text, or none if a replica died."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the proxy."""
-        if scope["type"] != "http" or scope["path"].startswith("/-/"):  # its own pages, for load balancers
+        if scope["type"] != "http" or scope["path"].startswith("/-/"):  # the proxy's own pages, for load balancers
             return await self._app(scope, receive, send)
         instead: Response | None = None
         answered = False
@@ -259,7 +259,7 @@ def _instead_of(start: Message) -> Response | None:
 
 
 def _problem(title: str, detail: str, *, retry_after_s: str) -> Response:
-    """As `app.api.problems` makes them."""
+    """Problem of the same form as those of `app.api.problems`."""
     body = {
         "type": f"urn:exemplar:problem:{title.lower()}",
         "title": title,

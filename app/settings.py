@@ -1,4 +1,4 @@
-"""Every setting of the service, defined once. Read from the environment as `EXEMPLAR_<NAME>`."""
+"""Every setting of the service, defined once and read from the environment as `EXEMPLAR_<NAME>`."""
 
 from __future__ import annotations
 
@@ -14,83 +14,126 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 MEBIBYTE = 1024 * 1024
 
 Scope = Literal["read", "teach", "admin"]
-# Each may do what those before it may.
+# In ascending order: each scope includes the ones before it.
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 _KEY = re.compile(rf"({'|'.join(SCOPES)}):([0-9a-f]{{64}})", re.IGNORECASE)
 
 
 class Settings(BaseSettings):
-    """Settings of one process. A field's description is its row in the README's table."""
+    """Settings of one process. `make docs` writes the field descriptions to docs/settings.md."""
 
     model_config = SettingsConfigDict(env_prefix="EXEMPLAR_", env_ignore_empty=True, frozen=True, extra="forbid")
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on. 0 picks a free port.")
     data_dir: Path = Field(
-        Path("var"), description="Folder of the embedded server: its socket, lock and append-only file."
+        Path("var"),
+        description="Folder of the embedded Valkey server: socket, lock and append-only file. Not used when "
+        "`EXEMPLAR_REDIS_URL` is set.",
     )
     redis_url: str | None = Field(
-        None, description="Redis or Valkey to use instead of the embedded one (`redis://`, `rediss://`, `unix://`)."
+        None,
+        description="Address of a Redis or Valkey server (`redis://`, `rediss://` for TLS, `unix://`). Empty: the "
+        "service starts its embedded Valkey server. Redis Cluster is not supported.",
     )
-    log: Literal["text", "json"] = Field("text", description="Form of the log lines.")
+    log: Literal["text", "json"] = Field("text", description="Format of the log lines.")
 
     backbone: str = Field(
         "embedded",
-        description="Models to load, comma-separated, the first is the default: `embedded`, or family and "
-        "transformers id or folder, such as `blip:Salesforce/blip-itm-large-coco`.",
+        description="Models to load, comma-separated. Each is `embedded` or `family:source`, where the source is a "
+        "transformers model id or a local folder, such as `blip:Salesforce/blip-itm-large-coco`. The first one is the "
+        "default: categories are tuned on it. Requests choose another with the field `backbone`.",
     )
     backbone_memory_bytes: int = Field(
         0,
         ge=0,
-        description="Memory for all models' weights: beyond it the one not used for longest, never the default, is "
-        "dropped until it is asked for. 0 = no limit.",
+        description="Memory limit for the weights of all models. Above it the least recently used model is unloaded, "
+        "and loaded again on the next request for it. The default model is never unloaded. 0 = no limit.",
     )
-    device: str = Field("auto", description="`auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1`, …")
+    device: str = Field(
+        "auto", description="Device of the models: `auto` (CUDA if available), `cpu`, `cuda`, `cuda:1`, …"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="Number format of the network; `auto` is bfloat16 where it makes products 1.5 times as fast.",
+        description="Number format of the network. `auto` times matrix products at the start and takes bfloat16 "
+        "where they are at least 1.5 times as fast as in float32.",
     )
-    threads: int = Field(0, ge=0, description="Threads of one tensor operation; 0 = one per core.")
+    threads: int = Field(
+        0,
+        ge=0,
+        description="Threads of one tensor operation. 0 = one per core; in a container with a CPU limit, one per core "
+        "of the limit.",
+    )
 
     method: Literal["tuned", "paper"] = Field(
-        "tuned", description="`tuned` = what measured best; `paper` = the paper's own choices."
+        "tuned",
+        description="`tuned` = the configuration with the best measured quality; `paper` = the choices of the paper "
+        "(no mask decoder, full-rank adapters, 20 CRF iterations).",
     )
     tiles: bool = Field(
-        False, description="Look at four overlapping parts of each photo too: small things are larger there; slower."
+        False,
+        description="Also segment four overlapping tiles of each photo, and average their score maps with that of the "
+        "whole photo. Small objects are larger in a tile. Five images are encoded instead of one.",
     )
-    layers: str = Field("", description="Layers to read, such as `0,3`; empty = InfoScore if ranked, else the default.")
-    tune_steps: int = Field(0, ge=0, description="Optimiser steps of one tuning job; 0 = as many as the method says.")
-    background: str = Field("", description="Background words, comma-separated; empty = the method's own list.")
+    layers: str = Field(
+        "",
+        description="Layers whose attention is read, such as `0,3`. Empty: the layers chosen by InfoScore after "
+        "`POST /layers/rank`, else the model's default layers.",
+    )
+    tune_steps: int = Field(0, ge=0, description="Optimiser steps of one tuning job. 0 = the method's own number.")
+    background: str = Field(
+        "", description="Background words, comma-separated, for requests that send none. Empty = the method's own list."
+    )
 
-    worker: bool = Field(True, description="Run jobs inside this process; off where `python -m app worker` runs.")
+    worker: bool = Field(
+        True,
+        description="Run jobs in this process. Set to `false` if separate `python -m app worker` processes run them.",
+    )
     metrics_port: int = Field(
-        0, ge=0, le=65535, description="Port where `python -m app worker` serves `/metrics`; 0 = nowhere."
+        0, ge=0, le=65535, description="Port on which `python -m app worker` serves `/metrics`. 0 = no metrics port."
     )
     metrics_categories: int = Field(
-        0, ge=0, le=1000, description="Most categories told apart in metrics, the others are `other`; 0 = none is."
+        0,
+        ge=0,
+        le=1000,
+        description="Number of categories with a metric label of their own; all others share the label `other`. 0 = no "
+        "category label. Category names are then visible at `/metrics`.",
     )
-    job_concurrency: int = Field(2, ge=1, le=64, description="Jobs that one process runs at a time.")
-    job_redelivery_s: float = Field(30.0, ge=1.0, description="Seconds after which a dead worker's job is taken over.")
-    job_ttl_s: float = Field(7 * 86400.0, ge=60.0, description="Seconds that an ended job can be read.")
-    queue_limit: int = Field(64, ge=1, description="Requests that may wait for a model; one more is answered 503.")
+    job_concurrency: int = Field(2, ge=1, le=64, description="Jobs that one process runs at the same time.")
+    job_redelivery_s: float = Field(
+        30.0, ge=1.0, description="Seconds after which another worker takes over the job of a worker that died."
+    )
+    job_ttl_s: float = Field(7 * 86400.0, ge=60.0, description="Seconds for which the record of an ended job is kept.")
+    queue_limit: int = Field(
+        64, ge=1, description="Requests that may wait for one model. Further requests are answered with 503."
+    )
     versions_kept: int = Field(5, ge=1, description="Adapter versions kept per category.")
-    adapter_cache_bytes: int = Field(512 * MEBIBYTE, ge=0, description="Memory for loaded adapters.")
+    adapter_cache_bytes: int = Field(512 * MEBIBYTE, ge=0, description="Size of the in-memory cache of adapters.")
     image_cache_bytes: int = Field(
-        64 * MEBIBYTE, ge=0, description="Memory for encoded photos, so that one asked again is quick."
+        64 * MEBIBYTE,
+        ge=0,
+        description="Size of the in-memory cache of encoded photos. A repeated photo is not encoded again.",
     )
 
-    max_upload_bytes: int = Field(20 * MEBIBYTE, ge=1, description="Largest file in a request.")
-    max_image_pixels: int = Field(40_000_000, ge=1, description="Largest photo, in pixels.")
-    max_categories: int = Field(1000, ge=1, le=10_000, description="Most categories in one request.")
-    max_batch_images: int = Field(64, ge=1, le=1000, description="Most photos in one request.")
-    max_examples: int = Field(64, ge=1, description="Most examples (shots) of one category.")
+    max_upload_bytes: int = Field(
+        20 * MEBIBYTE,
+        ge=1,
+        description="Size limit of one file. A request may have twice as much plus 1 MiB in all, a request with "
+        "several photos eight times as much plus 1 MiB.",
+    )
+    max_image_pixels: int = Field(40_000_000, ge=1, description="Size limit of one photo or mask, width × height.")
+    max_categories: int = Field(1000, ge=1, le=10_000, description="Maximum number of categories in one request.")
+    max_batch_images: int = Field(64, ge=1, le=1000, description="Maximum number of photos in one request.")
+    max_examples: int = Field(64, ge=1, description="Maximum number of examples (shots) of one category.")
 
     api_keys: str = Field(
         "",
-        description="Keys that may call, comma-separated: `read`, `teach` or `admin`, a colon, and the key's SHA-256. "
-        "`python -m app key` makes one. Empty = no keys, and only this machine may call.",
+        description="API keys, comma-separated, each as `scope:SHA-256 of the key` with the scope `read`, `teach` or "
+        "`admin`. `python -m app key` makes one. Empty: no keys, and only loopback callers are answered.",
     )
-    allow_anonymous: bool = Field(False, description="Without keys: answer other machines too, not only this one.")
+    allow_anonymous: bool = Field(
+        False, description="Without keys, also answer callers on other machines. Has no effect if keys are set."
+    )
 
     @field_validator("layers")
     @classmethod
@@ -103,7 +146,7 @@ class Settings(BaseSettings):
     @field_validator("api_keys")
     @classmethod
     def _keys_are_hashes_with_scopes(cls, value: str) -> str:
-        # The value itself is not told: it may be a key that was put here instead of its hash.
+        # The message leaves the value out: it may be a key that was put here instead of its hash.
         if not all(_KEY.fullmatch(part) for part in _parts(value)):
             raise PydanticCustomError(
                 "api_keys", "expected scope:SHA-256, such as teach:5e88…, several separated by commas; see `app key`"

@@ -1,7 +1,7 @@
-"""Traces by OpenTelemetry, where the environment names a collector; off otherwise.
+"""OpenTelemetry traces, sent if the environment names a collector.
 
-FastAPI makes the span of a request, and pydocket that of a job, which links to the request that queued it. The lane and
-the stages of a segmentation add theirs. How spans are sampled, named and sent is said by the variables of
+FastAPI makes the span of a request, pydocket that of a job, which links to the request that queued it. The lane and the
+stages of a segmentation add their own. Sampling, names and export are set by the variables of
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/.
 """
 
@@ -24,14 +24,14 @@ tracer = trace.get_tracer("exemplar")
 
 
 def configure() -> None:
-    """Send this process's spans to the collector that the environment names, if it names one.
+    """Send the spans of this process to the collector that the environment names, if it names one.
 
-    What can't be set up is a line in the log: a cluster that sets these variables for all must not stop a service.
+    A problem is logged and does not stop the service: a cluster may set these variables for all its processes.
     """
     if not _asked_for():
         return
     if (protocol := _first_of(_PROTOCOLS) or _SPOKEN) != _SPOKEN:
-        _log.warning("no traces: the protocol is to be %s, and only %s can be spoken", protocol, _SPOKEN)
+        _log.warning("no traces: the protocol is set to %s, and only %s is supported", protocol, _SPOKEN)
         return
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -39,9 +39,9 @@ def configure() -> None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        _log.warning("no traces: install exemplar with its extra, pip install 'exemplar[otel]'")
+        _log.warning("no traces: install the extra, pip install 'exemplar[otel]'")
         return
-    # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes before the name given here.
+    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence over this name.
     said = OTELResourceDetector().detect()
     provider = TracerProvider(resource=Resource.create({"service.name": "exemplar"}).merge(said))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -56,5 +56,5 @@ def _asked_for() -> bool:
 
 
 def _first_of(names: Sequence[str]) -> str | None:
-    """The first of these variables that says something."""
+    """Value of the first of these variables that is not empty."""
     return next((value for name in names if (value := os.environ.get(name))), None)

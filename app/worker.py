@@ -1,4 +1,4 @@
-"""The worker: the same wiring without HTTP. Run as many as there are jobs, on any machine that reaches the store."""
+"""The worker process: the same wiring without HTTP. Any number may run, on any machine that reaches the store."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _log = logging.getLogger(__name__)
 
 
 async def run_worker(settings: Settings) -> None:
-    """Work on jobs until SIGINT or SIGTERM; a job in hand is given back at its next step.
+    """Run jobs until SIGINT or SIGTERM; a running job is returned to the queue at its next step.
 
     Raises:
-        UnavailableError: If the metrics' port is taken.
-        Exception: Whatever ended the work, so that the process ends too and is started again.
+        UnavailableError: If the metrics port is taken.
+        Exception: The error that ended the work, so that the process ends too and can be restarted.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    # The work is this function's own, to be seen when it ends.
+    # The job loop runs here, not in the service, so that its end is noticed.
     async with service(settings.model_copy(update={"worker": False})) as live:
         with _metrics_at(settings, live.metrics.registry):
             work = asyncio.create_task(live.engine.work(), name="worker")
@@ -44,7 +44,7 @@ async def run_worker(settings: Settings) -> None:
 
 @contextmanager
 def _metrics_at(settings: Settings, registry: CollectorRegistry) -> Iterator[None]:
-    """Serve the metrics, if a port is set for them."""
+    """Serve the metrics while the body runs, if a port is set."""
     if not settings.metrics_port:
         yield
         return

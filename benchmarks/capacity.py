@@ -1,6 +1,6 @@
-"""How many replicas a load needs: the lane simulated with measured times, and the simulation held to the service.
+"""Number of replicas that a load needs: a simulation of the lane with measured times, validated against the service.
 
-`python -m benchmarks.capacity` measures the service on this machine, compares its answer times under random arrivals
+`python -m benchmarks.capacity` measures the service on this machine, compares its response times under random arrivals
 with simulated ones, and prints the tables of docs/scaling.md.
 """
 
@@ -32,10 +32,10 @@ from app.storage.server import EmbeddedServer
 from .measure import percentile
 from .service import adapter_of, import_copies, peak_bytes, photos_of_a_camera, words
 
-SIDE_BY_SIDE = 2  # requests that the lane takes at once on two cores
+SIDE_BY_SIDE = 2  # requests that the lane runs at once on two cores
 
 _WANTED_P95_S = 2.0
-# What a GPU may be: not measured.
+# Assumed for a GPU: not measured.
 _FASTER = 20
 _RATES = (10, 1_000, 100_000)
 _CATEGORIES = 10
@@ -43,7 +43,7 @@ _ALONE = 40
 _SATURATED = 48
 _OPEN_LOOP = 80
 _SHARES_OF_SATURATION = (0.3, 0.6, 0.8)
-_DRAWS = 50  # simulations of the very arrivals that were measured
+_DRAWS = 50  # simulations with the same arrivals as measured
 _SIMULATED = 40_000
 _STORED = 400
 _READS = 2_000
@@ -51,11 +51,11 @@ _READS = 2_000
 
 @dataclass(frozen=True)
 class ServiceTimes:
-    """What one replica was measured to take.
+    """Measured times of one replica.
 
     Attributes:
-        alone_s: Seconds of requests that had the replica to themselves.
-        together: How many times as long one takes beside `SIDE_BY_SIDE` − 1 others.
+        alone_s: Seconds of requests that ran alone on the replica.
+        together: Slowdown of a request that runs beside `SIDE_BY_SIDE` − 1 others.
     """
 
     alone_s: tuple[float, ...]
@@ -68,15 +68,15 @@ class ServiceTimes:
 
 
 def random_arrivals(per_s: float, requests: int, *, seed: int = 0) -> np.ndarray:
-    """Seconds at which requests come that know nothing of each other (a Poisson process)."""
+    """Arrival times in seconds of independent requests (a Poisson process)."""
     return np.cumsum(np.random.default_rng(seed).exponential(1 / per_s, requests))
 
 
 def latencies(times: ServiceTimes, arrivals: np.ndarray, *, seed: int = 0) -> np.ndarray:
     """Seconds from each request's arrival to its answer, at one replica.
 
-    The lane as it is: it waits for a request and takes those that wait behind it along, at most `SIDE_BY_SIDE`; each is
-    answered when it is done, the next ones begin when all of them are.
+    Model of the lane: it waits for a request and takes the requests waiting behind it along, at most `SIDE_BY_SIDE`.
+    Each is answered when it is done; the next ones start when all of them are done.
     """
     requests = len(arrivals)
     spent = np.random.default_rng(seed).choice(times.alone_s, requests)
@@ -92,7 +92,7 @@ def latencies(times: ServiceTimes, arrivals: np.ndarray, *, seed: int = 0) -> np
 
 
 def highest_rate(times: ServiceTimes, *, p95_s: float) -> float:
-    """Requests per second that a replica may be asked for so that 19 of 20 are answered in time; 0 if none are."""
+    """Requests per second at which a replica answers 19 of 20 in time; 0 if it can't."""
     low, high = 0.0, times.most_per_s
     for _ in range(12):
         middle = (low + high) / 2
@@ -102,7 +102,7 @@ def highest_rate(times: ServiceTimes, *, p95_s: float) -> float:
 
 
 def measured_times(client: Client, photos: Iterator[Path], names: Sequence[str]) -> ServiceTimes:
-    """Times of requests one after the other, and how much longer they take where the lane always has two."""
+    """Measure requests one after the other, and their slowdown when the lane always has two."""
     alone = [_timed(client, next(photos), names) for _ in track(range(_ALONE), description="alone", transient=True)]
     started = time.perf_counter()
     with ThreadPoolExecutor(2 * SIDE_BY_SIDE) as pool:
@@ -118,7 +118,7 @@ def _timed(client: Client, photo: Path, names: Sequence[str]) -> float:
 
 
 def open_loop(client: Client, photos: Iterator[Path], names: Sequence[str], arrivals: np.ndarray) -> list[float]:
-    """Answer times of requests that come at these moments, whatever has become of those before them."""
+    """Response times of requests sent at these times, whether or not earlier ones have been answered."""
     started = time.perf_counter()
 
     def answered(at: float, photo: Path) -> float:
@@ -135,12 +135,12 @@ def open_loop(client: Client, photos: Iterator[Path], names: Sequence[str], arri
 
 @dataclass(frozen=True)
 class StoreCosts:
-    """What the store was measured to take.
+    """Measured costs in the store.
 
     Attributes:
-        adapter_bytes: One version of an adapter, as it is sent.
+        adapter_bytes: Size of one adapter version, as it is sent.
         record_bytes: Memory of a category with one adapter, beyond the adapter itself.
-        reads_per_s: Requests whose categories are read in a second of the store's processor.
+        reads_per_s: Requests whose categories are read per second of the store's CPU time.
         listing_s: Time of reading all categories, per category.
     """
 
@@ -177,7 +177,7 @@ async def store_costs(adapter: bytes) -> StoreCosts:
 
 
 async def _processor_s(redis: Redis) -> float:
-    """Seconds that the server has computed, talking to its clients included."""
+    """CPU time of the server in seconds, communication with clients included."""
     info = await redis.info("cpu")
     return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
 

@@ -1,4 +1,4 @@
-"""How times are taken, and the table they end in."""
+"""Timing functions, and the table of results."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Row:
     """One measured ratio.
 
     Attributes:
-        what: What was measured.
-        before: Of the plain path, or of the case compared with.
-        after: Of the service's path.
-        ratio: Of the two, so that more (or, with a target "≤", less) is better.
-        target: What is wanted of the ratio, such as "≥ 30".
-        note: What else was seen.
+        what: The measured case.
+        before: Value of the plain path, or of the case compared with.
+        after: Value of the service's path.
+        ratio: Ratio of the two; more (or, with a target "≤", less) is better.
+        target: Target of the ratio, such as "≥ 30".
+        note: Additional observations.
     """
 
     what: str
@@ -33,13 +33,13 @@ class Row:
 
     @property
     def met(self) -> bool:
-        """Whether the ratio is what is wanted."""
+        """True if the ratio reaches the target."""
         sign, number = self.target.split()[:2]
         return self.ratio >= float(number) if sign == "≥" else self.ratio <= float(number)
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:
-    """Rows as a table, with a mark at what missed its target."""
+    """Table of the rows; missed targets are marked."""
     made = Table("what", "plain, or compared with", "ours", "ratio", "target", "", "note", title=title)
     for row in rows:
         mark = "[green]met" if row.met else "[yellow]missed"
@@ -60,12 +60,12 @@ def seconds(call: Callable[[], object], *, repeats: int = 5, warm_up: bool = Tru
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that this share of the values doesn't exceed."""
+    """Percentile: the value that this share of the values does not exceed."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 def matmul_flops(dtype: torch.dtype = torch.float32, side: int = 2048) -> float:
-    """Operations per second of a large matrix product: the most that this machine gives."""
+    """Operations per second of a large matrix product: the peak of this machine."""
     a = torch.rand(side, side).to(dtype)
     times = []
     for _ in range(9):

@@ -1,4 +1,4 @@
-"""The method on a random BLIP of the large size, against the plain path: numbers and times of one run."""
+"""The method on a random BLIP-large against the plain path: results and times of one run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from app.research.joint_tuning import JointTuning
 from . import plain
 from .measure import Row, matmul_flops, seconds, text_ms
 
-# PASCAL VOC's categories: with the background 21 classes, with its words 49 prompts.
+# PASCAL VOC's categories: 21 classes with the background, 49 prompts with its words.
 VOC = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("table", "dog", "horse", "motorbike", "person", "plant", "sheep", "sofa", "train", "tv"),
@@ -42,7 +42,7 @@ def photo(name: str = "dog") -> np.ndarray:
 
 
 def blip_large() -> BlipForImageTextRetrieval:
-    """446 million random parameters; its cross-attention is made sharper than chance leaves it, so that maps differ."""
+    """BLIP-large with 446 million random parameters and sharpened cross-attention, so that the maps differ."""
     config = BlipConfig(
         text_config={"hidden_size": 768, "encoder_hidden_size": 1024, "num_attention_heads": 12, "projection_dim": 256},
         vision_config={
@@ -63,7 +63,7 @@ def blip_large() -> BlipForImageTextRetrieval:
 
 @torch.no_grad()
 def crf_rows() -> Iterator[Row]:
-    """ConvCRF alone: a class map as soft as a network's, on a real photo."""
+    """ConvCRF alone: a soft class map on a real photo."""
     colours = imagenet_normalise(torch.from_numpy(photo()).permute(2, 0, 1)[None].float() / 255)
     colours = F.interpolate(colours, size=(_SIZE, _SIZE), mode="bilinear")[0]
     for classes in (21, 81):

@@ -1,4 +1,4 @@
-"""The plain path: the method as its authors run it, without a thought for speed. What `make bench` compares with.
+"""Baseline of `make bench`: the method as its authors' code runs it, not optimised.
 
 A prompt carries its own copy of the image's tokens through every layer, class maps are made at full resolution, the CRF
 copies out every neighbourhood, and a tuning step runs all prompts of all classes, the vision tower included. On
@@ -52,7 +52,7 @@ def evidence(
 
 
 def compete(logits: Tensor, match: Tensor, spans: Spans, *, size: int) -> Tensor:
-    """Prompts against each other at every patch, classes out of them, the layers' mean at full resolution."""
+    """Softmax over prompts at every patch, sums per class, mean over the layers at full resolution."""
     side = round(logits.shape[2] ** 0.5)
     maps = []
     for layer in logits:
@@ -66,7 +66,7 @@ def compete(logits: Tensor, match: Tensor, spans: Spans, *, size: int) -> Tensor
 
 
 def crf(probabilities: Tensor, colours: Tensor, parameters: CrfParameters | None = None) -> Tensor:
-    """ConvCRF with all neighbours copied out by `unfold` in every round (paper, section 3.3)."""
+    """ConvCRF with all neighbours copied by `unfold` in every iteration (paper, section 3.3)."""
     p = parameters or CrfParameters()
     height, width = probabilities.shape[1:]
     top, left = ((-height) % p.blur + 1) // 2, ((-width) % p.blur + 1) // 2
@@ -88,7 +88,7 @@ def crf(probabilities: Tensor, colours: Tensor, parameters: CrfParameters | None
         small = pooled(features)
         distance = (neighbours(small) - small[0][:, None]).square().sum(dim=0)
         kernel = kernel + weight * torch.exp(-distance / 2)
-    # Zeros beyond the image have a likeness too, but nothing to say: predictions there are 0.
+    # Zeros beyond the image have a similarity too, but contribute nothing: predictions there are 0.
     unary = probabilities.log_softmax(dim=0)
     prediction = unary
     for _ in range(p.iterations):
@@ -103,7 +103,7 @@ class JointTuning:
     """The authors' tuning (paper, section 3.4): all classes at once, two supports a step.
 
     Args:
-        model: It is changed.
+        model: Is modified.
         pixels: Normalised supports `[support, 3, size, size]`.
         labels: `[support, size, size]`, values are classes.
     """
@@ -146,7 +146,7 @@ class JointTuning:
 def _queries_and_keys(
     model: BlipForImageTextRetrieval, layers: Sequence[int]
 ) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
-    """What the cross-attentions of some layers project, while the text tower runs."""
+    """Record the projections of the cross-attention of some layers while the text tower runs."""
     caught: dict[int, dict[str, Tensor]] = {layer: {} for layer in layers}
     found: dict[int, tuple[Tensor, Tensor]] = {}
     hooks = []

@@ -1,7 +1,7 @@
 """`make bench`: times and ratios of one run, printed as tables and written to benchmarks/results.json.
 
-A ratio compares a path of the service with the plain path beside it (`benchmarks/plain.py`), or two cases of the
-service, on the same machine in the same run.
+A ratio compares a path of the service with the baseline (`benchmarks/plain.py`), or two cases of the service, on the
+same machine in the same run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results.json"
 
 
 def main() -> None:
-    """Run all benches."""
+    """Run all benchmarks."""
     console = Console(width=180)
     torch.set_num_threads(os.cpu_count() or 1)
     stages, service = service_rows(console)

@@ -1,4 +1,4 @@
-"""The running service on the embedded backbone, over HTTP."""
+"""Benchmarks of the running service with the embedded backbone, over HTTP."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _REQUESTS = 9
 
 
 def service_rows(console: Console) -> tuple[list[dict[str, Any]], list[Row]]:
-    """p50 of POST /segment with where its time goes, and what else a user waits for."""
+    """p50 of POST /segment with the time of each stage, and the other times that a user waits for."""
     with photos_of_a_camera() as photos, running_service(console) as service, Client(service.url) as client:
         rows = [_teach(client)]
         names, others = words(2 * _MANY)[::2], words(2 * _MANY)[1::2]
@@ -56,7 +56,7 @@ def service_rows(console: Console) -> tuple[list[dict[str, Any]], list[Row]]:
 
 
 def rounds_row(console: Console) -> Row:
-    """What the paper's twenty rounds of the CRF cost, in the same run."""
+    """POST /segment with EXEMPLAR_METHOD=paper against the default, in the same run."""
     names = words(10)
     with (
         photos_of_a_camera() as photos,
@@ -79,7 +79,7 @@ def rounds_row(console: Console) -> Row:
 
 @contextmanager
 def photos_of_a_camera(count: int = 70) -> Iterator[Iterator[Path]]:
-    """Photos of 640 × 480 for ever, more than the service keeps encoded: each is new to it."""
+    """Endless photos of 640 × 480, more than the image cache holds: each one is encoded."""
     with tempfile.TemporaryDirectory() as folder, Image.open(EXAMPLES / "dog.jpg") as dog:
         files = []
         for shift in range(count):
@@ -89,7 +89,7 @@ def photos_of_a_camera(count: int = 70) -> Iterator[Iterator[Path]]:
 
 
 def _teach(client: Client) -> Row:
-    """From the example's upload to the end of its job; the first one of a process warms up."""
+    """Time from the upload of an example to the end of its job; the first one of a process warms up."""
     times = []
     for _ in range(4):
         started = time.perf_counter()
@@ -104,12 +104,12 @@ def _teach(client: Client) -> Row:
 
 
 def adapter_of(service: RunningService, category: str) -> bytes:
-    """A category's adapter as a file."""
+    """The adapter of a category as a file."""
     return httpx.get(f"{service.url}/categories/{category}/adapter").raise_for_status().content
 
 
 def import_copies(service: RunningService, names: list[str], raw: bytes) -> None:
-    """An adapter under other names and with other words, so that they are different categories."""
+    """Import an adapter under other names and with other words, as different categories."""
     adapter = adapter_from_bytes(raw)
     with httpx.Client(base_url=service.url, timeout=60) as http:
         for name in track(names, description="importing adapters", transient=True):
@@ -118,7 +118,7 @@ def import_copies(service: RunningService, names: list[str], raw: bytes) -> None
 
 
 def words(count: int) -> list[str]:
-    """Words of the vocabulary, evenly drawn."""
+    """Words of the vocabulary, evenly spaced."""
     words = [
         word for word in VOCABULARY.read_text().splitlines() if word.isascii() and word.isalpha() and len(word) > 4
     ]
@@ -161,14 +161,14 @@ def _many(service: RunningService, client: Client, photos: Iterator[Path], names
 
 
 def peak_bytes(pid: int) -> int:
-    """Most memory that the process has had, 0 where the system doesn't tell."""
+    """Peak memory of the process; 0 if the system doesn't report it."""
     status = Path(f"/proc/{pid}/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
 def _first_use(service: RunningService, client: Client, photos: Iterator[Path]) -> Row:
-    """A replica's first look at an adapter: reading and parsing it. The `load` stage of the first request."""
+    """First use of an adapter in a replica: reading and parsing it. The `load` stage of the first request."""
     adapter = adapter_of(service, "taught")
     times = []
     for number in range(5):
@@ -196,7 +196,7 @@ def _while_tuning(client: Client, photos: Iterator[Path], names: list[str], coun
 
 
 def _beside_another_process(client: Client, photos: Iterator[Path], names: list[str], alone_ms: float) -> Row:
-    """What a neighbour costs that keeps one core busy: on two cores a fair share alone is twice the time."""
+    """POST /segment beside a process that keeps one core busy: a fair share of two cores is half of them."""
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         beside_ms = _requests(client, photos, names, "beside a busy process")["p50_ms"]

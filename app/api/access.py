@@ -1,4 +1,4 @@
-"""Who may call what: API keys with a scope each; without any, the machine itself and nobody else."""
+"""Access control: API keys with scopes; without keys only loopback callers are answered."""
 
 from __future__ import annotations
 

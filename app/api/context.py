@@ -1,4 +1,4 @@
-"""How a route gets at the service, and reads an upload."""
+"""Helpers of the routes: the service of a request, form fields, uploads."""
 
 from __future__ import annotations
 

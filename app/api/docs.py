@@ -1,4 +1,4 @@
-"""The API's document as a page at /docs: its script comes with a package, where FastAPI's page fetches it from afar."""
+"""The API documentation page at /docs, with Swagger UI from local files."""
 
 from __future__ import annotations
 

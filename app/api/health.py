@@ -1,4 +1,4 @@
-"""Liveness, readiness, metrics."""
+"""Routes for liveness, readiness and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Look at jobs, follow them, cancel them."""
+"""Routes to read, follow and cancel jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to every request before and after its route: what it is called, how large it may be, what is counted."""
+"""Middleware of every request: id, metrics, size limit, check of the path."""
 
 from __future__ import annotations
 

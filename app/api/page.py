@@ -1,4 +1,4 @@
-"""The page at /: a person teaches and segments with the calls that everybody has."""
+"""The page at /, and its scripts. It uses the public HTTP API only."""
 
 from __future__ import annotations
 

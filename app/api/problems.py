@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 `application/problem+json`, in one place."""
+"""Error responses as RFC 9457 `application/problem+json`."""
 
 from __future__ import annotations
 

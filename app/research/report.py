@@ -1,4 +1,4 @@
-"""Tables, JSON and pictures of a measurement, and the tables of models."""
+"""Tables, JSON and pictures that `evaluate` and `backbones` print and write."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .subject import Options
 
 
 def as_table(report: Report) -> Table:
-    """IoU per class in percent, and the mean over seeds with its deviation."""
+    """Table of the IoU per class in percent, and of the mean over seeds with its deviation."""
     columns = list(report.scores)
     table = Table("class", *columns, title=f"IoU in %, {report.photos} photos", show_footer=False)
     for name, scores in report.rows():
@@ -35,7 +35,7 @@ def as_table(report: Report) -> Table:
 
 
 def as_family_table(families: Sequence[Family]) -> Table:
-    """Families of models; memory is that of the example's weights."""
+    """Table of the families and their properties; memory is that of the example's weights."""
     columns = ("family", "models", "EXEMPLAR_BACKBONE, for example", "text looks at the image in", "image-text score")
     table = Table(*columns, "tuned by one example", "parameters", "float32", "bfloat16", title="Families")
     for one in families:
@@ -46,7 +46,7 @@ def as_family_table(families: Sequence[Family]) -> Table:
 
 
 def as_backbone_table(backbones: Sequence[Backbone]) -> Table:
-    """Loaded models and the memory they take."""
+    """Table of the loaded models: device, memory, layers, patch grid."""
     table = Table("model", "revision", "on", "memory", "layers", "read by default", "patches", title="Loaded")
     for one in backbones:
         rows, columns = one.patch_grid_hw
@@ -63,7 +63,7 @@ def as_backbone_table(backbones: Sequence[Backbone]) -> Table:
 
 
 def as_json(report: Report, *, dataset: str, backbone: Backbone, options: Options) -> dict[str, Any]:
-    """All scores of all seeds, with the options they were measured with."""
+    """All scores of all seeds, with data set, model and options."""
     return {
         "dataset": dataset,
         "photos": report.photos,
@@ -82,7 +82,7 @@ def as_json(report: Report, *, dataset: str, backbone: Backbone, options: Option
 
 
 def as_picture(cases: Sequence[Case], classes: Sequence[str], height: int = 240) -> Image.Image:
-    """A row for each case: the photo, the true labels, and each column's."""
+    """One row per case: the photo, the true labels, and the labels of each column."""
     rows = [_row(case, classes, height) for case in cases]
     sheet = Image.new("RGB", (max(row.width for row in rows), height * len(rows)), "white")
     for number, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Adapters in memory: immutable, keyed by name and version, the least recently used dropped first."""
+"""LRU cache of adapters, keyed by name and version."""
 
 from __future__ import annotations
 

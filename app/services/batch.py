@@ -1,4 +1,4 @@
-"""Many calls for one request: a few at a time, each result as soon as it is there."""
+"""Bounded concurrency for the calls of one request; results in order of completion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs: pydocket delivers them at least once, this runs them and keeps their records truthful."""
+"""Job engine: runs the jobs that pydocket delivers at least once, and keeps their records correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One lane owns a model: requests and jobs' steps queue up for it, and nothing goes past it to the model."""
+"""The lane of a model: the queue through which all requests and job steps reach it."""
 
 from __future__ import annotations
 

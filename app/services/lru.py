@@ -1,4 +1,4 @@
-"""What is kept in memory up to a number of bytes."""
+"""Byte-bounded LRU cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// What the page's forms have in common.
+// Helpers shared by the page's forms.
 
 export const $ = (id) => document.getElementById(id);
 

@@ -1,4 +1,4 @@
-// What is taught: the list, and the names to choose from.
+// List of the taught categories, and suggestions of names.
 
 import { $, busy, element, showProblem } from "./form.js";
 import { call, json } from "./service.js";

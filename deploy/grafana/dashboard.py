@@ -1,7 +1,7 @@
-"""Writes dashboards/*.json. Edit the panels here, then run `python deploy/grafana/dashboard.py`.
+"""Write dashboards/*.json. Edit the panels here, then run `python deploy/grafana/dashboard.py`.
 
-One dashboard for each who looks: whoever is on call (service), whoever teaches (teaching), whoever tunes the machine
-(model). They keep the rules of grafana/dashboard-linter; tests/deploy/test_dashboard.py holds them to these.
+One dashboard per role: on call (service), people who teach (teaching), people who size the machine (model). They follow
+the rules of grafana/dashboard-linter; tests/deploy/test_dashboard.py checks these.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def total(vector: str, *, by: str = "") -> str:
 
 
 def gain_quantile(share: float, *, by: str = "") -> str:
-    """Of all gains since the processes started.
+    """Quantile of all gains since the processes started.
 
     Not a rate: teaching is rare, and a category's first gain, which is often its only one, brings its series into being
     at 1, which a rate doesn't see. Nor a mean: what can be negative has no `_sum` that could be counted up.
@@ -86,12 +86,12 @@ _IF_TOLD_APART = "Without EXEMPLAR_METRICS_CATEGORIES categories aren't told apa
 
 SERVICE = Dashboard(
     title="Exemplar: service",
-    description="Does it serve, how fast, how full is it: rate, errors, duration, saturation.",
+    description="Rate, errors, duration and saturation of the service.",
     rows={
         "Now": [
             Panel(
                 title="Ready",
-                description="Whether every selected instance answered its last readiness probe with 200.",
+                description="Yes if every selected instance answered its last readiness probe with 200.",
                 unit="bool_yes_no",
                 kind="stat",
                 width=6,
@@ -100,7 +100,7 @@ SERVICE = Dashboard(
             ),
             Panel(
                 title="Store up",
-                description="Whether the store answered the last probe of every selected instance.",
+                description="Yes if the store answered the last probe of every selected instance.",
                 unit="bool_yes_no",
                 kind="stat",
                 width=6,
@@ -109,7 +109,7 @@ SERVICE = Dashboard(
             ),
             Panel(
                 title="Requests per second",
-                description="Requests answered per second, whatever the answer.",
+                description="Requests answered per second, with any status.",
                 unit="reqps",
                 kind="stat",
                 width=6,
@@ -118,7 +118,7 @@ SERVICE = Dashboard(
             ),
             Panel(
                 title="Version",
-                description="Instances by version; two versions at once are a rollout under way.",
+                description="Instances by version; two versions at once are a rollout in progress.",
                 unit="short",
                 kind="stat",
                 width=6,
@@ -129,7 +129,7 @@ SERVICE = Dashboard(
         "Rate and errors": [
             Panel(
                 title="Request rate by route",
-                description="Requests per second, by route template; `none` is an address that no route has.",
+                description="Requests per second, by route template; `none` is a path without a route.",
                 unit="reqps",
                 queries={rate("exemplar_requests_total", by="route"): "{{route}}"},
             ),
@@ -168,7 +168,7 @@ SERVICE = Dashboard(
         "Saturation": [
             Panel(
                 title="Lane busy",
-                description="Share of the time in which an instance's model works, counted when a call ends. "
+                description="Share of the time in which an instance's model computes, counted when a call ends. "
                 "Near 100 % calls wait.",
                 unit="percentunit",
                 queries={
@@ -183,20 +183,20 @@ SERVICE = Dashboard(
             ),
             Panel(
                 title="Requests under way",
-                description="HTTP requests being answered, this scrape among them.",
+                description="HTTP requests in progress, including this scrape.",
                 unit="short",
                 queries={f"sum({now('exemplar_inflight_requests')})": "requests"},
             ),
             Panel(
                 title="Rejected requests",
-                description="Requests per second refused before any work, by reason.",
+                description="Requests per second refused before any model work, by reason.",
                 unit="reqps",
                 width=12,
                 queries={rate("exemplar_rejected_total", by="reason"): "{{reason}}"},
             ),
             Panel(
                 title="Store probe, p95",
-                description="Time of one write to the store, by /readyz.",
+                description="Duration of the test write to the store by /readyz.",
                 unit="s",
                 width=12,
                 queries={quantile(0.95, "exemplar_redis_probe_seconds"): "p95"},
@@ -207,12 +207,12 @@ SERVICE = Dashboard(
 
 TEACHING = Dashboard(
     title="Exemplar: teaching",
-    description="Do jobs end well and soon, and what does one example bring over the words alone.",
+    description="Outcomes and durations of jobs, and the gain of one example over the words alone.",
     rows={
         "Jobs": [
             Panel(
                 title="Jobs running",
-                description="Jobs that the selected instances work on, by kind.",
+                description="Jobs that the selected instances are running, by kind.",
                 unit="short",
                 queries={f"sum by (kind) ({now('exemplar_jobs_running')})": "{{kind}}"},
             ),
@@ -262,7 +262,7 @@ TEACHING = Dashboard(
         "Gain of one example": [
             Panel(
                 title="Gain over the words",
-                description="IoU on a category's own examples by its adapter, less that by the words alone: "
+                description="IoU on a category's own examples, adapter minus words alone: "
                 "of all since the processes started.",
                 unit="percentunit",
                 signed=True,
@@ -293,7 +293,7 @@ TEACHING = Dashboard(
         "Demand": [
             Panel(
                 title="Most asked categories",
-                description="Times that taught categories were asked for in the time range. " + _IF_TOLD_APART,
+                description="Requests for taught categories in the time range. " + _IF_TOLD_APART,
                 unit="short",
                 kind="bars",
                 width=24,
@@ -309,7 +309,7 @@ TEACHING = Dashboard(
 
 MODEL = Dashboard(
     title="Exemplar: model",
-    description="Where the model's time and memory go: stages, lane, caches, weights, GPU.",
+    description="Time and memory of the model: stages, lane, caches, weights, GPU.",
     rows={
         "Stages": [
             Panel(
@@ -339,13 +339,13 @@ MODEL = Dashboard(
         "Lane": [
             Panel(
                 title="Queue wait, p95",
-                description="Time from asking for a model to having it; one call in twenty waits longer.",
+                description="Time a call waits for a model; one call in twenty waits longer.",
                 unit="s",
                 queries={quantile(0.95, "exemplar_queue_wait_seconds", by="backbone, kind"): "{{backbone}} {{kind}}"},
             ),
             Panel(
                 title="Calls side by side",
-                description="Calls that a model answers at once, in the mean. Above one, requests wait for each other.",
+                description="Mean number of calls that a model runs at once. Above one, requests wait for each other.",
                 unit="short",
                 queries={
                     f"{rate('exemplar_lane_batch_size_sum', by='backbone')} / "
@@ -354,7 +354,7 @@ MODEL = Dashboard(
             ),
             Panel(
                 title="Lane busy, by kind",
-                description="What models work on, over all selected instances: 100 % is one model all the time.",
+                description="Work of the models by kind, over all selected instances: 100 % is one model all the time.",
                 unit="percentunit",
                 stacked=True,
                 queries={rate("exemplar_lane_busy_seconds_total", by="backbone, kind"): "{{backbone}} {{kind}}"},
@@ -363,14 +363,14 @@ MODEL = Dashboard(
         "Photos": [
             Panel(
                 title="Photos found encoded",
-                description="Share of the photos asked for that were encoded before and still in memory.",
+                description="Share of the requested photos whose encoding was in memory.",
                 unit="percentunit",
                 width=12,
                 queries={f"{_PHOTO_HITS} / ({_PHOTO_HITS} + {_PHOTO_MISSES})": "hits"},
             ),
             Panel(
                 title="Photo cache",
-                description="Memory held by encoded photos; EXEMPLAR_IMAGE_CACHE_BYTES bounds it.",
+                description="Memory of the cached photo encodings; EXEMPLAR_IMAGE_CACHE_BYTES limits it.",
                 unit="bytes",
                 width=12,
                 queries={now("exemplar_image_cache_bytes"): "{{instance}}"},
@@ -379,13 +379,13 @@ MODEL = Dashboard(
         "Adapters": [
             Panel(
                 title="Cache hit ratio",
-                description="Share of the adapters asked for that were in memory.",
+                description="Share of the requested adapters that were in memory.",
                 unit="percentunit",
                 queries={f"{_HITS} / ({_HITS} + {_MISSES})": "hits"},
             ),
             Panel(
                 title="Evictions",
-                description="Adapters dropped from memory per second. If it lasts, raise EXEMPLAR_ADAPTER_CACHE_BYTES.",
+                description="Adapters evicted from memory per second. If it lasts, raise EXEMPLAR_ADAPTER_CACHE_BYTES.",
                 unit="ops",
                 queries={rate("exemplar_adapter_cache_evictions_total", by="instance"): "{{instance}}"},
             ),
@@ -404,7 +404,7 @@ MODEL = Dashboard(
             ),
             Panel(
                 title="Adapter memory",
-                description="Memory held by loaded adapters, by instance.",
+                description="Memory of the cached adapters, by instance.",
                 unit="bytes",
                 width=12,
                 queries={now("exemplar_adapter_cache_bytes"): "{{instance}}"},
@@ -413,7 +413,7 @@ MODEL = Dashboard(
         "Weights": [
             Panel(
                 title="Backbone warm",
-                description="Whether a model has answered its warm-up on every selected instance.",
+                description="Yes if the model has finished its warm-up on every selected instance.",
                 unit="bool_yes_no",
                 kind="stat",
                 width=6,
@@ -430,14 +430,14 @@ MODEL = Dashboard(
             ),
             Panel(
                 title="Models loaded again, p95",
-                description="Time to read a model that slept for want of memory; its requests wait for it.",
+                description="Time to reload a model that was unloaded for lack of memory; its requests wait for it.",
                 unit="s",
                 width=6,
                 queries={quantile(0.95, "exemplar_backbone_load_seconds", by="backbone"): "{{backbone}}"},
             ),
             Panel(
                 title="Models dropped",
-                description="Weights that made room for others. If often, raise EXEMPLAR_BACKBONE_MEMORY_BYTES.",
+                description="Models unloaded to make room. If this is frequent, raise EXEMPLAR_BACKBONE_MEMORY_BYTES.",
                 unit="short",
                 width=6,
                 queries={increase("exemplar_backbone_evictions_total"): "dropped"},
@@ -446,14 +446,14 @@ MODEL = Dashboard(
         "GPU": [
             Panel(
                 title="GPU memory",
-                description="Memory of a GPU that the models' tensors take; empty on a CPU.",
+                description="GPU memory allocated by the models' tensors; empty on a CPU.",
                 unit="bytes",
                 width=12,
                 queries={now("exemplar_gpu_memory_bytes"): "{{instance}} {{device}}"},
             ),
             Panel(
                 title="GPU utilisation",
-                description="Share of the time in which the GPU worked, for whomever; empty on a CPU, "
+                description="Share of the time in which the GPU was busy, for any process; empty on a CPU, "
                 "and without the extra `gpu`.",
                 unit="percentunit",
                 width=12,
@@ -467,7 +467,7 @@ DASHBOARDS = {"service": SERVICE, "teaching": TEACHING, "model": MODEL}
 
 
 def rendered(name: str) -> dict[str, Any]:
-    """A dashboard as Grafana reads it."""
+    """A dashboard in Grafana's JSON form."""
     dashboard = DASHBOARDS[name]
     return {
         "uid": f"exemplar-{name}",
@@ -476,7 +476,7 @@ def rendered(name: str) -> dict[str, Any]:
         "tags": ["exemplar"],
         "links": [_TO_THE_OTHERS],
         "editable": False,
-        "graphTooltip": 1,  # one crosshair over all panels
+        "graphTooltip": 1,  # shared crosshair over all panels
         "refresh": "30s",
         "schemaVersion": 39,
         "time": {"from": "now-1h", "to": "now"},
@@ -492,7 +492,7 @@ def rendered(name: str) -> dict[str, Any]:
     }
 
 
-# Grafana shows every dashboard of the tag beside the time range, and hands on the time and the chosen instances.
+# Grafana links every dashboard with the tag beside the time range, and passes on the time and the selected instances.
 _TO_THE_OTHERS = {
     "type": "dashboards",
     "title": "Exemplar",
@@ -524,7 +524,7 @@ def _variable(name: str, *, values: str) -> dict[str, Any]:
 
 
 def _laid_out(rows: dict[str, list[Panel]]) -> list[dict[str, Any]]:
-    """Rows below one another, their panels from left to right, wrapped at the grid's width."""
+    """Place rows below one another and their panels from left to right, wrapped at the grid's width."""
     placed: list[dict[str, Any]] = []
     y = 0
     for title, panels in rows.items():

@@ -1,8 +1,8 @@
-"""Draws dashboards/*.json from what a Prometheus has scraped, where no Grafana is at hand.
+"""Draw dashboards/*.json from the data of a Prometheus, without Grafana.
 
     python deploy/grafana/draw.py http://127.0.0.1:9090 --minutes 60 --out build/dashboards
 
-matplotlib draws the panels on Grafana's grid; Prometheus answers their queries. What needs a mouse is left out.
+matplotlib draws the panels on Grafana's grid; Prometheus answers their queries. Interactive parts are left out.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Series:
-    """What one line, bar or number of a panel shows; the times are seconds since 1970."""
+    """Values of one line, bar or number of a panel; times are in seconds since 1970."""
 
     name: str
     times: list[float]
@@ -62,7 +62,7 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """The time that is drawn, in seconds since 1970."""
+    """Time range that is drawn, in seconds since 1970."""
 
     start: float
     end: float
@@ -70,11 +70,11 @@ class Span:
 
     @property
     def step_s(self) -> float:
-        """Some 300 points, and not more than were scraped."""
+        """Step for about 300 points, not smaller than the scrape interval."""
         return max(self.scrape_interval_s, (self.end - self.start) / 300)
 
     def filled(self, expr: str) -> str:
-        """The expression with Grafana's variables replaced, as Grafana does it where all instances are selected."""
+        """The expression with Grafana's variables replaced, as Grafana does with all instances selected."""
         rate_interval_s = max(self.step_s + self.scrape_interval_s, 4 * self.scrape_interval_s)
         values = {
             "$__rate_interval": f"{round(rate_interval_s)}s",
@@ -88,7 +88,7 @@ class Span:
 
 
 def fetched(http: httpx.Client, target: Json, span: Span) -> list[Series]:
-    """What Prometheus answers to one query of a panel.
+    """Answer of Prometheus to one query of a panel.
 
     Raises:
         ValueError: If it answers with an error.
@@ -114,7 +114,7 @@ def _series(result: Json, legend: str) -> Series:
 
 
 def apart(buckets: list[Series]) -> list[Series]:
-    """Cumulative buckets, named by their upper bounds, as counts of what lies between the bounds."""
+    """Convert cumulative buckets, named by their upper bounds, to counts per bucket."""
     ordered = sorted(buckets, key=lambda bucket: float(bucket.name))
     below = [0.0, *(bucket.last for bucket in ordered)]
     return [
@@ -123,7 +123,7 @@ def apart(buckets: list[Series]) -> list[Series]:
 
 
 def told(value: float, unit: str) -> str:
-    """A value as Grafana writes it in a unit, to three digits."""
+    """Format a value in a unit as Grafana does, to three digits."""
     if math.isnan(value):
         return "NaN"
     if unit == "bool_yes_no":
@@ -171,7 +171,7 @@ def _told_time(span: Span) -> str:
 
 
 def _png(figure: Figure) -> bytes:
-    """Few colours are enough for lines and letters, and make the file a third as large."""
+    """Render a PNG with few colours, which makes the file a third as large."""
     full, small = BytesIO(), BytesIO()
     figure.savefig(full, format="png", facecolor=figure.get_facecolor())
     Image.open(full).convert("RGB").quantize(256).save(small, format="png", optimize=True)
@@ -183,7 +183,7 @@ Box = tuple[float, float, float, float]  # left, top, width and height in pixels
 
 @dataclass(frozen=True)
 class _Page:
-    """A figure whose places are told in pixels from its top left."""
+    """A figure whose positions are in pixels from its top left."""
 
     figure: Figure
     width_px: float
@@ -263,7 +263,7 @@ def _draw_lines(page: _Page, box: Box, field: Json, series: list[Series], span: 
 
 
 def _fitted(series: list[Series], width: float) -> tuple[int, list[int]]:
-    """How many columns a legend has, and the series that it names: those with the largest values, in their order."""
+    """Number of legend columns, and the series in the legend: those with the largest values, in order."""
     longest = max(len(one.name) for one in series)
     columns = max(1, min(len(series), int(width / (34 + 6.1 * longest))))
     largest = sorted(range(len(series)), key=lambda i: -_largest(series[i].values))
@@ -303,7 +303,7 @@ def _stack(axes: Axes, series: list[Series]) -> list[Any]:
 
 
 def _scale(axes: Axes, field: Json, series: list[Series]) -> None:
-    """From the field's own minimum; a line that lies on it has some room above all the same."""
+    """Set the lower limit to the field's minimum; a line that lies on it gets some room above."""
     if field.get("min") == 0:
         flat = max(_largest(one.values) for one in series) <= 0
         axes.set_ylim(0, 1 if flat else None)
@@ -354,7 +354,7 @@ def _draw_bars(page: _Page, box: Box, field: Json, series: list[Series], _: Span
 
 
 def _coloured(value: float, field: Json) -> str:
-    """The colour of the highest threshold that the value has reached."""
+    """Colour of the highest threshold that the value has reached."""
     colour = _INK
     for step in field.get("thresholds", {}).get("steps", []):
         if step["value"] is None or value >= step["value"]:
@@ -371,12 +371,12 @@ def _largest(values: list[float]) -> float:
 
 
 def _day(at: float) -> float:
-    """Seconds since 1970 as matplotlib counts time, in days."""
+    """Convert seconds since 1970 to matplotlib's days."""
     return at / 86400
 
 
 def draw(url: str, span: Span, out: Path) -> list[Path]:
-    """Draw every dashboard into a folder; returns the files."""
+    """Draw every dashboard into a folder and return the files."""
     out.mkdir(parents=True, exist_ok=True)
     files = []
     with httpx.Client(base_url=url, timeout=60) as http:

@@ -1,4 +1,4 @@
-"""Some minutes of varied load on a running service, so that the dashboards have something to show.
+"""Generate some minutes of varied load on a running service, to fill the dashboards.
 
     python deploy/grafana/load.py http://127.0.0.1:8000 --minutes 5
 
@@ -24,7 +24,7 @@ from app.demo import EXAMPLES
 from app.errors import AppError
 
 PHOTOS = sorted(path for path in EXAMPLES.glob("*.jpg"))
-# Category, photo and mask. Some are far from the words, so that the gains differ.
+# Category, photo and mask. In some the mask does not match the word, so that the gains differ.
 LESSONS = (
     ("person", "astronaut", "astronaut"),
     ("cat", "kitten", "kitten"),
@@ -47,7 +47,7 @@ WORDS = (
 
 
 def teach(url: str, until: float) -> None:
-    """Lesson after lesson; every third is sent twice at once, so that its first job is superseded."""
+    """Teach continuously; every third example is sent twice at once, so that its first job is superseded."""
     with Client(url) as client:
         turn = 0
         while time.time() < until:
@@ -61,7 +61,7 @@ def teach(url: str, until: float) -> None:
 
 
 def segment(url: str, until: float, chance: random.Random) -> None:
-    """Some of the photos again and again, some in a size never seen before; now and then a burst."""
+    """Segment some photos repeatedly and some in a new size; send a burst from time to time."""
     with Client(url) as client, tempfile.TemporaryDirectory() as folder:
         while time.time() < until:
             photo = chance.choice(PHOTOS)
@@ -81,7 +81,7 @@ def _resized(photo: Path, scale: float, folder: Path) -> Path:
 
 
 def crowd(url: str, until: float) -> None:
-    """Twenty at once, once a minute."""
+    """Send twenty requests at once, once a minute."""
     photo = EXAMPLES / "chelsea.jpg"
 
     def ask(client: Client) -> None:
@@ -95,7 +95,7 @@ def crowd(url: str, until: float) -> None:
 
 
 def err(url: str, until: float, chance: random.Random) -> None:
-    """What a caller does wrong: an address, a name, a file, a mask of another photo."""
+    """Send invalid requests: a wrong path, a wrong name, a broken file, a mask of another photo."""
     kitten = {"image": (EXAMPLES / "kitten.jpg").read_bytes(), "mask": (EXAMPLES / "dog_mask.png").read_bytes()[:99]}
     with httpx.Client(base_url=url, timeout=60) as http:
         while time.time() < until:
@@ -112,7 +112,7 @@ def err(url: str, until: float, chance: random.Random) -> None:
 
 
 def look(url: str, until: float) -> None:
-    """What an orchestrator and a list of categories on a screen ask."""
+    """Send the requests of an orchestrator and of a list of categories on a screen."""
     with httpx.Client(base_url=url, timeout=60) as http:
         while time.time() < until:
             http.get("/readyz")

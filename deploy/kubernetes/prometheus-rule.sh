@@ -1,5 +1,5 @@
 #!/bin/sh
-# Prints the recording rules and alerts of deploy/prometheus as a PrometheusRule, so that they are written once:
+# Prints the recording rules and alerts of deploy/prometheus as a PrometheusRule:
 #   sh deploy/kubernetes/prometheus-rule.sh | kubectl apply --namespace exemplar --filename -
 set -eu
 cat <<'HEAD'
@@ -14,4 +14,4 @@ spec:
 HEAD
 rules="$(dirname "$0")/../prometheus"
 sed 's/^/  /' "$rules/recording.yml"
-sed '/^groups:$/d; s/^/  /' "$rules/alerts.yml" # goes on with the list that is open
+sed '/^groups:$/d; s/^/  /' "$rules/alerts.yml" # continues the list of groups

@@ -1,4 +1,6 @@
-"""Runs deploy/ray/serve.yaml on one node and tells what its callers saw, as JSON: `python deploy/ray/measure.py`.
+"""Run deploy/ray/serve.yaml on one node and print the results of its callers as JSON.
+
+Usage: `python deploy/ray/measure.py`.
 
 Two replicas at most, on a store and a port of their own: teaching through one and segmenting through the other, from
 one replica to two and back, one killed, more requests than the queue takes, requests per second. EXEMPLAR_* as for the
@@ -52,7 +54,7 @@ class Service:
         self._numbers = itertools.count()
 
     def segment(self, **form: str) -> httpx2.Response:
-        """Segment a photo that is new to every replica: its file ends with a number, which no decoder reads."""
+        """Segment a photo that is new to every replica: its file ends with a number, which decoders ignore."""
         photo = self._photo + next(self._numbers).to_bytes(8)
         return self.http.post("/segment", files={"image": photo}, data={"categories": "cup"} | form)
 
@@ -63,7 +65,7 @@ class Service:
 
     @contextmanager
     def load(self) -> Iterator[Counter[str]]:
-        """Segment with several clients while the body runs; what they got."""
+        """Segment with several clients while the body runs; yields a counter of their results."""
         seen: Counter[str] = Counter()
         stop = threading.Event()
 
@@ -81,7 +83,7 @@ class Service:
                 one.result()
 
     def requests_per_second(self, seconds: float) -> float:
-        """Photos segmented in a while, with several clients."""
+        """Measure throughput with several clients."""
         with self.load() as seen:
             time.sleep(2)
             before, started = seen["200"], time.monotonic()
@@ -90,7 +92,7 @@ class Service:
 
 
 class Site(Service):
-    """The service under Ray, seen through its proxy."""
+    """The service under Ray, called through its proxy."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -99,7 +101,7 @@ class Site(Service):
         super().__init__(f"http://127.0.0.1:{port}")
 
     def apply(self, **scaling: Any) -> None:
-        """Change how many replicas there are, as an edited file does."""
+        """Change the number of replicas, as an edited file does."""
         (deployment,) = self._config["applications"][0]["deployments"]
         for name in ("autoscaling_config", "num_replicas"):
             deployment.pop(name, None)
@@ -109,12 +111,12 @@ class Site(Service):
         cli.main(["run", "--non-blocking", str(file)], standalone_mode=False)
 
     def replicas(self) -> set[str]:
-        """Who answers now."""
+        """Names of the replicas that answer now."""
         answers = [self.http.get("/healthz") for _ in range(12)]
         return {answer.headers["x-replica"] for answer in answers if answer.status_code == 200}
 
     def wait_for(self, count: int) -> float:
-        """Seconds until so many replicas answer, for three looks in a row."""
+        """Wait until this many replicas answer, three times in a row; return the seconds."""
         started, right = time.monotonic(), 0
         while right < 3:
             right = right + 1 if len(self.replicas()) == count else 0
@@ -124,7 +126,7 @@ class Site(Service):
 
 
 def outcome(call: Callable[[], httpx2.Response]) -> str:
-    """What a caller got, in words."""
+    """Result of a call as text."""
     try:
         answer = call()
     except httpx2.TransportError as error:
@@ -141,7 +143,7 @@ def outcome(call: Callable[[], httpx2.Response]) -> str:
 
 
 def free_port() -> int:
-    """One that nobody listens at."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -150,17 +152,17 @@ def free_port() -> int:
 
 @contextmanager
 def site() -> Iterator[Site]:
-    """A Ray of this process's own, two CPUs wide, with a store."""
-    # Short, and not the user's own: sockets lie in it, whose paths may have a hundred characters.
+    """Start a Ray for this process, with two CPUs and a store."""
+    # A short path outside the user's folder: socket paths are limited to about a hundred characters.
     with tempfile.TemporaryDirectory(prefix="ray") as folder, EmbeddedServer.start(Path(folder, "store")) as store:
         os.environ |= {
             "EXEMPLAR_REDIS_URL": store.url,
             "EXEMPLAR_QUEUE_LIMIT": str(QUEUE_LIMIT),
             "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "app.ray_serve:proxy_middlewares",
             "RAY_USAGE_STATS_ENABLED": "0",
-            # Ray's processes have a search path of their own.
+            # Ray's processes have their own module search path.
             "PYTHONPATH": str(REPOSITORY),
-            # Else Ray leaves one in the user's home.
+            # Otherwise Ray leaves one in the user's home.
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
         try:
@@ -182,7 +184,7 @@ def site() -> Iterator[Site]:
 
 
 def one_learns_another_knows(running: Site) -> Json:
-    """Teach through one replica; ask the other as soon as the job has ended."""
+    """Teach through one replica; segment through the other as soon as the job has ended."""
     taught = running.teach()
     job = taught.json()["job"]
     while job["status"] in ("queued", "running"):
@@ -207,7 +209,7 @@ def one_learns_another_knows(running: Site) -> Json:
 
 
 def a_replica_is_killed(running: Site) -> Json:
-    """kill -9 of one of two under load, and what callers get in the seconds after that."""
+    """kill -9 one of two replicas under load, and count the results of callers in the seconds after."""
     before = running.replicas()
     with running.load() as seen:
         time.sleep(2)
@@ -217,7 +219,7 @@ def a_replica_is_killed(running: Site) -> Json:
 
 
 def replica_processes() -> list[int]:
-    """The replicas' process ids: Ray's, with this process among their ancestors."""
+    """Process ids of the replicas: Ray processes with this process among their ancestors."""
 
     def parent(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -235,7 +237,7 @@ def replica_processes() -> list[int]:
 
 
 def scaled(running: Site, count: int) -> Json:
-    """Another number of replicas, under load."""
+    """Change the number of replicas under load."""
     before = running.replicas()
     with running.load() as seen:
         running.apply(num_replicas=count)
@@ -245,7 +247,7 @@ def scaled(running: Site, count: int) -> Json:
 
 
 def scaled_by_load(running: Site) -> Json:
-    """From one to two because of load, and back when it has gone; with short delays."""
+    """Autoscale from one replica to two under load, and back afterwards, with short delays."""
     scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 2}
     running.apply(autoscaling_config=scaling | {"upscale_delay_s": 2, "downscale_delay_s": 5})
     running.wait_for(1)
@@ -255,13 +257,13 @@ def scaled_by_load(running: Site) -> Json:
 
 
 def too_many_at_once(running: Site, clients: int) -> Json:
-    """As many requests as clients, at the same moment."""
+    """Send one request per client at the same time, and count the results."""
     with ThreadPoolExecutor(clients) as pool:
         return dict(Counter(pool.map(lambda _: outcome(running.segment), range(clients))))
 
 
 def everything() -> Iterator[tuple[str, Any]]:
-    """In an order that needs few changes."""
+    """Run all measurements, in an order that needs few changes of the deployment."""
     with site() as running:
         started = time.monotonic()
         running.apply(num_replicas=1)
@@ -280,7 +282,7 @@ def everything() -> Iterator[tuple[str, Any]]:
 
 
 def what_matters() -> Iterator[tuple[str, Any]]:
-    """For the tests: nothing that is only a figure."""
+    """Run the measurements that tests check."""
     with site() as running:
         running.apply(num_replicas=2)
         running.wait_for(2)
@@ -290,7 +292,7 @@ def what_matters() -> Iterator[tuple[str, Any]]:
 
 
 def main() -> None:
-    """Takes nothing, `--short`, or the address of another service whose requests per second are to be compared."""
+    """Run with no argument, with `--short`, or with the address of another service to measure its throughput."""
     (word,) = sys.argv[1:] or [""]
     if word.startswith("http"):
         found: Json = {"requests_per_s": Service(word).requests_per_second(SECONDS)}

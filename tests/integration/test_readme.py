@@ -1,0 +1,75 @@
+"""The commands of the README and of docs/api.md, run as they stand against a service with the embedded model."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from rich.console import Console
+
+from app.demo import running_service
+
+ROOT = Path(__file__).parents[2]
+ADDRESS = "http://127.0.0.1:8000"
+DEADLINE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running_service(Console(quiet=True), threads="1") as service:
+        yield service.url
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The code blocks of a document in a language, without their indentation."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+
+
+def ended_job(url: str) -> str:
+    """The id of the newest job, once no job is queued or running."""
+    deadline = time.monotonic() + DEADLINE_S
+    jobs = httpx2.get(f"{url}/jobs").json()
+    while {job["status"] for job in jobs} & {"queued", "running"}:
+        assert time.monotonic() < deadline, jobs
+        time.sleep(0.1)
+        jobs = httpx2.get(f"{url}/jobs").json()
+    assert not [job for job in jobs if job["status"] == "failed"], jobs
+    return str(jobs[0]["id"])
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_curl_commands(url: str, tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")  # what a command writes must not land in the repository
+    commands = [block for document in ("README.md", "docs/api.md") for block in blocks(document, "sh")]
+    commands = [block for block in commands if block.startswith("curl ")]
+    assert len(commands) > 8
+    for command in commands:
+        if "JOB_ID" in command:
+            command = command.replace("JOB_ID", ended_job(url))
+        ran = subprocess.run(
+            ["bash", "-ec", command.replace("curl ", "curl --fail-with-body --silent ").replace(ADDRESS, url)],
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=DEADLINE_S,
+        )
+        assert ran.returncode == 0, (command, ran.stdout, ran.stderr)
+    ended_job(url)
+    for picture in ("overlay.png", "labels.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_python(url: str) -> None:
+    (snippet,) = blocks("README.md", "python")
+    code = snippet.replace(ADDRESS, url)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert ran.returncode == 0, ran.stderr
+    assert [line.split()[0] for line in ran.stdout.splitlines()] == ["cat", "sofa"]
