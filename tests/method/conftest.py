@@ -1,10 +1,12 @@
-"""The small model that the method is tested on."""
+"""The small model that the method is tested on, and examples for it."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from app.backbones.blip import Blip
+from app.method.shot import IGNORE, Shot
 from tests.models import INPUT_PX, random_blip
 
 
@@ -13,3 +15,17 @@ def blip() -> Blip:
     """7 × 7 patches, 5 layers."""
     model, tokenizer = random_blip()
     return Blip(model, tokenizer, name="blip:random", input_size=INPUT_PX)
+
+
+@pytest.fixture(scope="session")
+def shots(blip: Blip) -> list[Shot]:
+    """Three photos with an object at the top left, 3 × 4 of 7 × 7 patches, redder than the rest; the last row is padding."""
+    labels = torch.zeros(112, 112, dtype=torch.long)
+    labels[:48, :64] = 1
+    labels[96:] = IGNORE
+    made = []
+    for seed in range(3):
+        rgb = 0.5 * torch.rand(3, 112, 112, generator=torch.Generator().manual_seed(seed))
+        rgb[0, :48, :64] += 0.5
+        made.append(Shot.of(blip, blip.encode_image(rgb[None])[0], labels))
+    return made

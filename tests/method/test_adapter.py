@@ -1,192 +1,97 @@
-"""An adapter survives the way through bytes bit by bit, and no bytes can crash the reader."""
+"""What an adapter says of itself, and which models can run it."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import struct
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from app.method.adapter import FORMAT, TOKEN_IDS, TOKEN_ROWS, Adapter, adapter_from_bytes, adapter_to_bytes
+from app.backbones.blip import Blip
+from app.method.adapter import Adapter, OtherBackboneError
+from app.method.low_rank import factorised
+from app.method.parameters import ExampleMemory, Parameters, TokenRows, VisualPrompt
+from tests.models import random_adapter
 
-TAUGHT = Adapter(
-    backbone="embedded",
-    revision="0123456789abcdef",
-    category="Straßenbahn 🚋",
-    version=7,
-    prompts=("Straßenbahn 🚋", "tram"),
-    layers=(2, 3),
-    ensemble=(0.30000000000000004, 0.7),
-    tensors={
-        TOKEN_IDS: torch.tensor([101, 3746, 102]),
-        TOKEN_ROWS: torch.tensor([[1e-7, -65504.0], [0.1, -0.0], [3.0, 5.0]], dtype=torch.float16),
-        "encoder.layer.2.crossattention.self.key.weight": torch.randn(
-            5, 7, generator=torch.Generator().manual_seed(0)
-        ).mT,
-        "encoder.layer.2.crossattention.self.key.bias": torch.randn(
-            3, generator=torch.Generator().manual_seed(1)
-        ).bfloat16(),
-    },
-    example_iou=0.8123,
-    zero_shot_example_iou=1 / 3,
-    created_at="2026-01-02T03:04:05Z",
-)
-RAW = adapter_to_bytes(TAUGHT)
-HEADER: dict[str, Any] = {
-    "format": FORMAT,
-    "backbone": "embedded",
-    "revision": "0123456789abcdef",
-    "category": "dog",
-    "version": 1,
-    "prompts": ["dog"],
-    "layers": [2, 3],
-    "ensemble": [0.5, 0.5],
-    "example_iou": 0.5,
-    "zero_shot_example_iou": 0.25,
-    "created_at": "2026-01-02T03:04:05Z",
-}
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=7,
-)
+TOKENS = TokenRows(torch.tensor([101, 3746, 102]), torch.zeros(3, 2, dtype=torch.float16))
+MEMORY = ExampleMemory(torch.zeros(3, 5), torch.zeros(3), torch.zeros(2, 5), torch.zeros(2), torch.zeros(3))
 
 
-def written(header: object, *, dtype: str = "F32", tensor_bytes: int = 8) -> bytes:
-    """A well-formed safetensors file with one tensor, by hand: length, JSON, values."""
-    width = 8 if dtype.endswith("64") else 4 if dtype.endswith("32") else 2 if dtype.endswith("16") else 1
-    facts = {
-        "__metadata__": {"exemplar": json.dumps(header)},
-        "rows": {"dtype": dtype, "shape": [tensor_bytes // width], "data_offsets": [0, tensor_bytes]},
-    }
-    head = json.dumps(facts).encode()
-    head += b" " * (-len(head) % 8)
-    return struct.pack("<Q", len(head)) + head + bytes(tensor_bytes)
+@pytest.fixture
+def adapter(blip: Blip) -> Adapter:
+    return random_adapter(blip, "dog", "small white puppy")
 
 
-def read_or_refused(raw: bytes) -> None:
-    """Anything else than an adapter or a ValueError escapes and fails the test."""
-    with contextlib.suppress(ValueError):
-        assert isinstance(adapter_from_bytes(raw), Adapter)
+def test_without_parameters_and_memory_the_words_were_kept(adapter: Adapter) -> None:
+    assert adapter.kept == "adapter"
+    assert replace(adapter, parameters=None, memory=MEMORY).kept == "adapter"
+    assert replace(adapter, parameters=None, visual_prompt=None).kept == "words"
 
 
-def test_the_way_through_bytes_is_exact() -> None:
-    read = adapter_from_bytes(RAW)
-    assert {**vars(read), "tensors": None} == {**vars(TAUGHT), "tensors": None}
-    assert read.tensors.keys() == TAUGHT.tensors.keys()
-    for name, tensor in TAUGHT.tensors.items():
-        assert read.tensors[name].dtype == tensor.dtype
-        assert read.tensors[name].shape == tensor.shape
-        assert read.tensors[name].contiguous().view(torch.uint8).equal(tensor.contiguous().view(torch.uint8))
-    assert adapter_to_bytes(read) == RAW
+def test_adapters_of_one_form_can_be_stacked(blip: Blip, adapter: Adapter) -> None:
+    assert adapter.form == random_adapter(blip, "cat", seed=1).form, "they differ in token rows alone"
+    assert adapter.form != random_adapter(blip, "cat", layers=(0, 2)).form
+    assert adapter.form != replace(adapter, visual_prompt=None).form
+    assert replace(adapter, parameters=None).form is None
 
 
-def test_it_counts_its_bytes() -> None:
-    assert TAUGHT.nbytes == 3 * 8 + 6 * 2 + 35 * 4 + 3 * 2
+def test_it_counts_its_bytes(adapter: Adapter) -> None:
+    parameters = Parameters({"bias": torch.zeros(5, 7), "norm": torch.zeros(3, dtype=torch.bfloat16)}, TOKENS)
+    plain = replace(adapter, parameters=parameters, visual_prompt=None)
+    assert plain.nbytes == 35 * 4 + 3 * 2 + 3 * 8 + 6 * 2
+    assert replace(plain, memory=MEMORY).nbytes == plain.nbytes + 4 * (15 + 3 + 10 + 2 + 3)
 
 
-def test_an_adapter_without_tensors_survives_too() -> None:
-    words_alone = Adapter(**{**vars(TAUGHT), "tensors": {}})
-    assert adapter_from_bytes(adapter_to_bytes(words_alone)) == words_alone
+class TestCheck:
+    @pytest.mark.parametrize("rank", [3, 50])
+    def test_what_the_model_tunes_can_be_run(self, blip: Blip, adapter: Adapter, rank: int) -> None:
+        adapter.check(blip)
+        replace(adapter, parameters=None, visual_prompt=None).check(blip)
+        base = blip.trainable(adapter.layers, blip.tokenize(adapter.prompts))
+        replace(adapter, parameters=factorised(adapter.parameters, base, rank)).check(blip)
 
+    @pytest.mark.parametrize("change", [{"backbone": "blip:other"}, {"revision": "0"}], ids=str)
+    def test_other_weights_cannot_run_it(self, blip: Blip, adapter: Adapter, change: dict[str, str]) -> None:
+        with pytest.raises(OtherBackboneError, match="blip:random"):
+            replace(adapter, **change).check(blip)
 
-def test_what_is_written_here_by_hand_is_an_adapter() -> None:
-    assert adapter_from_bytes(written(HEADER)).layers == (2, 3)
+    def test_a_layer_that_the_model_lacks(self, blip: Blip, adapter: Adapter) -> None:
+        with pytest.raises(ValueError, match="layers 0 to 4, got 5"):
+            replace(adapter, layers=(0, 5)).check(blip)
 
+    def test_a_parameter_of_another_shape_or_name_is_named(self, blip: Blip, adapter: Adapter) -> None:
+        name, change = next(iter(adapter.parameters.delta.items()))
+        others = {key: value for key, value in adapter.parameters.delta.items() if key != name}
+        for delta in (others, {**others, name: change[:-1]}, {**adapter.parameters.delta, "a.b": change}):
+            wrong = "a.b" if "a.b" in delta else name
+            with pytest.raises(ValueError, match=f"such as {wrong}"):
+                replace(adapter, parameters=Parameters(delta, adapter.parameters.tokens)).check(blip)
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"format": "exemplar-adapter-2"},
-        {"backbone": ""},
-        {"category": 5},
-        {"version": "one"},
-        {"version": float("inf")},
-        {"prompts": []},
-        {"prompts": "dog"},
-        {"prompts": [""]},
-        {"layers": [], "ensemble": []},
-        {"layers": [2]},
-        {"layers": "23"},
-        {"layers": [2, 2]},
-        {"layers": [-1, 2]},
-        {"ensemble": [0.5, 0.6]},
-        {"ensemble": [-0.5, 1.5]},
-        {"ensemble": [float("nan"), 1]},
-        {"ensemble": [10**400, 0]},
-        {"example_iou": 1.01},
-        {"zero_shot_example_iou": float("nan")},
-        {"created_at": None},
-    ],
-    ids=str,
-)
-def test_a_value_out_of_range_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"expected|invalid literal"):
-        adapter_from_bytes(written({**HEADER, **change}))
+    @pytest.mark.parametrize(
+        "tokens",
+        [
+            TokenRows(torch.tensor([101, 102]), torch.zeros(2, 22)),
+            TokenRows(torch.tensor([101, 102]), torch.zeros(3, 21)),
+            TokenRows(torch.tensor([101.0, 102.0]), torch.zeros(2, 21)),
+            TokenRows(torch.tensor([101, 102]), torch.zeros(2, 21, dtype=torch.long)),
+        ],
+        ids=["width", "count", "float ids", "whole rows"],
+    )
+    def test_token_rows_of_another_form(self, blip: Blip, adapter: Adapter, tokens: TokenRows) -> None:
+        with pytest.raises(ValueError, match="expected"):
+            replace(adapter, parameters=Parameters(adapter.parameters.delta, tokens)).check(blip)
 
+    def test_a_visual_prompt_of_another_width_or_without_parameters(self, blip: Blip, adapter: Adapter) -> None:
+        with pytest.raises(ValueError, match="direction of shape"):
+            replace(adapter, visual_prompt=VisualPrompt(torch.zeros(5), torch.zeros(()))).check(blip)
+        with pytest.raises(ValueError, match="beside the visual prompt"):
+            replace(adapter, parameters=None).check(blip)
 
-@pytest.mark.parametrize("name", list(HEADER))
-def test_a_missing_value_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=name):
-        adapter_from_bytes(written({key: value for key, value in HEADER.items() if key != name}))
+    def test_a_memory_without_a_mask_decoder(self, blip: Blip, adapter: Adapter) -> None:
+        with pytest.raises(ValueError, match="no mask decoder"):
+            replace(adapter, memory=MEMORY).check(blip)
 
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_parameters_that_are_no_numbers_are_refused(number: float) -> None:
-    broken = Adapter(**{**vars(TAUGHT), "tensors": {"rows": torch.tensor([1.0, number])}})
-    with pytest.raises(ValueError, match="finite numbers in rows"):
-        adapter_from_bytes(adapter_to_bytes(broken))
-
-
-@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "F64", "C64", "BOOL", "U8", "I32"])
-def test_parameters_of_other_types_are_refused(dtype: str) -> None:
-    """They can't be stacked with those of other adapters; int64 holds token ids."""
-    with pytest.raises(ValueError, match="expected"):
-        adapter_from_bytes(written(HEADER, dtype=dtype))
-
-
-@pytest.mark.parametrize("header", [None, [], "text", 7, {}])
-def test_a_header_that_is_no_header_is_refused(header: object) -> None:
-    with pytest.raises(ValueError, match="expected an adapter"):
-        adapter_from_bytes(written(header))
-
-
-def test_a_safetensors_file_that_is_no_adapter_is_refused() -> None:
-    with pytest.raises(ValueError, match="__metadata__"):
-        adapter_from_bytes(struct.pack("<Q", 2) + b"{}")
-
-
-@given(length=st.integers(0, len(RAW) - 1))
-def test_cut_short_it_is_refused(length: int) -> None:
-    with pytest.raises(ValueError, match="expected an adapter"):
-        adapter_from_bytes(RAW[:length])
-
-
-@given(raw=st.binary(max_size=200))
-def test_garbage_is_refused(raw: bytes) -> None:
-    with pytest.raises(ValueError, match="expected an adapter"):
-        adapter_from_bytes(raw)
-
-
-@settings(max_examples=200)
-@given(position=st.integers(0, len(RAW) - 1), value=st.integers(0, 255))
-def test_a_changed_byte_is_read_or_refused(position: int, value: int) -> None:
-    read_or_refused(RAW[:position] + bytes([value]) + RAW[position + 1 :])
-
-
-@settings(max_examples=200)
-@given(name=st.sampled_from(list(HEADER)), value=json_values)
-def test_a_changed_value_is_read_or_refused(name: str, value: object) -> None:
-    read_or_refused(written({**HEADER, name: value}))
-
-
-def test_a_deeply_nested_header_is_refused() -> None:
-    nested = "[" * 100_000 + "]" * 100_000
-    head = json.dumps({"__metadata__": {"exemplar": nested}}).encode()
-    with pytest.raises(ValueError, match="expected an adapter"):
-        adapter_from_bytes(struct.pack("<Q", len(head)) + head)
+    def test_a_memory_of_another_shape(self, embedded) -> None:
+        words = random_adapter(embedded, "dog", layers=(0, 1))
+        with pytest.raises(ValueError, match="inside of shape"):
+            replace(words, parameters=None, visual_prompt=None, memory=MEMORY).check(embedded)

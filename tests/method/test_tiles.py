@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from app.method.segment import ClassMap, class_map, encode
 from PIL import Image
 
-from app.method.backbone import Backbone
-from app.method.evidence import Query
+from app.method.backbone import Backbone, EncodedImage
 from app.method.frame import Frame, fit_and_pad, stretch
-from app.method.tiles import join, look_closer, see_tiles, tiles_of
+from app.method.pipeline import Pipeline
+from app.method.prediction import ClassMap
+from app.method.prompts import Query
+from app.method.tiles import join, tiles_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = [(31, 47), (97, 13), (1009, 1511), (8, 8), (1, 2)]
@@ -70,53 +71,44 @@ def test_a_map_of_the_whole_has_most_of_the_say() -> None:
     assert (joined[:, 24:] == 1).all()  # padding stays as it is
 
 
-class TestLookCloser:
+class TestJoinTiles:
     QUERIES = (Query(("cat",)), Query(("dog",)), Query(("zebra",)))
 
     def photo(self) -> np.ndarray:
         with Image.open(EXAMPLES / "chelsea.jpg") as photo:
             return np.array(photo.convert("RGB"))
 
-    def whole(self, model: Backbone, photo: np.ndarray, **options: float) -> tuple[ClassMap, Frame]:
-        rgb, frame = model.preprocess(photo)
-        return class_map(model, encode(model, rgb), self.QUERIES, **options), frame
+    def test_only_classes_that_the_whole_shows_are_looked_for(
+        self, embedded: Backbone, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked, plain = [], Pipeline.class_map
 
-    def test_only_what_the_whole_shows_is_looked_for(self, embedded, monkeypatch) -> None:
-        asked = []
-
-        def listening(model: Backbone, tokens: torch.Tensor, queries: Sequence[Query], **options: object) -> ClassMap:
+        def listening(pipeline: Pipeline, image: EncodedImage, queries: Sequence[Query]) -> ClassMap:
             asked.append([query.words[0] for query in queries])
-            return class_map(model, tokens, queries, **options)
+            return plain(pipeline, image, queries)
 
-        monkeypatch.setattr("app.method.tiles.class_map", listening)
-        photo = self.photo()
-        found, frame = self.whole(embedded, photo, least=0.2)
+        photo, pipeline = self.photo(), Pipeline(embedded)
+        image = pipeline.see(photo)
+        found = pipeline.class_map(image.encoded, self.QUERIES)
         assert found.classes == (0, 1)
-        closer = look_closer(
-            embedded,
-            found,
-            frame,
-            lambda: see_tiles(embedded, photo, lambda _, rgb: encode(embedded, rgb)),
-            self.QUERIES,
-        )
+        monkeypatch.setattr(Pipeline, "class_map", listening)
+        closer = pipeline.join_tiles(found, image.frame, self.QUERIES, lambda: pipeline.see_tiles(photo))
         assert asked == [["cat"]] * 4
         assert closer.classes == (0, 1)
         assert torch.allclose(closer.probabilities.sum(dim=0), torch.ones(()), atol=1e-5)
         assert not torch.allclose(closer.probabilities, found.probabilities, atol=0.1)
         assert torch.equal(closer.match_score, found.match_score)
 
-    def test_where_the_whole_shows_nothing_no_part_is_looked_at(self, embedded) -> None:
-        photo = np.zeros((31, 47, 3), dtype=np.uint8)
-        found, frame = self.whole(embedded, photo, least=0.2)
+    def test_where_the_whole_shows_nothing_no_part_is_encoded(self, embedded: Backbone) -> None:
+        pipeline = Pipeline(embedded)
+        image = pipeline.see(np.zeros((31, 47, 3), dtype=np.uint8))
+        found = pipeline.class_map(image.encoded, self.QUERIES)
         assert found.classes == (0,)
-        assert look_closer(embedded, found, frame, lambda: pytest.fail("looked at"), self.QUERIES) is found
+        assert pipeline.join_tiles(found, image.frame, self.QUERIES, lambda: pytest.fail("encoded")) is found
 
-    def test_a_backbone_without_a_mask_decoder_looks_closer_too(self, blip) -> None:
+    def test_a_backbone_without_a_mask_decoder_has_tiles_too(self, blip: Backbone) -> None:
         photo = np.random.default_rng(0).integers(0, 256, (37, 101, 3), dtype=np.uint8)
-        found, frame = self.whole(blip, photo)
-        closer = look_closer(
-            blip, found, frame, lambda: see_tiles(blip, photo, lambda _, rgb: encode(blip, rgb)), self.QUERIES
-        )
-        assert closer.classes == (0, 1, 2, 3)
-        height, width = frame.content_hw
-        assert torch.allclose(closer.probabilities[:, :height, :width].sum(dim=0), torch.ones(()), atol=1e-5)
+        found = Pipeline(blip, use_tiles=True, min_relative_score=0.0).run(photo, self.QUERIES).class_map
+        assert found.classes == (0, 1, 2, 3)
+        height, width = blip.preprocess(photo)[1].content_hw
+        assert torch.allclose(found.probabilities[:, :height, :width].sum(dim=0), torch.ones(()), atol=1e-5)

@@ -1,0 +1,178 @@
+"""Choice between what was tuned and the words, by how well each marks the examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from app.backbones.blip import Blip
+from app.method import tuning as tuning_module
+from app.method.frame import mask_to_input
+from app.method.parameters import ExampleMemory
+from app.method.pipeline import encode_one
+from app.method.prompts import Prompts, Query
+from app.method.selection import (
+    Outcome,
+    advance,
+    finished,
+    helps,
+    select,
+    visual_prompt_harms,
+    visual_prompt_helps,
+)
+from app.method.shot import IGNORE, Shot
+from app.method.tuning import PAPER, TUNED, CategoryTuning, Recipe
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+OTHERS = (Query(("cat",)), Query(("tree",)))
+BACKGROUND = ("sky", "wall", "railway track")
+
+
+def tuning_of(
+    blip: Blip, shots: Sequence[Shot], recipe: Recipe = TUNED, words: tuple[str, ...] = ("dog",)
+) -> CategoryTuning:
+    others = Prompts.of(OTHERS, BACKGROUND, taken=words)
+    return CategoryTuning(blip, shots, words, others=others, layers=(0, 3), recipe=recipe)
+
+
+class TestDecisions:
+    @pytest.mark.parametrize(("tuned", "words", "kept"), [(0.6, 0.5, True), (0.5, 0.5, True), (0.4, 0.5, False)])
+    def test_tuned_parameters_stay_that_mark_the_examples_no_worse(
+        self, tuned: float, words: float, kept: bool
+    ) -> None:
+        assert helps(tuned, words) is kept
+
+    @pytest.mark.parametrize(
+        ("with_others", "without", "kept"),
+        [([0.6, 0.4], [0.5, 0.4], True), ([0.6, 0.3], [0.5, 0.4], False), ([0.5, 0.4], [0.5, 0.4], False)],
+    )
+    def test_of_several_examples_a_visual_prompt_stays_that_finds_the_others(
+        self, with_others: list[float], without: list[float], kept: bool
+    ) -> None:
+        assert visual_prompt_helps(with_others, without) is kept
+
+    @pytest.mark.parametrize(
+        ("with_prompt", "without", "words", "harm"),
+        [(0.4, 0.6, 0.5, True), (0.5, 0.6, 0.5, False), (0.3, 0.4, 0.5, False), (0.9, 0.6, 0.5, False)],
+    )
+    def test_of_one_example_a_visual_prompt_goes_that_alone_makes_it_worse_than_the_words(
+        self, with_prompt: float, without: float, words: float, harm: bool
+    ) -> None:
+        assert visual_prompt_harms(with_prompt, without, words) is harm
+
+
+class TestOutcome:
+    def outcome(self, tuning: CategoryTuning, iou: float, words: float) -> Outcome:
+        return Outcome(tuning.tuned(), None, None, iou, words)
+
+    def test_an_adapter_tells_what_it_was_made_of(self, blip: Blip, shots: list[Shot]) -> None:
+        tuning = tuning_of(blip, shots, words=("dog", "hound"))
+        adapter = self.outcome(tuning, 0.61237, 0.5).adapter(tuning, "Dog", version=3, created_at="now")
+        assert adapter.kept == "adapter"
+        assert (adapter.example_iou, adapter.zero_shot_example_iou) == (0.6124, 0.5)
+        assert (adapter.category, adapter.version, adapter.prompts) == ("Dog", 3, ("dog", "hound"))
+        assert (adapter.backbone, adapter.revision, adapter.layers) == (blip.name, blip.revision, (0, 3))
+        assert adapter.ensemble == (0.5, 0.5)
+        assert {tensor.dtype for tensor in adapter.tensors} == {torch.float16, torch.int64}
+        adapter.check(blip)
+
+    def test_where_the_words_are_better_no_tensor_is_kept_and_the_scores_say_so(
+        self, blip: Blip, shots: list[Shot]
+    ) -> None:
+        tuning = tuning_of(blip, shots)
+        adapter = self.outcome(tuning, 0.49999, 0.50001).adapter(tuning, "dog", version=1, created_at="")
+        assert adapter.kept == "words"
+        assert adapter.tensors == []
+        assert adapter.example_iou < adapter.zero_shot_example_iou == 0.5
+
+
+class TestSelect:
+    @pytest.mark.parametrize("recipe", [TUNED, PAPER], ids=lambda recipe: recipe.name)
+    def test_the_scores_are_means_over_the_examples(self, blip: Blip, shots: list[Shot], recipe: Recipe) -> None:
+        tuning = tuning_of(blip, shots, recipe)
+        tuning.step()
+        outcome = finished(select(tuning))
+        with torch.no_grad():
+            words = [tuning.iou(index, None) for index in range(3)]
+            kept = [tuning.iou(i, outcome.parameters, visual_prompt=outcome.visual_prompt) for i in range(3)]
+        assert outcome.zero_shot_example_iou == pytest.approx(sum(words) / 3)
+        assert outcome.example_iou == pytest.approx(sum(kept) / 3)
+
+    def test_it_pauses_after_every_example_and_ends_the_same(self, blip: Blip, shots: list[Shot]) -> None:
+        tuning = tuning_of(blip, shots)
+        tuning.step()
+        at_once, pieces, pauses = finished(select(tuning)), select(tuning), 0
+        while (outcome := advance(pieces)) is None:
+            pauses += 1
+        assert pauses == 3 * len(shots)
+        assert (outcome.example_iou, outcome.zero_shot_example_iou) == (
+            at_once.example_iou,
+            at_once.zero_shot_example_iou,
+        )
+
+    def test_a_visual_prompt_of_the_object_is_kept(self, blip: Blip, shots: list[Shot]) -> None:
+        """The random model's words find nothing, and the red object looks alike in all three photos."""
+        outcome = finished(select(tuning_of(blip, shots)))
+        assert outcome.visual_prompt is not None
+        assert outcome.example_iou > outcome.zero_shot_example_iou
+
+    def test_the_paper_keeps_no_appearance(self, blip: Blip, shots: list[Shot]) -> None:
+        outcome = finished(select(tuning_of(blip, shots, PAPER)))
+        assert outcome.visual_prompt is outcome.memory is None
+
+
+class TestMemory:
+    """The appearance of the examples is kept for a mask decoder, and only for one."""
+
+    @pytest.fixture
+    def red(self, embedded) -> Shot:
+        rgb = 0.5 * torch.rand(3, 384, 384, generator=torch.Generator().manual_seed(0))
+        rgb[0, :160, :224] += 0.5
+        labels = torch.zeros(384, 384, dtype=torch.long)
+        labels[:160, :224] = 1
+        return Shot.of(embedded, encode_one(embedded, rgb), labels)
+
+    def tuning(self, embedded, shot: Shot, recipe: Recipe = TUNED, word: str = "gribble") -> CategoryTuning:
+        others = Prompts.of((), BACKGROUND, taken=[word])
+        return CategoryTuning(embedded, [shot], [word], others=others, layers=embedded.default_layers, recipe=recipe)
+
+    def test_a_word_that_means_nothing_is_found_by_its_looks(self, embedded, red: Shot) -> None:
+        outcome = finished(select(self.tuning(embedded, red)))
+        assert isinstance(outcome.memory, ExampleMemory)
+        assert outcome.visual_prompt is None
+        assert outcome.example_iou > outcome.zero_shot_example_iou + 0.3
+
+    def test_the_paper_has_none(self, embedded, red: Shot) -> None:
+        assert finished(select(self.tuning(embedded, red, PAPER))).memory is None
+
+    def test_without_a_mask_decoder_there_is_none(self, blip: Blip, shots: list[Shot]) -> None:
+        assert finished(select(tuning_of(blip, shots))).memory is None
+
+    def test_looks_do_not_change_with_the_steps(self, embedded, red: Shot) -> None:
+        tuning = self.tuning(embedded, red)
+        before = finished(select(tuning)).memory
+        tuning.step()
+        after = finished(select(tuning)).memory
+        assert torch.equal(before.inside, after.inside)
+        assert torch.equal(before.outside, after.outside)
+
+    def test_parameters_that_do_harm_are_left_out_and_the_looks_stay(self, embedded, monkeypatch) -> None:
+        """The words know a cat; a few steps at an absurd rate ruin that."""
+        monkeypatch.setattr(tuning_module, "LEARNING_RATE", 1.0)
+        with Image.open(EXAMPLES / "chelsea.jpg") as photo, Image.open(EXAMPLES / "chelsea_mask.png") as mask:
+            rgb, frame = embedded.preprocess(np.array(photo.convert("RGB")))
+            marked = np.array(mask.convert("L")) > 0
+        cat = Shot.of(embedded, encode_one(embedded, rgb), mask_to_input(marked, frame, outside=IGNORE))
+        tuning = self.tuning(embedded, cat, replace(TUNED, interpolation=1.0), word="cat")
+        for _ in range(3):
+            tuning.step()
+        outcome = finished(select(tuning))
+        assert outcome.parameters is None
+        assert outcome.memory is not None
+        assert outcome.example_iou > 0.8
