@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from app.services.parity import Row, check
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from app.errors import InvalidInputError
+from app.research.parity import Row, check
 
 CASE = Path(__file__).parents[1] / "golden" / "case_a.safetensors"
 
