@@ -1,0 +1,130 @@
+"""The protocols on the real sample photos."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+
+import pytest
+from torch import Tensor
+
+from app.method import pipeline
+from app.method.backbone import Backbone, EncodedImage
+from app.method.pipeline import encode_one
+from app.method.tuning import TUNED
+from app.research import subject
+from app.research.dataset import Dataset
+from app.research.evaluation import Evaluation
+from app.research.subject import Options, Prompts
+
+OPTIONS = Options(crf=False, recipe=replace(TUNED, steps=2))
+
+
+def quiet(step: int, steps: int, activity: str) -> None:
+    """No bar."""
+
+
+def test_words_find_people_and_cats(dataset: Dataset, embedded: Backbone) -> None:
+    report = Evaluation(embedded, dataset, OPTIONS, quiet).run()
+    assert report.photos == 4
+    assert set(report.scores) == {"words"}
+    assert all(iou > 0.5 for iou in report.by_class("words").values())
+
+
+@pytest.mark.parametrize(
+    ("options", "column"),
+    [
+        (replace(OPTIONS, protocol="one-shot", crf=True), "one-shot"),
+        (replace(OPTIONS, protocol="joint", joint_epochs=1), "joint"),
+        (replace(OPTIONS, protocol="one-shot", method="prototype"), "prototype"),
+        (replace(OPTIONS, protocol="one-shot", prompts="all", size="input"), "one-shot"),
+    ],
+)
+def test_every_protocol_leaves_its_supports_out_and_has_words_beside_it(
+    dataset: Dataset, embedded: Backbone, options: Options, column: str
+) -> None:
+    report = Evaluation(embedded, dataset, options, quiet).run()
+    assert report.photos == 2
+    expected = {"words", column} | ({"words + CRF", f"{column} + CRF"} if options.crf else set())
+    assert set(report.scores) == expected
+    assert all(0 <= iou <= 1 for name in expected for iou in report.by_class(name).values())
+    assert report.mean(column)[0] > 0.4
+
+
+# Each photo shows one class, and that one is taught; of "all", the other one is asked for and taught in its turn.
+@pytest.mark.parametrize(("prompts", "scored"), [("present", {0}), ("all", {0, 1, 2})])
+def test_interference_scores_all_but_the_class_that_is_taught(
+    dataset: Dataset, embedded: Backbone, prompts: Prompts, scored: set[int]
+) -> None:
+    options = replace(OPTIONS, protocol="interference", prompts=prompts)
+    report = Evaluation(embedded, dataset, options, quiet).run()
+    assert list(report.scores) == ["words", "another taught"]
+    assert all(set(score.iou) == scored for scores in report.scores.values() for score in scores)
+    assert report.scores["words"] != report.scores["another taught"]
+
+
+def test_the_same_seed_gives_the_same_scores(dataset: Dataset, embedded: Backbone) -> None:
+    options = replace(OPTIONS, protocol="one-shot")
+    first, second = (Evaluation(embedded, dataset, options, quiet).run() for _ in range(2))
+    assert first == second
+
+
+class TestMemory:
+    """What is kept of the photos; of a large data set under a large model it would be hundreds of gigabytes."""
+
+    @pytest.fixture
+    def encoded(self, monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:
+        """The image tokens that are made, in order, as long as somebody holds them."""
+        made: list[weakref.ref[Tensor]] = []
+
+        def encode_and_note(backbone: Backbone, rgb: Tensor) -> EncodedImage:
+            image = encode_one(backbone, rgb)
+            made.append(weakref.ref(image.tokens))
+            return image
+
+        monkeypatch.setattr(pipeline, "encode_one", encode_and_note)
+        return made
+
+    def test_of_one_pass_only_the_latest_photo_is_kept(
+        self, dataset: Dataset, embedded: Backbone, encoded: list
+    ) -> None:
+        measured = Evaluation(embedded, dataset, OPTIONS, quiet)
+        measured.run()
+        assert [tokens() is not None for tokens in encoded] == [False, False, False, True]
+
+    def test_with_several_seeds_every_photo_is_encoded_once(
+        self, dataset: Dataset, embedded: Backbone, encoded: list
+    ) -> None:
+        Evaluation(embedded, dataset, replace(OPTIONS, protocol="one-shot", seeds=2), quiet).run()
+        assert len(encoded) == len(dataset.photos)
+
+    def test_what_finds_no_room_is_made_anew_and_scores_the_same(
+        self, dataset: Dataset, embedded: Backbone, encoded: list, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        options = replace(OPTIONS, protocol="one-shot", seeds=2)
+        kept = Evaluation(embedded, dataset, options, quiet).run()
+        encoded_bytes = encode_one(embedded, embedded.preprocess(dataset.photos[0].read())[0]).nbytes
+        monkeypatch.setattr(subject, "_MAX_KEPT_BYTES", 2 * (encoded_bytes + 3 * embedded.input_size**2))
+        encoded.clear()
+        measured = Evaluation(embedded, dataset, options, quiet)
+        assert measured.run() == kept
+        assert len(encoded) > len(dataset.photos)
+        assert sum(tokens() is not None for tokens in encoded) <= 3, "two that are kept, and the latest"
+
+
+def test_too_few_photos_to_test_on_is_refused(dataset: Dataset, embedded: Backbone) -> None:
+    photos = dataset.photos[:1]
+    options = replace(OPTIONS, protocol="one-shot", shots=1)
+    report = Evaluation(embedded, Dataset(dataset.classes, photos), options, quiet).run()
+    assert report.photos == 1, "a class with a single photo isn't taught, so that the photo can be tested on"
+
+
+def test_cases_go_from_the_best_photo_to_the_worst(dataset: Dataset, embedded: Backbone) -> None:
+    evaluation = Evaluation(embedded, dataset, replace(OPTIONS, protocol="one-shot"), quiet)
+    evaluation.run()
+    cases = evaluation.cases(5)
+    assert len(cases) == 2, "as many as there are"
+    assert cases[0].score >= cases[1].score
+    for case in cases:
+        assert list(case.labels) == ["truth", "words", "one-shot"]
+        assert all(labels.shape == case.photo.shape[:2] for labels in case.labels.values())

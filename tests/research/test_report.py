@@ -1,0 +1,17 @@
+"""What `evaluate` draws."""
+
+from __future__ import annotations
+
+from app.method.backbone import Backbone
+from app.research.dataset import Dataset
+from app.research.evaluation import Evaluation
+from app.research.report import as_picture
+from app.research.subject import Options
+
+
+def test_cases_are_drawn_a_row_each(dataset: Dataset, embedded: Backbone) -> None:
+    evaluation = Evaluation(embedded, dataset, Options(crf=False), lambda step, steps, activity: None)
+    evaluation.run()
+    sheet = as_picture(evaluation.cases(3), dataset.classes, height=101)
+    assert sheet.height == 3 * 101
+    assert sheet.width > 3 * 101 * 0.6, "the photo, the truth and what the words found beside each other"
