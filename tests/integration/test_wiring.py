@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from app import wiring
 from app.errors import AppError, InvalidInputError, UnavailableError
-from app.method.tuning import PAPER_RECIPE, Recipe
+from app.method.tuning import PAPER, TUNED
 from app.settings import Settings
 from app.storage.jobs import MAX_STREAMS, Job
-from app.wiring import backbone_loaders, compute_threads, connect, has_second_look, recipe_of, service
+from app.wiring import backbone_loaders, compute_threads, connect, recipe_of, service, uses_mask_decoder
 
 
 @pytest.fixture(autouse=True)
@@ -63,15 +63,14 @@ class TestSettings:
 
 class TestRecipe:
     def test_it_follows_the_method(self) -> None:
-        assert recipe_of(Settings()) == Recipe()
-        assert recipe_of(Settings(method="paper")) == PAPER_RECIPE
-        assert recipe_of(Settings(ensemble="learned")) == Recipe(learned_ensemble=True)
+        assert recipe_of(Settings()) == TUNED
+        assert recipe_of(Settings(method="paper")) == PAPER
         assert recipe_of(Settings(tune_steps=7)).steps == 7
         assert recipe_of(Settings(tune_steps=7, method="paper")).balanced is False
 
 
-def test_the_service_looks_twice_and_the_paper_once() -> None:
-    assert (has_second_look(Settings(method="paper")), has_second_look(Settings())) == (False, True)
+def test_the_paper_has_no_mask_decoder() -> None:
+    assert (uses_mask_decoder(Settings(method="paper")), uses_mask_decoder(Settings())) == (False, True)
 
 
 class TestBackbones:

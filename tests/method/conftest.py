@@ -19,7 +19,7 @@ def blip() -> Blip:
 
 @pytest.fixture(scope="session")
 def shots(blip: Blip) -> list[Shot]:
-    """Three photos with an object at the top left, 3 × 4 of 7 × 7 patches, redder than the rest; the last row is padding."""
+    """Three photos: an object of 3 × 4 patches at the top left is redder than the rest; the last row is padding."""
     labels = torch.zeros(112, 112, dtype=torch.long)
     labels[:48, :64] = 1
     labels[96:] = IGNORE
