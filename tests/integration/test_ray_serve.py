@@ -128,7 +128,7 @@ def lane():
 
 
 def live(lane: Lane, **about: bool) -> Any:
-    model = SimpleNamespace(lane=lane, **({"warm": True, "asleep": False} | about))
+    model = SimpleNamespace(lane=lane, **({"warm": True, "unloaded": False} | about))
     return SimpleNamespace(models=[model])
 
 
