@@ -165,7 +165,7 @@ async def test_a_replica_counts_once_its_models_are_warm(lane, monkeypatch) -> N
 
     service.models[0].warm = True
     await asyncio.wait_for(waiting, 5)
-    await ray_serve._warm(live(lane, warm=False, asleep=True))
+    await ray_serve._warm(live(lane, warm=False, unloaded=True))
 
     monkeypatch.setattr(ray_serve, "_LANE_HANGS_AFTER_S", 0.01)
     with pytest.raises(TimeoutError):
