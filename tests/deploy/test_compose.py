@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
 
 from app.settings import Settings
 
-# The part of the Compose specification that the file uses; a key outside it is a typing error until added here.
-TOP_LEVEL = {"name", "services", "volumes", "x-exemplar", "x-hardened"}
-SERVICE = {
-    "build", "cap_drop", "command", "depends_on", "environment", "gpus", "healthcheck", "image", "init", "networks",
-    "ports", "profiles", "read_only", "restart", "security_opt", "stop_grace_period", "tmpfs", "user", "volumes",
-}  # fmt: skip
-HEALTHCHECK = {"test", "interval", "timeout", "start_period", "retries"}
-DURATION = re.compile(r"(\d+(us|ms|s|m|h))+")
+
+def has_compose() -> bool:
+    """True if docker is installed with its plugin compose; neither a daemon nor a network is needed to read a file."""
+    docker = shutil.which("docker")
+    return docker is not None and subprocess.run([docker, "compose", "version"], capture_output=True).returncode == 0
 
 
 @pytest.fixture(scope="session")
@@ -39,21 +39,17 @@ def mounts(services):
     return [(name, *(volume + ":rw").split(":")[:3]) for name, volume in volumes]
 
 
-def test_only_known_keys(compose, services):
-    assert compose.keys() <= TOP_LEVEL
-    for name, service in services.items():
-        assert service.keys() <= SERVICE, name
-        assert service["healthcheck"].keys() == HEALTHCHECK, name
+def test_the_file_follows_the_compose_specification(root):
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml"]
+    found = subprocess.run(check, cwd=root, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
-def test_the_services(services):
-    assert {name: at.get("profiles") for name, at in services.items()} == {
-        "exemplar": ["cpu"],
-        "exemplar-gpu": ["gpu"],
-        "redis": None,
-        "prometheus": ["monitoring"],
-        "grafana": ["monitoring"],
-    }
+@pytest.mark.skipif(not has_compose(), reason="docker compose is not installed")
+def test_docker_reads_the_file(root):
+    """It also looks up what the specification's schema can't: names of services and volumes."""
+    found = subprocess.run(["docker", "compose", "config", "--quiet"], cwd=root, capture_output=True, check=False)
+    assert found.returncode == 0, found.stderr
 
 
 def test_without_a_profile_the_cpu_and_the_monitoring_start(root):
@@ -68,13 +64,6 @@ def test_on_a_gpu_it_is_the_same_service(services):
     assert gpu["gpus"] == "all"
     assert re.fullmatch(r"https://download\.pytorch\.org/whl/cu\d+", gpu["build"]["args"]["TORCH_INDEX"])
     assert "exemplar" in gpu["networks"]["default"]["aliases"]
-
-
-def test_images_are_pinned_to_a_version(services):
-    for name, service in services.items():
-        assert ("image" in service) != ("build" in service), name
-        if "image" in service:
-            assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", service["image"]), service["image"]
 
 
 def test_every_service_is_hardened(services):
@@ -97,13 +86,6 @@ def test_ports_are_open_to_this_machine_only(services):
     }
 
 
-def test_healthchecks_run_without_a_shell_and_end(services):
-    for name, service in services.items():
-        check = service["healthcheck"]
-        assert check["test"][0] == "CMD", name
-        assert all(DURATION.fullmatch(check[key]) for key in ("interval", "timeout", "start_period")), name
-
-
 def test_dependencies_wait_for_health(services):
     assert services["exemplar"]["depends_on"] == {"redis": {"condition": "service_healthy"}}
     for service in services.values():
@@ -119,10 +101,6 @@ def test_mounted_files_are_in_the_repository_and_read_only(root, mounts):
     for source, options in files:
         assert any((root / source).iterdir()), source
         assert options == "ro", source
-
-
-def test_named_volumes_are_declared_and_used(compose, mounts):
-    assert {source for _, source, _, _ in mounts if not source.startswith(".")} == set(compose["volumes"])
 
 
 def test_settings_of_the_service_exist_and_are_accepted(services, monkeypatch):

@@ -96,10 +96,6 @@ def test_ids_and_titles_are_unique(dashboard):
         assert len(values) == len(set(values))
 
 
-def test_dashboard_is_not_editable(dashboard):
-    assert dashboard["editable"] is False
-
-
 def test_data_source_is_a_variable(variables):
     datasource = variables["datasource"]
 

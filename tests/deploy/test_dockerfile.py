@@ -1,4 +1,4 @@
-"""The Dockerfile keeps the rules of hadolint that matter here, and its parts agree with the project."""
+"""hadolint accepts the Dockerfiles, and their parts agree with the project."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -57,19 +58,17 @@ def environment(named):
     return dict(item.split("=", 1) for text in named("ENV") for item in shlex.split(text))
 
 
-def test_only_known_instructions(instructions):
-    assert {at.name for at in instructions} <= {
-        "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "RUN", "STOPSIGNAL",
-        "USER", "VOLUME", "WORKDIR",
-    }  # fmt: skip
-
-
-def test_stages_start_from_one_pinned_slim_image(named):
-    first, *others = named("FROM")
-
-    assert re.fullmatch(r"python:3\.11\.\d+-slim-[a-z]+ AS base", first)
-    assert all(re.fullmatch(r"base( AS \w+)?", text) for text in others)
-    assert 'base.name="docker.io/library/' + first.split()[0] + '"' in named("LABEL")[0]
+@pytest.mark.parametrize("dockerfile", ["Dockerfile", "deploy/ray/Dockerfile"])
+def test_hadolint_finds_nothing_to_warn_of(root, dockerfile):
+    hadolint = Path(sys.executable).with_name("hadolint")
+    found = subprocess.run(
+        [hadolint, "--no-color", "--failure-threshold", "warning", dockerfile],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_runs_as_a_numbered_user_that_is_not_root(instructions, named):
@@ -79,51 +78,11 @@ def test_runs_as_a_numbered_user_that_is_not_root(instructions, named):
     assert any("useradd" in run and "--uid 10001" in run and "--gid 10001" in run for run in named("RUN", final=True))
 
 
-def test_entrypoint_command_and_probe_run_without_a_shell(named):
-    assert json.loads(named("ENTRYPOINT")[0]) == ["python", "-m", "app"]
-    assert json.loads(named("CMD")[0]) == ["serve"]
-    assert re.match(r"(--\w[\w-]*=\w+ )+CMD \[", named("HEALTHCHECK")[0])
-
-
 def test_signals_ports_and_volumes(named, environment):
     assert named("STOPSIGNAL") == ["SIGTERM"]
     assert named("EXPOSE") == [str(Settings.model_fields["port"].default)]
     assert named("VOLUME") == [environment["EXEMPLAR_DATA_DIR"]] == ["/data"]
     assert environment["HF_HOME"].startswith("/models/")
-
-
-def test_working_directories_are_absolute(named):
-    assert all(text.startswith("/") for text in named("WORKDIR"))
-
-
-def test_pip_keeps_no_cache_and_obeys_the_constraints(named):
-    installs = [command for run in named("RUN") for command in run.split("&&") if "pip install" in command]
-
-    assert len(installs) == 2
-    for command in installs:
-        assert "--no-cache-dir" in command
-        assert "--constraint constraints.txt" in command
-
-
-def test_only_torch_comes_from_the_torch_index(named):
-    from_index = [run for run in named("RUN") if "TORCH_INDEX" in run]
-
-    assert len(from_index) == 1
-    assert shlex.split(from_index[0])[-1] == "torch"
-    assert "--no-deps" in from_index[0]
-    assert named("ARG") == ["TORCH_INDEX=https://download.pytorch.org/whl/cpu"]
-
-
-def test_system_packages_leave_nothing_behind(named):
-    for run in named("RUN"):
-        if "apt-get install" in run:
-            assert "--no-install-recommends" in run
-            assert "rm -rf /var/lib/apt/lists/*" in run
-
-
-def test_the_last_stage_builds_nothing(named):
-    assert not any("pip" in run for run in named("RUN", final=True))
-    assert named("COPY", final=True) == ["--from=build /venv /venv", "app app"]
 
 
 def test_the_builder_gets_what_is_copied_and_nothing_else(root, named):

@@ -252,11 +252,6 @@ def test_names_are_unique_and_in_one_namespace(objects):
     assert {labels_of(thing)["app.kubernetes.io/part-of"] for thing in objects} == {"exemplar"}
 
 
-def test_the_parts(overlay, named, workloads):
-    assert set(workloads) == {"exemplar-api", "exemplar-worker"} | ({"exemplar-redis"} if overlay == "redis" else set())
-    assert ("exemplar" in named("ServiceMonitor")) == (overlay == DOCUMENTED)
-
-
 def test_no_secret_is_written_down(named):
     assert named("Secret") == {}
 
@@ -697,13 +692,3 @@ def test_the_document_makes_the_secret_that_the_pods_ask_for(overlay, pods, docu
     }
 
     assert asked == made["redis" if overlay == "redis" else "external-redis"]
-
-
-def test_the_document_tells_the_tools_that_checked(documentation):
-    told = subprocess.run([kubectl_path(), "version", "--client", "--output=json"], capture_output=True, check=True)
-    versions = json.loads(told.stdout)
-    client = versions["clientVersion"]["gitVersion"].removeprefix("v")
-
-    said = " ".join(documentation.split())
-    assert f"kubectl {client} (Kustomize {versions['kustomizeVersion'].removeprefix('v')})" in said
-    assert f"kubernetes-validate {kubernetes_validate.__version__}" in said
