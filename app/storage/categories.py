@@ -17,126 +17,8 @@ from app.method.adapter import Adapter
 from . import keys
 from .adapter_file import adapter_from_bytes, adapter_to_bytes
 from .jobs import now
+from .lua import script
 from .replies import as_bytes, as_fields, as_texts
-
-# Add an example (or replace them all) and make `job` the one whose result the category waits for.
-# KEYS: category, counters, example ids, example, categories   ARGV: name, prompts, job, time, score, example id,
-# replace, limit, id, then the example's fields.   Returns {generation, previous job}, {0, ''} if the limit is reached.
-# Sent again because its answer was lost, it changes nothing; nor does `_FORGET`.
-_TEACH = """
-if redis.call('EXISTS', KEYS[4]) == 1 then return {tonumber(redis.call('HGET', KEYS[1], 'generation')), ''} end
-local old = redis.call('LRANGE', KEYS[3], 0, -1)
-if ARGV[7] == '1' then
-  for _, id in ipairs(old) do redis.call('DEL', KEYS[1] .. ':example:' .. id) end
-  redis.call('DEL', KEYS[3])
-elseif #old >= tonumber(ARGV[8]) then return {0, ''} end
-redis.call('HSETNX', KEYS[1], 'name', ARGV[1])
-redis.call('HSETNX', KEYS[1], 'created_at', ARGV[4])
-redis.call('ZADD', KEYS[5], 'NX', ARGV[5], ARGV[9])
-local prompts = cjson.decode(ARGV[2])
-if ARGV[7] ~= '1' then
-  local known = cjson.decode(redis.call('HGET', KEYS[1], 'prompts') or '[]')
-  local seen = {}
-  for _, word in ipairs(known) do seen[word] = true end
-  for _, word in ipairs(prompts) do if not seen[word] then known[#known + 1] = word end end
-  prompts = known
-end
-redis.call('HSET', KEYS[1], 'prompts', #prompts == 0 and '[]' or cjson.encode(prompts))
-redis.call('RPUSH', KEYS[3], ARGV[6])
-redis.call('HSET', KEYS[4], unpack(ARGV, 10))
-local generation = redis.call('HINCRBY', KEYS[2], 'generation', 1)
-local previous = redis.call('HGET', KEYS[1], 'job') or ''
-redis.call('HSET', KEYS[1], 'generation', generation, 'job', ARGV[3])
-return {generation, previous}
-"""
-
-# Take an example away. KEYS: category, counters, example ids, example   ARGV: example id, job
-# Returns {removed, left, generation, previous job}; with nothing left the category has no adapter any more.
-_FORGET = """
-if redis.call('LREM', KEYS[3], 1, ARGV[1]) == 0 then
-  if redis.call('HGET', KEYS[1], 'job') ~= ARGV[2] then return {0, 0, 0, ''} end
-  return {1, redis.call('LLEN', KEYS[3]), tonumber(redis.call('HGET', KEYS[1], 'generation')), ''}
-end
-redis.call('DEL', KEYS[4])
-local left = redis.call('LLEN', KEYS[3])
-local generation = redis.call('HINCRBY', KEYS[2], 'generation', 1)
-local previous = redis.call('HGET', KEYS[1], 'job') or ''
-redis.call('HSET', KEYS[1], 'generation', generation)
-if left == 0 then redis.call('HDEL', KEYS[1], 'job', 'adapter_version', 'adapter_generation', 'result_version')
-else redis.call('HSET', KEYS[1], 'job', ARGV[2]) end
-return {1, left, generation, previous}
-"""
-
-# Remove a category; its counters stay. KEYS: category, example ids, versions, categories   ARGV: id
-# Returns {removed, job}. A script, so that no example or version that comes in meanwhile is left behind.
-_DELETE = """
-local removed = redis.call('EXISTS', KEYS[1])
-local job = redis.call('HGET', KEYS[1], 'job') or ''
-for _, id in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do redis.call('DEL', KEYS[1] .. ':example:' .. id) end
-for _, version in ipairs(redis.call('HKEYS', KEYS[3])) do redis.call('DEL', KEYS[1] .. ':adapter:' .. version) end
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
-redis.call('ZREM', KEYS[4], ARGV[1])
-return {removed, job}
-"""
-
-# Store an adapter, point the category at it, and drop the oldest of the others: imports may end in crossed order, so
-# that the one in use is not the youngest.
-# KEYS: category, versions, adapter, …   ARGV: version, description, bytes, versions kept, …
-_USE = """
-local function use(generation)
-  redis.call('SET', KEYS[3], ARGV[3])
-  redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-  redis.call('HSET', KEYS[1], 'adapter_version', ARGV[1], 'adapter_generation', generation,
-    'result_version', ARGV[1])
-  local versions = redis.call('HKEYS', KEYS[2])
-  table.sort(versions, function(a, b) return tonumber(a) > tonumber(b) end)
-  local kept = 1
-  for _, version in ipairs(versions) do
-    if version ~= ARGV[1] then
-      kept = kept + 1
-      if kept > tonumber(ARGV[4]) then
-        redis.call('HDEL', KEYS[2], version)
-        redis.call('DEL', KEYS[1] .. ':adapter:' .. version)
-      end
-    end
-  end
-end
-"""
-
-# Use an adapter if the category still waits for this generation and has no result of it yet. ARGV: …, generation
-_COMMIT = f"""{_USE}
-if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[5] then return 0 end
-if redis.call('HGET', KEYS[1], 'adapter_generation') == ARGV[5] then return 0 end
-use(ARGV[5])
-return 1
-"""
-
-# Make sure that a generation's result is not used any more. KEYS: category, counters   ARGV: generation
-_WITHDRAW = """
-if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[1] then return 0 end
-if redis.call('HGET', KEYS[1], 'adapter_generation') == ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'generation', redis.call('HINCRBY', KEYS[2], 'generation', 1))
-return 1
-"""
-
-# Use an adapter that comes from elsewhere, whatever the category waits for; make the category if there is none.
-# KEYS: …, counters, categories   ARGV: …, name, prompts, time, score, id.   Returns the job it waited for.
-_ADOPT = f"""{_USE}
-local generation = redis.call('HINCRBY', KEYS[4], 'generation', 1)
-redis.call('HSETNX', KEYS[1], 'name', ARGV[5])
-redis.call('HSETNX', KEYS[1], 'created_at', ARGV[7])
-redis.call('HSET', KEYS[1], 'generation', generation, 'prompts', ARGV[6])
-redis.call('ZADD', KEYS[5], 'NX', ARGV[8], ARGV[9])
-use(generation)
-return redis.call('HGET', KEYS[1], 'job') or ''
-"""
-
-# Point a category back at a version it still has. KEYS: category, versions   ARGV: version
-_ROLLBACK = """
-if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then return 0 end
-redis.call('HSET', KEYS[1], 'adapter_version', ARGV[1])
-return 1
-"""
 
 
 @dataclass(frozen=True)
@@ -222,6 +104,13 @@ class CategoryStore:
         self._redis = redis
         self._versions_kept = versions_kept
         self._max_examples = max_examples
+        self._teach_example = script(redis, "teach_example")
+        self._forget_example = script(redis, "forget_example")
+        self._delete_category = script(redis, "delete_category")
+        self._commit_adapter = script(redis, "commit_adapter", needs=("use_adapter",))
+        self._adopt_adapter = script(redis, "adopt_adapter", needs=("use_adapter",))
+        self._withdraw_generation = script(redis, "withdraw_generation")
+        self._roll_back = script(redis, "roll_back")
 
     async def get(self, category_id: str) -> CategoryRecord | None:
         """The category, or None."""
@@ -266,13 +155,28 @@ class CategoryStore:
             The category's new generation (0 if it has as many examples as it may), and the job it waited for before.
         """
         category_id = keys.category_id(name)
-        generation, previous = await self._redis.eval(
-            _TEACH, 5,
-            keys.category(category_id), keys.counters(category_id), keys.example_ids(category_id),
-            keys.example(category_id, example.id), keys.CATEGORIES,
-            name, json.dumps(list(prompts), ensure_ascii=False), job_id, now(), datetime.now(UTC).timestamp(),
-            example.id, int(replace), self._max_examples, category_id, *_flat(example),
-        )  # fmt: skip
+        generation, previous = await self._teach_example(
+            keys=[
+                keys.category(category_id),
+                keys.counters(category_id),
+                keys.example_ids(category_id),
+                keys.example(category_id, example.id),
+                keys.CATEGORIES,
+            ],
+            args=[
+                name,
+                json.dumps(list(prompts), ensure_ascii=False),
+                job_id,
+                now(),
+                datetime.now(UTC).timestamp(),
+                example.id,
+                int(replace),
+                self._max_examples,
+                category_id,
+                keys.example_prefix(category_id),
+                *_flat(example),
+            ],
+        )
         return int(generation), previous.decode() or None
 
     async def forget(self, category_id: str, example_id: str, *, job_id: str) -> tuple[bool, int, int, str | None]:
@@ -281,11 +185,15 @@ class CategoryStore:
         Returns:
             Whether there was such an example, how many are left, the new generation, the job it waited for before.
         """
-        removed, left, generation, previous = await self._redis.eval(
-            _FORGET, 4,
-            keys.category(category_id), keys.counters(category_id), keys.example_ids(category_id),
-            keys.example(category_id, example_id), example_id, job_id,
-        )  # fmt: skip
+        removed, left, generation, previous = await self._forget_example(
+            keys=[
+                keys.category(category_id),
+                keys.counters(category_id),
+                keys.example_ids(category_id),
+                keys.example(category_id, example_id),
+            ],
+            args=[example_id, job_id],
+        )
         return bool(removed), int(left), int(generation), previous.decode() or None
 
     async def delete(self, category_id: str) -> tuple[bool, str | None]:
@@ -294,11 +202,15 @@ class CategoryStore:
         Returns:
             Whether there was such a category, and the job it waited for.
         """
-        removed, job = await self._redis.eval(
-            _DELETE, 4,
-            keys.category(category_id), keys.example_ids(category_id), keys.versions(category_id), keys.CATEGORIES,
-            category_id,
-        )  # fmt: skip
+        removed, job = await self._delete_category(
+            keys=[
+                keys.category(category_id),
+                keys.example_ids(category_id),
+                keys.versions(category_id),
+                keys.CATEGORIES,
+            ],
+            args=[category_id, keys.example_prefix(category_id), keys.adapter_prefix(category_id)],
+        )
         return bool(removed), job.decode() or None
 
     async def example_ids(self, category_id: str) -> list[str]:
@@ -328,35 +240,40 @@ class CategoryStore:
 
     async def commit(self, category_id: str, adapter: Adapter, *, generation: int) -> bool:
         """Put an adapter in use if the category still waits for this generation. False if it doesn't."""
-        committed = await self._redis.eval(
-            _COMMIT, 3,
-            keys.category(category_id), keys.versions(category_id), keys.adapter(category_id, adapter.version),
-            *await asyncio.to_thread(self._described, adapter), generation,
-        )  # fmt: skip
+        committed = await self._commit_adapter(
+            keys=_adapter_keys(category_id, adapter),
+            args=[*await asyncio.to_thread(self._adapter_args, category_id, adapter), generation],
+        )
         return bool(committed)
 
     async def withdraw(self, category_id: str, *, generation: int) -> bool:
         """Refuse this generation's adapter from now on. False if it is in use already, or wasn't waited for."""
-        category, counters = keys.category(category_id), keys.counters(category_id)
-        return bool(await self._redis.eval(_WITHDRAW, 2, category, counters, generation))
+        withdrawn = await self._withdraw_generation(
+            keys=[keys.category(category_id), keys.counters(category_id)], args=[generation]
+        )
+        return bool(withdrawn)
 
     async def adopt(self, name: str, adapter: Adapter, *, prompts: Sequence[str]) -> str | None:
         """Put an adapter in use that comes from elsewhere; returns the job that the category waited for."""
         category_id = keys.category_id(name)
-        previous = await self._redis.eval(
-            _ADOPT, 5,
-            keys.category(category_id), keys.versions(category_id), keys.adapter(category_id, adapter.version),
-            keys.counters(category_id), keys.CATEGORIES,
-            *await asyncio.to_thread(self._described, adapter),
-            name, json.dumps(list(prompts), ensure_ascii=False), now(),
-            datetime.now(UTC).timestamp(), category_id,
-        )  # fmt: skip
+        previous = await self._adopt_adapter(
+            keys=[*_adapter_keys(category_id, adapter), keys.counters(category_id), keys.CATEGORIES],
+            args=[
+                *await asyncio.to_thread(self._adapter_args, category_id, adapter),
+                name,
+                json.dumps(list(prompts), ensure_ascii=False),
+                now(),
+                datetime.now(UTC).timestamp(),
+                category_id,
+            ],
+        )
         return as_bytes(previous).decode() or None
 
-    def _described(self, adapter: Adapter) -> tuple[int, str, bytes, int]:
-        """What `_USE` is told of an adapter; work for a thread, since one may have tens of MiB."""
+    def _adapter_args(self, category_id: str, adapter: Adapter) -> tuple[int, str, bytes, int, str]:
+        """First arguments of a script that uses `use_adapter`; call it in a thread, an adapter may be tens of MiB."""
         raw = adapter_to_bytes(adapter)
-        return adapter.version, json.dumps(asdict(_info(adapter, len(raw)))), raw, self._versions_kept
+        info = json.dumps(asdict(_info(adapter, len(raw))))
+        return adapter.version, info, raw, self._versions_kept, keys.adapter_prefix(category_id)
 
     async def adapter_bytes(self, category_id: str, version: int) -> bytes | None:
         """An adapter's safetensors, or None."""
@@ -376,9 +293,8 @@ class CategoryStore:
 
     async def rollback(self, category_id: str, version: int) -> bool:
         """Point the category at an older version. False if it isn't kept."""
-        return bool(
-            await self._redis.eval(_ROLLBACK, 2, keys.category(category_id), keys.versions(category_id), version)
-        )
+        found = await self._roll_back(keys=[keys.category(category_id), keys.versions(category_id)], args=[version])
+        return bool(found)
 
 
 def new_example(
@@ -394,6 +310,11 @@ def new_example(
 ) -> Example:
     """An example; without an id it gets one of its own."""
     return Example(id or uuid4().hex, media_type, width, height, area, sha256, now(), image=image, mask=mask)
+
+
+def _adapter_keys(category_id: str, adapter: Adapter) -> list[str]:
+    """First keys of a script that uses `use_adapter`."""
+    return [keys.category(category_id), keys.versions(category_id), keys.adapter(category_id, adapter.version)]
 
 
 def _flat(example: Example) -> list[Any]:

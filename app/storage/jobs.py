@@ -16,6 +16,7 @@ from redis.asyncio.client import PubSub
 from app.errors import OverloadedError
 
 from . import keys
+from .lua import script
 from .replies import as_fields, as_texts
 
 Kind = Literal["tune", "rank"]
@@ -29,16 +30,6 @@ _LOOK_AGAIN_S = 2.0
 # as its job takes: two of the 1,024 files that a process may commonly open, and one of the store's 10,000 clients.
 MAX_STREAMS = 200
 _STREAMS_FULL_RETRY_S = 5
-
-# Change a record unless it has ended. Returns 1 if it was changed.
-_UPDATE = """
-local status = redis.call('HGET', KEYS[1], 'status')
-if not status or not cjson.decode(ARGV[1])[cjson.decode(status)] then return 0 end
-for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-if ARGV[2] ~= '' then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
-redis.call('PUBLISH', ARGV[3], 'changed')
-return 1
-"""
 
 
 @dataclass(frozen=True)
@@ -87,6 +78,7 @@ class JobStore:
         self._streams = streams
         self._open_streams = 0
         self._ttl_s = int(ttl_s)
+        self._update_job = script(redis, "update_job")
 
     async def create(self, kind: Kind, *, category: str | None, steps: int, id: str | None = None) -> Job:
         """Record a new job as queued.
@@ -215,7 +207,7 @@ class JobStore:
         pairs = [text for name, value in fields.items() for text in (name, json.dumps(value))]
         ttl = str(self._ttl_s) if ended else ""
         allowed = json.dumps({status: True for status in while_})
-        changed = await self._redis.eval(_UPDATE, 1, keys.job(job_id), allowed, ttl, keys.job_channel(job_id), *pairs)
+        changed = await self._update_job(keys=[keys.job(job_id)], args=[allowed, ttl, keys.job_channel(job_id), *pairs])
         return bool(changed)
 
 

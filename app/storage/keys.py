@@ -53,9 +53,14 @@ def example_ids(id_: str) -> str:
     return f"{category(id_)}:examples"
 
 
+def example_prefix(id_: str) -> str:
+    """Prefix of the keys of a category's examples, for scripts that read their ids from the store."""
+    return f"{category(id_)}:example:"
+
+
 def example(id_: str, example_id: str) -> str:
     """Hash: the photo's bytes, the mask as PNG, and what there is to know of them."""
-    return f"{category(id_)}:example:{example_id}"
+    return f"{example_prefix(id_)}{example_id}"
 
 
 def versions(id_: str) -> str:
@@ -63,9 +68,14 @@ def versions(id_: str) -> str:
     return f"{category(id_)}:versions"
 
 
+def adapter_prefix(id_: str) -> str:
+    """Prefix of the keys of a category's adapters, for scripts that read their versions from the store."""
+    return f"{category(id_)}:adapter:"
+
+
 def adapter(id_: str, version: int) -> str:
     """The adapter's safetensors."""
-    return f"{category(id_)}:adapter:{version}"
+    return f"{adapter_prefix(id_)}{version}"
 
 
 def job(job_id: str) -> str:

@@ -11,16 +11,8 @@ from redis.asyncio import Redis
 from app.method.infoscore import LayerScores, LayerStatistics, infoscore
 
 from . import keys
+from .lua import script
 from .replies import as_bytes
-
-# Write the sums, and what they say, if nobody wrote others since they were read.
-# KEYS: the sums, the ranking   ARGV: the sums as read ('' = none yet), new sums, their ranking
-_SWAP = """
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2])
-redis.call('SET', KEYS[2], ARGV[3])
-return 1
-"""
 
 _SCORES = tuple(field.name for field in fields(LayerScores))
 
@@ -47,6 +39,7 @@ class LayerStore:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._swap_statistics = script(redis, "swap_statistics")
 
     async def get(self, revision: str) -> StoredStatistics | None:
         """The statistics of a model's weights, or None if it was never ranked."""
@@ -80,8 +73,11 @@ class LayerStore:
                 return
 
     async def _swap(self, revision: str, old: bytes, new: bytes, ranking: StoredRanking) -> bool:
-        sums_key, ranking_key = keys.layer_statistics(revision), keys.layer_ranking(revision)
-        return bool(await self._redis.eval(_SWAP, 2, sums_key, ranking_key, old, new, _write_ranking(ranking)))
+        written = await self._swap_statistics(
+            keys=[keys.layer_statistics(revision), keys.layer_ranking(revision)],
+            args=[old, new, _write_ranking(ranking)],
+        )
+        return bool(written)
 
 
 def _ranking(stored: StoredStatistics) -> StoredRanking:
