@@ -47,6 +47,7 @@ from app.settings import Settings
 from app.storage.categories import CategoryStore
 from app.storage.jobs import MAX_STREAMS, JobStore
 from app.storage.layers import LayerStore
+from app.storage.rankings import RankingStore
 from app.storage.server import EmbeddedServer
 
 # Far more than any command takes, the largest upload included.
@@ -128,7 +129,12 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             del backbone  # a model that must sleep for the next one is in nobody's hands
         torch.set_num_threads(1)
         jobs = JobStore(client, streams, ttl_s=settings.job_ttl_s)
-        store = CategoryStore(client, versions_kept=settings.versions_kept, max_examples=settings.max_examples)
+        store = CategoryStore(
+            client,
+            versions_kept=settings.versions_kept,
+            max_examples=settings.max_examples,
+            job_ttl_s=settings.job_ttl_s,
+        )
         engine = JobEngine(
             docket,
             jobs,
@@ -173,7 +179,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 jobs,
                 engine,
                 layer_store,
-                client,
+                RankingStore(client),
                 background=background,
                 max_pixels=settings.max_image_pixels,
             ),

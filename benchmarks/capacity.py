@@ -159,7 +159,7 @@ async def store_costs(adapter: bytes) -> StoreCosts:
         server = await asyncio.to_thread(EmbeddedServer.start, Path(folder))
         try:
             async with Redis.from_url(server.url) as redis:
-                store = CategoryStore(redis, versions_kept=5, max_examples=64)
+                store = CategoryStore(redis, versions_kept=5, max_examples=64, job_ttl_s=60)
                 before = (await redis.info("memory"))["used_memory"]
                 for name in names:
                     await store.adopt(name, replace(parsed, category=name), prompts=(name,))

@@ -101,8 +101,7 @@ class Categories:
     async def delete(self, name: str) -> None:
         """Remove a category with its examples and versions, and supersede its job."""
         record = await self.get(name)
-        _, job_id = await self._store.delete(record.id)
-        await self._engine.supersede(job_id, error="The category was deleted.")
+        self._engine.note_superseded(await self._store.delete(record.id))
 
     async def versions(self, name: str) -> list[AdapterInfo]:
         """Adapter versions that are kept, the newest first."""
@@ -150,8 +149,10 @@ class Categories:
         await model.lane.run(partial(check_adapter, adapter, model.backbone), kind="tune")
         words = teaching_words([clean_name(word, field="body") for word in adapter.prompts], cleaned)
         version = await self._store.next_version(keys.category_id(cleaned))
-        job_id = await self._store.adopt(cleaned, replace(adapter, category=cleaned, version=version), prompts=words)
-        await self._engine.supersede(job_id, error="An adapter was imported.")
+        superseded = await self._store.adopt(
+            cleaned, replace(adapter, category=cleaned, version=version), prompts=words
+        )
+        self._engine.note_superseded(superseded)
         return await self.get(cleaned)
 
     async def examples(self, name: str) -> list[ExampleInfo]:

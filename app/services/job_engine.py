@@ -96,11 +96,11 @@ class JobEngine:
                 await clear(job)
         return ended
 
-    async def supersede(self, job_id: str | None, *, error: str) -> None:
-        """End the job that a category waited for, if there is one, since its result isn't wanted any more."""
-        job = await self._jobs.get(job_id) if job_id else None
-        if job and await self.end(job, "superseded", error=error):
-            _log.info("job %s superseded: %s", job.id, error)
+    def note_superseded(self, job_id: str | None) -> None:
+        """Count and log a tuning job that a script of the store has superseded; None if there was none."""
+        if job_id is not None:
+            self._metrics.jobs.labels("tune", "superseded").inc()
+            _log.info("job %s superseded", job_id)
 
     async def recover(self) -> None:
         """Queue every job that hasn't ended: one whose process died between recording and queueing it is among them."""

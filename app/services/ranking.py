@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import partial
+from uuid import uuid4
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from redis.asyncio import Redis
 
 from app.errors import InvalidInputError
 from app.images.photo import decode_photo
@@ -21,11 +21,10 @@ from app.method.prompts import Prompts, Query, free_background
 from app.method.scores import prompt_scores
 from app.services.job_engine import JobEngine
 from app.services.models import Models
-from app.storage import keys
 from app.storage.categories import CategoryStore
 from app.storage.jobs import Job, JobStore
 from app.storage.layers import LayerStore, StoredStatistics
-from app.storage.replies import as_bytes, as_texts
+from app.storage.rankings import RankingStore
 
 _EXPIRED = "Its photos have expired: send them again."
 
@@ -39,7 +38,7 @@ class Ranking:
         jobs: Job records.
         engine: Runs the job.
         layers: Where the statistics are kept.
-        redis: Where the photos wait for the job.
+        rankings: Photos and names that wait for the job.
         background: Background words; each is a class of its own here.
         max_pixels: Largest photo.
     """
@@ -51,7 +50,7 @@ class Ranking:
         jobs: JobStore,
         engine: JobEngine,
         layers: LayerStore,
-        redis: Redis,
+        rankings: RankingStore,
         *,
         background: tuple[str, ...],
         max_pixels: int,
@@ -61,7 +60,7 @@ class Ranking:
         self._jobs = jobs
         self._engine = engine
         self._layers = layers
-        self._redis = redis
+        self._rankings = rankings
         self._background = background
         self._max_pixels = max_pixels
         engine.register("rank", self.rank, clear=self._clear)
@@ -81,17 +80,15 @@ class Ranking:
             raise InvalidInputError("Send at least one photo in the field images.", field="images")
         for raw in images:
             await asyncio.to_thread(decode_photo, raw, max_pixels=self._max_pixels, field="images")
-        job = await self._jobs.create("rank", category=None, steps=len(images), id=id)
-        if job.status != "queued":
-            return job
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(keys.ranking_images(job.id), keys.ranking_names(job.id))
-            pipe.rpush(keys.ranking_images(job.id), *images)
-            pipe.expire(keys.ranking_images(job.id), keys.RANKING_IMAGES_TTL_S)
-            if names:
-                pipe.rpush(keys.ranking_names(job.id), *names)
-                pipe.expire(keys.ranking_names(job.id), keys.RANKING_IMAGES_TTL_S)
-            await pipe.execute()
+        known = await self._jobs.get(id) if id else None
+        if known and not known.ended:
+            # The same request sent again: its photos are stored, its job may not have been queued.
+            await self._engine.add(known)
+            return known
+        job_id = uuid4().hex if id is None or known else id
+        # Photos first: a process that starts meanwhile queues every job that has a record.
+        await self._rankings.put(job_id, images=images, names=names)
+        job = await self._jobs.create("rank", category=None, steps=len(images), id=job_id)
         await self._engine.add(job)
         return job
 
@@ -100,16 +97,16 @@ class Ranking:
         model = self._models.default
         prompts = await self._prompts(job)
         statistics = LayerStatistics.empty(model.backbone.layer_count, len(prompts))
-        count = await self._redis.llen(keys.ranking_images(job.id))
+        count = await self._rankings.image_count(job.id)
         if not count:
             await self._engine.end(job, "failed", error=_EXPIRED)
             return
         for index in range(count):
-            raw = await self._redis.lindex(keys.ranking_images(job.id), index)
+            raw = await self._rankings.image(job.id, index)
             if raw is None:  # where it was cancelled just now, this changes nothing
                 await self._engine.end(job, "failed", error=_EXPIRED)
                 return
-            photo = await asyncio.to_thread(decode_photo, as_bytes(raw), max_pixels=self._max_pixels)
+            photo = await asyncio.to_thread(decode_photo, raw, max_pixels=self._max_pixels)
             shares = await model.lane.run(partial(image_shares, model.backbone, photo.rgb, prompts), kind="rank")
             statistics = statistics.add(shares)
             if not await self._engine.step(job, step=index + 1, steps=count):
@@ -118,12 +115,10 @@ class Ranking:
         await self._engine.end(job, "succeeded")
 
     async def _clear(self, job: Job) -> None:
-        """Delete its photos, up to hundreds of MiB, and its names."""
-        await self._redis.delete(keys.ranking_images(job.id), keys.ranking_names(job.id))
+        await self._rankings.delete(job.id)
 
     async def _prompts(self, job: Job) -> tuple[str, ...]:
-        asked = as_texts(await self._redis.lrange(keys.ranking_names(job.id), 0, -1))
-        names = asked or [record.name for record in await self._categories.all()]
+        names = await self._rankings.names(job.id) or [record.name for record in await self._categories.all()]
         return (*free_background(self._background, names), *names)
 
 

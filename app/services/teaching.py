@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -24,13 +24,9 @@ from app.services.job_engine import JobEngine
 from app.services.models import Models
 from app.storage import keys
 from app.storage.categories import CategoryRecord, CategoryStore, Example, new_example
-from app.storage.jobs import Job, JobStore, now
+from app.storage.jobs import Job, JobStore, new_job, now
 
 _NOT_WANTED = "The category was taught anew or deleted."
-
-
-# Far longer than it takes to store an example.
-_STORING_LOOKS, _STORING_PAUSE_S = 10, 0.3
 
 
 @dataclass(frozen=True)
@@ -92,33 +88,29 @@ class Teaching:
         Raises:
             ConflictError: If the category has as many examples as it may.
         """
+        known_job = await self._jobs.get(lesson.id) if lesson.id else None
+        if known_job and not known_job.ended:
+            # The same request sent again: its example is stored, its job may not have been queued.
+            await self._engine.add(known_job)
+            return known_job, await self._get(lesson.name)
         known = await self._categories.get(keys.category_id(lesson.name))
         name = known.name if known else lesson.name
-        said = {keys.category_id(word) for word in known.words} if known and not lesson.replace else set()
-        prompts = [word for word in lesson.prompts if keys.category_id(word) not in said]
-        job = await self._jobs.create("tune", category=name, steps=self._recipe.steps, id=lesson.id)
-        mask_png = await asyncio.to_thread(mask_to_png, lesson.mask)
-        height, width = lesson.mask.shape
-        example = new_example(
-            id=job.id,
-            image=lesson.photo.raw,
-            media_type=lesson.photo.media_type,
-            mask=mask_png,
-            width=width,
-            height=height,
-            area=int(lesson.mask.sum()),
-            sha256=lesson.photo.sha256,
+        scheduled = await self._categories.teach(
+            name,
+            await asyncio.to_thread(_example_of, lesson),
+            prompts=_new_words(lesson, known),
+            replace=lesson.replace,
+            job=new_job("tune", category=name, steps=self._recipe.steps, id=None if known_job else lesson.id),
         )
-        generation, previous = await self._categories.teach(
-            name, example, prompts=prompts, replace=lesson.replace, job_id=job.id
-        )
-        if not generation:
-            await self._jobs.discard(job.id)
+        if scheduled is None:
             raise ConflictError(
                 f"{name} has as many examples as it may (EXEMPLAR_MAX_EXAMPLES): delete one, or send mode=replace.",
                 field="image",
             )
-        return await self._start(job, generation, previous), await self._get(lesson.name)
+        job, superseded = scheduled
+        self._engine.note_superseded(superseded)
+        await self._engine.add(job)
+        return job, await self._get(lesson.name)
 
     async def forget(self, name: str, example_id: str) -> Job | None:
         """Take an example away and tune on those that are left; without any the category has no adapter.
@@ -130,25 +122,21 @@ class Teaching:
             NotFoundError: If there is no such category or example.
         """
         record = await self._get(name)
-        job = await self._jobs.create("tune", category=record.name, steps=self._recipe.steps)
-        removed, left, generation, previous = await self._categories.forget(record.id, example_id, job_id=job.id)
-        if not removed:
-            await self._jobs.discard(job.id)
+        job = new_job("tune", category=record.name, steps=self._recipe.steps)
+        scheduled = await self._categories.forget(record.id, example_id, job=job)
+        if scheduled is None:
             raise NotFoundError(
                 f"{record.name} has no example {example_id!r}: see GET /categories/{{name}}/examples.", field="id"
             )
-        if left:
-            return await self._start(job, generation, previous)
-        await self._jobs.discard(job.id)
-        await self._engine.supersede(previous, error="No example is left.")
-        return None
+        next_job, superseded = scheduled
+        self._engine.note_superseded(superseded)
+        if next_job:
+            await self._engine.add(next_job)
+        return next_job
 
     async def tune(self, job: Job) -> None:
         """The job: idempotent per generation, stops between steps when it isn't wanted any more."""
-        category = await self._category_of(job)
-        if category and category.job == job.id and not job.generation:
-            # The process died between storing the example and noting its generation.
-            job = replace(job, generation=category.generation)
+        category = await self._categories.get(keys.category_id(job.category or ""))
         if category is None or category.generation != job.generation:
             await self._engine.end(job, "superseded", error=_NOT_WANTED)
             return
@@ -163,15 +151,6 @@ class Teaching:
                     return
                 await self._commit(job, category, tuning, outcome)
         await self._conclude(job, category.id)
-
-    async def _category_of(self, job: Job) -> CategoryRecord | None:
-        """The category as it is now. A job may be found, by a process that starts, while another stores its example."""
-        for _ in range(1 if job.generation else _STORING_LOOKS):
-            category = await self._categories.get(keys.category_id(job.category or ""))
-            if job.generation or (category and category.job == job.id):
-                break
-            await asyncio.sleep(_STORING_PAUSE_S)
-        return category
 
     async def _run(self, job: Job, tuning: CategoryTuning) -> Outcome | None:
         """All steps and the selection, piece by piece on the lane. None if the job isn't wanted any more."""
@@ -247,12 +226,6 @@ class Teaching:
         mask = decode_mask(example.mask, photo_hw=(example.height, example.width), max_pixels=self._max_pixels)
         return photo.rgb, mask
 
-    async def _start(self, job: Job, generation: int, previous: str | None) -> Job:
-        job = await self._jobs.set_generation(job, generation)
-        await self._engine.supersede(previous, error="A newer example came in.")
-        await self._engine.add(job)
-        return job
-
     async def _withdraw(self, job: Job) -> bool:
         return await self._categories.withdraw(keys.category_id(job.category or ""), generation=job.generation)
 
@@ -261,6 +234,25 @@ class Teaching:
         if record is None:
             raise NotFoundError(f"There is no category {name!r}: see GET /categories.", field="name")
         return record
+
+
+def _example_of(lesson: Lesson) -> Example:
+    height, width = lesson.mask.shape
+    return new_example(
+        image=lesson.photo.raw,
+        media_type=lesson.photo.media_type,
+        mask=mask_to_png(lesson.mask),
+        width=width,
+        height=height,
+        area=int(lesson.mask.sum()),
+        sha256=lesson.photo.sha256,
+    )
+
+
+def _new_words(lesson: Lesson, known: CategoryRecord | None) -> list[str]:
+    """The lesson's words, without those that the category has already in any spelling."""
+    said = {keys.category_id(word) for word in known.words} if known and not lesson.replace else set()
+    return [word for word in lesson.prompts if keys.category_id(word) not in said]
 
 
 def make_shot(backbone: Backbone, photo: np.ndarray, mask: np.ndarray) -> Shot:

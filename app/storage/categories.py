@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -16,7 +17,7 @@ from app.method.adapter import Adapter
 
 from . import keys
 from .adapter_file import adapter_from_bytes, adapter_to_bytes
-from .jobs import now
+from .jobs import Job, final_fields, job_argument, now
 from .lua import script
 from .replies import as_bytes, as_fields, as_texts
 
@@ -98,17 +99,19 @@ class CategoryStore:
         redis: Connection that returns bytes.
         versions_kept: Adapter versions kept per category.
         max_examples: Most examples of one category.
+        job_ttl_s: Seconds that a superseded job can be read.
     """
 
-    def __init__(self, redis: Redis, *, versions_kept: int, max_examples: int) -> None:
+    def __init__(self, redis: Redis, *, versions_kept: int, max_examples: int, job_ttl_s: float) -> None:
         self._redis = redis
         self._versions_kept = versions_kept
         self._max_examples = max_examples
-        self._teach_example = script(redis, "teach_example")
-        self._forget_example = script(redis, "forget_example")
-        self._delete_category = script(redis, "delete_category")
+        self._job_ttl_s = int(job_ttl_s)
+        self._teach_example = script(redis, "teach_example", needs=("job",))
+        self._forget_example = script(redis, "forget_example", needs=("job",))
+        self._delete_category = script(redis, "delete_category", needs=("job",))
         self._commit_adapter = script(redis, "commit_adapter", needs=("use_adapter",))
-        self._adopt_adapter = script(redis, "adopt_adapter", needs=("use_adapter",))
+        self._adopt_adapter = script(redis, "adopt_adapter", needs=("job", "use_adapter"))
         self._withdraw_generation = script(redis, "withdraw_generation")
         self._roll_back = script(redis, "roll_back")
 
@@ -147,71 +150,102 @@ class CategoryStore:
         ]
 
     async def teach(
-        self, name: str, example: Example, *, prompts: Sequence[str], replace: bool, job_id: str
-    ) -> tuple[int, str | None]:
-        """Add an example; the category waits for `job_id` from now on.
+        self, name: str, example: Example, *, prompts: Sequence[str], replace: bool, job: Job
+    ) -> tuple[Job, str | None] | None:
+        """Add an example and record the job that tunes on all examples, which supersedes the one before.
+
+        Args:
+            name: Of the category, made if it is new.
+            example: With an id that was never used.
+            prompts: Other words for the category.
+            replace: True to delete its other examples and words.
+            job: Made by `new_job`; if it is recorded already, nothing is changed.
 
         Returns:
-            The category's new generation (0 if it has as many examples as it may), and the job it waited for before.
+            The job with its generation, and the id of the job that it superseded, if any. None if the category has as
+            many examples as it may.
         """
         category_id = keys.category_id(name)
-        generation, previous = await self._teach_example(
+        lesson = {
+            "category_id": category_id,
+            "name": name,
+            "prompts": list(prompts),
+            "created_at": now(),
+            "time": time.time(),
+            "example_id": example.id,
+            "example_prefix": keys.example_prefix(category_id),
+            "replace": replace,
+            "max_examples": self._max_examples,
+            "job": job_argument(job),
+            "superseded": self._superseded("A newer example came in."),
+        }
+        reply = await self._teach_example(
             keys=[
                 keys.category(category_id),
                 keys.counters(category_id),
                 keys.example_ids(category_id),
                 keys.example(category_id, example.id),
                 keys.CATEGORIES,
+                keys.job(job.id),
+                keys.JOBS,
             ],
-            args=[
-                name,
-                json.dumps(list(prompts), ensure_ascii=False),
-                job_id,
-                now(),
-                datetime.now(UTC).timestamp(),
-                example.id,
-                int(replace),
-                self._max_examples,
-                category_id,
-                keys.example_prefix(category_id),
-                *_flat(example),
-            ],
+            args=[json.dumps(lesson), *_flat(example)],
         )
-        return int(generation), previous.decode() or None
+        if reply is None:
+            return None
+        generation, superseded = reply
+        return dataclasses.replace(job, generation=generation), _id(superseded)
 
-    async def forget(self, category_id: str, example_id: str, *, job_id: str) -> tuple[bool, int, int, str | None]:
-        """Take an example away; the category waits for `job_id` if any is left.
+    async def forget(self, category_id: str, example_id: str, *, job: Job) -> tuple[Job | None, str | None] | None:
+        """Delete an example and, if others are left, record the job that tunes on them.
 
         Returns:
-            Whether there was such an example, how many are left, the new generation, the job it waited for before.
+            The job with its generation, or None if no example is left, and the id of the job that was superseded, if
+            any. None if there is no such example.
         """
-        removed, left, generation, previous = await self._forget_example(
+        removal = {
+            "example_id": example_id,
+            "job": job_argument(job),
+            "superseded": self._superseded("An example was deleted."),
+        }
+        reply = await self._forget_example(
             keys=[
                 keys.category(category_id),
                 keys.counters(category_id),
                 keys.example_ids(category_id),
                 keys.example(category_id, example_id),
+                keys.job(job.id),
+                keys.JOBS,
             ],
-            args=[example_id, job_id],
+            args=[json.dumps(removal)],
         )
-        return bool(removed), int(left), int(generation), previous.decode() or None
+        if reply is None:
+            return None
+        left, generation, superseded = reply
+        return dataclasses.replace(job, generation=generation) if left else None, _id(superseded)
 
-    async def delete(self, category_id: str) -> tuple[bool, str | None]:
-        """Remove a category with its examples and versions. Its counters stay: no version number comes back.
+    async def delete(self, category_id: str) -> str | None:
+        """Delete a category with its examples and versions; no version number is used again.
 
         Returns:
-            Whether there was such a category, and the job it waited for.
+            Id of the job that was superseded.
         """
-        removed, job = await self._delete_category(
+        category = {
+            "category_id": category_id,
+            "example_prefix": keys.example_prefix(category_id),
+            "adapter_prefix": keys.adapter_prefix(category_id),
+            "superseded": self._superseded("The category was deleted."),
+        }
+        superseded = await self._delete_category(
             keys=[
                 keys.category(category_id),
                 keys.example_ids(category_id),
                 keys.versions(category_id),
                 keys.CATEGORIES,
             ],
-            args=[category_id, keys.example_prefix(category_id), keys.adapter_prefix(category_id)],
+            args=[json.dumps(category)],
         )
-        return bool(removed), job.decode() or None
+        return _id(superseded)
 
     async def example_ids(self, category_id: str) -> list[str]:
         """Ids of its examples, in the order they were given."""
@@ -254,20 +288,34 @@ class CategoryStore:
         return bool(withdrawn)
 
     async def adopt(self, name: str, adapter: Adapter, *, prompts: Sequence[str]) -> str | None:
-        """Put an adapter in use that comes from elsewhere; returns the job that the category waited for."""
+        """Put an adapter in use that comes from elsewhere, in a category that is made if it is new.
+
+        Returns:
+            Id of the job that was superseded.
+        """
         category_id = keys.category_id(name)
-        previous = await self._adopt_adapter(
+        category = {
+            "category_id": category_id,
+            "name": name,
+            "prompts": json.dumps(list(prompts), ensure_ascii=False),
+            "created_at": now(),
+            "time": time.time(),
+            "superseded": self._superseded("An adapter was imported."),
+        }
+        superseded = await self._adopt_adapter(
             keys=[*_adapter_keys(category_id, adapter), keys.counters(category_id), keys.CATEGORIES],
-            args=[
-                *await asyncio.to_thread(self._adapter_args, category_id, adapter),
-                name,
-                json.dumps(list(prompts), ensure_ascii=False),
-                now(),
-                datetime.now(UTC).timestamp(),
-                category_id,
-            ],
+            args=[*await asyncio.to_thread(self._adapter_args, category_id, adapter), json.dumps(category)],
         )
-        return as_bytes(previous).decode() or None
+        return _id(superseded)
+
+    def _superseded(self, error: str) -> dict[str, Any]:
+        """Argument of `supersede_job` in Lua."""
+        return {
+            "job_prefix": keys.JOB_PREFIX,
+            "channel_prefix": keys.JOB_CHANNEL_PREFIX,
+            "fields": final_fields("superseded", error=error),
+            "ttl_s": self._job_ttl_s,
+        }
 
     def _adapter_args(self, category_id: str, adapter: Adapter) -> tuple[int, str, bytes, int, str]:
         """First arguments of a script that uses `use_adapter`; call it in a thread, an adapter may be tens of MiB."""
@@ -306,15 +354,19 @@ def new_example(
     height: int,
     area: int,
     sha256: str,
-    id: str | None = None,
 ) -> Example:
-    """An example; without an id it gets one of its own."""
-    return Example(id or uuid4().hex, media_type, width, height, area, sha256, now(), image=image, mask=mask)
+    """A new example with an id of its own."""
+    return Example(uuid4().hex, media_type, width, height, area, sha256, now(), image=image, mask=mask)
 
 
 def _adapter_keys(category_id: str, adapter: Adapter) -> list[str]:
     """First keys of a script that uses `use_adapter`."""
     return [keys.category(category_id), keys.versions(category_id), keys.adapter(category_id, adapter.version)]
+
+
+def _id(reply: bytes) -> str | None:
+    """An id that a script returned; '' stands for none."""
+    return as_bytes(reply).decode() or None
 
 
 def _flat(example: Example) -> list[Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
@@ -78,46 +79,16 @@ class JobStore:
         self._streams = streams
         self._open_streams = 0
         self._ttl_s = int(ttl_s)
-        self._update_job = script(redis, "update_job")
+        self._update_job = script(redis, "update_job", needs=("job",))
 
     async def create(self, kind: Kind, *, category: str | None, steps: int, id: str | None = None) -> Job:
-        """Record a new job as queued.
-
-        Args:
-            id: Of a request that may be a repeated one: the job that it made is given, unless it has ended. None for a
-                new id.
-        """
-        known = await self.get(id) if id else None
-        if known and not known.ended:
-            return known
-        job = Job(
-            id=id if id and not known else uuid4().hex,
-            kind=kind,
-            category=category,
-            status="queued",
-            progress=0.0,
-            step=0,
-            steps=steps,
-            loss=None,
-            example_iou=None,
-            error=None,
-            adapter_version=None,
-            created_at=now(),
-            started_at=None,
-            finished_at=None,
-        )
+        """Record a new job as queued; its id is new too unless one is given."""
+        job = new_job(kind, category=category, steps=steps, id=id)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(keys.job(job.id), mapping={name: json.dumps(value) for name, value in asdict(job).items()})
-            pipe.zadd(keys.JOBS, {job.id: datetime.now(UTC).timestamp()})
+            pipe.zadd(keys.JOBS, {job.id: time.time()})
             await pipe.execute()
         return job
-
-    async def discard(self, job_id: str) -> None:
-        """Take back a record that nobody was told of."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(keys.job(job_id))
-            pipe.zrem(keys.JOBS, job_id)
-            await pipe.execute()
 
     async def get(self, job_id: str) -> Job | None:
         """The record, or None."""
@@ -141,16 +112,10 @@ class JobStore:
             and (category_id is None or (job.category is not None and keys.category_id(job.category) == category_id))
         ]
 
-    async def set_generation(self, job: Job, generation: int) -> Job:
-        """Tie a tuning job to its category's generation."""
-        await self._redis.hset(keys.job(job.id), "generation", json.dumps(generation))
-        return replace(job, generation=generation)
-
     async def start(self, job_id: str, *, steps: int) -> bool:
         """Mark as running. False if it has ended in the meantime."""
-        return await self._update(
-            job_id, {"queued", "running"}, status="running", started_at=now(), steps=steps, step=0, progress=0.0
-        )
+        fields = record_fields(status="running", started_at=now(), steps=steps, step=0, progress=0.0)
+        return await self._update(job_id, {"queued", "running"}, fields)
 
     async def count_death(self, job_id: str) -> int:
         """Note that the job's process died under it; returns how often that has happened."""
@@ -158,19 +123,16 @@ class JobStore:
 
     async def requeue(self, job_id: str) -> bool:
         """Give a running job back, because its worker stops. False if it has ended."""
-        return await self._update(job_id, {"queued", "running"}, status="queued")
+        return await self._update(job_id, {"queued", "running"}, record_fields(status="queued"))
 
     async def step(self, job_id: str, *, step: int, steps: int, loss: float | None = None) -> bool:
         """Record progress. False if the job was cancelled or superseded: its worker stops."""
-        return await self._update(
-            job_id, {"running"}, step=step, steps=steps, progress=round(step / steps, 4), loss=loss
-        )
+        fields = record_fields(step=step, steps=steps, progress=round(step / steps, 4), loss=loss)
+        return await self._update(job_id, {"running"}, fields)
 
     async def end(self, job_id: str, status: Status, **fields: object) -> bool:
         """Give a job its final status, unless it has one already. False if it had."""
-        if status == "succeeded":
-            fields["progress"] = 1.0
-        return await self._update(job_id, {"queued", "running"}, ended=True, status=status, finished_at=now(), **fields)
+        return await self._update(job_id, {"queued", "running"}, final_fields(status, **fields), ttl_s=self._ttl_s)
 
     @asynccontextmanager
     async def events(self, job_id: str) -> AsyncIterator[AsyncIterator[Job]]:
@@ -203,12 +165,56 @@ class JobStore:
             seen = job
             await changes.get_message(ignore_subscribe_messages=True, timeout=_LOOK_AGAIN_S)
 
-    async def _update(self, job_id: str, while_: set[Status], *, ended: bool = False, **fields: object) -> bool:
-        pairs = [text for name, value in fields.items() for text in (name, json.dumps(value))]
-        ttl = str(self._ttl_s) if ended else ""
-        allowed = json.dumps({status: True for status in while_})
-        changed = await self._update_job(keys=[keys.job(job_id)], args=[allowed, ttl, keys.job_channel(job_id), *pairs])
-        return bool(changed)
+    async def _update(
+        self, job_id: str, allowed: Set[Status], fields: Sequence[str], *, ttl_s: int | None = None
+    ) -> bool:
+        """Change a record whose status is among the allowed ones. False if it is not."""
+        change: dict[str, Any] = {
+            "channel": keys.job_channel(job_id),
+            "allowed": dict.fromkeys(allowed, True),
+            "fields": fields,
+        }
+        if ttl_s is not None:
+            change["ttl_s"] = ttl_s
+        return bool(await self._update_job(keys=[keys.job(job_id)], args=[json.dumps(change)]))
+
+
+def new_job(kind: Kind, *, category: str | None, steps: int, id: str | None = None) -> Job:
+    """A queued job that is not recorded yet; its id is new too unless one is given."""
+    return Job(
+        id=id or uuid4().hex,
+        kind=kind,
+        category=category,
+        status="queued",
+        progress=0.0,
+        step=0,
+        steps=steps,
+        loss=None,
+        example_iou=None,
+        error=None,
+        adapter_version=None,
+        created_at=now(),
+        started_at=None,
+        finished_at=None,
+    )
+
+
+def job_argument(job: Job) -> dict[str, Any]:
+    """Argument of `add_job` in Lua, which adds the generation."""
+    record = asdict(job)
+    del record["generation"]
+    return {"id": job.id, "time": time.time(), "fields": record_fields(**record)}
+
+
+def final_fields(status: Status, **fields: object) -> list[str]:
+    """The fields that a job's end changes, as `record_fields` gives them."""
+    progress = {"progress": 1.0} if status == "succeeded" else {}
+    return record_fields(status=status, finished_at=now(), **progress, **fields)
+
+
+def record_fields(**fields: object) -> list[str]:
+    """Names and JSON values in turn, as a record's hash takes them."""
+    return [text for name, value in fields.items() for text in (name, json.dumps(value))]
 
 
 def _parse(fields: Mapping[bytes, bytes]) -> Job:

@@ -78,14 +78,19 @@ def adapter(id_: str, version: int) -> str:
     return f"{adapter_prefix(id_)}{version}"
 
 
+# Prefixes of the two below, for scripts that read a job's id from the store.
+JOB_PREFIX = f"{PREFIX}:job:"
+JOB_CHANNEL_PREFIX = f"{PREFIX}:job-events:"
+
+
 def job(job_id: str) -> str:
     """Hash: the job's record. It expires `EXEMPLAR_JOB_TTL_S` after its end."""
-    return f"{PREFIX}:job:{job_id}"
+    return f"{JOB_PREFIX}{job_id}"
 
 
 def job_channel(job_id: str) -> str:
-    """Publishes a message at every change of the record."""
-    return f"{PREFIX}:job:{job_id}:events"
+    """Channel: a message at every change of the record."""
+    return f"{JOB_CHANNEL_PREFIX}{job_id}"
 
 
 def ranking_images(job_id: str) -> str:

@@ -13,12 +13,10 @@ from docket import Worker
 from PIL import Image
 
 from app.images.photo import decode_photo
-from app.masks.pictures import mask_to_png
 from app.method.selection import Outcome, Pieces, select
 from app.method.tuning import CategoryTuning
 from app.services.teaching import Lesson, make_shot
 from app.storage import keys
-from app.storage.categories import new_example
 from app.storage.jobs import ENDED, Job
 from app.wiring import Service
 
@@ -50,22 +48,6 @@ async def step_of(live: Service, job: Job, *, at_least: int) -> None:
 
 
 class TestIdempotence:
-    async def test_a_job_found_while_its_example_is_being_stored_waits_for_it(self, wire) -> None:
-        """A process that starts queues every job that there is: one may be between its record and its example."""
-        async with wire(worker=False) as live:
-            shown = lesson()
-            job = await live.jobs.create("tune", category="cat", steps=3)
-            await live.jobs.start(job.id, steps=3)
-            found = asyncio.create_task(live.teaching.tune(job))
-            await asyncio.sleep(0.1)
-            example = new_example(
-                image=shown.photo.raw, media_type="image/png", mask=mask_to_png(shown.mask), width=47, height=31,
-                area=300, sha256=shown.photo.sha256,
-            )  # fmt: skip
-            await live.teaching._categories.teach("cat", example, prompts=(), replace=False, job_id=job.id)
-            await found
-            assert (await live.jobs.get(job.id)).status == "succeeded"
-
     async def test_a_job_that_committed_and_died_only_says_so(self, wire) -> None:
         async with wire() as live:
             job, _ = await live.teaching.teach(lesson())
@@ -88,19 +70,17 @@ class TestIdempotence:
             assert after.status == "succeeded"
             assert after.adapter_version == version.version == (await live.categories.get("cat")).adapter.version
 
-    async def test_a_process_that_died_before_noting_the_generation(self, wire) -> None:
+    async def test_a_process_that_died_before_queueing_the_job(self, wire, monkeypatch) -> None:
+        async def dies(_: Job) -> None:
+            raise ConnectionError
+
         async with wire(worker=False) as live:
-            job, _ = await live.teaching.teach(lesson())
-            await live.redis.hset(keys.job(job.id), "generation", "0")
-            await live.redis.delete(*[key async for key in live.redis.scan_iter("exemplar:docket*")])
+            monkeypatch.setattr(live.engine, "add", dies)
+            with pytest.raises(ConnectionError):
+                await live.teaching.teach(lesson())
+            (job,) = await live.jobs.list()
         async with wire() as live:
             assert (await ended(live, job)).status == "succeeded"
-
-    async def test_a_process_that_died_before_storing_the_example(self, wire) -> None:
-        async with wire(worker=False) as live:
-            job = await live.jobs.create("tune", category="cat", steps=3)
-        async with wire() as live:
-            assert (await ended(live, job)).status == "superseded"
 
     async def test_a_queued_job_outlives_the_queue(self, wire) -> None:
         async with wire(worker=False) as live:
@@ -238,14 +218,14 @@ async def test_a_worker_that_falls_over_begins_anew(wire, monkeypatch, caplog) -
 
 async def test_a_lesson_repeated_after_the_store_broke_down_is_given_once(wire, monkeypatch) -> None:
     async with wire() as live:
-        once, set_generation = [ConnectionError()], live.jobs.set_generation
+        once, add = [ConnectionError()], live.engine.add
 
-        async def breaks_down_once(job: Job, generation: int) -> Job:
+        async def breaks_down_once(job: Job) -> None:
             if once:
                 raise once.pop()
-            return await set_generation(job, generation)
+            await add(job)
 
-        monkeypatch.setattr(live.jobs, "set_generation", breaks_down_once)
+        monkeypatch.setattr(live.engine, "add", breaks_down_once)
         repeated = replace(lesson(), id="1" * 32)
         with pytest.raises(ConnectionError):
             await live.teaching.teach(repeated)
