@@ -218,5 +218,9 @@ def record_fields(**fields: object) -> list[str]:
 
 
 def _parse(fields: Mapping[bytes, bytes]) -> Job:
-    values: dict[str, Any] = {name.decode(): json.loads(value) for name, value in fields.items()}
+    """A record as a job. Fields that this version does not know are left out: a newer replica may have written them."""
+    known = Job.__dataclass_fields__
+    values: dict[str, Any] = {
+        name: json.loads(value) for raw, value in fields.items() if (name := raw.decode()) in known
+    }
     return Job(**values)

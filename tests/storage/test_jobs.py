@@ -29,6 +29,13 @@ async def test_a_new_job_is_read_back(jobs: JobStore) -> None:
     assert await jobs.get("other") is None
 
 
+async def test_a_field_of_a_newer_version_is_ignored(jobs: JobStore, redis: Redis) -> None:
+    job = await new(jobs)
+    await redis.hset(keys.job(job.id), "priority", '"high"')
+    assert await jobs.get(job.id) == job
+    assert await jobs.list() == [job]
+
+
 async def test_its_life(jobs: JobStore) -> None:
     job = await new(jobs)
     assert await jobs.start(job.id, steps=5)
