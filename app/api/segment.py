@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import APIRouter, Depends, File, Form, Header, Query, Response, UploadFile
 from fastapi.responses import JSONResponse, StreamingResponse
-from redis.exceptions import RedisError
 
 from app.api import answers, problems
 from app.api.context import Live, Maybe, SingleFieldsOnce, check_count, read_upload
@@ -21,6 +20,7 @@ from app.services.batch import as_ready, patiently
 from app.services.categories import clean_names
 from app.services.clock import Clock
 from app.services.segmentation import Request
+from app.storage.connection import StoreError
 from app.wiring import Service
 
 router = APIRouter(tags=["segment"])
@@ -131,7 +131,7 @@ async def segment_batch(
                 write = partial(answers.segment_json, photo, segmented, output=output, heatmaps=heatmaps)
                 body = await asyncio.to_thread(write)
             clock.record(live.metrics, segmented.backbone.name)
-        except (AppError, RedisError) as error:
+        except (AppError, StoreError) as error:
             body = {"problem": problems.about(error).model_dump()}
         return answers.batch_line(index, image.filename, body)
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from app.metrics import Metrics
 from app.services.models import Models
-from app.storage import keys
-
-# A probe must answer although the store doesn't.
-_PROBE_TIMEOUT_S = 2.0
+from app.storage.connection import Client, takes_writes
 
 
 class Health:
     """Readiness, as `/readyz` tells it."""
 
-    def __init__(self, redis: Redis, models: Models, metrics: Metrics) -> None:
-        self._redis = redis
+    def __init__(self, client: Client, models: Models, metrics: Metrics) -> None:
+        self._client = client
         self._models = models
         self._metrics = metrics
 
@@ -37,10 +30,7 @@ class Health:
 
     async def _store_takes_writes(self) -> bool:
         started = time.perf_counter()
-        try:
-            async with asyncio.timeout(_PROBE_TIMEOUT_S):
-                await self._redis.set(keys.PROBE, "1", px=1000)
-        except (RedisError, TimeoutError):
+        if not await takes_writes(self._client):
             return False
         self._metrics.redis_latency.observe(time.perf_counter() - started)
         return True

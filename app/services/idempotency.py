@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
-
-from redis.asyncio import Redis
 
 from app.errors import ConflictError, InvalidInputError
-from app.storage import keys
+from app.storage.idempotency import Answer, IdempotencyStore
 
 _MAX_KEY_LENGTH = 255
 # As long as other ids: hex digits of a UUID.
 _ID_LENGTH = 32
 
-Answer = dict[str, Any]
-
 
 class Idempotency:
-    """Remembers the answers of requests that carried a key, for a day."""
+    """Remembers the answers of requests that carried a key, for a day.
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+    Args:
+        store: Where they are kept.
+    """
+
+    def __init__(self, store: IdempotencyStore) -> None:
+        self._store = store
 
     async def once(
         self, key: str | None, parts: Iterable[bytes], work: Callable[[str | None], Awaitable[Answer]]
@@ -47,36 +45,32 @@ class Idempotency:
             raise InvalidInputError(
                 f"An Idempotency-Key has 1 to {_MAX_KEY_LENGTH} printable characters.", field="Idempotency-Key"
             )
-        slot = keys.idempotency(hashlib.sha256(key.encode()).hexdigest())
+        key_hash = hashlib.sha256(key.encode()).hexdigest()
         request = await asyncio.to_thread(digest, parts)  # 160 MiB take a tenth of a second
-        if not await self._redis.set(
-            slot, json.dumps({"request": request}), nx=True, ex=keys.IDEMPOTENCY_RUNNING_TTL_S
-        ):
-            return await self._known(slot, request)
+        if not await self._store.claim(key_hash, request):
+            return await self._known_answer(key_hash, request)
         try:
-            answer = await work(digest([slot.encode(), request.encode()])[:_ID_LENGTH])
+            answer = await work(digest([key_hash.encode(), request.encode()])[:_ID_LENGTH])
         except BaseException:
-            # The key is free for the same request again, or for a mended one.
-            await self._redis.delete(slot)
+            # The key is free for the same request again, or for a corrected one.
+            await self._store.release(key_hash)
             raise
-        await self._redis.set(slot, json.dumps({"request": request, "answer": answer}), ex=keys.IDEMPOTENCY_TTL_S)
+        await self._store.answer(key_hash, request, answer)
         return answer
 
-    async def _known(self, slot: str, request: str) -> Answer:
-        raw = await self._redis.get(slot)
-        known: dict[str, Any] = json.loads(raw) if raw else {"request": request}
-        if known["request"] != request:
+    async def _known_answer(self, key_hash: str, request: str) -> Answer:
+        slot = await self._store.get(key_hash)
+        if slot and slot.request != request:
             raise InvalidInputError(
                 "This Idempotency-Key stands for a request with other content: send a new key.", field="Idempotency-Key"
             )
-        if "answer" not in known:
+        if slot is None or slot.answer is None:
             raise ConflictError(
                 "The first request with this Idempotency-Key is still at work: ask again in a second.",
                 field="Idempotency-Key",
                 retry_after_s=1,
             )
-        answer: Answer = known["answer"]
-        return answer
+        return slot.answer
 
 
 def digest(parts: Iterable[bytes]) -> str:
