@@ -42,15 +42,15 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "app.research": ("app.method", "app.masks", "app.errors", "app.backbones.shared.family"),
     # Golden cases are of BLIP, whatever else is loaded.
     "app.research.parity": ("app.research", "app.method", "app.errors", "app.backbones.blip"),
-    # Of the store, HTTP knows the records that it shows, its error and how names become ids; of the wiring, the type of
-    # the service.
+    # Of the store, HTTP knows the records that it shows, its error and the names of categories; of the wiring, the type
+    # of the service.
     "app.api": (
         "app.services",
         "app.errors",
         "app.storage.categories",
         "app.storage.connection.StoreError",
         "app.storage.jobs",
-        "app.storage.keys",
+        "app.storage.names",
         "app.masks",
         "app.images",
         "app.wiring.Service",

@@ -17,10 +17,10 @@ from app.errors import AppError
 from app.images.photo import Photo, decode_photo
 from app.masks.formats import DEFAULT_OUTPUT_FORM, OUTPUT_FORMS
 from app.services.batch import as_ready, patiently
-from app.services.categories import clean_names
 from app.services.clock import Clock
 from app.services.segmentation import Request
 from app.storage.connection import StoreError
+from app.storage.names import parse_names
 from app.wiring import Service
 
 router = APIRouter(tags=["segment"])
@@ -49,8 +49,8 @@ async def asked(
     """Reads the options of a segmentation from the form."""
     limit = live.settings.max_categories
     return Request(
-        categories=clean_names(categories or [], field="categories", limit=limit),
-        background=clean_names(background or [], field="background", limit=limit),
+        categories=parse_names(categories or [], field="categories", limit=limit),
+        background=tuple(word.text for word in parse_names(background or [], field="background", limit=limit)),
         threshold=threshold,
         refine=refine,
         adapters=adapters == "auto",

@@ -16,7 +16,6 @@ from docket.execution import Execution
 from app import logs
 from app.errors import AppError
 from app.metrics import Metrics
-from app.storage import keys
 from app.storage.jobs import Job, JobStore, Kind, Status
 
 Work = Callable[[Job], Awaitable[None]]
@@ -204,5 +203,5 @@ class WorkerStopping(Exception):
 def job_key(job: Job) -> str:
     """The engine drops a second job of the same key while the first lives."""
     if job.kind == "tune":
-        return f"tune:{keys.category_id(job.category or '')}:{job.generation}"
+        return f"tune:{job.category_id}:{job.generation}"
     return f"rank:{job.id}"

@@ -25,8 +25,8 @@ from app.services.clock import Clock
 from app.services.image_cache import ImageCache
 from app.services.models import Models
 from app.services.prediction import Asked, CategoryPrediction, PhotoPrediction
-from app.storage import keys
 from app.storage.categories import CategoryRecord, CategoryStore
+from app.storage.names import CategoryName
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Request:
         backbone: Name of a loaded model; None for the default.
     """
 
-    categories: tuple[str, ...] = ()
+    categories: tuple[CategoryName, ...] = ()
     background: tuple[str, ...] = ()
     threshold: float | None = None
     refine: str = "crf"
@@ -144,8 +144,8 @@ class Segmentation:
         """The categories asked for, each with its adapter if this backbone can use it."""
         records: list[CategoryRecord | None]
         if request.categories:
-            records = await self._store.get_many([keys.category_id(name) for name in request.categories])
-            names = request.categories
+            records = await self._store.get_many([name.id for name in request.categories])
+            names = tuple(name.text for name in request.categories)
         else:
             taught = await self._store.count()
             if taught > self._max_categories:

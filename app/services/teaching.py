@@ -22,9 +22,9 @@ from app.method.tuning import COMPETING_CATEGORIES, CategoryTuning, Recipe
 from app.metrics import Metrics
 from app.services.job_engine import JobEngine
 from app.services.models import Models
-from app.storage import keys
 from app.storage.categories import CategoryRecord, CategoryStore, Example, new_example
 from app.storage.jobs import Job, JobStore, new_job, now
+from app.storage.names import CategoryName
 
 _NOT_WANTED = "The category was taught anew or deleted."
 
@@ -38,10 +38,10 @@ class Lesson:
             once.
     """
 
-    name: str
+    name: CategoryName
     photo: Photo
     mask: np.ndarray
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[CategoryName, ...] = ()
     replace: bool = False
     id: str | None = None
 
@@ -93,10 +93,10 @@ class Teaching:
             # The same request sent again: its example is stored, its job may not have been queued.
             await self._engine.add(known_job)
             return known_job, await self._get(lesson.name)
-        known = await self._categories.get(keys.category_id(lesson.name))
-        name = known.name if known else lesson.name
+        known = await self._categories.get(lesson.name.id)
+        name = known.name if known else lesson.name.text
         scheduled = await self._categories.teach(
-            name,
+            lesson.name,
             await asyncio.to_thread(_example_of, lesson),
             prompts=_new_words(lesson, known),
             replace=lesson.replace,
@@ -112,7 +112,7 @@ class Teaching:
         await self._engine.add(job)
         return job, await self._get(lesson.name)
 
-    async def forget(self, name: str, example_id: str) -> Job | None:
+    async def forget(self, name: CategoryName, example_id: str) -> Job | None:
         """Take an example away and tune on those that are left; without any the category has no adapter.
 
         Returns:
@@ -136,7 +136,7 @@ class Teaching:
 
     async def tune(self, job: Job) -> None:
         """The job: idempotent per generation, stops between steps when it isn't wanted any more."""
-        category = await self._categories.get(keys.category_id(job.category or ""))
+        category = await self._categories.get(job.category_id)
         if category is None or category.generation != job.generation:
             await self._engine.end(job, "superseded", error=_NOT_WANTED)
             return
@@ -227,12 +227,12 @@ class Teaching:
         return photo.rgb, mask
 
     async def _withdraw(self, job: Job) -> bool:
-        return await self._categories.withdraw(keys.category_id(job.category or ""), generation=job.generation)
+        return await self._categories.withdraw(job.category_id, generation=job.generation)
 
-    async def _get(self, name: str) -> CategoryRecord:
-        record = await self._categories.get(keys.category_id(name))
+    async def _get(self, name: CategoryName) -> CategoryRecord:
+        record = await self._categories.get(name.id)
         if record is None:
-            raise NotFoundError(f"There is no category {name!r}: see GET /categories.", field="name")
+            raise NotFoundError(f"There is no category {name.text!r}: see GET /categories.", field="name")
         return record
 
 
@@ -251,8 +251,8 @@ def _example_of(lesson: Lesson) -> Example:
 
 def _new_words(lesson: Lesson, known: CategoryRecord | None) -> list[str]:
     """The lesson's words, without those that the category has already in any spelling."""
-    said = {keys.category_id(word) for word in known.words} if known and not lesson.replace else set()
-    return [word for word in lesson.prompts if keys.category_id(word) not in said]
+    known_words = {CategoryName(word) for word in known.words} if known and not lesson.replace else set()
+    return [word.text for word in lesson.prompts if word not in known_words]
 
 
 def make_shot(backbone: Backbone, photo: np.ndarray, mask: np.ndarray) -> Shot:

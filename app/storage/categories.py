@@ -19,6 +19,7 @@ from . import keys
 from .adapter_file import adapter_from_bytes, adapter_to_bytes
 from .jobs import Job, final_fields, job_argument, now
 from .lua import script
+from .names import CategoryName
 from .replies import as_bytes, as_fields, as_texts
 
 
@@ -150,7 +151,7 @@ class CategoryStore:
         ]
 
     async def teach(
-        self, name: str, example: Example, *, prompts: Sequence[str], replace: bool, job: Job
+        self, name: CategoryName, example: Example, *, prompts: Sequence[str], replace: bool, job: Job
     ) -> tuple[Job, str | None] | None:
         """Add an example and record the job that tunes on all examples, which supersedes the one before.
 
@@ -165,10 +166,10 @@ class CategoryStore:
             The job with its generation, and the id of the job that it superseded, if any. None if the category has as
             many examples as it may.
         """
-        category_id = keys.category_id(name)
+        category_id = name.id
         lesson = {
             "category_id": category_id,
-            "name": name,
+            "name": name.text,
             "prompts": list(prompts),
             "created_at": now(),
             "time": time.time(),
@@ -287,16 +288,16 @@ class CategoryStore:
         )
         return bool(withdrawn)
 
-    async def adopt(self, name: str, adapter: Adapter, *, prompts: Sequence[str]) -> str | None:
+    async def adopt(self, name: CategoryName, adapter: Adapter, *, prompts: Sequence[str]) -> str | None:
         """Put an adapter in use that comes from elsewhere, in a category that is made if it is new.
 
         Returns:
             Id of the job that was superseded.
         """
-        category_id = keys.category_id(name)
+        category_id = name.id
         category = {
             "category_id": category_id,
-            "name": name,
+            "name": name.text,
             "prompts": json.dumps(list(prompts), ensure_ascii=False),
             "created_at": now(),
             "time": time.time(),

@@ -18,6 +18,7 @@ from app.errors import OverloadedError
 
 from . import keys
 from .lua import script
+from .names import CategoryName
 from .replies import as_fields, as_texts
 
 Kind = Literal["tune", "rank"]
@@ -58,6 +59,11 @@ class Job:
     def ended(self) -> bool:
         """Whether nothing more will happen to it."""
         return self.status in ENDED
+
+    @property
+    def category_id(self) -> str:
+        """Id of its category; empty if it has none."""
+        return CategoryName(self.category).id if self.category else ""
 
 
 def now() -> str:
@@ -108,8 +114,7 @@ class JobStore:
         return [
             job
             for job in map(_parse, filter(None, records))
-            if (status is None or job.status == status)
-            and (category_id is None or (job.category is not None and keys.category_id(job.category) == category_id))
+            if (status is None or job.status == status) and (category_id is None or job.category_id == category_id)
         ]
 
     async def start(self, job_id: str, *, steps: int) -> bool:

@@ -18,9 +18,11 @@ from app.method.tuning import CategoryTuning
 from app.services.teaching import Lesson, make_shot
 from app.storage import keys
 from app.storage.jobs import ENDED, Job
+from app.storage.names import CategoryName
 from app.wiring import Service
 
 LONG = 100_000
+CAT = CategoryName("cat")
 
 
 def lesson(name: str = "cat", *, seed: int = 3) -> Lesson:
@@ -29,7 +31,11 @@ def lesson(name: str = "cat", *, seed: int = 3) -> Lesson:
     Image.fromarray(pixels).save(file, "PNG")
     mask = np.zeros((31, 47), dtype=bool)
     mask[5:20, 10:30] = True
-    return Lesson(name=name, photo=decode_photo(file.getvalue(), max_pixels=10_000), mask=mask)
+    return Lesson(name=CategoryName(name), photo=decode_photo(file.getvalue(), max_pixels=10_000), mask=mask)
+
+
+def names(*texts: str) -> tuple[CategoryName, ...]:
+    return tuple(map(CategoryName, texts))
 
 
 async def ended(live: Service, job: Job) -> Job:
@@ -58,7 +64,7 @@ class TestIdempotence:
             await live.teaching.tune(replace(await live.jobs.get(job.id)))
             again = await live.jobs.get(job.id)
             assert (again.status, again.adapter_version) == ("succeeded", first.adapter_version)
-            assert [info.version for info in await live.categories.versions("cat")] == [1]
+            assert [info.version for info in await live.categories.versions(CAT)] == [1]
 
     async def test_two_workers_on_one_job_commit_once(self, wire) -> None:
         async with wire(worker=False, tune_steps=30) as live:
@@ -66,9 +72,9 @@ class TestIdempotence:
             await live.jobs.start(job.id, steps=30)
             await asyncio.gather(live.teaching.tune(job), live.teaching.tune(job))
             after = await live.jobs.get(job.id)
-            (version,) = await live.categories.versions("cat")
+            (version,) = await live.categories.versions(CAT)
             assert after.status == "succeeded"
-            assert after.adapter_version == version.version == (await live.categories.get("cat")).adapter.version
+            assert after.adapter_version == version.version == (await live.categories.get(CAT)).adapter.version
 
     async def test_a_process_that_died_before_queueing_the_job(self, wire, monkeypatch) -> None:
         async def dies(_: Job) -> None:
@@ -114,7 +120,7 @@ class TestStopping:
             monkeypatch.setattr(live.teaching, "_commit", cancelled_before)
             await live.teaching.tune(job)
             assert (await live.jobs.get(job.id)).status == "cancelled"
-            assert (await live.categories.get("cat")).adapter is None
+            assert (await live.categories.get(CAT)).adapter is None
 
     async def test_a_result_that_is_in_use_is_not_cancelled(self, wire, monkeypatch) -> None:
         async with wire(worker=False) as live:
@@ -135,13 +141,13 @@ class TestFailing:
     async def test_a_job_whose_example_cannot_be_read_fails_and_says_so(self, wire) -> None:
         async with wire(worker=False) as live:
             job, record = await live.teaching.teach(lesson())
-            (example,) = await live.categories.examples("cat")
+            (example,) = await live.categories.examples(CAT)
             await live.redis.hset(keys.example(record.id, example.id), "image", b"rubbish")
         async with wire() as live:
             failed = await ended(live, job)
             assert failed.status == "failed"
             assert "not an image" in failed.error
-            assert (await live.categories.get("cat")).adapter is None
+            assert (await live.categories.get(CAT)).adapter is None
 
     async def test_a_category_emptied_under_its_job_is_no_failure(self, wire) -> None:
         async with wire(worker=False) as live:
@@ -189,7 +195,7 @@ class TestOutcome:
             monkeypatch.setattr("app.services.teaching.select", measured)
             job, _ = await live.teaching.teach(lesson())
             assert (await ended(live, job)).example_iou == 0.25
-            record = await live.categories.get("cat")
+            record = await live.categories.get(CAT)
             assert (record.adapter.example_iou, record.adapter.zero_shot_example_iou) == (0.25, 0.5)
 
     async def test_jobs_of_several_categories_all_end(self, wire) -> None:
@@ -232,7 +238,7 @@ async def test_a_lesson_repeated_after_the_store_broke_down_is_given_once(wire, 
         jobs = [(await live.teaching.teach(repeated))[0] for _ in range(2)]
         assert (await ended(live, jobs[0])).status == "succeeded"
         assert {job.id for job in await live.jobs.list()} == {"1" * 32}
-        assert len(await live.categories.examples("cat")) == 1
+        assert len(await live.categories.examples(CAT)) == 1
 
 
 class TestStoppingBesideTheSteps:
@@ -276,7 +282,7 @@ class TestStoppingBesideTheSteps:
             await live.jobs.start(job.id, steps=3)
             await live.teaching.tune(job)
             assert len(weighed) == 2
-            record = await live.categories.get("cat")
+            record = await live.categories.get(CAT)
             assert record.adapter is None
 
 
@@ -288,13 +294,13 @@ async def test_a_lesson_repeated_long_after_its_job_ended_is_one_more(wire) -> N
             job, _ = await live.teaching.teach(again)
             jobs.append(await ended(live, job))
         assert [job.status for job in jobs] == ["succeeded", "succeeded"]
-        assert len({job.id for job in jobs}) == len(await live.categories.examples("cat")) == 2
+        assert len({job.id for job in jobs}) == len(await live.categories.examples(CAT)) == 2
 
 
 async def test_in_other_letters_it_is_the_same_category_with_the_same_words(wire) -> None:
     async with wire() as live:
-        await live.teaching.teach(replace(lesson("Straße"), prompts=("Kitty",)))
-        job, record = await live.teaching.teach(replace(lesson("STRASSE"), prompts=("KITTY", "road", "straße")))
+        await live.teaching.teach(replace(lesson("Straße"), prompts=names("Kitty")))
+        job, record = await live.teaching.teach(replace(lesson("STRASSE"), prompts=names("KITTY", "road", "straße")))
         assert (job.category, record.name, record.prompts) == ("Straße", "Straße", ("Kitty", "road"))
 
 
@@ -303,13 +309,13 @@ async def test_a_job_tells_what_it_made_also_after_a_rollback(wire) -> None:
         for _ in range(2):
             job, _ = await live.teaching.teach(lesson())
             await ended(live, job)
-        await live.categories.rollback("cat", 1)
+        await live.categories.rollback(CAT, 1)
     async with wire(worker=False) as live:
         # As if its process had died before the record's last change, and somebody had gone back meanwhile.
         await live.redis.hset(keys.job(job.id), mapping={"status": '"running"', "adapter_version": "null"})
         await live.teaching.tune(await live.jobs.get(job.id))
         assert (await live.jobs.get(job.id)).adapter_version == 2
-        assert (await live.categories.get("cat")).adapter.version == 1
+        assert (await live.categories.get(CAT)).adapter.version == 1
 
 
 def test_a_small_thing_on_a_large_photo_is_not_lost(tiny) -> None:

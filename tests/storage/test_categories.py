@@ -14,6 +14,7 @@ from app.method.parameters import Parameters, TokenRows
 from app.storage import keys
 from app.storage.categories import CategoryStore, Example, new_example
 from app.storage.jobs import Job, JobStore, new_job
+from app.storage.names import CategoryName
 
 
 def parameters_of(weight: torch.Tensor) -> Parameters:
@@ -61,7 +62,7 @@ async def teach(
 ) -> tuple[int, str | None] | None:
     """Adds an example; returns the generation and the job that was superseded."""
     new = new_job("tune", category=name, steps=3, id=job_id)
-    taught = await store.teach(name, example(), **{"prompts": [], "replace": False, "job": new} | options)
+    taught = await store.teach(CategoryName(name), example(), **{"prompts": [], "replace": False, "job": new} | options)
     return taught and (taught[0].generation, taught[1])
 
 
@@ -73,7 +74,7 @@ async def commit(store: CategoryStore, *, generation: int, name: str = "cat") ->
 class TestTeaching:
     async def test_what_is_stored_is_read_back(self, store: CategoryStore) -> None:
         given = example()
-        await store.teach("Füße", given, prompts=["feet", "猫"], replace=False, job=job("j1", "Füße"))
+        await store.teach(CategoryName("Füße"), given, prompts=["feet", "猫"], replace=False, job=job("j1", "Füße"))
         category_id = keys.category_id("füße")
         record = await store.get(category_id)
         assert (record.name, record.words, record.examples) == ("Füße", ("Füße", "feet", "猫"), 1)
@@ -85,7 +86,7 @@ class TestTeaching:
 
     async def test_the_job_has_its_generation_from_birth(self, store: CategoryStore, jobs: JobStore) -> None:
         for generation in (1, 2):
-            scheduled, _ = await store.teach("Füße", example(), prompts=[], replace=False, job=new_job(
+            scheduled, _ = await store.teach(CategoryName("Füße"), example(), prompts=[], replace=False, job=new_job(
                 "tune", category="Füße", steps=3
             ))  # fmt: skip
             assert scheduled.generation == generation
@@ -122,11 +123,13 @@ class TestTeaching:
 
     async def test_sent_again_because_the_answer_was_lost_it_changes_nothing(self, store, contents) -> None:
         given = example()
-        await store.teach("cat", given, prompts=[], replace=False, job=job("j"))
+        await store.teach(CategoryName("cat"), given, prompts=[], replace=False, job=job("j"))
         await teach(store, job_id="k")
         before = await contents()
         for replaces in (False, True):
-            again, superseded = await store.teach("cat", given, prompts=["x"], replace=replaces, job=job("j"))
+            again, superseded = await store.teach(
+                CategoryName("cat"), given, prompts=["x"], replace=replaces, job=job("j")
+            )
             assert (again.generation, superseded) == (1, None)
         assert await contents() == before
         await store.forget("cat", given.id, job=job("l"))
@@ -220,11 +223,11 @@ class TestRollback:
 
 class TestAdopting:
     async def test_it_makes_the_category_and_ends_the_wait(self, store: CategoryStore) -> None:
-        assert await store.adopt("cat", replace(ADAPTER, version=1), prompts=["kitten"]) is None
+        assert await store.adopt(CategoryName("cat"), replace(ADAPTER, version=1), prompts=["kitten"]) is None
         record = await store.get("cat")
         assert (record.words, record.examples, record.adapter.version) == (("cat", "kitten"), 0, 1)
         generation, _ = await teach(store, job_id="j")
-        assert await store.adopt("CAT", replace(ADAPTER, version=2), prompts=[]) == "j"
+        assert await store.adopt(CategoryName("CAT"), replace(ADAPTER, version=2), prompts=[]) == "j"
         assert not await commit(store, generation=generation)
         assert (await store.get("cat")).name == "cat"
         assert [record.name for record in await store.all()] == ["cat"]
@@ -233,7 +236,7 @@ class TestAdopting:
     async def test_of_imports_that_end_in_crossed_order_the_one_in_use_stays(self, redis, versions_kept, kept) -> None:
         store = CategoryStore(redis, versions_kept=versions_kept, max_examples=1, job_ttl_s=61)
         for version in (2, 3, 1):
-            await store.adopt("cat", replace(ADAPTER, version=version), prompts=[])
+            await store.adopt(CategoryName("cat"), replace(ADAPTER, version=version), prompts=[])
         assert (await store.get("cat")).adapter.version == 1
         assert await store.adapter("cat", 1) is not None
         assert [info.version for info in await store.versions("cat")] == kept
