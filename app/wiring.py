@@ -38,6 +38,7 @@ from app.services.models import Model, Models, check_layers
 from app.services.ranking import Ranking
 from app.services.segmentation import Segmentation
 from app.services.teaching import Teaching
+from app.services.tuning_job import TuningJob
 from app.settings import Settings
 from app.storage.categories import CategoryStore
 from app.storage.connection import Client, connect
@@ -74,6 +75,7 @@ class Service:
     engine: JobEngine
     segmentation: Segmentation
     teaching: Teaching
+    tuning_job: TuningJob
     ranking: Ranking
     health: Health
     idempotency: Idempotency
@@ -132,6 +134,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             redelivery_s=settings.job_redelivery_s,
             metrics=metrics,
         )
+        recipe = recipe_of(settings)
         background = settings.background_words or BACKGROUND_WORDS
         cache = AdapterCache(store, max_bytes=settings.adapter_cache_bytes, metrics=metrics)
         live = Service(
@@ -153,12 +156,12 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 use_tiles=settings.tiles,
                 metrics=metrics,
             ),
-            teaching=Teaching(
+            teaching=Teaching(store, jobs, engine, steps=recipe.steps),
+            tuning_job=TuningJob(
                 models,
                 store,
-                jobs,
                 engine,
-                recipe=recipe_of(settings),
+                recipe=recipe,
                 background=background,
                 max_pixels=settings.max_image_pixels,
                 metrics=metrics,
