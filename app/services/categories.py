@@ -1,4 +1,4 @@
-"""What can be asked of a category besides segmenting: look, delete, go back to a version, export, import."""
+"""Management of categories: read, delete, roll back to a version, export and import an adapter."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from app.storage.names import CategoryName, other_words
 
 
 class Categories:
-    """Categories and their versions.
+    """Reads and changes categories and their adapter versions.
 
     Args:
-        store: Where they are.
-        engine: Runs the jobs that make them.
-        models: The loaded backbones; the default's adapters are what is imported.
+        store: Store of categories.
+        engine: Counts the jobs that a change supersedes.
+        models: The loaded backbones; adapters are imported for the default.
     """
 
     def __init__(self, store: CategoryStore, engine: JobEngine, models: Models) -> None:
@@ -48,19 +48,19 @@ class Categories:
         return record
 
     async def delete(self, name: CategoryName) -> None:
-        """Remove a category with its examples and versions, and supersede its job."""
+        """Delete a category with its examples and versions, and supersede its job."""
         record = await self.get(name)
         self._engine.note_superseded(await self._store.delete(record.id))
 
     async def versions(self, name: CategoryName) -> list[AdapterInfo]:
-        """Adapter versions that are kept, the newest first."""
+        """Adapter versions of a category that are kept, the newest first."""
         return await self._store.versions((await self.get(name)).id)
 
     async def rollback(self, name: CategoryName, version: int) -> CategoryRecord:
         """Use an older version again.
 
         Raises:
-            NotFoundError: If that version isn't kept.
+            NotFoundError: If that version is not kept.
         """
         record = await self.get(name)
         if not await self._store.rollback(record.id, version):
@@ -72,7 +72,7 @@ class Categories:
         """The adapter in use, as safetensors.
 
         Raises:
-            NotFoundError: If there is none yet.
+            NotFoundError: If the category has no adapter yet.
         """
         record = await self.get(name)
         raw = await self._store.adapter_bytes(record.id, record.adapter.version) if record.adapter else None
@@ -81,10 +81,10 @@ class Categories:
         return raw
 
     async def import_(self, name: CategoryName, raw: bytes) -> CategoryRecord:
-        """Put an exported adapter in use under this name; it gets a version number of its own.
+        """Put an exported adapter in use under this name, as a new version.
 
         Raises:
-            InvalidInputError: If it isn't an adapter.
+            InvalidInputError: If the bytes are not an adapter.
             ConflictError: If it was tuned on another backbone.
         """
         try:
@@ -106,14 +106,14 @@ class Categories:
         return await self.get(name)
 
     async def examples(self, name: CategoryName) -> list[ExampleInfo]:
-        """What the category was taught from."""
+        """Descriptions of the category's examples."""
         return await self._store.example_infos((await self.get(name)).id)
 
     async def example(self, name: CategoryName, example_id: str) -> Example:
         """One example.
 
         Raises:
-            NotFoundError: If it isn't there.
+            NotFoundError: If there is no such category or example.
         """
         record = await self.get(name)
         example = await self._store.example(record.id, example_id)
@@ -125,11 +125,11 @@ class Categories:
 
 
 def check_adapter(adapter: Adapter, backbone: Backbone) -> None:
-    """Refuse an adapter that a backbone can't run.
+    """Refuse an adapter that does not fit a backbone.
 
     Raises:
         ConflictError: If it was tuned on other weights.
-        InvalidInputError: If its tensors are not those that these weights tune.
+        InvalidInputError: If its tensors are not those that this backbone tunes.
     """
     try:
         adapter.check(backbone)

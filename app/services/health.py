@@ -1,4 +1,4 @@
-"""Whether this process can serve: a warm model, a store that takes writes, and room in the queue."""
+"""Readiness of this process: warm models, a store that takes writes, and room in the queues."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from app.storage.connection import Client, takes_writes
 
 
 class Health:
-    """Readiness, as `/readyz` tells it."""
+    """Readiness for `/readyz`.
+
+    Args:
+        client: Client of the store.
+        models: The loaded backbones.
+        metrics: Records the result of the probe and its time.
+    """
 
     def __init__(self, client: Client, models: Models, metrics: Metrics) -> None:
         self._client = client
@@ -18,7 +24,7 @@ class Health:
         self._metrics = metrics
 
     async def reasons(self) -> list[str]:
-        """Why this process isn't ready; empty if it is."""
+        """Reasons for which this process is not ready; empty if it is ready."""
         reasons = [f"The model {m.info.name} is not warm yet." for m in self._models if not m.warm and not m.unloaded]
         reasons += [f"The queue of {m.info.name} is full." for m in self._models if m.lane.full]
         up = await self._store_takes_writes()

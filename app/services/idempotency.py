@@ -1,4 +1,4 @@
-"""Idempotency-Key: a retried request gets the first one's answer (draft-ietf-httpapi-idempotency-key-header-06)."""
+"""Idempotency-Key: a retried request gets the first answer (draft-ietf-httpapi-idempotency-key-header-06)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from app.errors import ConflictError, InvalidInputError
 from app.storage.idempotency import Answer, IdempotencyStore
 
 _MAX_KEY_LENGTH = 255
-# As long as other ids: hex digits of a UUID.
+# Hex digits of a UUID, as in other ids.
 _ID_LENGTH = 32
 
 
 class Idempotency:
-    """Remembers the answers of requests that carried a key, for a day.
+    """Does the work of a request once per key, and repeats its answer for a day.
 
     Args:
-        store: Where they are kept.
+        store: Store of the keys' slots.
     """
 
     def __init__(self, store: IdempotencyStore) -> None:
@@ -30,14 +30,14 @@ class Idempotency:
         """Do the work once per key; without a key, always.
 
         Args:
-            key: The header's value.
-            parts: What makes the request what it is: its path and all of its fields.
-            work: Gives the answer, as JSON values. It is handed an id for what it makes, the same at every try: one
-                that failed half-way, when the store broke down, is gone on with. None without a key.
+            key: Value of the header, or None.
+            parts: Content of the request: its path and all of its fields.
+            work: Returns the answer as JSON values. Its argument is an id for the job that it creates, the same at
+                every retry, so that a retry continues a request that failed half-way; None without a key.
 
         Raises:
             InvalidInputError: If the key is malformed, or stands for a request with other content.
-            ConflictError: If the first request with this key is still at work.
+            ConflictError: If the first request with this key is still in work.
         """
         if key is None:
             return await work(None)
@@ -52,7 +52,7 @@ class Idempotency:
         try:
             answer = await work(digest([key_hash.encode(), request.encode()])[:_ID_LENGTH])
         except BaseException:
-            # The key is free for the same request again, or for a corrected one.
+            # The key is free again, for the same request or a corrected one.
             await self._store.release(key_hash)
             raise
         await self._store.answer(key_hash, request, answer)
@@ -74,7 +74,7 @@ class Idempotency:
 
 
 def digest(parts: Iterable[bytes]) -> str:
-    """One hash of several parts, their borders included."""
+    """Hash of several parts and their lengths."""
     total = hashlib.sha256()
     for part in parts:
         total.update(len(part).to_bytes(8, "big"))

@@ -1,4 +1,4 @@
-"""Rank the layers by InfoScore from unlabelled photos; the best are read from then on."""
+"""Ranking of the layers by InfoScore on unlabelled photos; the best layers are read from then on."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _EXPIRED = "Its photos have expired: send them again."
 
 
 class Ranking:
-    """The service's third verb.
+    """Accepts photos and runs the jobs of kind `rank`.
 
     Args:
         models: The loaded backbones; the default's layers are ranked.
-        categories: Their names are prompts unless the request names others.
-        jobs: Job records.
-        engine: Runs the job.
-        layers: Where the statistics are kept.
-        rankings: Photos and names that wait for the job.
-        background: Background words; each is a class of its own here.
+        categories: Store of the categories whose names are the prompts, unless the request names others.
+        jobs: Store of job records.
+        engine: Runs the jobs.
+        layers: Store of the statistics.
+        rankings: Store of the photos and names that wait for a job.
+        background: Background words; each is a class here.
         max_pixels: Largest photo.
     """
 
@@ -69,12 +69,13 @@ class Ranking:
         """Store the photos and queue the job.
 
         Args:
-            images: Files.
-            names: Of the categories to rank with; all that are taught if there are none.
-            id: Of the job, where the request may be a repeated one: it makes only one.
+            images: Files of the photos.
+            names: Category names to rank with; empty for every category taught.
+            id: Id for the job if the request may be sent again, else None. While that job has not ended, the same
+                request sent again changes nothing.
 
         Raises:
-            InvalidInputError: If there is no photo, or one can't be read; nothing is stored then.
+            InvalidInputError: If there is no photo, or one cannot be read; nothing is stored then.
         """
         if not images:
             raise InvalidInputError("Send at least one photo in the field images.", field="images")
@@ -93,7 +94,7 @@ class Ranking:
         return job
 
     async def rank(self, job: Job) -> None:
-        """The job: one photo per step."""
+        """Run a job, one photo per step."""
         model = self._models.default
         prompts = await self._prompts(job)
         statistics = LayerStatistics.empty(model.backbone.layer_count, len(prompts))
@@ -103,7 +104,7 @@ class Ranking:
             return
         for index in range(count):
             raw = await self._rankings.image(job.id, index)
-            if raw is None:  # where it was cancelled just now, this changes nothing
+            if raw is None:  # expired, or deleted by a cancellation, which this does not change
                 await self._engine.end(job, "failed", error=_EXPIRED)
                 return
             photo = await asyncio.to_thread(decode_photo, raw, max_pixels=self._max_pixels)
@@ -126,7 +127,7 @@ class Ranking:
 def image_shares(
     backbone: Backbone, photo: UInt8[np.ndarray, "height width 3"], prompts: Sequence[str]
 ) -> Float[torch.Tensor, "layer prompt"]:
-    """Each prompt's share of a photo at every layer."""
+    """Share of each prompt in a photo, at every layer."""
     rgb, _ = backbone.preprocess(photo)
     layers = range(backbone.layer_count)
     classes = Prompts(tuple(Query((word,)) for word in prompts))

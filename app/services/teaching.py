@@ -1,4 +1,4 @@
-"""Teach a category: store or delete one of its examples, and queue the job that tunes on all of them."""
+"""Teaching of a category: stores or deletes an example, and queues the job that tunes on all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tuning job: all examples of a category to an adapter that is put in use, or to the decision for the words."""
+"""Tuning job: tunes an adapter on all examples of a category and puts it in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Categories, their examples and their adapters' versions. A name points to a version; a version never changes."""
+"""Store of categories, their examples and their adapter versions. A version never changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .replies import as_bytes, as_fields, as_texts
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """What is told of an adapter; the fields and their names are the HTTP contract's."""
+    """Description of an adapter. The HTTP API returns the same fields under the same names."""
 
     version: int
     backbone: str
@@ -39,17 +39,19 @@ class AdapterInfo:
 
 @dataclass(frozen=True)
 class CategoryRecord:
-    """A category as it is stored.
+    """Stored state of a category.
 
     Attributes:
-        id: The key of its name.
-        name: As first given.
+        id: Id of its name.
+        name: Its name as first given.
         prompts: Other words for it, without the name.
-        generation: Counts what it was taught; a job's result counts for one generation only.
-        job: The job it waits for or waited for last.
-        adapter: The version in use, or None.
-        adapter_generation: The generation whose adapter was put in use last; by a rollback another one is now.
-        result: That adapter, while it is kept.
+        examples: Number of examples.
+        generation: Number that every change of the examples increases; a job's result is valid for one generation.
+        job: Id of the job whose result it waits for, or of the last one; None if it has no job.
+        adapter: Version in use, or None.
+        adapter_generation: Generation of the adapter committed last. After a rollback another adapter is in use.
+        result: Adapter committed last, or None if that version was deleted.
+        created_at: Time of its first example or import.
     """
 
     id: str
@@ -71,7 +73,7 @@ class CategoryRecord:
 
 @dataclass(frozen=True)
 class ExampleInfo:
-    """What is told of an example. Width, height and area are in pixels after EXIF rotation."""
+    """Description of an example. Width, height and area are in pixels after EXIF rotation."""
 
     id: str
     media_type: str
@@ -84,7 +86,7 @@ class ExampleInfo:
 
 @dataclass(frozen=True)
 class Example(ExampleInfo):
-    """What a category was taught from: the file as sent, and its mask as a PNG of the photo's size."""
+    """An example with its files: the photo as sent, and the mask as a PNG of the photo's size."""
 
     image: bytes = field(repr=False)
     mask: bytes = field(repr=False)
@@ -97,9 +99,9 @@ class CategoryStore:
     """Categories in Redis.
 
     Args:
-        redis: Connection that returns bytes.
+        redis: Client that returns bytes.
         versions_kept: Adapter versions kept per category.
-        max_examples: Most examples of one category.
+        max_examples: Largest number of examples of a category.
         job_ttl_s: Seconds that a superseded job can be read.
     """
 
@@ -125,11 +127,11 @@ class CategoryStore:
         return await self._between(0, -1)
 
     async def latest(self, count: int) -> list[CategoryRecord]:
-        """The youngest categories, at most so many, the oldest of them first."""
+        """At most `count` of the newest categories, the oldest of them first."""
         return await self._between(-count, -1) if count else []
 
     async def count(self) -> int:
-        """How many categories there are."""
+        """Number of categories."""
         return int(await self._redis.zcard(keys.CATEGORIES))
 
     async def _between(self, first: int, last: int) -> list[CategoryRecord]:
@@ -137,7 +139,7 @@ class CategoryStore:
         return [record for record in await self.get_many(ids) if record is not None]
 
     async def get_many(self, category_ids: Sequence[str]) -> list[CategoryRecord | None]:
-        """The categories with these ids, None where there is none, in one round trip."""
+        """Categories by id, in one round trip; None for an unknown id."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for category_id in category_ids:
                 pipe.hgetall(keys.category(category_id))
@@ -249,7 +251,7 @@ class CategoryStore:
         return _id(superseded)
 
     async def example_ids(self, category_id: str) -> list[str]:
-        """Ids of its examples, in the order they were given."""
+        """Ids of a category's examples, in the order in which they were added."""
         return as_texts(await self._redis.lrange(keys.example_ids(category_id), 0, -1))
 
     async def example(self, category_id: str, example_id: str) -> Example | None:
@@ -261,7 +263,7 @@ class CategoryStore:
         return Example(**asdict(info), image=fields[b"image"], mask=fields[b"mask"])
 
     async def example_infos(self, category_id: str) -> list[ExampleInfo]:
-        """What is told of its examples, their files left where they are: those of one category may be a gigabyte."""
+        """Descriptions of a category's examples. The files are not read: those of one category may take a gigabyte."""
         ids = await self.example_ids(category_id)
         async with self._redis.pipeline(transaction=False) as pipe:
             for example_id in ids:
@@ -270,11 +272,11 @@ class CategoryStore:
         return [_example_info(id_, values) for id_, values in zip(ids, answers, strict=True) if None not in values]
 
     async def next_version(self, category_id: str) -> int:
-        """A version number that was never used for this name."""
+        """A version number that this name has never used."""
         return int(await self._redis.hincrby(keys.counters(category_id), "version", 1))
 
     async def commit(self, category_id: str, adapter: Adapter, *, generation: int) -> bool:
-        """Put an adapter in use if the category still waits for this generation. False if it doesn't."""
+        """Put an adapter in use if the category still waits for this generation. False if it does not."""
         committed = await self._commit_adapter(
             keys=_adapter_keys(category_id, adapter),
             args=[*await asyncio.to_thread(self._adapter_args, category_id, adapter), generation],
@@ -282,7 +284,7 @@ class CategoryStore:
         return bool(committed)
 
     async def withdraw(self, category_id: str, *, generation: int) -> bool:
-        """Refuse this generation's adapter from now on. False if it is in use already, or wasn't waited for."""
+        """Refuse a generation's adapter from now on. False if it is in use, or the category waits for another one."""
         withdrawn = await self._withdraw_generation(
             keys=[keys.category(category_id), keys.counters(category_id)], args=[generation]
         )
@@ -325,7 +327,7 @@ class CategoryStore:
         return adapter.version, info, raw, self._versions_kept, keys.adapter_prefix(category_id)
 
     async def adapter_bytes(self, category_id: str, version: int) -> bytes | None:
-        """An adapter's safetensors, or None."""
+        """File of an adapter, or None."""
         raw = await self._redis.get(keys.adapter(category_id, version))
         return as_bytes(raw) if raw is not None else None
 
@@ -335,13 +337,13 @@ class CategoryStore:
         return adapter_from_bytes(raw) if raw is not None else None
 
     async def versions(self, category_id: str) -> list[AdapterInfo]:
-        """The versions that are kept, the newest first."""
+        """Versions of a category that are kept, the newest first."""
         described = as_fields(await self._redis.hgetall(keys.versions(category_id)))
         found = [_read_info(raw) for raw in described.values()]
         return sorted(found, key=lambda info: info.version, reverse=True)
 
     async def rollback(self, category_id: str, version: int) -> bool:
-        """Point the category at an older version. False if it isn't kept."""
+        """Use an older version again. False if it is not kept."""
         found = await self._roll_back(keys=[keys.category(category_id), keys.versions(category_id)], args=[version])
         return bool(found)
 

@@ -30,7 +30,7 @@ class IdempotencyStore:
     """Slots in Redis, by the hash of the key. A slot without an answer expires soon, one with an answer after a day.
 
     Args:
-        redis: Connection that returns bytes.
+        redis: Client that returns bytes.
     """
 
     def __init__(self, redis: Redis) -> None:

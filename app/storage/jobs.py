@@ -1,4 +1,4 @@
-"""Job records: what a caller is told of a job. Delivery is the job engine's business; the outcome is told here."""
+"""Store of job records: state and outcome of every job, as callers see it. The job engine delivers the jobs."""
 
 from __future__ import annotations
 
@@ -25,18 +25,23 @@ Kind = Literal["tune", "rank"]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "superseded"]
 ENDED: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled", "superseded"})
 
-# How long an event stream waits for a change before it looks for itself: a message may be lost when the store restarts.
+# Seconds after which an event stream reads the record without a message: a restart of the store may lose messages.
 _LOOK_AGAIN_S = 2.0
 
-# Event streams of one process that may be open. Each holds a connection to the store and one to its caller for as long
-# as its job takes: two of the 1,024 files that a process may commonly open, and one of the store's 10,000 clients.
+# Largest number of open event streams of a process. Until its job ends, each holds a connection to the store and one to
+# its caller: two of the 1,024 files that a process may usually open, and one of the store's 10,000 clients.
 MAX_STREAMS = 200
 _STREAMS_FULL_RETRY_S = 5
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job's record; the fields and their names are the HTTP contract's, but for the last two, which are ours."""
+    """Record of a job. The HTTP API returns the same fields under the same names, except the last two.
+
+    Attributes:
+        generation: Generation of the category that a tuning job works for; 0 for other jobs.
+        deaths: Number of times that its worker died.
+    """
 
     id: str
     kind: Kind
@@ -57,7 +62,7 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """True if its status is final."""
         return self.status in ENDED
 
     @property
@@ -75,9 +80,9 @@ class JobStore:
     """Job records in Redis.
 
     Args:
-        redis: Connection that returns bytes.
-        streams: Another for event streams, which keep what they take: all else would wait for them.
-        ttl_s: Seconds that an ended job can be read.
+        redis: Client that returns bytes.
+        streams: Client for event streams, which hold a connection each until they end; others would wait for them.
+        ttl_s: Seconds for which an ended job can be read.
     """
 
     def __init__(self, redis: Redis, streams: Redis, *, ttl_s: float) -> None:
@@ -88,7 +93,7 @@ class JobStore:
         self._update_job = script(redis, "update_job", needs=("job",))
 
     async def create(self, kind: Kind, *, category: str | None, steps: int, id: str | None = None) -> Job:
-        """Record a new job as queued; its id is new too unless one is given."""
+        """Record a queued job, with a new id unless one is given."""
         job = new_job(kind, category=category, steps=steps, id=id)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(keys.job(job.id), mapping={name: json.dumps(value) for name, value in asdict(job).items()})
@@ -102,7 +107,7 @@ class JobStore:
         return _parse(as_fields(fields)) if fields else None
 
     async def list(self, *, category_id: str | None = None, status: Status | None = None) -> list[Job]:
-        """Records, the newest first."""
+        """Records, the newest first, optionally of one category or one status."""
         ids = as_texts(await self._redis.zrevrange(keys.JOBS, 0, -1))
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
@@ -118,20 +123,20 @@ class JobStore:
         ]
 
     async def start(self, job_id: str, *, steps: int) -> bool:
-        """Mark as running. False if it has ended in the meantime."""
+        """Mark a job as running. False if it has ended."""
         fields = record_fields(status="running", started_at=now(), steps=steps, step=0, progress=0.0)
         return await self._update(job_id, {"queued", "running"}, fields)
 
     async def count_death(self, job_id: str) -> int:
-        """Note that the job's process died under it; returns how often that has happened."""
+        """Count a death of the job's worker and return the number of deaths."""
         return int(await self._redis.hincrby(keys.job(job_id), "deaths", 1))
 
     async def requeue(self, job_id: str) -> bool:
-        """Give a running job back, because its worker stops. False if it has ended."""
+        """Mark a running job as queued again, because its worker stops. False if it has ended."""
         return await self._update(job_id, {"queued", "running"}, record_fields(status="queued"))
 
     async def step(self, job_id: str, *, step: int, steps: int, loss: float | None = None) -> bool:
-        """Record progress. False if the job was cancelled or superseded: its worker stops."""
+        """Record progress. False if the job was cancelled or superseded: its worker must stop."""
         fields = record_fields(step=step, steps=steps, progress=round(step / steps, 4), loss=loss)
         return await self._update(job_id, {"running"}, fields)
 
@@ -141,10 +146,10 @@ class JobStore:
 
     @asynccontextmanager
     async def events(self, job_id: str) -> AsyncIterator[AsyncIterator[Job]]:
-        """The record now and at every change, the terminal one last. Nothing if there is no such job.
+        """The record now and after every change, until its status is final. Empty if there is no such job.
 
         Raises:
-            OverloadedError: If as many streams are open as may be.
+            OverloadedError: If `MAX_STREAMS` streams are open.
         """
         if self._open_streams >= MAX_STREAMS:
             raise OverloadedError(
@@ -185,7 +190,7 @@ class JobStore:
 
 
 def new_job(kind: Kind, *, category: str | None, steps: int, id: str | None = None) -> Job:
-    """A queued job that is not recorded yet; its id is new too unless one is given."""
+    """A queued job that is not recorded yet, with a new id unless one is given."""
     return Job(
         id=id or uuid4().hex,
         kind=kind,
@@ -223,7 +228,7 @@ def record_fields(**fields: object) -> list[str]:
 
 
 def _parse(fields: Mapping[bytes, bytes]) -> Job:
-    """A record as a job. Fields that this version does not know are left out: a newer replica may have written them."""
+    """Job of a stored record. Unknown fields are ignored: a newer replica may have written them."""
     known = Job.__dataclass_fields__
     values: dict[str, Any] = {
         name: json.loads(value) for raw, value in fields.items() if (name := raw.decode()) in known

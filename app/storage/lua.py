@@ -10,10 +10,10 @@ from redis.commands.core import AsyncScript
 
 
 def script(redis: Redis, name: str, *, needs: tuple[str, ...] = ()) -> AsyncScript:
-    """A script that is sent as its hash; a server that does not know it yet is sent the text once.
+    """A script, ready to call. It is sent by its hash, and once as a text to a server that does not know it.
 
     Args:
-        redis: Connection that runs it.
+        redis: Client that runs it.
         name: Name of its file.
         needs: Names of the files in `scripts/shared/` whose functions it calls, in their order.
     """

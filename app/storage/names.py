@@ -1,4 +1,4 @@
-"""Names of categories: checked once at the border, and compared by the id under which they are stored."""
+"""Names of categories: validated once at the border, compared by the id under which they are stored."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MAX_NAME_LENGTH = 64
 
 @dataclass(frozen=True)
 class CategoryName:
-    """Name of a category, or another word for it. Names with the same id are equal, whatever their spelling.
+    """Name of a category, or another word for it. Two spellings of a name have the same id and are equal.
 
-    Make it with `parse` from a caller's text, directly from a text that was stored.
+    `parse` makes it from a caller's text; the constructor takes a text that was stored and is not validated again.
 
     Attributes:
-        text: In composed form, without surrounding blanks.
-        id: Part of the category's keys; the same for every spelling.
+        text: Name in composed form, without surrounding blanks.
+        id: Id of the category, part of its keys.
     """
 
     text: str = field(compare=False)
@@ -32,7 +32,7 @@ class CategoryName:
 
     @classmethod
     def parse(cls, text: str, *, field: str = "name") -> CategoryName:
-        """The name that a caller's text stands for.
+        """Validate a caller's text.
 
         Raises:
             InvalidInputError: If the text is empty, too long, not UTF-8, a dot segment of a URL's path, or has a slash
@@ -67,7 +67,7 @@ def other_words(words: Iterable[CategoryName], name: CategoryName) -> tuple[Cate
 
 
 def _fault(cleaned: str) -> str | None:
-    """A sentence that says why a text is not a name."""
+    """Reason for which a text is not a name, or None."""
     if not 1 <= len(cleaned) <= MAX_NAME_LENGTH:
         return f"A name has 1 to {MAX_NAME_LENGTH} characters: this one has {len(cleaned)}."
     if "/" in cleaned:

@@ -14,7 +14,7 @@ class RankingStore:
     """Inputs of ranking jobs in Redis. They expire after `RANKING_IMAGES_TTL_S`.
 
     Args:
-        redis: Connection that returns bytes.
+        redis: Client that returns bytes.
     """
 
     def __init__(self, redis: Redis) -> None:
