@@ -6,8 +6,7 @@ import asyncio
 import logging
 import math
 import os
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -16,18 +15,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import redis.asyncio as aioredis
 import torch
 from docket import Docket
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import BusyLoadingError, ConnectionError, RedisError
 from torch.utils.benchmark import Timer
 
 import app
 from app import backbones
 from app.backbones.shared.family import Family
-from app.errors import InvalidInputError, UnavailableError
+from app.errors import InvalidInputError
 from app.method.backbone import Backbone
 from app.method.prompts import BACKGROUND_WORDS
 from app.method.tuning import PAPER, TUNED, Recipe
@@ -43,18 +38,15 @@ from app.services.models import Model, Models, check_layers
 from app.services.ranking import Ranking
 from app.services.segmentation import Segmentation
 from app.services.teaching import Teaching
+from app.services.tuning_job import TuningJob
 from app.settings import Settings
 from app.storage.categories import CategoryStore
+from app.storage.connection import Client, connect
+from app.storage.idempotency import IdempotencyStore
 from app.storage.jobs import MAX_STREAMS, JobStore
 from app.storage.layers import LayerStore
+from app.storage.rankings import RankingStore
 from app.storage.server import EmbeddedServer
-
-# Far more than any command takes, the largest upload included.
-_STORE_TIMEOUT_S = 5.0
-# Of the client, all calls but event streams together: each has one for as long as a command takes, others wait.
-_STORE_CONNECTIONS = 100
-# A killed server is back in a second; the longer its append-only file, the later.
-_STORE_RESTART_S = 5.0
 
 # Between two beginnings of a worker: a fault that comes back at once must not fill the log.
 _WORKER_PAUSE_S = 1.0
@@ -76,13 +68,14 @@ class Service:
 
     settings: Settings
     metrics: Metrics
-    redis: aioredis.Redis
+    redis: Client
     models: Models
     categories: Categories
     jobs: JobStore
     engine: JobEngine
     segmentation: Segmentation
     teaching: Teaching
+    tuning_job: TuningJob
     ranking: Ranking
     health: Health
     idempotency: Idempotency
@@ -128,7 +121,12 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             del backbone  # a model that must sleep for the next one is in nobody's hands
         torch.set_num_threads(1)
         jobs = JobStore(client, streams, ttl_s=settings.job_ttl_s)
-        store = CategoryStore(client, versions_kept=settings.versions_kept, max_examples=settings.max_examples)
+        store = CategoryStore(
+            client,
+            versions_kept=settings.versions_kept,
+            max_examples=settings.max_examples,
+            job_ttl_s=settings.job_ttl_s,
+        )
         engine = JobEngine(
             docket,
             jobs,
@@ -136,6 +134,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             redelivery_s=settings.job_redelivery_s,
             metrics=metrics,
         )
+        recipe = recipe_of(settings)
         background = settings.background_words or BACKGROUND_WORDS
         cache = AdapterCache(store, max_bytes=settings.adapter_cache_bytes, metrics=metrics)
         live = Service(
@@ -157,12 +156,12 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 use_tiles=settings.tiles,
                 metrics=metrics,
             ),
-            teaching=Teaching(
+            teaching=Teaching(store, jobs, engine, steps=recipe.steps),
+            tuning_job=TuningJob(
                 models,
                 store,
-                jobs,
                 engine,
-                recipe=recipe_of(settings),
+                recipe=recipe,
                 background=background,
                 max_pixels=settings.max_image_pixels,
                 metrics=metrics,
@@ -173,12 +172,12 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 jobs,
                 engine,
                 layer_store,
-                client,
+                RankingStore(client),
                 background=background,
                 max_pixels=settings.max_image_pixels,
             ),
             health=Health(client, models, metrics),
-            idempotency=Idempotency(client),
+            idempotency=Idempotency(IdempotencyStore(client)),
         )
         await stack.enter_async_context(_in_background(models.warm_up(), "warm-up"))
         await engine.recover()
@@ -268,60 +267,6 @@ def recipe_of(settings: Settings) -> Recipe:
 def uses_mask_decoder(settings: Settings) -> bool:
     """True if a backbone's mask decoder is used; the paper has none."""
     return settings.method == "tuned"
-
-
-class _Retry(Retry):
-    """Tries again for as long as a restart takes. Counting won't do: where a server hangs, a try takes a timeout."""
-
-    async def call_with_retry(
-        self,
-        do: Callable[[], Awaitable[Any]],
-        fail: Callable[..., Any],
-        is_retryable: Callable[[Exception], bool] | None = None,
-        with_failure_count: bool = False,
-    ) -> Any:
-        deadline = time.monotonic() + _STORE_RESTART_S
-
-        def may_try_again(error: Exception) -> bool:
-            return time.monotonic() < deadline and (is_retryable is None or is_retryable(error))
-
-        return await super().call_with_retry(do, fail, may_try_again, with_failure_count)
-
-
-@asynccontextmanager
-async def connect(url: str, *, connections: int = _STORE_CONNECTIONS) -> AsyncIterator[aioredis.Redis]:
-    """A client that answers bytes, rides out a restart of the server, and gives up on one that hangs.
-
-    Args:
-        url: Of the server.
-        connections: Most at a time; a call that finds none free waits for one.
-
-    Raises:
-        InvalidInputError: If the address is malformed.
-        UnavailableError: If nothing answers there.
-    """
-    try:
-        pool = aioredis.BlockingConnectionPool.from_url(
-            url,
-            max_connections=connections,
-            timeout=_STORE_TIMEOUT_S,
-            retry=_Retry(ExponentialBackoff(cap=0.5, base=0.05), -1, (ConnectionError, BusyLoadingError)),
-            socket_connect_timeout=_STORE_TIMEOUT_S,
-            socket_timeout=_STORE_TIMEOUT_S,
-        )
-    except ValueError as error:
-        raise InvalidInputError(f"EXEMPLAR_REDIS_URL can't be used: {error}") from error
-    client = aioredis.Redis.from_pool(pool)
-    try:
-        try:
-            await client.ping()
-        except RedisError as error:
-            raise UnavailableError(
-                f"No Redis answers at EXEMPLAR_REDIS_URL: start it or correct the address ({error})."
-            ) from error
-        yield client
-    finally:
-        await client.aclose()
 
 
 def _lane(backbone: Backbone, settings: Settings, metrics: Metrics) -> Lane:

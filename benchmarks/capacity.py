@@ -26,7 +26,7 @@ from app.client import Client
 from app.demo import EXAMPLES, running_service
 from app.storage.adapter_file import adapter_from_bytes
 from app.storage.categories import CategoryStore
-from app.storage.keys import category_id
+from app.storage.names import CategoryName
 from app.storage.server import EmbeddedServer
 
 from .measure import percentile
@@ -153,20 +153,19 @@ class StoreCosts:
 async def store_costs(adapter: bytes) -> StoreCosts:
     """Fill a server with copies of an adapter and read them."""
     parsed = adapter_from_bytes(adapter)
-    names = words(_STORED)
-    ids = [category_id(name) for name in names]
+    names = [CategoryName(word) for word in words(_STORED)]
     with tempfile.TemporaryDirectory() as folder:
         server = await asyncio.to_thread(EmbeddedServer.start, Path(folder))
         try:
             async with Redis.from_url(server.url) as redis:
-                store = CategoryStore(redis, versions_kept=5, max_examples=64)
+                store = CategoryStore(redis, versions_kept=5, max_examples=64, job_ttl_s=60)
                 before = (await redis.info("memory"))["used_memory"]
                 for name in names:
-                    await store.adopt(name, replace(parsed, category=name), prompts=(name,))
+                    await store.adopt(name, replace(parsed, category=name.text), prompts=(name.text,))
                 each = ((await redis.info("memory"))["used_memory"] - before) / _STORED
                 spent = await _processor_s(redis)
                 for turn in range(_READS):
-                    await store.get_many([ids[(turn + k) % _STORED] for k in range(_CATEGORIES)])
+                    await store.get_many([names[(turn + k) % _STORED].id for k in range(_CATEGORIES)])
                 reads_per_s = _READS / (await _processor_s(redis) - spent)
                 started = time.perf_counter()
                 await store.all()

@@ -42,14 +42,15 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "app.research": ("app.method", "app.masks", "app.errors", "app.backbones.shared.family"),
     # Golden cases are of BLIP, whatever else is loaded.
     "app.research.parity": ("app.research", "app.method", "app.errors", "app.backbones.blip"),
-    # Of the store, HTTP knows the records that it shows and how names become ids; of the wiring, the type of the
-    # service.
+    # Of the store, HTTP knows the records that it shows, its error and the names of categories; of the wiring, the type
+    # of the service.
     "app.api": (
         "app.services",
         "app.errors",
         "app.storage.categories",
+        "app.storage.connection.StoreError",
         "app.storage.jobs",
-        "app.storage.keys",
+        "app.storage.names",
         "app.masks",
         "app.images",
         "app.wiring.Service",
@@ -88,7 +89,6 @@ OUTSIDE_OF_API = {
     "prometheus_client",
     "pydantic",
     "pydantic_core",
-    "redis",
     "starlette",
 }
 
@@ -150,6 +150,12 @@ def test_arrows_point_inward(file: Path) -> None:
 def test_a_package_stays_what_it_is(package: str, known: set[str]) -> None:
     roots = {name.split(".")[0] for file in (APP / package).rglob("*.py") for name in imports_of(file)}
     assert roots - set(sys.stdlib_module_names) - {"app"} <= known
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name_of)
+def test_only_the_store_imports_redis(file: Path) -> None:
+    talks_to_redis = any(lies_in(name, "redis") for name in imports_of(file))
+    assert not talks_to_redis or lies_in(name_of(file), "app.storage")
 
 
 def test_an_arrow_that_points_outward_is_seen() -> None:

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 
-from app.api.context import Live, Maybe, SingleFieldsOnce, check_text, read_upload
+from app.api.context import Live, Maybe, Name, SingleFieldsOnce, check_text, read_upload
 from app.api.problems import documented
 from app.api.schemas import AdapterOut, CategoryOut, ExampleOut, JobOut, Rollback, Taught, VersionOut
 from app.images.masks import read_mask
 from app.images.photo import decode_photo
-from app.services.categories import clean_name, clean_names, teaching_words
 from app.services.teaching import Lesson
+from app.storage.names import CategoryName, other_words, parse_names
 from app.wiring import Service
 
 router = APIRouter(prefix="/categories", tags=["categories"])
@@ -37,7 +37,7 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
     | {202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "The job."}}}},
 )
 async def teach(
-    name: str,
+    name: Name,
     live: Live,
     request: Request,
     image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, BMP or TIFF.")],
@@ -49,8 +49,7 @@ async def teach(
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
     """Teach a category from one photo and exactly one of mask, segmentation and box."""
-    cleaned = clean_name(name)
-    words = clean_names(prompts or [], field="prompts", limit=live.settings.max_categories)
+    words = parse_names(prompts or [], field="prompts", limit=live.settings.max_categories)
     check_text(segmentation, field="segmentation", service=live)
     check_text(box, field="box", service=live)
     raw_image = await read_upload(image, field="image", service=live)
@@ -58,13 +57,13 @@ async def teach(
 
     async def work(id: str | None) -> dict[str, Any]:
         lesson = await asyncio.to_thread(
-            _lesson, live, cleaned, words, raw_image, raw_mask, segmentation, box, mode == "replace"
+            _lesson, live, name, words, raw_image, raw_mask, segmentation, box, mode == "replace"
         )
         job, category = await live.teaching.teach(replace(lesson, id=id))
         taught = Taught(job=JobOut.of(job), category=CategoryOut.of(category), note=lesson.photo.note)
         return taught.model_dump(exclude={"note"} if taught.note is None else None)
 
-    fields = [request.url.path, segmentation or "", box or "", mode, *words]
+    fields = [request.url.path, segmentation or "", box or "", mode, *(word.text for word in words)]
     answer = await live.idempotency.once(
         idempotency_key, [*(text.encode() for text in fields), raw_image, raw_mask or b""], work
     )
@@ -73,8 +72,8 @@ async def teach(
 
 def _lesson(
     live: Service,
-    name: str,
-    words: tuple[str, ...],
+    name: CategoryName,
+    words: tuple[CategoryName, ...],
     raw_image: bytes,
     raw_mask: bytes | None,
     segmentation: str | None,
@@ -85,7 +84,7 @@ def _lesson(
     photo = decode_photo(raw_image, max_pixels=max_pixels)
     height, width = photo.rgb.shape[:2]
     mask = read_mask(mask=raw_mask, segmentation=segmentation, box=box, photo_hw=(height, width), max_pixels=max_pixels)
-    return Lesson(name=name, photo=photo, mask=mask, prompts=teaching_words(words, name), replace=replace)
+    return Lesson(name=name, photo=photo, mask=mask, prompts=other_words(words, name), replace=replace)
 
 
 @router.get("", responses=documented())
@@ -95,19 +94,19 @@ async def list_categories(live: Live) -> list[CategoryOut]:
 
 
 @router.get("/{name}", responses=documented(404, 422))
-async def get_category(name: str, live: Live) -> CategoryOut:
+async def get_category(name: Name, live: Live) -> CategoryOut:
     """One category."""
     return CategoryOut.of(await live.categories.get(name))
 
 
 @router.delete("/{name}", status_code=204, responses=documented(404, 422))
-async def delete_category(name: str, live: Live) -> None:
+async def delete_category(name: Name, live: Live) -> None:
     """Remove a category with its examples and its adapter's versions."""
     await live.categories.delete(name)
 
 
 @router.get("/{name}/versions", responses=documented(404, 422))
-async def list_versions(name: str, live: Live) -> list[VersionOut]:
+async def list_versions(name: Name, live: Live) -> list[VersionOut]:
     """The adapter's history, the newest first."""
     record = await live.categories.get(name)
     current = record.adapter.version if record.adapter else None
@@ -118,7 +117,7 @@ async def list_versions(name: str, live: Live) -> list[VersionOut]:
 
 
 @router.post("/{name}/rollback", responses=documented(400, 404, 413, 422))
-async def rollback(name: str, body: Rollback, live: Live) -> CategoryOut:
+async def rollback(name: Name, body: Rollback, live: Live) -> CategoryOut:
     """Use an older version again."""
     return CategoryOut.of(await live.categories.rollback(name, body.version))
 
@@ -128,7 +127,7 @@ async def rollback(name: str, body: Rollback, live: Live) -> CategoryOut:
     response_class=Response,
     responses=documented(404, 422) | {200: {"content": {ADAPTER_MEDIA_TYPE: _BINARY}}},
 )
-async def export_adapter(name: str, live: Live) -> Response:
+async def export_adapter(name: Name, live: Live) -> Response:
     """The adapter in use, as safetensors."""
     return Response(
         await live.categories.export(name),
@@ -142,14 +141,14 @@ async def export_adapter(name: str, live: Live) -> Response:
     responses=documented(404, 409, 413, 422),
     openapi_extra={"requestBody": {"required": True, "content": {ADAPTER_MEDIA_TYPE: _BINARY}}},
 )
-async def import_adapter(name: str, request: Request, live: Live) -> CategoryOut:
+async def import_adapter(name: Name, request: Request, live: Live) -> CategoryOut:
     """Use an adapter that another deployment of the same backbone exported."""
     # As large as a request may be: whole matrices of a large model (EXEMPLAR_METHOD=paper) are more than one upload.
     return CategoryOut.of(await live.categories.import_(name, await request.body()))
 
 
 @router.get("/{name}/examples", responses=documented(404, 422))
-async def list_examples(name: str, live: Live) -> list[ExampleOut]:
+async def list_examples(name: Name, live: Live) -> list[ExampleOut]:
     """The examples that the category was taught from."""
     return [ExampleOut.of(example) for example in await live.categories.examples(name)]
 
@@ -159,7 +158,7 @@ async def list_examples(name: str, live: Live) -> list[ExampleOut]:
     response_class=Response,
     responses=documented(404, 422) | {200: {"content": {"image/*": _BINARY}}},
 )
-async def example_image(name: str, id: str, live: Live) -> Response:
+async def example_image(name: Name, id: str, live: Live) -> Response:
     """The photo as it was sent."""
     example = await live.categories.example(name, id)
     return Response(example.image, media_type=example.media_type)
@@ -170,7 +169,7 @@ async def example_image(name: str, id: str, live: Live) -> Response:
     response_class=Response,
     responses=documented(404, 422) | {200: {"content": {"image/png": _BINARY}}},
 )
-async def example_mask(name: str, id: str, live: Live) -> Response:
+async def example_mask(name: Name, id: str, live: Live) -> Response:
     """The mask as a PNG of the photo's size after EXIF rotation; white = the category."""
     return Response((await live.categories.example(name, id)).mask, media_type="image/png")
 
@@ -181,9 +180,9 @@ async def example_mask(name: str, id: str, live: Live) -> Response:
     response_model=Taught,
     responses=documented(404, 422) | {204: {"description": "No example is left: the category has no adapter now."}},
 )
-async def delete_example(name: str, id: str, live: Live) -> Response:
+async def delete_example(name: Name, id: str, live: Live) -> Response:
     """Take an example away; the category is tuned anew on those that are left."""
-    job = await live.teaching.forget(clean_name(name), id)
+    job = await live.teaching.forget(name, id)
     if job is None:
         return Response(status_code=204)
     category = CategoryOut.of(await live.categories.get(name))

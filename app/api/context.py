@@ -12,6 +12,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from app.errors import InvalidInputError, TooLargeError
+from app.storage.names import CategoryName
 from app.wiring import Service
 
 Value = TypeVar("Value")
@@ -29,6 +30,14 @@ def live_service(request: Request) -> Service:
 
 
 Live = Annotated[Service, Depends(live_service)]
+
+
+async def category_name(name: str) -> CategoryName:
+    """The category that the path names."""
+    return CategoryName.parse(name)
+
+
+Name = Annotated[CategoryName, Depends(category_name)]
 
 
 class _NeverNull:

@@ -12,9 +12,8 @@ from app.api.context import Live, Maybe
 from app.api.problems import documented
 from app.api.schemas import JobOut
 from app.errors import ConflictError, NotFoundError
-from app.services.categories import clean_name
-from app.storage import keys
 from app.storage.jobs import Job, Status
+from app.storage.names import CategoryName
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -26,7 +25,7 @@ async def list_jobs(
     status: Annotated[Maybe[Status], Query(description="Only those in this state.")] = None,
 ) -> list[JobOut]:
     """Jobs, the newest first."""
-    category_id = keys.category_id(clean_name(category, field="category")) if category is not None else None
+    category_id = CategoryName.parse(category, field="category").id if category is not None else None
     return [JobOut.of(job) for job in await live.jobs.list(category_id=category_id, status=status)]
 
 

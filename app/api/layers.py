@@ -11,8 +11,8 @@ from app.api.categories import IdempotencyKey
 from app.api.context import Live, Maybe, SingleFieldsOnce, check_count, read_upload
 from app.api.problems import documented
 from app.api.schemas import BackboneOut, JobOut, LayerOut, Started
-from app.services.categories import clean_names
 from app.services.models import Model
+from app.storage.names import parse_names
 from app.wiring import Service
 
 router = APIRouter(tags=["layers"])
@@ -41,7 +41,8 @@ async def rank_layers(
     its own.
     """
     check_count(images, live)
-    names = clean_names(categories or [], field="categories", limit=live.settings.max_categories)
+    limit = live.settings.max_categories
+    names = [name.text for name in parse_names(categories or [], field="categories", limit=limit)]
     raw = [await read_upload(image, field="images", service=live) for image in images]
 
     async def work(id: str | None) -> dict[str, Any]:

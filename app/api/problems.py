@@ -11,11 +11,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
-from redis.exceptions import RedisError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from app.errors import AppError, InvalidInputError, TooLargeError, UnauthorizedError, UnavailableError
+from app.storage.connection import StoreError
 
 _log = logging.getLogger(__name__)
 
@@ -46,14 +46,14 @@ def problem(
     return _answer(_problem(status, title, detail, errors), headers)
 
 
-def about(error: AppError | RedisError) -> Problem:
+def about(error: AppError | StoreError) -> Problem:
     """What is told of an error."""
     refused = _refusal(error)
     errors = [FieldError(field=refused.field, detail=refused.detail)] if refused.field else []
     return _problem(refused.status, refused.title, refused.detail, errors)
 
 
-def of(error: AppError | RedisError) -> JSONResponse:
+def of(error: AppError | StoreError) -> JSONResponse:
     """The answer to a caller's error, or to the store's."""
     refused = _refusal(error)
     headers = {}
@@ -78,7 +78,7 @@ def _answer(body: Problem, headers: dict[str, str] | None) -> JSONResponse:
     return JSONResponse(body.model_dump(), status_code=body.status, headers=headers, media_type=MEDIA_TYPE)
 
 
-def _refusal(error: AppError | RedisError) -> AppError:
+def _refusal(error: AppError | StoreError) -> AppError:
     if isinstance(error, AppError):
         return error
     _log.error("the store does not answer: %s", error)
@@ -101,11 +101,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(AppError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(RedisError, _refused)
+    app.add_exception_handler(StoreError, _refused)
 
 
 async def _refused(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, (AppError, RedisError))
+    assert isinstance(error, (AppError, StoreError))
     return of(error)
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import APIRouter, Depends, File, Form, Header, Query, Response, UploadFile
 from fastapi.responses import JSONResponse, StreamingResponse
-from redis.exceptions import RedisError
 
 from app.api import answers, problems
 from app.api.context import Live, Maybe, SingleFieldsOnce, check_count, read_upload
@@ -18,9 +17,10 @@ from app.errors import AppError
 from app.images.photo import Photo, decode_photo
 from app.masks.formats import DEFAULT_OUTPUT_FORM, OUTPUT_FORMS
 from app.services.batch import as_ready, patiently
-from app.services.categories import clean_names
 from app.services.clock import Clock
 from app.services.segmentation import Request
+from app.storage.connection import StoreError
+from app.storage.names import parse_names
 from app.wiring import Service
 
 router = APIRouter(tags=["segment"])
@@ -49,8 +49,8 @@ async def asked(
     """Reads the options of a segmentation from the form."""
     limit = live.settings.max_categories
     return Request(
-        categories=clean_names(categories or [], field="categories", limit=limit),
-        background=clean_names(background or [], field="background", limit=limit),
+        categories=parse_names(categories or [], field="categories", limit=limit),
+        background=tuple(word.text for word in parse_names(background or [], field="background", limit=limit)),
         threshold=threshold,
         refine=refine,
         adapters=adapters == "auto",
@@ -131,7 +131,7 @@ async def segment_batch(
                 write = partial(answers.segment_json, photo, segmented, output=output, heatmaps=heatmaps)
                 body = await asyncio.to_thread(write)
             clock.record(live.metrics, segmented.backbone.name)
-        except (AppError, RedisError) as error:
+        except (AppError, StoreError) as error:
             body = {"problem": problems.about(error).model_dump()}
         return answers.batch_line(index, image.filename, body)
 

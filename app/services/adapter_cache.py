@@ -11,17 +11,17 @@ from app.metrics import Metrics
 from app.services.lru import LruCache
 from app.storage.categories import CategoryRecord, CategoryStore
 
-# Adapters read from the store at once, so that a thousand new ones don't ask for a thousand connections.
+# Concurrent reads of the store: a thousand uncached adapters must not take a thousand connections.
 _READS_AT_ONCE = 16
 
 
 class AdapterCache:
-    """Reads adapters through a memory of limited size.
+    """Byte-bounded LRU cache in front of the store of adapters.
 
     Args:
-        store: Where adapters are kept.
+        store: Store of adapters.
         max_bytes: Memory for their tensors.
-        metrics: Where hits and misses are recorded.
+        metrics: Records hits and misses.
     """
 
     def __init__(self, store: CategoryStore, *, max_bytes: int, metrics: Metrics) -> None:
@@ -31,7 +31,7 @@ class AdapterCache:
         self._reads = asyncio.Semaphore(_READS_AT_ONCE)
 
     async def get_many(self, categories: Sequence[CategoryRecord | None]) -> list[Adapter | None]:
-        """The adapters in use by these categories, None where there is none."""
+        """Adapters in use by these categories; None for a category without one."""
         return list(await asyncio.gather(*(self._get(category) for category in categories)))
 
     async def _get(self, category: CategoryRecord | None) -> Adapter | None:

@@ -15,13 +15,14 @@ Result = TypeVar("Result")
 async def as_ready(
     calls: Iterable[Callable[[], Coroutine[Any, Any, Result]]], *, at_once: int
 ) -> AsyncIterator[Result]:
-    """Results in the order in which they come; a call begins when one before it has ended and its result was taken.
+    """Run calls concurrently and yield their results in order of completion.
 
-    Whoever stops listening ends the calls that run; the others never begin.
+    The next call begins when the consumer has taken a result. If the consumer stops, running calls are cancelled and
+    the others never begin.
 
     Args:
-        calls: Started in this order.
-        at_once: So many run beside each other.
+        calls: Calls, started in this order.
+        at_once: Largest number of concurrent calls.
     """
     waiting = iter(calls)
     running: set[asyncio.Task[Result]] = set()
@@ -40,7 +41,7 @@ async def as_ready(
 
 
 async def patiently(call: Callable[[], Awaitable[Result]]) -> Result:
-    """Make a call again, after the time that its refusal names, for as long as there is no room for it."""
+    """Repeat a call while the queue is full, each time after the delay that the refusal names."""
     while True:
         try:
             return await call()

@@ -1,10 +1,8 @@
-"""What can be asked of a category besides segmenting: look, delete, go back to a version, export, import."""
+"""Management of categories: read, delete, roll back to a version, export and import an adapter."""
 
 from __future__ import annotations
 
 import asyncio
-import unicodedata
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -13,67 +11,18 @@ from app.method.adapter import Adapter, OtherBackboneError
 from app.method.backbone import Backbone
 from app.services.job_engine import JobEngine
 from app.services.models import Models
-from app.storage import keys
 from app.storage.adapter_file import adapter_from_bytes
 from app.storage.categories import AdapterInfo, CategoryRecord, CategoryStore, Example, ExampleInfo
-
-MAX_NAME_LENGTH = 64
-
-
-def clean_name(name: str, *, field: str = "name") -> str:
-    """A name as it is stored: composed form, no blanks around it.
-
-    Raises:
-        InvalidInputError: If it is empty, too long, not UTF-8, or has a slash or a control character.
-    """
-    try:
-        cleaned = unicodedata.normalize("NFC", name).strip()
-        cleaned.encode()
-    except UnicodeEncodeError:
-        raise InvalidInputError("A name is UTF-8: this one has half a surrogate pair.", field=field) from None
-    if not 1 <= len(cleaned) <= MAX_NAME_LENGTH:
-        raise InvalidInputError(
-            f"A name has 1 to {MAX_NAME_LENGTH} characters: this one has {len(cleaned)}.", field=field
-        )
-    if "/" in cleaned:
-        raise InvalidInputError("A name has no slash: use a space or a hyphen.", field=field)
-    if any(unicodedata.category(character) == "Cc" for character in cleaned):
-        raise InvalidInputError("A name has no control characters: remove line breaks and tabs.", field=field)
-    if "\N{REPLACEMENT CHARACTER}" in cleaned:
-        raise InvalidInputError("A name is UTF-8: this one has bytes that are not.", field=field)
-    return cleaned
-
-
-def clean_names(names: Sequence[str], *, field: str, limit: int) -> tuple[str, ...]:
-    """Names of a request, each once, where and as it came first.
-
-    Raises:
-        InvalidInputError: If one is no name, or there are too many.
-    """
-    if len(names) > limit:
-        raise InvalidInputError(
-            f"{len(names)} {field} are too many: at most {limit} in one request (EXEMPLAR_MAX_CATEGORIES).", field=field
-        )
-    first: dict[str, str] = {}
-    for name in names:
-        cleaned = clean_name(name, field=field)
-        first.setdefault(keys.category_id(cleaned), cleaned)
-    return tuple(first.values())
-
-
-def teaching_words(prompts: Sequence[str], name: str) -> tuple[str, ...]:
-    """Other words for a category: each once, the name itself left out."""
-    own = keys.category_id(name)
-    return tuple({keys.category_id(word): word for word in prompts if keys.category_id(word) != own}.values())
+from app.storage.names import CategoryName, other_words
 
 
 class Categories:
-    """Categories and their versions.
+    """Reads and changes categories and their adapter versions.
 
     Args:
-        store: Where they are.
-        engine: Runs the jobs that make them.
-        models: The loaded backbones; the default's adapters are what is imported.
+        store: Store of categories.
+        engine: Counts the jobs that a change supersedes.
+        models: The loaded backbones; adapters are imported for the default.
     """
 
     def __init__(self, store: CategoryStore, engine: JobEngine, models: Models) -> None:
@@ -85,34 +34,33 @@ class Categories:
         """All categories, the oldest first."""
         return await self._store.all()
 
-    async def get(self, name: str) -> CategoryRecord:
+    async def get(self, name: CategoryName) -> CategoryRecord:
         """One category.
 
         Raises:
             NotFoundError: If it was never taught.
         """
-        record = await self._store.get(keys.category_id(clean_name(name)))
+        record = await self._store.get(name.id)
         if record is None:
             raise NotFoundError(
-                f"There is no category {name!r}: teach it with POST /categories/{{name}}/example.", field="name"
+                f"There is no category {name.text!r}: teach it with POST /categories/{{name}}/example.", field="name"
             )
         return record
 
-    async def delete(self, name: str) -> None:
-        """Remove a category with its examples and versions, and supersede its job."""
+    async def delete(self, name: CategoryName) -> None:
+        """Delete a category with its examples and versions, and supersede its job."""
         record = await self.get(name)
-        _, job_id = await self._store.delete(record.id)
-        await self._engine.supersede(job_id, error="The category was deleted.")
+        self._engine.note_superseded(await self._store.delete(record.id))
 
-    async def versions(self, name: str) -> list[AdapterInfo]:
-        """Adapter versions that are kept, the newest first."""
+    async def versions(self, name: CategoryName) -> list[AdapterInfo]:
+        """Adapter versions of a category that are kept, the newest first."""
         return await self._store.versions((await self.get(name)).id)
 
-    async def rollback(self, name: str, version: int) -> CategoryRecord:
+    async def rollback(self, name: CategoryName, version: int) -> CategoryRecord:
         """Use an older version again.
 
         Raises:
-            NotFoundError: If that version isn't kept.
+            NotFoundError: If that version is not kept.
         """
         record = await self.get(name)
         if not await self._store.rollback(record.id, version):
@@ -120,11 +68,11 @@ class Categories:
             raise NotFoundError(f"{record.name} has no version {version}: kept are {kept}.", field="version")
         return await self.get(name)
 
-    async def export(self, name: str) -> bytes:
+    async def export(self, name: CategoryName) -> bytes:
         """The adapter in use, as safetensors.
 
         Raises:
-            NotFoundError: If there is none yet.
+            NotFoundError: If the category has no adapter yet.
         """
         record = await self.get(name)
         raw = await self._store.adapter_bytes(record.id, record.adapter.version) if record.adapter else None
@@ -132,14 +80,13 @@ class Categories:
             raise NotFoundError(f"{record.name} has no adapter yet: wait for its job, or teach it.", field="name")
         return raw
 
-    async def import_(self, name: str, raw: bytes) -> CategoryRecord:
-        """Put an exported adapter in use under this name; it gets a version number of its own.
+    async def import_(self, name: CategoryName, raw: bytes) -> CategoryRecord:
+        """Put an exported adapter in use under this name, as a new version.
 
         Raises:
-            InvalidInputError: If it isn't an adapter.
+            InvalidInputError: If the bytes are not an adapter.
             ConflictError: If it was tuned on another backbone.
         """
-        cleaned = clean_name(name)
         try:
             adapter = await asyncio.to_thread(adapter_from_bytes, raw)
         except ValueError as error:
@@ -148,21 +95,25 @@ class Categories:
             ) from error
         model = self._models.default
         await model.lane.run(partial(check_adapter, adapter, model.backbone), kind="tune")
-        words = teaching_words([clean_name(word, field="body") for word in adapter.prompts], cleaned)
-        version = await self._store.next_version(keys.category_id(cleaned))
-        job_id = await self._store.adopt(cleaned, replace(adapter, category=cleaned, version=version), prompts=words)
-        await self._engine.supersede(job_id, error="An adapter was imported.")
-        return await self.get(cleaned)
+        words = other_words([CategoryName.parse(word, field="body") for word in adapter.prompts], name)
+        version = await self._store.next_version(name.id)
+        superseded = await self._store.adopt(
+            name,
+            replace(adapter, category=name.text, version=version),
+            prompts=[word.text for word in words],
+        )
+        self._engine.note_superseded(superseded)
+        return await self.get(name)
 
-    async def examples(self, name: str) -> list[ExampleInfo]:
-        """What the category was taught from."""
+    async def examples(self, name: CategoryName) -> list[ExampleInfo]:
+        """Descriptions of the category's examples."""
         return await self._store.example_infos((await self.get(name)).id)
 
-    async def example(self, name: str, example_id: str) -> Example:
+    async def example(self, name: CategoryName, example_id: str) -> Example:
         """One example.
 
         Raises:
-            NotFoundError: If it isn't there.
+            NotFoundError: If there is no such category or example.
         """
         record = await self.get(name)
         example = await self._store.example(record.id, example_id)
@@ -174,11 +125,11 @@ class Categories:
 
 
 def check_adapter(adapter: Adapter, backbone: Backbone) -> None:
-    """Refuse an adapter that a backbone can't run.
+    """Refuse an adapter that does not fit a backbone.
 
     Raises:
         ConflictError: If it was tuned on other weights.
-        InvalidInputError: If its tensors are not those that these weights tune.
+        InvalidInputError: If its tensors are not those that this backbone tunes.
     """
     try:
         adapter.check(backbone)

@@ -1,4 +1,4 @@
-"""Time per stage of a request."""
+"""Timer of the stages of a request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the body, and make a span of it."""
+        """Time the body and trace it as a span."""
         started = time.perf_counter()
         try:
             with tracer.start_as_current_span(name):
@@ -27,10 +27,10 @@ class Clock:
             self.ms[name] = (time.perf_counter() - started) * 1000
 
     def record(self, metrics: Metrics, backbone: str) -> None:
-        """Count the stages in the metrics."""
+        """Record the stages in the metrics."""
         for stage, ms in self.ms.items():
             metrics.stage_duration.labels(backbone, stage).observe(ms / 1000)
 
     def rounded(self) -> dict[str, float]:
-        """Milliseconds to two places, as an answer gives them."""
+        """Milliseconds to two decimal places, for the answer."""
         return {name: round(ms, 2) for name, ms in self.ms.items()}

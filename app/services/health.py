@@ -1,31 +1,30 @@
-"""Whether this process can serve: a warm model, a store that takes writes, and room in the queue."""
+"""Readiness of this process: warm models, a store that takes writes, and room in the queues."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from app.metrics import Metrics
 from app.services.models import Models
-from app.storage import keys
-
-# A probe must answer although the store doesn't.
-_PROBE_TIMEOUT_S = 2.0
+from app.storage.connection import Client, takes_writes
 
 
 class Health:
-    """Readiness, as `/readyz` tells it."""
+    """Readiness for `/readyz`.
 
-    def __init__(self, redis: Redis, models: Models, metrics: Metrics) -> None:
-        self._redis = redis
+    Args:
+        client: Client of the store.
+        models: The loaded backbones.
+        metrics: Records the result of the probe and its time.
+    """
+
+    def __init__(self, client: Client, models: Models, metrics: Metrics) -> None:
+        self._client = client
         self._models = models
         self._metrics = metrics
 
     async def reasons(self) -> list[str]:
-        """Why this process isn't ready; empty if it is."""
+        """Reasons for which this process is not ready; empty if it is ready."""
         reasons = [f"The model {m.info.name} is not warm yet." for m in self._models if not m.warm and not m.unloaded]
         reasons += [f"The queue of {m.info.name} is full." for m in self._models if m.lane.full]
         up = await self._store_takes_writes()
@@ -37,10 +36,7 @@ class Health:
 
     async def _store_takes_writes(self) -> bool:
         started = time.perf_counter()
-        try:
-            async with asyncio.timeout(_PROBE_TIMEOUT_S):
-                await self._redis.set(keys.PROBE, "1", px=1000)
-        except (RedisError, TimeoutError):
+        if not await takes_writes(self._client):
             return False
         self._metrics.redis_latency.observe(time.perf_counter() - started)
         return True

@@ -1,30 +1,28 @@
-"""Idempotency-Key: a retried request gets the first one's answer (draft-ietf-httpapi-idempotency-key-header-06)."""
+"""Idempotency-Key: a retried request gets the first answer (draft-ietf-httpapi-idempotency-key-header-06)."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
-
-from redis.asyncio import Redis
 
 from app.errors import ConflictError, InvalidInputError
-from app.storage import keys
+from app.storage.idempotency import Answer, IdempotencyStore
 
 _MAX_KEY_LENGTH = 255
-# As long as other ids: hex digits of a UUID.
+# Hex digits of a UUID, as in other ids.
 _ID_LENGTH = 32
-
-Answer = dict[str, Any]
 
 
 class Idempotency:
-    """Remembers the answers of requests that carried a key, for a day."""
+    """Does the work of a request once per key, and repeats its answer for a day.
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+    Args:
+        store: Store of the keys' slots.
+    """
+
+    def __init__(self, store: IdempotencyStore) -> None:
+        self._store = store
 
     async def once(
         self, key: str | None, parts: Iterable[bytes], work: Callable[[str | None], Awaitable[Answer]]
@@ -32,14 +30,14 @@ class Idempotency:
         """Do the work once per key; without a key, always.
 
         Args:
-            key: The header's value.
-            parts: What makes the request what it is: its path and all of its fields.
-            work: Gives the answer, as JSON values. It is handed an id for what it makes, the same at every try: one
-                that failed half-way, when the store broke down, is gone on with. None without a key.
+            key: Value of the header, or None.
+            parts: Content of the request: its path and all of its fields.
+            work: Returns the answer as JSON values. Its argument is an id for the job that it creates, the same at
+                every retry, so that a retry continues a request that failed half-way; None without a key.
 
         Raises:
             InvalidInputError: If the key is malformed, or stands for a request with other content.
-            ConflictError: If the first request with this key is still at work.
+            ConflictError: If the first request with this key is still in work.
         """
         if key is None:
             return await work(None)
@@ -47,40 +45,36 @@ class Idempotency:
             raise InvalidInputError(
                 f"An Idempotency-Key has 1 to {_MAX_KEY_LENGTH} printable characters.", field="Idempotency-Key"
             )
-        slot = keys.idempotency(hashlib.sha256(key.encode()).hexdigest())
+        key_hash = hashlib.sha256(key.encode()).hexdigest()
         request = await asyncio.to_thread(digest, parts)  # 160 MiB take a tenth of a second
-        if not await self._redis.set(
-            slot, json.dumps({"request": request}), nx=True, ex=keys.IDEMPOTENCY_RUNNING_TTL_S
-        ):
-            return await self._known(slot, request)
+        if not await self._store.claim(key_hash, request):
+            return await self._known_answer(key_hash, request)
         try:
-            answer = await work(digest([slot.encode(), request.encode()])[:_ID_LENGTH])
+            answer = await work(digest([key_hash.encode(), request.encode()])[:_ID_LENGTH])
         except BaseException:
-            # The key is free for the same request again, or for a mended one.
-            await self._redis.delete(slot)
+            # The key is free again, for the same request or a corrected one.
+            await self._store.release(key_hash)
             raise
-        await self._redis.set(slot, json.dumps({"request": request, "answer": answer}), ex=keys.IDEMPOTENCY_TTL_S)
+        await self._store.answer(key_hash, request, answer)
         return answer
 
-    async def _known(self, slot: str, request: str) -> Answer:
-        raw = await self._redis.get(slot)
-        known: dict[str, Any] = json.loads(raw) if raw else {"request": request}
-        if known["request"] != request:
+    async def _known_answer(self, key_hash: str, request: str) -> Answer:
+        slot = await self._store.get(key_hash)
+        if slot and slot.request != request:
             raise InvalidInputError(
                 "This Idempotency-Key stands for a request with other content: send a new key.", field="Idempotency-Key"
             )
-        if "answer" not in known:
+        if slot is None or slot.answer is None:
             raise ConflictError(
                 "The first request with this Idempotency-Key is still at work: ask again in a second.",
                 field="Idempotency-Key",
                 retry_after_s=1,
             )
-        answer: Answer = known["answer"]
-        return answer
+        return slot.answer
 
 
 def digest(parts: Iterable[bytes]) -> str:
-    """One hash of several parts, their borders included."""
+    """Hash of several parts and their lengths."""
     total = hashlib.sha256()
     for part in parts:
         total.update(len(part).to_bytes(8, "big"))

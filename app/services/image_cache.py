@@ -1,4 +1,4 @@
-"""Encoded images in memory: a photo asked again, for other categories, is not encoded again."""
+"""LRU cache of encoded images: a photo sent again, for other categories, is not encoded again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ImageCache:
 
     Args:
         max_bytes: Memory for encoded images.
-        metrics: Where hits and misses are recorded.
+        metrics: Records hits and misses.
     """
 
     def __init__(self, *, max_bytes: int, metrics: Metrics) -> None:
@@ -24,12 +24,12 @@ class ImageCache:
         self._lock = threading.Lock()
 
     def get(self, revision: str, sha256: str, encode: Callable[[], EncodedImage]) -> EncodedImage:
-        """An encoded photo; nobody may write to its tensors.
+        """The encoded photo. Its tensors are shared and must not be changed.
 
         Args:
-            revision: Of the backbone; two may have the same name, one after the other.
-            sha256: Of the photo's file, with the number of its part.
-            encode: Encodes the photo if it is not in memory.
+            revision: Revision of the backbone; its name may stand for other weights after a restart.
+            sha256: Hash of the photo's file, with the number of the tile.
+            encode: Encodes the photo if it is not cached.
         """
         key = (revision, sha256)
         with self._lock:

@@ -16,31 +16,30 @@ from docket.execution import Execution
 from app import logs
 from app.errors import AppError
 from app.metrics import Metrics
-from app.storage import keys
 from app.storage.jobs import Job, JobStore, Kind, Status
 
 Work = Callable[[Job], Awaitable[None]]
 Withdraw = Callable[[Job], Awaitable[bool]]
 Clear = Callable[[Job], Awaitable[None]]
 
-# A job under which so many workers died is at fault itself (memory, most likely).
+# Deaths of workers after which the job itself is the cause, most likely by its memory.
 _MAX_DEATHS = 5
 
 _log = logging.getLogger(__name__)
 
 
 class JobEngine:
-    """Queues jobs and, where a worker runs, works on them.
+    """Queues jobs and, in a process with a worker, runs them.
 
-    The record is the truth about a job; the engine's payload is its id alone. Whatever happens to a process, the engine
-    delivers the id again, and the job finds out from the record and the category what is left to do.
+    The record is authoritative; the queue holds the job's id alone. After the death of a process the id is delivered
+    again, and the job reads from its record and its category what is left to do.
 
     Args:
-        docket: Connected.
-        jobs: The records.
-        concurrency: Jobs at a time in this process.
-        redelivery_s: Seconds after which a dead worker's job is delivered to another.
-        metrics: Where outcomes are counted.
+        docket: Connected queue.
+        jobs: Store of the records.
+        concurrency: Concurrent jobs of this process.
+        redelivery_s: Seconds after which the job of a dead worker is delivered to another worker.
+        metrics: Counts outcomes.
     """
 
     def __init__(
@@ -58,13 +57,13 @@ class JobEngine:
         docket.register(self._run, names=["run_job"])
 
     def register(self, kind: Kind, work: Work, *, withdraw: Withdraw | None = None, clear: Clear | None = None) -> None:
-        """Say what a kind of job does.
+        """Set the functions of a kind of job.
 
         Args:
-            kind: Of job.
-            work: Does it, and gives the job its final status unless it is stopped in between.
-            withdraw: Makes sure that the job's result is not used any more; False if it is in use already.
-            clear: Deletes what was stored for the job alone; called when it has ended in whatever way.
+            kind: Kind of job.
+            work: Does the work and gives the job its final status, unless the job is stopped.
+            withdraw: Prevents any later use of the job's result; returns False if the result is in use already.
+            clear: Deletes the job's own data; called after every kind of end.
         """
         self._work[kind] = work
         if withdraw:
@@ -75,19 +74,19 @@ class JobEngine:
             self._metrics.jobs.labels(kind, outcome)
 
     async def add(self, job: Job) -> None:
-        """Queue a job; queueing it twice is the same as once while it isn't done."""
+        """Queue a job. To queue it again while it has not ended has no effect."""
         await self._docket.add("run_job", key=job_key(job))(job.id)
 
     async def cancel(self, job: Job) -> bool:
-        """Cancel a job wherever it is: it changes nothing any more. False if it has ended, or its result is in use."""
+        """Cancel a queued or running job. False if it has ended, or its result is in use."""
         if (withdraw := self._withdraw.get(job.kind)) and not await withdraw(job):
             return False
         return await self.end(job, "cancelled")
 
     async def end(self, job: Job, status: Status, **fields: object) -> bool:
-        """Give a job its final status, unless it has one already, and count it. False if it had.
+        """Give a job its final status and count it. False if it has one already.
 
-        A job that is running stops before its next step, wherever it runs; one that is queued never begins.
+        A running job stops before its next step, in whatever process it runs; a queued job never begins.
         """
         ended = await self._jobs.end(job.id, status, **fields)
         if ended:
@@ -96,23 +95,23 @@ class JobEngine:
                 await clear(job)
         return ended
 
-    async def supersede(self, job_id: str | None, *, error: str) -> None:
-        """End the job that a category waited for, if there is one, since its result isn't wanted any more."""
-        job = await self._jobs.get(job_id) if job_id else None
-        if job and await self.end(job, "superseded", error=error):
-            _log.info("job %s superseded: %s", job.id, error)
+    def note_superseded(self, job_id: str | None) -> None:
+        """Count and log a tuning job that a script of the store has superseded; None if there was none."""
+        if job_id is not None:
+            self._metrics.jobs.labels("tune", "superseded").inc()
+            _log.info("job %s superseded", job_id)
 
     async def recover(self) -> None:
-        """Queue every job that hasn't ended: one whose process died between recording and queueing it is among them."""
+        """Queue every job that has not ended. Some may never have been queued: their process died after the record."""
         for job in await self._jobs.list():
             if not job.ended:
                 await self.add(job)
 
     async def step(self, job: Job, *, step: int, steps: int, loss: float | None = None) -> bool:
-        """Record a step. False if the job isn't wanted any more: return at once.
+        """Record a step. False if the job was cancelled or superseded: the work must return at once.
 
         Raises:
-            WorkerStopping: If this process stops: the job is given back, to be run by another or after the restart.
+            WorkerStopping: If this process stops: the job returns to the queue.
         """
         wanted = await self._jobs.step(job.id, step=step, steps=steps, loss=loss)
         if wanted and self._stopping:
@@ -120,10 +119,10 @@ class JobEngine:
         return wanted
 
     async def stopped(self, job: Job) -> bool:
-        """Whether the job was cancelled or superseded: return at once.
+        """True if the job was cancelled or superseded: the work must return at once.
 
         Raises:
-            WorkerStopping: If this process stops, as in `step`.
+            WorkerStopping: If this process stops: the job returns to the queue.
         """
         current = await self._jobs.get(job.id)
         if current is None or current.ended:
@@ -133,9 +132,9 @@ class JobEngine:
         return False
 
     async def work(self) -> None:
-        """Work on jobs until cancelled; jobs in hand are then given back at their next step."""
+        """Run jobs until cancelled; running jobs then return to the queue at their next step."""
         self._stopping = False
-        # All it would say here is that a job is given back, as an error and with a traceback.
+        # Its only message would be a traceback for every job that returns to the queue.
         logging.getLogger("docket.dependencies").setLevel(logging.CRITICAL)
         async with Worker(
             self._docket,
@@ -160,7 +159,7 @@ class JobEngine:
         execution: Execution = CurrentExecution(),  # noqa: B008  # how pydocket injects
         retry: Retry = Retry(attempts=None),  # noqa: B008
     ) -> None:
-        """What the engine calls. It never raises but to be delivered again."""
+        """Task of the queue. Raises only to request redelivery."""
         job = await self._jobs.get(job_id)
         if job is None or job.ended:
             return
@@ -191,18 +190,18 @@ class JobEngine:
         except AppError as error:
             await self.end(job, "failed", error=error.detail)
         except Exception as error:
-            # A bug, an exhausted memory: the job ends in a truthful state whatever happened, and the log has the rest.
+            # A bug or a lack of memory: the job must end with a correct status in any case.
             _log.exception("job %s failed", job.id)
             await self.end(job, "failed", error=f"Internal error ({type(error).__name__}); the log has the rest.")
         self._metrics.job_duration.labels(job.kind).observe(time.perf_counter() - started)
 
 
 class WorkerStopping(Exception):
-    """This process stops: the job in hand is given back."""
+    """Raised inside a job when this process stops: the job returns to the queue."""
 
 
 def job_key(job: Job) -> str:
-    """The engine drops a second job of the same key while the first lives."""
+    """Key of a job in the queue, which drops a second job with the same key while the first has not ended."""
     if job.kind == "tune":
-        return f"tune:{keys.category_id(job.category or '')}:{job.generation}"
+        return f"tune:{job.category_id}:{job.generation}"
     return f"rank:{job.id}"

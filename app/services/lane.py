@@ -31,21 +31,21 @@ class _Call(NamedTuple):
 
 
 class Lane:
-    """A thread that runs calls one after the other, in the order they came.
+    """Thread that runs calls in the order of their arrival.
 
-    Requests that wait run side by side with one thread each: that takes less time than one after the other with all
-    threads each, since no request is parallel from end to end. Jobs' steps run alone.
+    Waiting requests run side by side with one thread each. That is faster than one after the other with all threads
+    each, because no request is parallel from end to end. Steps of jobs run alone.
 
-    A job submits its next call only when the last one is done, so it has at most one in the queue: a request waits for
-    the requests before it and for one call of each running job (a step, or looking at one example), never for a whole
+    A job submits its next call after the end of the last one, so it has at most one call in the queue: a request waits
+    for the requests before it and for one call of each running job (a step, or encoding an example), never for a whole
     job.
 
     Args:
         name: The backbone's name, for metrics and the thread.
-        limit: Requests that may wait; jobs' steps don't count, since each job has at most one.
-        threads: Threads of one tensor operation of a call that runs alone.
-        side_by_side: Most requests that run at once.
-        metrics: Where waiting is recorded.
+        limit: Largest number of waiting requests. Steps of jobs are not counted: each job has at most one.
+        threads: Threads of a tensor operation in a call that runs alone.
+        side_by_side: Largest number of concurrent requests.
+        metrics: Records waiting times.
     """
 
     def __init__(self, name: str, *, limit: int, threads: int, side_by_side: int, metrics: Metrics) -> None:
@@ -54,7 +54,7 @@ class Lane:
         self._side_by_side = side_by_side
         self._metrics = metrics
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._taken: _Call | None = None  # from the queue, for the next batch
+        self._taken: _Call | None = None  # taken from the queue for the next batch
         self._waiting: set[Future[Any]] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -62,7 +62,7 @@ class Lane:
         started = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(threads, started), name=f"lane-{name}", daemon=True)
         self._thread.start()
-        started.wait()  # torch gives new threads the number set last: the caller may now set that of the others
+        started.wait()  # new threads get the number set last, which the caller may change from here on
 
     def __enter__(self) -> Self:
         return self
@@ -74,11 +74,11 @@ class Lane:
 
     @property
     def full(self) -> bool:
-        """Whether one more request would be refused."""
+        """True if one more request would be refused."""
         return len(self._waiting) >= self._limit
 
     def admit(self) -> None:
-        """Refuse a request for which there is no room, before anything is done for it.
+        """Refuse a request before any work is done for it, if the queue is full.
 
         Raises:
             OverloadedError: If the queue is full.
@@ -90,12 +90,12 @@ class Lane:
             )
 
     async def run(self, call: Callable[[], Result], *, kind: Kind) -> Result:
-        """Run a call on the lane's thread and return its result, or raise what it raised.
+        """Run a call on the lane's thread; return its result or raise its exception.
 
-        If the awaiting task is cancelled, a call that hasn't begun is dropped and makes room at once.
+        If the awaiting task is cancelled, a call that has not begun is removed from the queue.
 
         Raises:
-            OverloadedError: If the queue is full; jobs' steps are always taken.
+            OverloadedError: If the queue is full; steps of jobs are always accepted.
             UnavailableError: If the lane is closed.
         """
         with tracer.start_as_current_span(f"{kind} on the lane", attributes={"exemplar.backbone": self.name}):
@@ -111,7 +111,7 @@ class Lane:
         self._thread.join()
 
     def _submit(self, call: Callable[[], Result], kind: Kind) -> Future[Result]:
-        """Put a call into the queue; its caller's context, trace and ids, goes with it."""
+        """Put a call into the queue, with its caller's context for traces and log ids."""
         future: Future[Result] = Future()
         with self._lock:
             if self._closed:
@@ -125,7 +125,7 @@ class Lane:
         return future
 
     def _leave(self, future: Future[Any]) -> None:
-        """Take a call out of the count: it begins, or its caller has gone."""
+        """Remove a call from the count of waiting requests: it begins, or its caller has gone."""
         with self._lock:
             if future in self._waiting:
                 self._waiting.remove(future)
@@ -144,10 +144,10 @@ class Lane:
                 else:
                     list(others.map(self._answer, batch))
                 self._metrics.lane_busy.labels(self.name, batch[0].kind).inc(time.perf_counter() - began)
-                del batch  # the last call's tensors would else live until the next
+                del batch  # otherwise its tensors would live until the next batch
 
     def _next_batch(self) -> list[_Call]:
-        """Wait for a call; if it is a request, take those right behind it too. Nothing at the end."""
+        """Wait for a call; a request is returned with the requests right behind it. Empty after the last call."""
         call, self._taken = self._taken or self._calls.get(), None
         if call is None:
             return []
@@ -158,7 +158,7 @@ class Lane:
             except queue.Empty:
                 break
             if following is None:
-                self._calls.put(None)  # the end, which is the last of the queue: it comes again
+                self._calls.put(None)  # the end mark: the next batch must find it too
                 break
             if following.kind != "segment":
                 self._taken = following
@@ -174,14 +174,14 @@ class Lane:
         self._metrics.queue_wait.labels(self.name, call.kind).observe(time.perf_counter() - call.asked_at)
         try:
             call.future.set_result(call.run())
-        except StopIteration as error:  # asyncio can't carry it: the caller would wait for ever
+        except StopIteration as error:  # a future cannot hold it: the caller would wait for ever
             call.future.set_exception(RuntimeError(f"the call ended with {error!r}"))
-        except BaseException as error:  # whatever it is, it belongs to the caller
+        except BaseException as error:  # the caller handles it, whatever it is
             call.future.set_exception(error)
 
 
 def _compute_with(threads: int) -> None:
     """Set the number of threads of this thread's tensor operations."""
-    # A thread's first question sets its number to the process's, whatever was set before: ask, then set.
+    # The first read in a thread resets its number to the process's number, so read it before setting it.
     torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -8,11 +8,11 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Sized(Protocol):
-    """What knows how much memory it takes."""
+    """Value of a known size in memory."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes, the same for as long as it lives."""
+        """Size in bytes; it never changes."""
 
 
 Key = TypeVar("Key", bound=Hashable)
@@ -20,10 +20,10 @@ Value = TypeVar("Value", bound=Sized)
 
 
 class LruCache(Generic[Key, Value]):
-    """Values that never change, the least recently used dropped first.
+    """Byte-bounded cache of immutable values; the least recently used is evicted first.
 
     Args:
-        max_bytes: Memory for all of them.
+        max_bytes: Memory for all values.
     """
 
     def __init__(self, *, max_bytes: int) -> None:
@@ -35,14 +35,14 @@ class LruCache(Generic[Key, Value]):
         return len(self._values)
 
     def get(self, key: Key) -> Value | None:
-        """The value, which is now the one used last; or None."""
+        """The value, marked as used last, or None."""
         if key in self._values:
             self._values.move_to_end(key)
         return self._values.get(key)
 
     def put(self, key: Key, value: Value) -> int:
-        """Keep a value, unless there is one of that key; returns how many were dropped for it."""
-        # One that is larger than all the memory would drive out all others and then go itself.
+        """Add a value unless its key is present; return the number of evicted values."""
+        # A value larger than the cache would evict all others and then itself.
         if key in self._values or value.nbytes > self._max_bytes:
             return 0
         self._values[key] = value

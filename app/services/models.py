@@ -1,4 +1,4 @@
-"""The loaded backbones: each with its lane, and the layers that are read on it."""
+"""The backbones of this process: each with its lane, loaded or unloaded, and the layers that are read on it."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class ModelInfo:
 
 
 class Model:
-    """A backbone, the lane that owns it, and whether it has answered its warm-up.
+    """Backbone with its lane and its warm-up state.
 
     It is unloaded while its weights are not in memory; `Models.loaded` loads them again.
 
     Args:
-        backbone: Loaded.
-        lane: Its own.
-        load: Loads it again.
+        backbone: Loaded backbone.
+        lane: Lane of this backbone alone.
+        load: Loads the backbone again.
     """
 
     def __init__(self, backbone: Backbone, lane: Lane, load: Callable[[], Backbone]) -> None:
@@ -66,7 +66,7 @@ class Model:
 
     @property
     def unloaded(self) -> bool:
-        """Whether its weights are not in memory."""
+        """True if its weights are not in memory."""
         return self._backbone is None
 
     @property
@@ -81,10 +81,10 @@ class Model:
         return self._backbone
 
     def put_back(self, backbone: Backbone) -> None:
-        """Have the weights in memory.
+        """Use a backbone that was loaded again.
 
         Raises:
-            UnavailableError: If they are not the weights that were unloaded.
+            UnavailableError: If its weights are not those that were unloaded.
         """
         if backbone.revision != self.info.revision:
             raise UnavailableError(
@@ -93,13 +93,20 @@ class Model:
         self._backbone = backbone
 
     def unload(self) -> None:
-        """Let the weights go; calls in the lane's queue keep them until they are answered."""
+        """Release the weights; calls in the lane's queue hold them until they are answered."""
         self._backbone, self.warm = None, False
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """Which layers are read, why, and what InfoScore says of each if it was asked."""
+    """Layers that are read on a model.
+
+    Attributes:
+        layers: Their numbers.
+        chosen_by: Source of the choice.
+        scores: InfoScore of every layer, or None if the model was never ranked.
+        images: Number of photos behind the scores.
+    """
 
     layers: tuple[int, ...]
     chosen_by: ChosenBy
@@ -108,19 +115,19 @@ class LayerChoice:
 
 
 class Models:
-    """The models of this process, the default first, which is never unloaded.
+    """Models of this process. The first is the default, which is never unloaded.
 
     Args:
-        layer_store: Where rankings are kept.
-        layers: Layers set by hand; they win over every ranking.
-        max_bytes: Memory for the weights of all models; 0 for as much as they need.
-        metrics: Where warmth, memory and loading are recorded.
+        layer_store: Store of rankings.
+        layers: Layers of the settings, which take precedence over rankings; None if they are not set.
+        max_bytes: Memory for the weights of all models; 0 for no limit.
+        metrics: Records warm-up, memory and loading.
     """
 
     def __init__(
         self, *, layer_store: LayerStore, layers: tuple[int, ...] | None, max_bytes: int, metrics: Metrics
     ) -> None:
-        self._models: OrderedDict[str, Model] = OrderedDict()  # by last use
+        self._models: OrderedDict[str, Model] = OrderedDict()  # least recently used first
         self._listed: list[Model] = []
         self._layer_store = layer_store
         self._layers = layers
@@ -132,14 +139,14 @@ class Models:
 
     @property
     def default(self) -> Model:
-        """The one that is meant where none is named."""
+        """The model of requests that name none."""
         return self._listed[0]
 
     def add(self, model: Model) -> None:
-        """Add a model; the first is the default. Others may be unloaded for it.
+        """Add a model; the first is the default. Others may be unloaded to make room.
 
         Raises:
-            InvalidInputError: If there is one of that name already: requests could not tell them apart.
+            InvalidInputError: If there is a model of that name already.
         """
         if model.info.name in self._models:
             raise InvalidInputError(
@@ -151,10 +158,10 @@ class Models:
         self._make_room(model)
 
     def get(self, name: str | None) -> Model:
-        """The model of that name, or the default.
+        """The model of that name, or the default for None.
 
         Raises:
-            InvalidInputError: If there is none of that name.
+            InvalidInputError: If there is no model of that name.
         """
         if name is None:
             return self.default
@@ -176,12 +183,12 @@ class Models:
             self._metrics.backbone_load_duration.labels(model.info.name).observe(time.perf_counter() - started)
             model.put_back(backbone)
             self._make_room(model)
-            # While it warms up another may need its place; this call has it all the same.
+            # Another model may evict it during the warm-up; this call uses it nevertheless.
             await self._warm(model, backbone)
             return backbone
 
     async def warm_up(self) -> None:
-        """Run each model once, so that no caller pays for its first use."""
+        """Run each model once, so that no request pays for its first use."""
         for model in self:
             if not model.unloaded:
                 await self._warm(model, model.backbone)
@@ -192,7 +199,7 @@ class Models:
         self._show(model)
 
     def _make_room(self, for_model: Model) -> None:
-        """Unload models, the least recently used first, until the rest fits."""
+        """Unload models, the least recently used first, until the others fit into memory."""
         for model in list(self._models.values()):
             used = sum(other.info.memory_bytes for other in self if not other.unloaded)
             if not self._max_bytes or used <= self._max_bytes:
@@ -208,19 +215,19 @@ class Models:
         self._metrics.backbone_warm.labels(info.name, info.revision).set(model.warm)
 
     async def layers_of(self, model: Model) -> LayerChoice:
-        """The layers read on a model: set by hand, else InfoScore's if it was ranked, else the backbone's default."""
+        """Layers read on a model: those of the settings, else the best by InfoScore, else the backbone's default."""
         ranking = await self._layer_store.ranking(model.info.revision)
         scores, images = (ranking.scores, ranking.images) if ranking else (None, 0)
         if self._layers is not None:
             return LayerChoice(self._layers, "setting", scores, images)
-        # One photo says nothing: without a deviation every score is 0.
+        # With one photo every score is 0, since it has no deviation.
         if scores is not None and images > 1:
             return LayerChoice(best_layers(scores.infoscore), "InfoScore", scores, images)
         return LayerChoice(model.info.default_layers, "default", scores, images)
 
 
 def check_layers(backbone: Backbone, layers: tuple[int, ...] | None) -> None:
-    """Refuse layers that the backbone doesn't have.
+    """Refuse layers that the backbone does not have.
 
     Raises:
         InvalidInputError: If one is out of range.

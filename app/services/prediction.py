@@ -1,4 +1,4 @@
-"""Labels of a photo, and the numbers of each category in it."""
+"""Labels of a photo, and statistics of each category in it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from app.method.prompts import Query
 
 @dataclass(frozen=True)
 class Asked:
-    """A category of a request, looked up.
+    """Category of a request after the look-up.
 
     Attributes:
-        name: As stored, or as asked for if it was not taught.
+        name: Name as stored, or as requested if it was not taught.
         query: Its words and, if the model can use it, its adapter.
     """
 
@@ -31,7 +31,7 @@ class CategoryPrediction:
     """One category in one photo.
 
     Attributes:
-        name: As stored, or as asked for if it was not taught.
+        name: Name as stored, or as requested if it was not taught.
         adapted: True if it ran under an adapter.
         adapter_version: Version of that adapter.
         match_score: Image-text score of its words and the whole photo, in [0, 1].
@@ -54,16 +54,16 @@ class CategoryPrediction:
 
     @property
     def mask(self) -> Bool[np.ndarray, "height width"]:
-        """Its pixels; made anew at every call, since the masks of all categories at once don't fit into memory."""
+        """Its mask, computed at every access: the masks of all categories at once would not fit into memory."""
         labels, threshold = self.photo.labels, self.photo.threshold
         if not self.area:
-            # One row stands for all: a thousand empty masks take no memory, and a row in one piece is quick to read.
+            # A view of one row: a thousand empty masks take no memory, and contiguous rows are fast to read.
             return np.broadcast_to(np.zeros(labels.shape[1], bool), labels.shape)
         return np.asarray(labels == self.number if threshold is None else self.probability >= threshold)
 
     @property
     def probability(self) -> Float[np.ndarray, "height width"]:
-        """Its probability at each pixel; made anew at every call."""
+        """Its probability at each pixel, computed at every access."""
         return self.photo.prediction.probability(self.number)
 
     @property
@@ -74,11 +74,11 @@ class CategoryPrediction:
 
 @dataclass(frozen=True)
 class PhotoPrediction:
-    """A prediction with its labels, at the photo's size.
+    """Prediction with its labels, at the photo's size.
 
     Attributes:
         prediction: Class probabilities.
-        threshold: A pixel belongs to a category whose probability is at least this; None: to the most probable class.
+        threshold: Least probability of a category's pixels; None: a pixel belongs to its most probable class.
         labels: Class of each pixel; 0 is the background.
         best: Probability of that class.
     """
@@ -90,11 +90,11 @@ class PhotoPrediction:
 
     @staticmethod
     def of(prediction: Prediction, threshold: float | None) -> PhotoPrediction:
-        """The labels of a prediction."""
+        """A prediction with its labels."""
         return PhotoPrediction(prediction, threshold, *prediction.labels(threshold))
 
     def categories(self, asked: Sequence[Asked]) -> list[CategoryPrediction]:
-        """The numbers of every category asked for, in order."""
+        """Statistics of every requested category, in order."""
         candidates = frozenset(self.prediction.candidates(self.threshold))
         scores = self.prediction.match_score
         return [
@@ -105,7 +105,7 @@ class PhotoPrediction:
     def _category(self, number: int, one: Asked, score: float, *, may_have_pixels: bool) -> CategoryPrediction:
         area, mean, bbox = 0, 0.0, [0, 0, 0, 0]
         if may_have_pixels:
-            # Where a class is the most probable one, its probability is the best one.
+            # On the pixels of a label, the best probability is that of its class.
             probability = self.best if self.threshold is None else self.prediction.probability(number)
             mask = self.labels == number if self.threshold is None else probability >= self.threshold
             area, bbox = int(mask.sum()), bbox_of(mask)

@@ -1,15 +1,15 @@
-"""Rank the layers by InfoScore from unlabelled photos; the best are read from then on."""
+"""Ranking of the layers by InfoScore on unlabelled photos; the best layers are read from then on."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from functools import partial
+from uuid import uuid4
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from redis.asyncio import Redis
 
 from app.errors import InvalidInputError
 from app.images.photo import decode_photo
@@ -21,26 +21,25 @@ from app.method.prompts import Prompts, Query, free_background
 from app.method.scores import prompt_scores
 from app.services.job_engine import JobEngine
 from app.services.models import Models
-from app.storage import keys
 from app.storage.categories import CategoryStore
 from app.storage.jobs import Job, JobStore
 from app.storage.layers import LayerStore, StoredStatistics
-from app.storage.replies import as_bytes, as_texts
+from app.storage.rankings import RankingStore
 
 _EXPIRED = "Its photos have expired: send them again."
 
 
 class Ranking:
-    """The service's third verb.
+    """Accepts photos and runs the jobs of kind `rank`.
 
     Args:
         models: The loaded backbones; the default's layers are ranked.
-        categories: Their names are prompts unless the request names others.
-        jobs: Job records.
-        engine: Runs the job.
-        layers: Where the statistics are kept.
-        redis: Where the photos wait for the job.
-        background: Background words; each is a class of its own here.
+        categories: Store of the categories whose names are the prompts, unless the request names others.
+        jobs: Store of job records.
+        engine: Runs the jobs.
+        layers: Store of the statistics.
+        rankings: Store of the photos and names that wait for a job.
+        background: Background words; each is a class here.
         max_pixels: Largest photo.
     """
 
@@ -51,7 +50,7 @@ class Ranking:
         jobs: JobStore,
         engine: JobEngine,
         layers: LayerStore,
-        redis: Redis,
+        rankings: RankingStore,
         *,
         background: tuple[str, ...],
         max_pixels: int,
@@ -61,7 +60,7 @@ class Ranking:
         self._jobs = jobs
         self._engine = engine
         self._layers = layers
-        self._redis = redis
+        self._rankings = rankings
         self._background = background
         self._max_pixels = max_pixels
         engine.register("rank", self.rank, clear=self._clear)
@@ -70,46 +69,45 @@ class Ranking:
         """Store the photos and queue the job.
 
         Args:
-            images: Files.
-            names: Of the categories to rank with; all that are taught if there are none.
-            id: Of the job, where the request may be a repeated one: it makes only one.
+            images: Files of the photos.
+            names: Category names to rank with; empty for every category taught.
+            id: Id for the job if the request may be sent again, else None. While that job has not ended, the same
+                request sent again changes nothing.
 
         Raises:
-            InvalidInputError: If there is no photo, or one can't be read; nothing is stored then.
+            InvalidInputError: If there is no photo, or one cannot be read; nothing is stored then.
         """
         if not images:
             raise InvalidInputError("Send at least one photo in the field images.", field="images")
         for raw in images:
             await asyncio.to_thread(decode_photo, raw, max_pixels=self._max_pixels, field="images")
-        job = await self._jobs.create("rank", category=None, steps=len(images), id=id)
-        if job.status != "queued":
-            return job
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(keys.ranking_images(job.id), keys.ranking_names(job.id))
-            pipe.rpush(keys.ranking_images(job.id), *images)
-            pipe.expire(keys.ranking_images(job.id), keys.RANKING_IMAGES_TTL_S)
-            if names:
-                pipe.rpush(keys.ranking_names(job.id), *names)
-                pipe.expire(keys.ranking_names(job.id), keys.RANKING_IMAGES_TTL_S)
-            await pipe.execute()
+        known = await self._jobs.get(id) if id else None
+        if known and not known.ended:
+            # The same request sent again: its photos are stored, its job may not have been queued.
+            await self._engine.add(known)
+            return known
+        job_id = uuid4().hex if id is None or known else id
+        # Photos first: a process that starts meanwhile queues every job that has a record.
+        await self._rankings.put(job_id, images=images, names=names)
+        job = await self._jobs.create("rank", category=None, steps=len(images), id=job_id)
         await self._engine.add(job)
         return job
 
     async def rank(self, job: Job) -> None:
-        """The job: one photo per step."""
+        """Run a job, one photo per step."""
         model = self._models.default
         prompts = await self._prompts(job)
         statistics = LayerStatistics.empty(model.backbone.layer_count, len(prompts))
-        count = await self._redis.llen(keys.ranking_images(job.id))
+        count = await self._rankings.image_count(job.id)
         if not count:
             await self._engine.end(job, "failed", error=_EXPIRED)
             return
         for index in range(count):
-            raw = await self._redis.lindex(keys.ranking_images(job.id), index)
-            if raw is None:  # where it was cancelled just now, this changes nothing
+            raw = await self._rankings.image(job.id, index)
+            if raw is None:  # expired, or deleted by a cancellation, which this does not change
                 await self._engine.end(job, "failed", error=_EXPIRED)
                 return
-            photo = await asyncio.to_thread(decode_photo, as_bytes(raw), max_pixels=self._max_pixels)
+            photo = await asyncio.to_thread(decode_photo, raw, max_pixels=self._max_pixels)
             shares = await model.lane.run(partial(image_shares, model.backbone, photo.rgb, prompts), kind="rank")
             statistics = statistics.add(shares)
             if not await self._engine.step(job, step=index + 1, steps=count):
@@ -118,12 +116,10 @@ class Ranking:
         await self._engine.end(job, "succeeded")
 
     async def _clear(self, job: Job) -> None:
-        """Delete its photos, up to hundreds of MiB, and its names."""
-        await self._redis.delete(keys.ranking_images(job.id), keys.ranking_names(job.id))
+        await self._rankings.delete(job.id)
 
     async def _prompts(self, job: Job) -> tuple[str, ...]:
-        asked = as_texts(await self._redis.lrange(keys.ranking_names(job.id), 0, -1))
-        names = asked or [record.name for record in await self._categories.all()]
+        names = await self._rankings.names(job.id) or [record.name for record in await self._categories.all()]
         return (*free_background(self._background, names), *names)
 
 
@@ -131,7 +127,7 @@ class Ranking:
 def image_shares(
     backbone: Backbone, photo: UInt8[np.ndarray, "height width 3"], prompts: Sequence[str]
 ) -> Float[torch.Tensor, "layer prompt"]:
-    """Each prompt's share of a photo at every layer."""
+    """Share of each prompt in a photo, at every layer."""
     rgb, _ = backbone.preprocess(photo)
     layers = range(backbone.layer_count)
     classes = Prompts(tuple(Query((word,)) for word in prompts))

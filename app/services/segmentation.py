@@ -1,4 +1,4 @@
-"""Segment a photo into categories, taught or merely named: look up, run the pipeline on the lane, label."""
+"""Segmentation of a photo into categories, taught or only named: look-up, pipeline on the lane, labels."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from app.services.clock import Clock
 from app.services.image_cache import ImageCache
 from app.services.models import Models
 from app.services.prediction import Asked, CategoryPrediction, PhotoPrediction
-from app.storage import keys
 from app.storage.categories import CategoryRecord, CategoryStore
+from app.storage.names import CategoryName
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Request:
     Attributes:
         categories: Names; empty for every category taught.
         background: Words for "none of them"; empty for the service's own.
-        threshold: A pixel belongs to a category whose probability is at least this; None: to the most probable class.
+        threshold: Least probability of a category's pixels; None: a pixel belongs to its most probable class.
         refine: Name of a refinement (`app.method.refinement`).
         adapters: True if taught categories run under their adapters; False for the words alone.
         backbone: Name of a loaded model; None for the default.
     """
 
-    categories: tuple[str, ...] = ()
+    categories: tuple[CategoryName, ...] = ()
     background: tuple[str, ...] = ()
     threshold: float | None = None
     refine: str = "crf"
@@ -57,7 +57,7 @@ class Segmented:
     Attributes:
         backbone: The model that made it.
         photo: Labels and probabilities.
-        categories: Every category asked for, in order.
+        categories: Every requested category, in order.
         timings_ms: Time of each stage in milliseconds.
     """
 
@@ -68,18 +68,18 @@ class Segmented:
 
 
 class Segmentation:
-    """The service's main verb.
+    """Segments photos.
 
     Args:
         models: The loaded backbones.
-        store: Categories.
-        cache: Their adapters.
-        images: Photos encoded lately.
-        background: Background words if a request brings none.
-        max_categories: Most categories in one request.
-        use_mask_decoder: As of `Pipeline`.
-        use_tiles: As of `Pipeline`.
-        metrics: Where stages are timed.
+        store: Store of categories.
+        cache: Cache of adapters.
+        images: Cache of encoded photos.
+        background: Background words of requests that bring none.
+        max_categories: Largest number of categories in a request.
+        use_mask_decoder: As in `Pipeline`.
+        use_tiles: As in `Pipeline`.
+        metrics: Records the time of each stage.
     """
 
     def __init__(
@@ -106,10 +106,10 @@ class Segmentation:
         self._metrics = metrics
 
     def admit(self, request: Request) -> None:
-        """Refuse at once what would be refused after the photo was read.
+        """Refuse a request before its photo is read.
 
         Raises:
-            InvalidInputError: If the backbone isn't loaded.
+            InvalidInputError: If the backbone is not known.
             OverloadedError: If too many requests wait for the model.
         """
         self._models.get(request.backbone).lane.admit()
@@ -118,8 +118,8 @@ class Segmentation:
         """Segment a photo.
 
         Raises:
-            InvalidInputError: If the backbone isn't loaded, or no names are given and more than may be asked for are
-                taught.
+            InvalidInputError: If the backbone is not known, or the request names no categories and more are taught than
+                one request may have.
             OverloadedError: If too many requests wait for the model.
         """
         model = self._models.get(request.backbone)
@@ -141,11 +141,11 @@ class Segmentation:
         return Segmented(backbone, on_photo, categories, clock.rounded())
 
     async def _look_up(self, request: Request, backbone: Backbone) -> list[Asked]:
-        """The categories asked for, each with its adapter if this backbone can use it."""
+        """The requested categories, each with its adapter if this backbone can use it."""
         records: list[CategoryRecord | None]
         if request.categories:
-            records = await self._store.get_many([keys.category_id(name) for name in request.categories])
-            names = request.categories
+            records = await self._store.get_many([name.id for name in request.categories])
+            names = tuple(name.text for name in request.categories)
         else:
             taught = await self._store.count()
             if taught > self._max_categories:
@@ -174,12 +174,12 @@ class Segmentation:
             use_mask_decoder=self._use_mask_decoder,
             use_tiles=self._use_tiles,
             refinement=REFINEMENTS[request.refine],
-            # A category above the threshold must not be left out.
+            # No category with a probability above the threshold may be dropped.
             min_relative_score=MIN_RELATIVE_SCORE if threshold is None else min(MIN_RELATIVE_SCORE, threshold),
         )
 
     def _predict(self, pipeline: Pipeline, photo: Photo, asked: Sequence[Asked]) -> tuple[Prediction, dict[str, float]]:
-        """Everything that runs on the lane, and the time of its stages."""
+        """Run the pipeline, on the lane, and time its stages."""
         clock = Clock()
 
         def encode(rgb: Float[Tensor, "3 size size"], number: int) -> EncodedImage:

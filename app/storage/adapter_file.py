@@ -1,7 +1,7 @@
-"""An adapter as a file: safetensors whose header holds everything but the tensors.
+"""File format of adapters: safetensors, with all other values in the header.
 
-Names of tensors: a parameter has its own name, `….left` and `….right` behind the name are the factors of a low-rank
-change, and the prefixed names below are the other parts. Files of every earlier release have the same names.
+A changed parameter is stored under its own name, the factors of a low-rank change under that name with `.left` and
+`.right`, the other parts under the prefixes below. All earlier releases use the same names.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VISUAL_PROMPT, _MEMORY = "visual.", "example."
 
 
 def adapter_to_bytes(adapter: Adapter) -> bytes:
-    """Write an adapter."""
+    """The adapter as a file."""
     header = {
         "format": FORMAT,
         "backbone": adapter.backbone,
@@ -47,10 +47,10 @@ def adapter_to_bytes(adapter: Adapter) -> bytes:
 
 
 def adapter_from_bytes(raw: bytes) -> Adapter:
-    """Read an adapter; the inverse of `adapter_to_bytes`, bit by bit.
+    """The adapter in a file. It inverts `adapter_to_bytes` bit by bit.
 
     Raises:
-        ValueError: If the bytes are not an adapter: cut short, of another format, or with values out of range.
+        ValueError: If the bytes are not an adapter: truncated, of another format, or with values out of range.
     """
     try:
         tensors = load(raw)
@@ -94,13 +94,13 @@ def _flat(adapter: Adapter) -> dict[str, Tensor]:
 
 
 def _part(kind: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
-    """A value made of the tensors with this prefix, which are taken out; None if there is none."""
+    """Remove the tensors with this prefix and return them as a value; None if there are none."""
     own = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
     return kind(**{name.removeprefix(prefix): tensor for name, tensor in own.items()}) if own else None
 
 
 def _parameters(tensors: dict[str, Tensor]) -> Parameters | None:
-    """Parameters made of all remaining tensors."""
+    """Parameters from all remaining tensors."""
     if not tensors:
         return None
     tokens = TokenRows(tensors.pop(_TOKEN_IDS), tensors.pop(_TOKEN_ROWS))
@@ -152,7 +152,7 @@ def _items(value: object) -> list[Any]:
 
 
 def _metadata(raw: bytes) -> dict[str, Any]:
-    # safetensors.load() checks the header and drops its metadata, so it is read once more here.
+    # safetensors.load() checks the header but drops its metadata, so the header is parsed again here.
     length = int.from_bytes(raw[:8], "little")
     header: dict[str, dict[str, Any]] = json.loads(raw[8 : 8 + length])
     return header["__metadata__"]

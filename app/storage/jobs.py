@@ -1,11 +1,12 @@
-"""Job records: what a caller is told of a job. Delivery is the job engine's business; the outcome is told here."""
+"""Store of job records: state and outcome of every job, as callers see it. The job engine delivers the jobs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
@@ -16,34 +17,31 @@ from redis.asyncio.client import PubSub
 from app.errors import OverloadedError
 
 from . import keys
+from .lua import script
+from .names import CategoryName
 from .replies import as_fields, as_texts
 
 Kind = Literal["tune", "rank"]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "superseded"]
 ENDED: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled", "superseded"})
 
-# How long an event stream waits for a change before it looks for itself: a message may be lost when the store restarts.
+# Seconds after which an event stream reads the record without a message: a restart of the store may lose messages.
 _LOOK_AGAIN_S = 2.0
 
-# Event streams of one process that may be open. Each holds a connection to the store and one to its caller for as long
-# as its job takes: two of the 1,024 files that a process may commonly open, and one of the store's 10,000 clients.
+# Largest number of open event streams of a process. Until its job ends, each holds a connection to the store and one to
+# its caller: two of the 1,024 files that a process may usually open, and one of the store's 10,000 clients.
 MAX_STREAMS = 200
 _STREAMS_FULL_RETRY_S = 5
-
-# Change a record unless it has ended. Returns 1 if it was changed.
-_UPDATE = """
-local status = redis.call('HGET', KEYS[1], 'status')
-if not status or not cjson.decode(ARGV[1])[cjson.decode(status)] then return 0 end
-for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-if ARGV[2] ~= '' then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
-redis.call('PUBLISH', ARGV[3], 'changed')
-return 1
-"""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job's record; the fields and their names are the HTTP contract's, but for the last two, which are ours."""
+    """Record of a job. The HTTP API returns the same fields under the same names, except the last two.
+
+    Attributes:
+        generation: Generation of the category that a tuning job works for; 0 for other jobs.
+        deaths: Number of times that its worker died.
+    """
 
     id: str
     kind: Kind
@@ -64,8 +62,13 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """True if its status is final."""
         return self.status in ENDED
+
+    @property
+    def category_id(self) -> str:
+        """Id of its category; empty if it has none."""
+        return CategoryName(self.category).id if self.category else ""
 
 
 def now() -> str:
@@ -77,9 +80,9 @@ class JobStore:
     """Job records in Redis.
 
     Args:
-        redis: Connection that returns bytes.
-        streams: Another for event streams, which keep what they take: all else would wait for them.
-        ttl_s: Seconds that an ended job can be read.
+        redis: Client that returns bytes.
+        streams: Client for event streams, which hold a connection each until they end; others would wait for them.
+        ttl_s: Seconds for which an ended job can be read.
     """
 
     def __init__(self, redis: Redis, streams: Redis, *, ttl_s: float) -> None:
@@ -87,45 +90,16 @@ class JobStore:
         self._streams = streams
         self._open_streams = 0
         self._ttl_s = int(ttl_s)
+        self._update_job = script(redis, "update_job", needs=("job",))
 
     async def create(self, kind: Kind, *, category: str | None, steps: int, id: str | None = None) -> Job:
-        """Record a new job as queued.
-
-        Args:
-            id: Of a request that may be a repeated one: the job that it made is given, unless it has ended. None for a
-                new id.
-        """
-        known = await self.get(id) if id else None
-        if known and not known.ended:
-            return known
-        job = Job(
-            id=id if id and not known else uuid4().hex,
-            kind=kind,
-            category=category,
-            status="queued",
-            progress=0.0,
-            step=0,
-            steps=steps,
-            loss=None,
-            example_iou=None,
-            error=None,
-            adapter_version=None,
-            created_at=now(),
-            started_at=None,
-            finished_at=None,
-        )
+        """Record a queued job, with a new id unless one is given."""
+        job = new_job(kind, category=category, steps=steps, id=id)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(keys.job(job.id), mapping={name: json.dumps(value) for name, value in asdict(job).items()})
-            pipe.zadd(keys.JOBS, {job.id: datetime.now(UTC).timestamp()})
+            pipe.zadd(keys.JOBS, {job.id: time.time()})
             await pipe.execute()
         return job
-
-    async def discard(self, job_id: str) -> None:
-        """Take back a record that nobody was told of."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(keys.job(job_id))
-            pipe.zrem(keys.JOBS, job_id)
-            await pipe.execute()
 
     async def get(self, job_id: str) -> Job | None:
         """The record, or None."""
@@ -133,7 +107,7 @@ class JobStore:
         return _parse(as_fields(fields)) if fields else None
 
     async def list(self, *, category_id: str | None = None, status: Status | None = None) -> list[Job]:
-        """Records, the newest first."""
+        """Records, the newest first, optionally of one category or one status."""
         ids = as_texts(await self._redis.zrevrange(keys.JOBS, 0, -1))
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
@@ -145,47 +119,37 @@ class JobStore:
         return [
             job
             for job in map(_parse, filter(None, records))
-            if (status is None or job.status == status)
-            and (category_id is None or (job.category is not None and keys.category_id(job.category) == category_id))
+            if (status is None or job.status == status) and (category_id is None or job.category_id == category_id)
         ]
 
-    async def set_generation(self, job: Job, generation: int) -> Job:
-        """Tie a tuning job to its category's generation."""
-        await self._redis.hset(keys.job(job.id), "generation", json.dumps(generation))
-        return replace(job, generation=generation)
-
     async def start(self, job_id: str, *, steps: int) -> bool:
-        """Mark as running. False if it has ended in the meantime."""
-        return await self._update(
-            job_id, {"queued", "running"}, status="running", started_at=now(), steps=steps, step=0, progress=0.0
-        )
+        """Mark a job as running. False if it has ended."""
+        fields = record_fields(status="running", started_at=now(), steps=steps, step=0, progress=0.0)
+        return await self._update(job_id, {"queued", "running"}, fields)
 
     async def count_death(self, job_id: str) -> int:
-        """Note that the job's process died under it; returns how often that has happened."""
+        """Count a death of the job's worker and return the number of deaths."""
         return int(await self._redis.hincrby(keys.job(job_id), "deaths", 1))
 
     async def requeue(self, job_id: str) -> bool:
-        """Give a running job back, because its worker stops. False if it has ended."""
-        return await self._update(job_id, {"queued", "running"}, status="queued")
+        """Mark a running job as queued again, because its worker stops. False if it has ended."""
+        return await self._update(job_id, {"queued", "running"}, record_fields(status="queued"))
 
     async def step(self, job_id: str, *, step: int, steps: int, loss: float | None = None) -> bool:
-        """Record progress. False if the job was cancelled or superseded: its worker stops."""
-        return await self._update(
-            job_id, {"running"}, step=step, steps=steps, progress=round(step / steps, 4), loss=loss
-        )
+        """Record progress. False if the job was cancelled or superseded: its worker must stop."""
+        fields = record_fields(step=step, steps=steps, progress=round(step / steps, 4), loss=loss)
+        return await self._update(job_id, {"running"}, fields)
 
     async def end(self, job_id: str, status: Status, **fields: object) -> bool:
         """Give a job its final status, unless it has one already. False if it had."""
-        if status == "succeeded":
-            fields["progress"] = 1.0
-        return await self._update(job_id, {"queued", "running"}, ended=True, status=status, finished_at=now(), **fields)
+        return await self._update(job_id, {"queued", "running"}, final_fields(status, **fields), ttl_s=self._ttl_s)
 
     @asynccontextmanager
     async def events(self, job_id: str) -> AsyncIterator[AsyncIterator[Job]]:
-        """The record now and at every change, the terminal one last. Nothing if there is no such job.
+        """The record now and after every change, until its status is final. Empty if there is no such job.
 
         Raises:
-            OverloadedError: If as many streams are open as may be.
+            OverloadedError: If `MAX_STREAMS` streams are open.
         """
         if self._open_streams >= MAX_STREAMS:
             raise OverloadedError(
@@ -211,14 +175,62 @@ class JobStore:
             seen = job
             await changes.get_message(ignore_subscribe_messages=True, timeout=_LOOK_AGAIN_S)
 
-    async def _update(self, job_id: str, while_: set[Status], *, ended: bool = False, **fields: object) -> bool:
-        pairs = [text for name, value in fields.items() for text in (name, json.dumps(value))]
-        ttl = str(self._ttl_s) if ended else ""
-        allowed = json.dumps({status: True for status in while_})
-        changed = await self._redis.eval(_UPDATE, 1, keys.job(job_id), allowed, ttl, keys.job_channel(job_id), *pairs)
-        return bool(changed)
+    async def _update(
+        self, job_id: str, allowed: Set[Status], fields: Sequence[str], *, ttl_s: int | None = None
+    ) -> bool:
+        """Change a record whose status is among the allowed ones. False if it is not."""
+        change: dict[str, Any] = {
+            "channel": keys.job_channel(job_id),
+            "allowed": dict.fromkeys(allowed, True),
+            "fields": fields,
+        }
+        if ttl_s is not None:
+            change["ttl_s"] = ttl_s
+        return bool(await self._update_job(keys=[keys.job(job_id)], args=[json.dumps(change)]))
+
+
+def new_job(kind: Kind, *, category: str | None, steps: int, id: str | None = None) -> Job:
+    """A queued job that is not recorded yet, with a new id unless one is given."""
+    return Job(
+        id=id or uuid4().hex,
+        kind=kind,
+        category=category,
+        status="queued",
+        progress=0.0,
+        step=0,
+        steps=steps,
+        loss=None,
+        example_iou=None,
+        error=None,
+        adapter_version=None,
+        created_at=now(),
+        started_at=None,
+        finished_at=None,
+    )
+
+
+def job_argument(job: Job) -> dict[str, Any]:
+    """Argument of `add_job` in Lua, which adds the generation."""
+    record = asdict(job)
+    del record["generation"]
+    return {"id": job.id, "time": time.time(), "fields": record_fields(**record)}
+
+
+def final_fields(status: Status, **fields: object) -> list[str]:
+    """The fields that a job's end changes, as `record_fields` gives them."""
+    progress = {"progress": 1.0} if status == "succeeded" else {}
+    return record_fields(status=status, finished_at=now(), **progress, **fields)
+
+
+def record_fields(**fields: object) -> list[str]:
+    """Names and JSON values in turn, as a record's hash takes them."""
+    return [text for name, value in fields.items() for text in (name, json.dumps(value))]
 
 
 def _parse(fields: Mapping[bytes, bytes]) -> Job:
-    values: dict[str, Any] = {name.decode(): json.loads(value) for name, value in fields.items()}
+    """Job of a stored record. Unknown fields are ignored: a newer replica may have written them."""
+    known = Job.__dataclass_fields__
+    values: dict[str, Any] = {
+        name: json.loads(value) for raw, value in fields.items() if (name := raw.decode()) in known
+    }
     return Job(**values)

@@ -1,4 +1,4 @@
-"""InfoScore's running sums, per model; they grow with every ranking job that asks with the same prompts."""
+"""Store of InfoScore's running sums per model. Every ranking job with the same prompts adds to them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,15 @@ from redis.asyncio import Redis
 from app.method.infoscore import LayerScores, LayerStatistics, infoscore
 
 from . import keys
+from .lua import script
 from .replies import as_bytes
-
-# Write the sums, and what they say, if nobody wrote others since they were read.
-# KEYS: the sums, the ranking   ARGV: the sums as read ('' = none yet), new sums, their ranking
-_SWAP = """
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2])
-redis.call('SET', KEYS[2], ARGV[3])
-return 1
-"""
 
 _SCORES = tuple(field.name for field in fields(LayerScores))
 
 
 @dataclass(frozen=True)
 class StoredStatistics:
-    """The sums, the prompts whose shares were summed, and the job that was added last."""
+    """Running sums, the prompts whose shares were summed, and the job that was added last."""
 
     prompts: tuple[str, ...]
     statistics: LayerStatistics
@@ -36,7 +28,7 @@ class StoredStatistics:
 
 @dataclass(frozen=True)
 class StoredRanking:
-    """What the sums say of each layer, and of how many photos they are."""
+    """Scores of the layers, and the number of photos behind them."""
 
     images: int
     scores: LayerScores
@@ -47,32 +39,33 @@ class LayerStore:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._swap_statistics = script(redis, "swap_statistics")
 
     async def get(self, revision: str) -> StoredStatistics | None:
-        """The statistics of a model's weights, or None if it was never ranked."""
+        """Statistics of a model, or None if it was never ranked."""
         raw = await self._redis.get(keys.layer_statistics(revision))
         return _read(as_bytes(raw)) if raw is not None else None
 
     async def ranking(self, revision: str) -> StoredRanking | None:
-        """What the statistics of a model's weights say, or None if it was never ranked."""
+        """Ranking of a model, or None if it was never ranked."""
         raw = await self._redis.get(keys.layer_ranking(revision))
         if raw is not None:
             return _read_ranking(as_bytes(raw))
         sums = await self._redis.get(keys.layer_statistics(revision))
         if sums is None:
             return None
-        # Stored by a version that kept no rankings.
+        # Sums of a version that stored no rankings.
         ranking = _ranking(_read(as_bytes(sums)))
         await self._swap(revision, as_bytes(sums), as_bytes(sums), ranking)
         return ranking
 
     async def add(self, revision: str, new: StoredStatistics) -> None:
-        """Add a job's sums to the stored ones; with other prompts than before the count starts anew."""
+        """Add a job's sums to the stored ones, or replace them if their prompts differ."""
         while True:
             raw = as_bytes(await self._redis.get(keys.layer_statistics(revision)) or b"")
             stored = _read(raw) if raw else None
             if stored and stored.job_id == new.job_id:
-                return  # the job ran before, and its process died before it could say so
+                return  # the job ran before, but its process died before it recorded the end
             total = new
             if stored and stored.prompts == new.prompts:
                 total = replace(new, statistics=stored.statistics.merge(new.statistics))
@@ -80,8 +73,11 @@ class LayerStore:
                 return
 
     async def _swap(self, revision: str, old: bytes, new: bytes, ranking: StoredRanking) -> bool:
-        sums_key, ranking_key = keys.layer_statistics(revision), keys.layer_ranking(revision)
-        return bool(await self._redis.eval(_SWAP, 2, sums_key, ranking_key, old, new, _write_ranking(ranking)))
+        written = await self._swap_statistics(
+            keys=[keys.layer_statistics(revision), keys.layer_ranking(revision)],
+            args=[old, new, _write_ranking(ranking)],
+        )
+        return bool(written)
 
 
 def _ranking(stored: StoredStatistics) -> StoredRanking:

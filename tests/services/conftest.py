@@ -22,7 +22,8 @@ def wire(database: str, tmp_path: Path, tiny: Backbone) -> Wire:
 
     @asynccontextmanager
     async def wired(loaded: list[Backbone] | None = None, **settings: Any) -> AsyncIterator[Service]:
-        few_steps = {"tune_steps": 3} | settings
+        # One thread: where tests run beside other work, the barriers of several cost seconds.
+        few_steps = {"tune_steps": 3, "threads": 1} | settings
         async with service(
             Settings(redis_url=database, data_dir=tmp_path, **few_steps), loaded=loaded or [tiny]
         ) as live:

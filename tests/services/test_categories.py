@@ -1,4 +1,4 @@
-"""Names as they are stored and compared; what is let in as an adapter."""
+"""Adapters that are imported: which of them fit, and who reads them."""
 
 from __future__ import annotations
 
@@ -13,44 +13,10 @@ from app.errors import ConflictError, InvalidInputError
 from app.method.adapter import Adapter
 from app.method.low_rank import unchanged
 from app.method.parameters import LowRank, Parameters, TokenRows
-from app.services.categories import check_adapter, clean_name, clean_names, teaching_words
+from app.services.categories import check_adapter
 from app.storage.adapter_file import adapter_from_bytes, adapter_to_bytes
+from app.storage.names import CategoryName
 from tests.models import random_adapter
-
-
-@pytest.mark.parametrize(
-    ("given", "stored"),
-    [
-        ("cat", "cat"),
-        ("  fire  truck\t", "fire  truck"),
-        ("Fu\N{COMBINING DIAERESIS}ße", "Füße"),
-        ("猫", "猫"),
-        ("👩‍🚒", "👩‍🚒"),
-        ("é" * 64, "é" * 64),
-        ("e\N{COMBINING ACUTE ACCENT}" * 64, "é" * 64),
-    ],
-)
-def test_names(given: str, stored: str) -> None:
-    assert clean_name(given) == stored
-
-
-@pytest.mark.parametrize(
-    "name", ["", " ", "a/b", "a\nb", "\0", "a\x9f", "x" * 65, "\ud800", "a\N{REPLACEMENT CHARACTER}"]
-)
-def test_no_names(name: str) -> None:
-    with pytest.raises(InvalidInputError) as refused:
-        clean_name(name, field="prompts")
-    assert refused.value.field == "prompts"
-
-
-def test_each_name_once_where_it_came_first() -> None:
-    assert clean_names(["dog", "Cat", "DOG", "cat", "bird"], field="categories", limit=5) == ("dog", "Cat", "bird")
-    with pytest.raises(InvalidInputError, match="EXEMPLAR_MAX_CATEGORIES"):
-        clean_names(["a"] * 6, field="categories", limit=5)
-
-
-def test_other_words_leave_out_the_name() -> None:
-    assert teaching_words(["kitten", "CAT", "Kitten", "tomcat"], "cat") == ("Kitten", "tomcat")
 
 
 @pytest.fixture
@@ -141,9 +107,9 @@ async def test_other_requests_go_on_while_an_adapter_is_read_and_written(wire, a
     monkeypatch.setattr("app.services.categories.adapter_from_bytes", noted(adapter_from_bytes))
     monkeypatch.setattr("app.storage.categories.adapter_to_bytes", noted(adapter_to_bytes))
     async with wire(worker=False) as live:
-        imported = await live.categories.import_("cat", adapter_to_bytes(adapter))
+        imported = await live.categories.import_(CategoryName("cat"), adapter_to_bytes(adapter))
         assert imported.adapter.version == 1
         with pytest.raises(InvalidInputError, match="not an adapter"):
-            await live.categories.import_("cat", b"no adapter")
+            await live.categories.import_(CategoryName("cat"), b"no adapter")
     assert len(worked_on_by) == 3
     assert threading.main_thread() not in worked_on_by

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from app.errors import ConflictError, InvalidInputError
 from app.services.idempotency import Idempotency, digest
+from app.storage.idempotency import IdempotencyStore
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ async def redis(database: str) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 def idempotency(redis: Redis) -> Idempotency:
-    return Idempotency(redis)
+    return Idempotency(IdempotencyStore(redis))
 
 
 class Work:

@@ -135,10 +135,12 @@ async def test_a_step_says_when_to_stop(bench: Bench) -> None:
     assert (await bench.jobs.get(job.id)).step == 1
 
 
-async def test_a_superseded_job_that_is_gone_is_no_error(bench: Bench) -> None:
-    await bench.engine.supersede(None, error="x")
-    await bench.engine.supersede("gone", error="x")
-    assert not bench.count("superseded")
+async def test_a_job_that_the_store_superseded_is_counted(bench: Bench) -> None:
+    bench.engine.note_superseded(None)
+    bench.engine.note_superseded("1")
+    assert bench.metrics.registry.get_sample_value(
+        "exemplar_jobs_total", {"kind": "tune", "outcome": "superseded"}
+    ) == 1  # fmt: skip
 
 
 async def test_a_stopping_worker_gives_its_job_back_without_a_word_of_error(bench: Bench, caplog) -> None:

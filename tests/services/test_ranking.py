@@ -6,6 +6,7 @@ import asyncio
 import io
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -53,6 +54,24 @@ async def test_a_job_whose_photos_have_expired_fails_and_says_so(wire) -> None:
 async def waiting(live: Service) -> list[bytes]:
     """What is stored for ranking jobs: photos and names."""
     return [key async for key in live.redis.scan_iter("exemplar:ranking:*")]
+
+
+async def test_a_request_sent_again_after_the_store_broke_down_makes_one_job(wire, monkeypatch) -> None:
+    async with wire(worker=False) as live:
+        once, add = [ConnectionError()], live.engine.add
+
+        async def breaks_down_once(job: Job) -> None:
+            if once:
+                raise once.pop()
+            await add(job)
+
+        monkeypatch.setattr(live.engine, "add", breaks_down_once)
+        with pytest.raises(ConnectionError):
+            await live.ranking.start([photo()], ["cat"], id="1" * 32)
+        job = await live.ranking.start([photo()], ["cat"], id="1" * 32)
+        assert [each.id for each in await live.jobs.list()] == [job.id] == ["1" * 32]
+        await live.jobs.end(job.id, "failed")
+        assert (await live.ranking.start([photo()], ["cat"], id="1" * 32)).id != job.id
 
 
 async def test_a_job_that_is_cancelled_in_the_queue_keeps_no_photos(wire) -> None:

@@ -1,303 +1,38 @@
-"""The tuning job: idempotent per generation, whatever dies when; never worse than the words alone."""
+"""Teaching: an example is stored once with its job, also if the request is sent again."""
 
 from __future__ import annotations
 
-import asyncio
-import io
-from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from docket import Worker
-from PIL import Image
 
-from app.images.photo import decode_photo
-from app.masks.pictures import mask_to_png
-from app.method.selection import Outcome, Pieces, select
-from app.method.tuning import CategoryTuning
-from app.services.teaching import Lesson, make_shot
-from app.storage import keys
-from app.storage.categories import new_example
-from app.storage.jobs import ENDED, Job
-from app.wiring import Service
-
-LONG = 100_000
+from app.errors import ConflictError, NotFoundError
+from app.storage.jobs import Job
+from app.storage.names import CategoryName
+from tests.services.lessons import CAT, ended, lesson
 
 
-def lesson(name: str = "cat", *, seed: int = 3) -> Lesson:
-    pixels = np.random.default_rng(seed).integers(0, 256, (31, 47, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    mask = np.zeros((31, 47), dtype=bool)
-    mask[5:20, 10:30] = True
-    return Lesson(name=name, photo=decode_photo(file.getvalue(), max_pixels=10_000), mask=mask)
-
-
-async def ended(live: Service, job: Job) -> Job:
-    async with asyncio.timeout(20):
-        async with live.jobs.events(job.id) as states:
-            async for state in states:
-                last = state
-    assert last.ended
-    return last
-
-
-async def step_of(live: Service, job: Job, *, at_least: int) -> None:
-    async with asyncio.timeout(20):
-        while (await live.jobs.get(job.id)).step < at_least:
-            await asyncio.sleep(0.005)
-
-
-class TestIdempotence:
-    async def test_a_job_found_while_its_example_is_being_stored_waits_for_it(self, wire) -> None:
-        """A process that starts queues every job that there is: one may be between its record and its example."""
-        async with wire(worker=False) as live:
-            shown = lesson()
-            job = await live.jobs.create("tune", category="cat", steps=3)
-            await live.jobs.start(job.id, steps=3)
-            found = asyncio.create_task(live.teaching.tune(job))
-            await asyncio.sleep(0.1)
-            example = new_example(
-                image=shown.photo.raw, media_type="image/png", mask=mask_to_png(shown.mask), width=47, height=31,
-                area=300, sha256=shown.photo.sha256,
-            )  # fmt: skip
-            await live.teaching._categories.teach("cat", example, prompts=(), replace=False, job_id=job.id)
-            await found
-            assert (await live.jobs.get(job.id)).status == "succeeded"
-
-    async def test_a_job_that_committed_and_died_only_says_so(self, wire) -> None:
-        async with wire() as live:
-            job, _ = await live.teaching.teach(lesson())
-            first = await ended(live, job)
-        async with wire(worker=False) as live:
-            # As if its process had died between the commit and the record's last change.
-            await live.redis.hset(keys.job(job.id), mapping={"status": '"running"', "adapter_version": "null"})
-            await live.teaching.tune(replace(await live.jobs.get(job.id)))
-            again = await live.jobs.get(job.id)
-            assert (again.status, again.adapter_version) == ("succeeded", first.adapter_version)
-            assert [info.version for info in await live.categories.versions("cat")] == [1]
-
-    async def test_two_workers_on_one_job_commit_once(self, wire) -> None:
-        async with wire(worker=False, tune_steps=30) as live:
-            job, _ = await live.teaching.teach(lesson())
-            await live.jobs.start(job.id, steps=30)
-            await asyncio.gather(live.teaching.tune(job), live.teaching.tune(job))
-            after = await live.jobs.get(job.id)
-            (version,) = await live.categories.versions("cat")
-            assert after.status == "succeeded"
-            assert after.adapter_version == version.version == (await live.categories.get("cat")).adapter.version
-
-    async def test_a_process_that_died_before_noting_the_generation(self, wire) -> None:
-        async with wire(worker=False) as live:
-            job, _ = await live.teaching.teach(lesson())
-            await live.redis.hset(keys.job(job.id), "generation", "0")
-            await live.redis.delete(*[key async for key in live.redis.scan_iter("exemplar:docket*")])
-        async with wire() as live:
-            assert (await ended(live, job)).status == "succeeded"
-
-    async def test_a_process_that_died_before_storing_the_example(self, wire) -> None:
-        async with wire(worker=False) as live:
-            job = await live.jobs.create("tune", category="cat", steps=3)
-        async with wire() as live:
-            assert (await ended(live, job)).status == "superseded"
-
-    async def test_a_queued_job_outlives_the_queue(self, wire) -> None:
-        async with wire(worker=False) as live:
-            job, _ = await live.teaching.teach(lesson())
-            await live.redis.delete(*[key async for key in live.redis.scan_iter("exemplar:docket*")])
-        async with wire() as live:
-            assert (await ended(live, job)).status == "succeeded"
-
-
-class TestStopping:
-    async def test_a_job_in_hand_is_given_back_and_finished_after_the_restart(self, wire) -> None:
-        async with wire(tune_steps=LONG) as live:
-            job, _ = await live.teaching.teach(lesson())
-            await step_of(live, job, at_least=3)
-        async with wire(worker=False) as live:
-            assert (await live.jobs.get(job.id)).status == "queued"
-        async with wire(tune_steps=3) as live:
-            last = await ended(live, job)
-            assert (last.status, last.deaths) == ("succeeded", 0)
-
-    async def test_cancelling_after_the_last_step_changes_nothing_either(self, wire, monkeypatch) -> None:
-        async with wire(worker=False) as live:
-            job, _ = await live.teaching.teach(lesson())
-            await live.jobs.start(job.id, steps=3)
-            commit = live.teaching._commit
-
-            async def cancelled_before(*arguments: object) -> None:
-                assert await live.engine.cancel(await live.jobs.get(job.id))
-                await commit(*arguments)
-
-            monkeypatch.setattr(live.teaching, "_commit", cancelled_before)
-            await live.teaching.tune(job)
-            assert (await live.jobs.get(job.id)).status == "cancelled"
-            assert (await live.categories.get("cat")).adapter is None
-
-    async def test_a_result_that_is_in_use_is_not_cancelled(self, wire, monkeypatch) -> None:
-        async with wire(worker=False) as live:
-            job, _ = await live.teaching.teach(lesson())
-            await live.jobs.start(job.id, steps=3)
-            conclude = live.teaching._conclude
-
-            async def cancelled_before(*arguments: object) -> None:
-                assert not await live.engine.cancel(await live.jobs.get(job.id))
-                await conclude(*arguments)
-
-            monkeypatch.setattr(live.teaching, "_conclude", cancelled_before)
-            await live.teaching.tune(job)
-            assert (await live.jobs.get(job.id)).status == "succeeded"
-
-
-class TestFailing:
-    async def test_a_job_whose_example_cannot_be_read_fails_and_says_so(self, wire) -> None:
-        async with wire(worker=False) as live:
-            job, record = await live.teaching.teach(lesson())
-            (example,) = await live.categories.examples("cat")
-            await live.redis.hset(keys.example(record.id, example.id), "image", b"rubbish")
-        async with wire() as live:
-            failed = await ended(live, job)
-            assert failed.status == "failed"
-            assert "not an image" in failed.error
-            assert (await live.categories.get("cat")).adapter is None
-
-    async def test_a_category_emptied_under_its_job_is_no_failure(self, wire) -> None:
-        async with wire(worker=False) as live:
-            job, record = await live.teaching.teach(lesson())
-            await live.jobs.start(job.id, steps=3)
-            tuning = asyncio.create_task(live.teaching.tune(job))
-            await live.redis.delete(keys.example_ids(record.id))
-            await live.redis.hset(keys.category(record.id), "generation", "2")
-            await tuning
-            assert (await live.jobs.get(job.id)).status == "superseded"
-
-    async def test_a_bug_fails_the_job_without_its_details(self, wire, monkeypatch, caplog) -> None:
-        async with wire() as live:
-
-            async def bug(*_: object) -> None:
-                raise KeyError("secret")
-
-            monkeypatch.setattr(live.teaching, "_shots", bug)
-            job, _ = await live.teaching.teach(lesson())
-            failed = await ended(live, job)
-            assert failed.status == "failed"
-            assert failed.error == "Internal error (KeyError); the log has the rest."
-            assert "secret" in caplog.text
-
-    async def test_a_job_under_which_worker_after_worker_dies_is_given_up(self, wire) -> None:
-        async with wire(worker=False) as live:
-            job, _ = await live.teaching.teach(lesson())
-            execution = type("Redelivered", (), {"redelivered": True})()
-            for _ in range(4):
-                assert await live.jobs.count_death(job.id) < 5
-            await live.engine._run(job.id, execution)
-            failed = await live.jobs.get(job.id)
-            assert (failed.status, failed.error) == ("failed", "The worker died 5 times under this job.")
-
-
-class TestOutcome:
-    async def test_words_alone_are_told_as_such(self, wire, monkeypatch) -> None:
-        async with wire() as live:
-
-            def measured(tuning: CategoryTuning) -> Pieces[Outcome]:
-                """The measurements of a category that its words mark better; the decision is the service's own."""
-                yield
-                return Outcome(tuning.tuned(), None, None, example_iou=0.25, zero_shot_example_iou=0.5)
-
-            monkeypatch.setattr("app.services.teaching.select", measured)
-            job, _ = await live.teaching.teach(lesson())
-            assert (await ended(live, job)).example_iou == 0.25
-            record = await live.categories.get("cat")
-            assert (record.adapter.example_iou, record.adapter.zero_shot_example_iou) == (0.25, 0.5)
-
-    async def test_jobs_of_several_categories_all_end(self, wire) -> None:
-        async with wire(job_concurrency=2) as live:
-            jobs = [(await live.teaching.teach(lesson(f"c{n}", seed=n)))[0] for n in range(5)]
-            assert {(await ended(live, job)).status for job in jobs} == {"succeeded"}
-            assert all(job.status in ENDED for job in await live.jobs.list())
-
-
-async def test_a_worker_that_falls_over_begins_anew(wire, monkeypatch, caplog) -> None:
-    falls, run_forever = [KeyError("secret")], Worker.run_forever
-
-    async def falls_over_once(self: Worker) -> None:
-        if falls:
-            raise falls.pop()
-        await run_forever(self)
-
-    monkeypatch.setattr(Worker, "run_forever", falls_over_once)
-    monkeypatch.setattr("app.wiring._WORKER_PAUSE_S", 0.01)
-    async with wire() as live:
-        job, _ = await live.teaching.teach(lesson())
-        assert (await ended(live, job)).status == "succeeded"
-    assert "begins anew" in caplog.text
-    assert "given back" not in caplog.text
+def names(*texts: str) -> tuple[CategoryName, ...]:
+    return tuple(map(CategoryName, texts))
 
 
 async def test_a_lesson_repeated_after_the_store_broke_down_is_given_once(wire, monkeypatch) -> None:
     async with wire() as live:
-        once, set_generation = [ConnectionError()], live.jobs.set_generation
+        once, add = [ConnectionError()], live.engine.add
 
-        async def breaks_down_once(job: Job, generation: int) -> Job:
+        async def breaks_down_once(job: Job) -> None:
             if once:
                 raise once.pop()
-            return await set_generation(job, generation)
+            await add(job)
 
-        monkeypatch.setattr(live.jobs, "set_generation", breaks_down_once)
+        monkeypatch.setattr(live.engine, "add", breaks_down_once)
         repeated = replace(lesson(), id="1" * 32)
         with pytest.raises(ConnectionError):
             await live.teaching.teach(repeated)
         jobs = [(await live.teaching.teach(repeated))[0] for _ in range(2)]
         assert (await ended(live, jobs[0])).status == "succeeded"
         assert {job.id for job in await live.jobs.list()} == {"1" * 32}
-        assert len(await live.categories.examples("cat")) == 1
-
-
-class TestStoppingBesideTheSteps:
-    """Before the first step and after the last a job is stopped as between them."""
-
-    async def taught(self, live: Service, count: int) -> Job:
-        for number in range(count):
-            job, _ = await live.teaching.teach(lesson(seed=number))
-        return job
-
-    async def test_while_examples_are_encoded(self, wire, monkeypatch) -> None:
-        async with wire(worker=False) as live:
-            job, encoded = await self.taught(live, 5), []
-
-            def cancels_after_two(*arguments: object) -> object:
-                encoded.append(1)
-                if len(encoded) == 2:
-                    asyncio.run_coroutine_threadsafe(live.engine.cancel(job), loop).result()
-                return make_shot(*arguments)
-
-            loop = asyncio.get_running_loop()
-            monkeypatch.setattr("app.services.teaching.make_shot", cancels_after_two)
-            await live.jobs.start(job.id, steps=3)
-            await live.teaching.tune(job)
-            assert len(encoded) == 2
-            assert (await live.jobs.get(job.id)).status == "cancelled"
-
-    async def test_while_its_outcome_is_weighed(self, wire, monkeypatch) -> None:
-        async with wire(worker=False) as live:
-            job, weighed = await self.taught(live, 5), []
-
-            def cancels_after_two(tuning: CategoryTuning) -> Iterator[None]:
-                for piece in select(tuning):
-                    weighed.append(1)
-                    if len(weighed) == 2:
-                        asyncio.run_coroutine_threadsafe(live.engine.cancel(job), loop).result()
-                    yield piece
-
-            loop = asyncio.get_running_loop()
-            monkeypatch.setattr("app.services.teaching.select", cancels_after_two)
-            await live.jobs.start(job.id, steps=3)
-            await live.teaching.tune(job)
-            assert len(weighed) == 2
-            record = await live.categories.get("cat")
-            assert record.adapter is None
+        assert len(await live.categories.examples(CAT)) == 1
 
 
 async def test_a_lesson_repeated_long_after_its_job_ended_is_one_more(wire) -> None:
@@ -308,35 +43,46 @@ async def test_a_lesson_repeated_long_after_its_job_ended_is_one_more(wire) -> N
             job, _ = await live.teaching.teach(again)
             jobs.append(await ended(live, job))
         assert [job.status for job in jobs] == ["succeeded", "succeeded"]
-        assert len({job.id for job in jobs}) == len(await live.categories.examples("cat")) == 2
+        assert len({job.id for job in jobs}) == len(await live.categories.examples(CAT)) == 2
 
 
 async def test_in_other_letters_it_is_the_same_category_with_the_same_words(wire) -> None:
     async with wire() as live:
-        await live.teaching.teach(replace(lesson("Straße"), prompts=("Kitty",)))
-        job, record = await live.teaching.teach(replace(lesson("STRASSE"), prompts=("KITTY", "road", "straße")))
+        await live.teaching.teach(replace(lesson("Straße"), prompts=names("Kitty")))
+        job, record = await live.teaching.teach(replace(lesson("STRASSE"), prompts=names("KITTY", "road", "straße")))
         assert (job.category, record.name, record.prompts) == ("Straße", "Straße", ("Kitty", "road"))
 
 
-async def test_a_job_tells_what_it_made_also_after_a_rollback(wire) -> None:
-    async with wire() as live:
-        for _ in range(2):
-            job, _ = await live.teaching.teach(lesson())
-            await ended(live, job)
-        await live.categories.rollback("cat", 1)
+async def test_the_job_of_a_newer_example_supersedes_the_one_before(wire) -> None:
     async with wire(worker=False) as live:
-        # As if its process had died before the record's last change, and somebody had gone back meanwhile.
-        await live.redis.hset(keys.job(job.id), mapping={"status": '"running"', "adapter_version": "null"})
-        await live.teaching.tune(await live.jobs.get(job.id))
-        assert (await live.jobs.get(job.id)).adapter_version == 2
-        assert (await live.categories.get("cat")).adapter.version == 1
+        first, _ = await live.teaching.teach(lesson())
+        second, record = await live.teaching.teach(lesson(seed=5))
+        assert (second.generation, record.generation, record.job) == (2, 2, second.id)
+        assert [(await live.jobs.get(job.id)).status for job in (first, second)] == ["superseded", "queued"]
+        counted = {"kind": "tune", "outcome": "superseded"}
+        assert live.metrics.registry.get_sample_value("exemplar_jobs_total", counted) == 1
 
 
-def test_a_small_thing_on_a_large_photo_is_not_lost(tiny) -> None:
-    mask = np.zeros((1009, 1511), dtype=bool)
-    mask[500, 700] = True
-    photo = np.zeros((*mask.shape, 3), dtype=np.uint8)
-    for marked in (mask, ~mask):
-        shot = make_shot(tiny, photo, marked)
-        inside, outside = shot.sides(tiny.patch_grid_hw)
-        assert min(inside.sum(), outside.sum()) > 0
+async def test_at_the_limit_an_example_is_refused_and_leaves_no_job(wire) -> None:
+    async with wire(worker=False, max_examples=1) as live:
+        job, _ = await live.teaching.teach(lesson())
+        with pytest.raises(ConflictError, match="EXEMPLAR_MAX_EXAMPLES"):
+            await live.teaching.teach(lesson(seed=5))
+        assert [each.id for each in await live.jobs.list()] == [job.id]
+        replacing, _ = await live.teaching.teach(replace(lesson(seed=5), replace=True))
+        assert [each.id for each in await live.jobs.list(status="queued")] == [replacing.id]
+
+
+async def test_forgetting_an_example_tunes_on_those_that_are_left(wire) -> None:
+    async with wire() as live:
+        for seed in (3, 5):
+            await live.teaching.teach(lesson(seed=seed))
+        first, second = await live.categories.examples(CAT)
+        job = await live.teaching.forget(CAT, first.id)
+        assert (await ended(live, job)).status == "succeeded"
+        with pytest.raises(NotFoundError, match="no example"):
+            await live.teaching.forget(CAT, first.id)
+        assert await live.teaching.forget(CAT, second.id) is None
+        assert (await live.categories.get(CAT)).adapter is None
+        with pytest.raises(NotFoundError, match="no category"):
+            await live.teaching.forget(CategoryName("dog"), first.id)

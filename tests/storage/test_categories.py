@@ -13,6 +13,8 @@ from app.method.adapter import Adapter
 from app.method.parameters import Parameters, TokenRows
 from app.storage import keys
 from app.storage.categories import CategoryStore, Example, new_example
+from app.storage.jobs import Job, JobStore, new_job
+from app.storage.names import CategoryName
 
 
 def parameters_of(weight: torch.Tensor) -> Parameters:
@@ -43,11 +45,25 @@ def example() -> Example:
 
 @pytest.fixture
 def store(redis: Redis) -> CategoryStore:
-    return CategoryStore(redis, versions_kept=2, max_examples=3)
+    return CategoryStore(redis, versions_kept=2, max_examples=3, job_ttl_s=61)
 
 
-async def teach(store: CategoryStore, name: str = "cat", *, job_id: str = "j", **options) -> tuple[int, str | None]:
-    return await store.teach(name, example(), **{"prompts": [], "replace": False, "job_id": job_id} | options)
+@pytest.fixture
+def jobs(redis: Redis) -> JobStore:
+    return JobStore(redis, redis, ttl_s=61)
+
+
+def job(job_id: str = "j", name: str = "cat") -> Job:
+    return new_job("tune", category=name, steps=3, id=job_id)
+
+
+async def teach(
+    store: CategoryStore, name: str = "cat", *, job_id: str | None = None, **options
+) -> tuple[int, str | None] | None:
+    """Adds an example; returns the generation and the job that was superseded."""
+    new = new_job("tune", category=name, steps=3, id=job_id)
+    taught = await store.teach(CategoryName(name), example(), **{"prompts": [], "replace": False, "job": new} | options)
+    return taught and (taught[0].generation, taught[1])
 
 
 async def commit(store: CategoryStore, *, generation: int, name: str = "cat") -> bool:
@@ -58,7 +74,7 @@ async def commit(store: CategoryStore, *, generation: int, name: str = "cat") ->
 class TestTeaching:
     async def test_what_is_stored_is_read_back(self, store: CategoryStore) -> None:
         given = example()
-        assert await store.teach("Füße", given, prompts=["feet", "猫"], replace=False, job_id="j1") == (1, None)
+        await store.teach(CategoryName("Füße"), given, prompts=["feet", "猫"], replace=False, job=job("j1", "Füße"))
         category_id = keys.category_id("füße")
         record = await store.get(category_id)
         assert (record.name, record.words, record.examples) == ("Füße", ("Füße", "feet", "猫"), 1)
@@ -68,35 +84,68 @@ class TestTeaching:
         assert asdict(info) == {name: value for name, value in asdict(given).items() if name not in ("image", "mask")}
         assert await store.example(category_id, "other") is None
 
-    async def test_each_example_is_a_generation_and_tells_the_job_before(self, store: CategoryStore) -> None:
+    async def test_the_job_has_its_generation_from_birth(self, store: CategoryStore, jobs: JobStore) -> None:
+        for generation in (1, 2):
+            scheduled, _ = await store.teach(CategoryName("Füße"), example(), prompts=[], replace=False, job=new_job(
+                "tune", category="Füße", steps=3
+            ))  # fmt: skip
+            assert scheduled.generation == generation
+            assert await jobs.get(scheduled.id) == scheduled
+            assert [each.id for each in await jobs.list(status="queued")] == [scheduled.id]
+
+    async def test_each_example_is_a_generation_and_supersedes_the_job_before(self, store, jobs, redis) -> None:
         assert await teach(store, job_id="a") == (1, None)
+        await jobs.start("a", steps=3)
         assert await teach(store, job_id="b") == (2, "a")
-        assert await teach(store, job_id="c", replace=True) == (3, "b")
+        await jobs.end("b", "succeeded")
+        assert await teach(store, job_id="c", replace=True) == (3, None)
+        first = await jobs.get("a")
+        assert (first.status, first.error) == ("superseded", "A newer example came in.")
+        assert first.finished_at is not None
+        assert 0 < await redis.ttl(keys.job("a")) <= 61
+        assert [(await jobs.get(id)).status for id in "bc"] == ["succeeded", "queued"]
+
+    async def test_who_follows_a_superseded_job_is_told(self, store: CategoryStore, jobs: JobStore) -> None:
+        await teach(store, job_id="a")
+        async with asyncio.timeout(1.5), jobs.events("a") as states:  # sooner than a stream looks for itself
+            assert (await anext(states)).status == "queued"
+            await teach(store, job_id="b")
+            assert (await anext(states)).status == "superseded"
 
     async def test_at_the_limit_nothing_is_stored(self, store: CategoryStore, redis: Redis, contents) -> None:
         for _ in range(3):
             await teach(store)
         before = await contents()
-        assert await teach(store) == (0, None)
+        assert await teach(store) is None
         assert await contents() == before
         assert (await teach(store, replace=True))[0] == 4
         assert len(await redis.keys("*:example:*")) == 1
 
-    async def test_sent_again_because_the_answer_was_lost_it_changes_nothing(self, store: CategoryStore) -> None:
+    async def test_sent_again_because_the_answer_was_lost_it_changes_nothing(self, store, contents) -> None:
         given = example()
-        for _ in range(2):
-            assert await store.teach("cat", given, prompts=[], replace=False, job_id="j") == (1, None)
+        await store.teach(CategoryName("cat"), given, prompts=[], replace=False, job=job("j"))
         await teach(store, job_id="k")
-        for _ in range(2):
-            removed, left, generation, _ = await store.forget("cat", given.id, job_id="l")
-            assert (removed, left, generation) == (True, 1, 3)
+        before = await contents()
+        for replaces in (False, True):
+            again, superseded = await store.teach(
+                CategoryName("cat"), given, prompts=["x"], replace=replaces, job=job("j")
+            )
+            assert (again.generation, superseded) == (1, None)
+        assert await contents() == before
+        await store.forget("cat", given.id, job=job("l"))
+        before = await contents()
+        again, superseded = await store.forget("cat", given.id, job=job("l"))
+        assert (again.generation, superseded) == (3, None)
+        assert await contents() == before
 
-    async def test_fifty_at_once_lose_nothing(self, redis: Redis) -> None:
-        store = CategoryStore(redis, versions_kept=2, max_examples=64)
+    async def test_fifty_at_once_lose_nothing(self, redis: Redis, jobs: JobStore) -> None:
+        store = CategoryStore(redis, versions_kept=2, max_examples=64, job_ttl_s=61)
         answers = await asyncio.gather(*(teach(store, prompts=[f"w{n}"], job_id=str(n)) for n in range(50)))
         record = await store.get("cat")
         assert sorted(generation for generation, _ in answers) == list(range(1, 51))
         assert (record.examples, record.generation, len(record.prompts)) == (50, 50, 50)
+        assert [each.id for each in await jobs.list(status="queued")] == [record.job]
+        assert len(await jobs.list(status="superseded")) == 49
 
 
 class TestCommitting:
@@ -174,20 +223,20 @@ class TestRollback:
 
 class TestAdopting:
     async def test_it_makes_the_category_and_ends_the_wait(self, store: CategoryStore) -> None:
-        assert await store.adopt("cat", replace(ADAPTER, version=1), prompts=["kitten"]) is None
+        assert await store.adopt(CategoryName("cat"), replace(ADAPTER, version=1), prompts=["kitten"]) is None
         record = await store.get("cat")
         assert (record.words, record.examples, record.adapter.version) == (("cat", "kitten"), 0, 1)
         generation, _ = await teach(store, job_id="j")
-        assert await store.adopt("CAT", replace(ADAPTER, version=2), prompts=[]) == "j"
+        assert await store.adopt(CategoryName("CAT"), replace(ADAPTER, version=2), prompts=[]) == "j"
         assert not await commit(store, generation=generation)
         assert (await store.get("cat")).name == "cat"
         assert [record.name for record in await store.all()] == ["cat"]
 
     @pytest.mark.parametrize(("versions_kept", "kept"), [(1, [1]), (2, [3, 1])])
     async def test_of_imports_that_end_in_crossed_order_the_one_in_use_stays(self, redis, versions_kept, kept) -> None:
-        store = CategoryStore(redis, versions_kept=versions_kept, max_examples=1)
+        store = CategoryStore(redis, versions_kept=versions_kept, max_examples=1, job_ttl_s=61)
         for version in (2, 3, 1):
-            await store.adopt("cat", replace(ADAPTER, version=version), prompts=[])
+            await store.adopt(CategoryName("cat"), replace(ADAPTER, version=version), prompts=[])
         assert (await store.get("cat")).adapter.version == 1
         assert await store.adapter("cat", 1) is not None
         assert [info.version for info in await store.versions("cat")] == kept
@@ -195,27 +244,34 @@ class TestAdopting:
 
 
 class TestForgetting:
-    async def test_an_example_and_its_generation(self, store: CategoryStore, redis: Redis) -> None:
+    async def test_an_example_and_its_generation(self, store: CategoryStore, jobs: JobStore, redis: Redis) -> None:
         await teach(store, job_id="a")
         generation, _ = await teach(store, job_id="b")
         first, second = await store.example_ids("cat")
-        assert await store.forget("cat", first, job_id="c") == (True, 1, generation + 1, "b")
+        scheduled, superseded = await store.forget("cat", first, job=job("c"))
+        assert (scheduled.id, scheduled.generation, superseded) == ("c", generation + 1, "b")
+        assert await jobs.get("c") == scheduled
+        assert (await jobs.get("b")).status == "superseded"
         assert not await commit(store, generation=generation)
         assert (await store.get("cat")).job == "c"
-        assert await store.forget("cat", first, job_id="d") == (False, 0, 0, None)
-        assert await store.forget("cat", second, job_id="e") == (True, 0, generation + 2, "c")
+        assert await store.forget("cat", first, job=job("d")) is None
+        assert await store.forget("cat", second, job=job("e")) == (None, "c")
         assert ((await store.get("cat")).job, (await store.get("cat")).adapter) == (None, None)
+        assert (await store.get("cat")).generation == generation + 2
         assert not await redis.keys("*:example:*")
+        assert [await jobs.get(id) for id in "de"] == [None, None]
 
 
 class TestDeleting:
-    async def test_all_but_the_counters(self, store: CategoryStore, redis: Redis) -> None:
+    async def test_all_but_the_counters(self, store: CategoryStore, jobs: JobStore, redis: Redis) -> None:
         for _ in range(2):
             generation, _ = await teach(store)
             await commit(store, generation=generation)
-        assert await store.delete("cat") == (True, "j")
-        assert await store.delete("cat") == (False, None)
-        assert await redis.keys() == [b"exemplar:category:{cat}:counters"]
+        await teach(store, job_id="j")
+        assert await store.delete("cat") == "j"
+        assert (await jobs.get("j")).error == "The category was deleted."
+        assert await store.delete("cat") is None
+        assert await redis.keys("exemplar:categor*") == [b"exemplar:category:{cat}:counters"]
         assert await store.next_version("cat") == 3
 
     async def test_one_beside_others(self, store: CategoryStore) -> None:
@@ -227,7 +283,7 @@ class TestDeleting:
         assert all(record.examples == 1 for record in await store.all())
 
     async def test_while_it_is_taught_nothing_is_left_behind(self, redis: Redis) -> None:
-        store = CategoryStore(redis, versions_kept=2, max_examples=64)
+        store = CategoryStore(redis, versions_kept=2, max_examples=64, job_ttl_s=61)
 
         async def delete() -> None:
             for _ in range(20):
@@ -235,7 +291,7 @@ class TestDeleting:
 
         await asyncio.gather(delete(), *(teach(store) for _ in range(40)))
         await store.delete("cat")
-        assert await redis.keys() == [b"exemplar:category:{cat}:counters"]
+        assert await redis.keys("exemplar:categor*") == [b"exemplar:category:{cat}:counters"]
 
 
 async def test_many_are_read_in_their_order(store: CategoryStore) -> None:

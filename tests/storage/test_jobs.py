@@ -29,13 +29,20 @@ async def test_a_new_job_is_read_back(jobs: JobStore) -> None:
     assert await jobs.get("other") is None
 
 
+async def test_a_field_of_a_newer_version_is_ignored(jobs: JobStore, redis: Redis) -> None:
+    job = await new(jobs)
+    await redis.hset(keys.job(job.id), "priority", '"high"')
+    assert await jobs.get(job.id) == job
+    assert await jobs.list() == [job]
+
+
 async def test_its_life(jobs: JobStore) -> None:
-    job = await jobs.set_generation(await new(jobs), 7)
+    job = await new(jobs)
     assert await jobs.start(job.id, steps=5)
     assert await jobs.step(job.id, step=2, steps=5, loss=0.25)
     running = await jobs.get(job.id)
     assert (running.status, running.step, running.progress) == ("running", 2, 0.4)
-    assert (running.loss, running.generation) == (0.25, 7)
+    assert running.loss == 0.25
     assert await jobs.requeue(job.id)
     assert (await jobs.get(job.id)).status == "queued"
     assert await jobs.start(job.id, steps=5)
@@ -78,11 +85,6 @@ async def test_deaths_are_counted(jobs: JobStore) -> None:
     job = await new(jobs)
     assert [await jobs.count_death(job.id) for _ in range(3)] == [1, 2, 3]
     assert (await jobs.get(job.id)).deaths == 3
-
-
-async def test_a_discarded_job_leaves_nothing(jobs: JobStore, redis: Redis) -> None:
-    await jobs.discard((await new(jobs)).id)
-    assert await redis.keys() == []
 
 
 async def test_the_list_is_the_newest_first_and_drops_what_expired(jobs: JobStore, redis: Redis) -> None:

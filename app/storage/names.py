@@ -1,0 +1,81 @@
+"""Names of categories: validated once at the border, compared by the id under which they are stored."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from app.errors import InvalidInputError
+
+from . import keys
+
+MAX_NAME_LENGTH = 64
+
+
+@dataclass(frozen=True)
+class CategoryName:
+    """Name of a category, or another word for it. Two spellings of a name have the same id and are equal.
+
+    `parse` makes it from a caller's text; the constructor takes a text that was stored and is not validated again.
+
+    Attributes:
+        text: Name in composed form, without surrounding blanks.
+        id: Id of the category, part of its keys.
+    """
+
+    text: str = field(compare=False)
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", keys.category_id(self.text))
+
+    @classmethod
+    def parse(cls, text: str, *, field: str = "name") -> CategoryName:
+        """Validate a caller's text.
+
+        Raises:
+            InvalidInputError: If the text is empty, too long, not UTF-8, a dot segment of a URL's path, or has a slash
+                or a control character.
+        """
+        try:
+            cleaned = unicodedata.normalize("NFC", text).strip()
+            cleaned.encode()
+        except UnicodeEncodeError:
+            raise InvalidInputError("A name is UTF-8: this one has half a surrogate pair.", field=field) from None
+        if fault := _fault(cleaned):
+            raise InvalidInputError(fault, field=field)
+        return cls(cleaned)
+
+
+def parse_names(texts: Sequence[str], *, field: str, limit: int) -> tuple[CategoryName, ...]:
+    """Names of a request in their order, each once as it is spelled first.
+
+    Raises:
+        InvalidInputError: If one is not a name, or there are too many.
+    """
+    if len(texts) > limit:
+        raise InvalidInputError(
+            f"{len(texts)} {field} are too many: at most {limit} in one request (EXEMPLAR_MAX_CATEGORIES).", field=field
+        )
+    return tuple(dict.fromkeys(CategoryName.parse(text, field=field) for text in texts))
+
+
+def other_words(words: Iterable[CategoryName], name: CategoryName) -> tuple[CategoryName, ...]:
+    """Words for a category in their order, each once, without its name."""
+    return tuple(dict.fromkeys(word for word in words if word != name))
+
+
+def _fault(cleaned: str) -> str | None:
+    """Reason for which a text is not a name, or None."""
+    if not 1 <= len(cleaned) <= MAX_NAME_LENGTH:
+        return f"A name has 1 to {MAX_NAME_LENGTH} characters: this one has {len(cleaned)}."
+    if "/" in cleaned:
+        return "A name has no slash: use a space or a hyphen."
+    if cleaned in (".", ".."):
+        return f"{cleaned!r} is not a name: clients remove it from the path of a URL. Use a word."
+    if any(unicodedata.category(character) == "Cc" for character in cleaned):
+        return "A name has no control characters: remove line breaks and tabs."
+    if "\N{REPLACEMENT CHARACTER}" in cleaned:
+        return "A name is UTF-8: this one has bytes that are not."
+    return None

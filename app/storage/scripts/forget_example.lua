@@ -1,0 +1,24 @@
+-- Removes an example and, if others are left, records the job that tunes on them; a category without examples has no
+-- adapter. Sent again because its answer was lost, it changes nothing.
+--
+-- KEYS    1 category  2 counters  3 example ids  4 example  5 job  6 jobs
+-- ARGV    1 JSON: example_id, job (see add_job), superseded (see supersede_job)
+-- Returns {examples left, generation, id of the job that was superseded or ''}; nil if there is no such example.
+-- Needs   job
+local given = cjson.decode(ARGV[1])
+
+local written = redis.call('HGET', KEYS[5], 'generation')
+if written then return {redis.call('LLEN', KEYS[3]), tonumber(written), ''} end
+if redis.call('LREM', KEYS[3], 1, given.example_id) == 0 then return false end
+redis.call('DEL', KEYS[4])
+
+local left = redis.call('LLEN', KEYS[3])
+local superseded = supersede_job(KEYS[1], given.superseded)
+local generation = redis.call('HINCRBY', KEYS[2], 'generation', 1)
+if left > 0 then
+  add_job({category = KEYS[1], job = KEYS[5], jobs = KEYS[6]}, given.job, generation)
+else
+  redis.call('HSET', KEYS[1], 'generation', generation)
+  redis.call('HDEL', KEYS[1], 'job', 'adapter_version', 'adapter_generation', 'result_version')
+end
+return {left, generation, superseded}

@@ -1,0 +1,43 @@
+-- Adds an example to a category, or replaces all of its examples, and records the job that tunes on them: example,
+-- generation, record and the end of the previous job in one step. Sent again because its answer was lost, it changes
+-- nothing.
+--
+-- KEYS    1 category  2 counters  3 example ids  4 example  5 categories  6 job  7 jobs
+-- ARGV    1 JSON: category_id, name, prompts, created_at, time, example_id, example_prefix, replace, max_examples,
+--           job (see add_job), superseded (see supersede_job)
+--         2… names and values of the example's fields
+-- Returns {generation, id of the job that was superseded or ''}; nil if the category has as many examples as it may.
+-- Needs   job
+local given = cjson.decode(ARGV[1])
+
+local written = redis.call('HGET', KEYS[6], 'generation')
+if written then return {tonumber(written), ''} end
+local old_ids = redis.call('LRANGE', KEYS[3], 0, -1)
+if not given.replace and #old_ids >= given.max_examples then return false end
+
+redis.call('HSETNX', KEYS[1], 'name', given.name)
+redis.call('HSETNX', KEYS[1], 'created_at', given.created_at)
+redis.call('ZADD', KEYS[5], 'NX', given.time, given.category_id)
+
+local prompts = {}
+if given.replace then
+  for _, id in ipairs(old_ids) do redis.call('DEL', given.example_prefix .. id) end
+  redis.call('DEL', KEYS[3])
+else
+  prompts = cjson.decode(redis.call('HGET', KEYS[1], 'prompts') or '[]')
+end
+local known = {}
+for _, word in ipairs(prompts) do known[word] = true end
+for _, word in ipairs(given.prompts) do
+  if not known[word] then prompts[#prompts + 1] = word end
+end
+-- cjson writes an empty table as an object.
+redis.call('HSET', KEYS[1], 'prompts', #prompts == 0 and '[]' or cjson.encode(prompts))
+
+redis.call('RPUSH', KEYS[3], given.example_id)
+redis.call('HSET', KEYS[4], unpack(ARGV, 2))
+
+local superseded = supersede_job(KEYS[1], given.superseded)
+local generation = redis.call('HINCRBY', KEYS[2], 'generation', 1)
+add_job({category = KEYS[1], job = KEYS[6], jobs = KEYS[7]}, given.job, generation)
+return {generation, superseded}
