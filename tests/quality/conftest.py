@@ -14,7 +14,7 @@ from app.method.prompts import Prompts, Query
 from app.method.refinement import crf
 from app.method.selection import finished, select
 from app.method.tuning import TUNED, CategoryTuning
-from app.services.teaching import make_shot
+from app.services.tuning_job import make_shot
 from tests.quality.photos import mask, photo
 
 
