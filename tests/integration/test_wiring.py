@@ -14,7 +14,7 @@ from app.errors import AppError, InvalidInputError, UnavailableError
 from app.method.tuning import PAPER, TUNED
 from app.settings import Settings
 from app.storage.jobs import MAX_STREAMS, Job
-from app.wiring import backbone_loaders, compute_threads, connect, recipe_of, service, uses_mask_decoder
+from app.wiring import backbone_loaders, compute_threads, recipe_of, service, uses_mask_decoder
 
 
 @pytest.fixture(autouse=True)
@@ -101,24 +101,6 @@ class TestBackbones:
     def test_a_gpu_where_there_is_none(self, dtype: str) -> None:
         with pytest.raises(InvalidInputError, match="EXEMPLAR_DEVICE=cuda can't be used"):
             backbone_loaders(Settings(threads=1, device="cuda", dtype=dtype))
-
-
-class TestStore:
-    async def test_an_address_that_is_none(self) -> None:
-        with pytest.raises(InvalidInputError, match="EXEMPLAR_REDIS_URL"):
-            async with connect("nonsense"):
-                pass
-
-    async def test_nobody_there(self, tmp_path: Path, monkeypatch) -> None:
-        monkeypatch.setattr(wiring, "_STORE_RESTART_S", 0.1)
-        with pytest.raises(UnavailableError, match="EXEMPLAR_REDIS_URL"):
-            async with connect(f"unix://{tmp_path}/nothing.sock"):
-                pass
-
-    async def test_more_calls_at_once_than_connections_wait_their_turn(self, database: str) -> None:
-        async with connect(database, connections=3) as client:
-            counts = await asyncio.gather(*(client.incr("calls") for _ in range(31)))
-        assert sorted(counts) == [*range(1, 32)]
 
 
 class TestService:
