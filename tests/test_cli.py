@@ -152,7 +152,7 @@ def test_an_address_of_another_service(words: list[str]) -> None:
         done = run(*words, "--url", url)
         elsewhere.shutdown()
     assert done.returncode == 1
-    assert f"{url} is no Exemplar service" in done.stderr
+    assert f"{url} is not an Exemplar service" in done.stderr
     assert "Traceback" not in done.stderr
 
 
