@@ -1,4 +1,4 @@
-"""The command line: every command runs as a person would run it, and an error is one sentence."""
+"""The command line, run as a subprocess; every error is one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names as they are stored and compared; what is let in as an adapter."""
+"""Normalisation and comparison of names; validation of imported adapters."""
 
 from __future__ import annotations
 

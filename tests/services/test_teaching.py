@@ -1,4 +1,4 @@
-"""The tuning job: idempotent per generation, whatever dies when; never worse than the words alone."""
+"""The tuning job: idempotent per generation, whichever process dies; never worse than the words alone."""
 
 from __future__ import annotations
 
