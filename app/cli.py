@@ -144,7 +144,7 @@ def segment(
 
     names = category or []
     if overlay and len(images) > 1:
-        raise InvalidInputError("--overlay draws one photo: give one, or leave it out.")
+        raise InvalidInputError("--overlay accepts only one photo: name one photo, or omit --overlay.")
     if overlay:
         _check_writable(overlay)
     with Client(url, key=key) as client:
@@ -245,18 +245,18 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
     pictures: Annotated[
         Path | None,
-        typer.Option(help="Draw good, middling and failed cases into this file, as PNG; not for interference."),
+        typer.Option(help="Draw good, middling and failed cases to this file, as PNG; not for interference."),
     ] = None,
 ) -> None:
-    """Measure mIoU on a folder of photos with masks; every protocol beside the words alone."""
+    """Measure mIoU on a folder of photos with masks; every protocol also measures the words alone."""
     if pictures and protocol == "interference":
         raise InvalidInputError(
-            "--pictures draws what was found in a photo, and --protocol interference finds something else for every "
-            "class that it teaches: leave --pictures out, or choose another protocol."
+            "--pictures does not work with --protocol interference, which finds other masks for every class that it "
+            "teaches: omit --pictures, or choose another protocol."
         )
     if method == "prototype" and protocol in ("joint", "interference"):
         raise InvalidInputError(
-            f"--method prototype tunes nothing, so that --protocol {protocol} has no meaning for it: choose one-shot."
+            f"--method prototype does no tuning, which --protocol {protocol} measures: choose --protocol one-shot."
         )
     for file in (json_file, pictures):
         if file:
@@ -340,7 +340,7 @@ def list_backbones(
 
 
 async def _serve(settings: Settings) -> None:
-    """Start the components first, so that a missing one is one sentence; then listen until SIGINT or SIGTERM."""
+    """Start the components first, so that an error is printed as one sentence; then listen until SIGINT or SIGTERM."""
     import uvicorn
 
     from app.main import create_app
@@ -353,10 +353,10 @@ async def _serve(settings: Settings) -> None:
             host=settings.host,
             port=settings.port,
             log_config=None,
-            # Enough for current requests; an open event stream is cut after it, and its client reconnects.
+            # Enough for current requests. Event streams still open after it are closed; their clients reconnect.
             timeout_graceful_shutdown=10,
         )
-        # uvicorn raises the signal again after it has stopped, when the components still have to be stopped.
+        # After it has stopped, uvicorn raises the signal again; ignoring it leaves time to stop the components.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         await uvicorn.Server(config).serve()
@@ -395,7 +395,7 @@ def _check_writable(file: Path) -> None:
     if not file.parent.is_dir():
         raise InvalidInputError(f"{file} can't be written: there is no folder {file.parent}.")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise InvalidInputError(f"{file} can't be written: you may not, so name another place.")
+        raise InvalidInputError(f"{file} can't be written: permission denied; choose another path.")
 
 
 def _settings(**given: object) -> Settings:

@@ -1,4 +1,4 @@
-"""Small client of the HTTP API, for the command line and the demo."""
+"""Client of the HTTP API for the command line and the demo."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import httpx2 as httpx
 
 from app.errors import AppError, InvalidInputError, UnavailableError
 
-# A request with a thousand categories on a slow machine.
+# Enough for a request with a thousand categories on a slow machine.
 _TIMEOUT_S = 300.0
 
-# Time for a service to restart.
+# Number of attempts and the pause between them: enough for a restart of the service.
 _TRIES = 5
 _PAUSE_S = 1.0
 _AT_WORK = ("queued", "running")
@@ -43,7 +43,7 @@ class Client:
         if not url.startswith(("http://", "https://")):
             raise _no_address(url)
         if key and not _KEY.fullmatch(key):
-            raise InvalidInputError("The key (--key, EXEMPLAR_API_KEY) has characters that no key has: copy it anew.")
+            raise InvalidInputError("The key (--key, EXEMPLAR_API_KEY) contains invalid characters: copy it again.")
         self._url = url
         try:
             self._http = httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers={"X-API-Key": key} if key else {})
@@ -96,7 +96,7 @@ class Client:
                 if not tries_left:
                     raise self._unreachable(error) from error
             time.sleep(_PAUSE_S)
-        raise UnavailableError(f"The events of job {job_id} end before it does: ask for GET /jobs/{job_id} later.")
+        raise UnavailableError(f"The events of job {job_id} ended before the job: request GET /jobs/{job_id} later.")
 
     def category(self, name: str) -> Json:
         """Return one category."""
@@ -159,14 +159,14 @@ class Client:
             raise AppError(_detail(answer))
         sent = answer.headers.get("content-type", "nothing")
         if sent.partition(";")[0].strip().lower() != media_type:
-            raise UnavailableError(f"{self._url} is no Exemplar service: it answers {sent}; correct the address.")
+            raise UnavailableError(f"{self._url} is not an Exemplar service (it sent {sent}): correct the address.")
 
     def _unreachable(self, error: Exception) -> UnavailableError:
         return UnavailableError(f"No service answers at {self._url}: start one with `make serve` ({error}).")
 
 
 def _no_address(url: str) -> InvalidInputError:
-    return InvalidInputError(f"{url!r} is no address: write it as http://127.0.0.1:8000.")
+    return InvalidInputError(f"{url!r} is not a valid address: write it like http://127.0.0.1:8000.")
 
 
 def _detail(answer: httpx.Response) -> str:

@@ -83,7 +83,7 @@ def run_demo(console: Console, out: Path) -> None:
             _ask(client, question, table)
             pictures.append(client.overlay(EXAMPLES / f"{question.photo}.jpg", list(question.masks)))
         console.print(table)
-        side_by_side(pictures).save(out, format="PNG")  # whatever its file extension
+        side_by_side(pictures).save(out, format="PNG")  # PNG with any file extension
         console.print(f"Overlay: [bold]{out}[/bold]")
 
 

@@ -26,7 +26,7 @@ class AppError(Exception):
 
 
 class InvalidInputError(AppError):
-    """The request was parsed, but its content can't be used."""
+    """The request or a setting is well-formed, but its content can't be used."""
 
     status = 422
     title = "Invalid input"

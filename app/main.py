@@ -23,8 +23,8 @@ _MANY_IMAGES = frozenset({"/layers/rank", "/segment/batch"})
 # Requested by monitoring every few seconds.
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
-# Upper bounds for parsing a form, above everything that settings allow: two lists of ten thousand names, a thousand
-# photos. Smaller excesses are then refused by the limit that applies.
+# Upper bounds for parsing a form, above everything that the settings allow: two lists of ten thousand names, a thousand
+# photos. A form that exceeds a setting but not these bounds gets an error that names the setting.
 _MAX_FORM_FIELDS = 30_000
 _MAX_FORM_FILES = 2000
 

@@ -136,7 +136,7 @@ class Replica:
 
 
 class _Probe:
-    """An empty call in every lane. It queues like others, under load for longer than Ray waits for an answer."""
+    """An empty call in every lane. It queues like other calls, under load for longer than Ray waits for an answer."""
 
     def __init__(self, live: Service) -> None:
         self._asked_at = time.monotonic()
@@ -145,7 +145,7 @@ class _Probe:
 
     @property
     def answered(self) -> bool:
-        """True if every lane has run it."""
+        """True if every lane has run the call."""
         return self._task.done()
 
     async def look(self) -> None:
@@ -154,7 +154,7 @@ class _Probe:
         if self._task.done():
             self._task.result()
         elif time.monotonic() - self._asked_at > _LANE_HANGS_AFTER_S:
-            raise RuntimeError(f"a model has not come to its next call for {_LANE_HANGS_AFTER_S:.0f} s")
+            raise RuntimeError(f"a model has not started its next call for {_LANE_HANGS_AFTER_S:.0f} s")
 
 
 async def _warm(live: Service) -> None:
@@ -195,7 +195,7 @@ def _settings() -> Settings:
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and not (settings.allow_anonymous or settings.api_keys):
         raise ValueError(
             "Behind RAY_SERVE_ENABLE_HA_PROXY=1 every caller seems to be on this machine: unset it, or set "
-            "EXEMPLAR_API_KEYS, or EXEMPLAR_ALLOW_ANONYMOUS=true with a gateway in front that asks who calls."
+            "EXEMPLAR_API_KEYS, or EXEMPLAR_ALLOW_ANONYMOUS=true behind a gateway that authenticates callers."
         )
     return settings
 
@@ -241,8 +241,8 @@ class ProxyProblems:
         if not answered:
             instead = _problem(
                 "Unavailable",
-                "The replica ended before it answered: send the request again. Where jobs are started, an "
-                "Idempotency-Key makes that safe.",
+                "The replica ended before it answered: send the request again. For calls that start jobs, an "
+                "Idempotency-Key makes the repetition safe.",
                 retry_after_s="1",
             )
         if instead is not None:

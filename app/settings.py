@@ -67,7 +67,7 @@ class Settings(BaseSettings):
 
     method: Literal["tuned", "paper"] = Field(
         "tuned",
-        description="`tuned` = the configuration with the best measured quality; `paper` = the choices of the paper "
+        description="`tuned` = the configuration with the best measured quality; `paper` = the paper's configuration "
         "(no mask decoder, full-rank adapters, 20 CRF iterations).",
     )
     tiles: bool = Field(
@@ -146,7 +146,7 @@ class Settings(BaseSettings):
     @field_validator("api_keys")
     @classmethod
     def _keys_are_hashes_with_scopes(cls, value: str) -> str:
-        # The message leaves the value out: it may be a key that was put here instead of its hash.
+        # The message omits the value, which may be a key that was set by mistake instead of its hash.
         if not all(_KEY.fullmatch(part) for part in _parts(value)):
             raise PydanticCustomError(
                 "api_keys", "expected scope:SHA-256, such as teach:5e88…, several separated by commas; see `app key`"

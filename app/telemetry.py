@@ -1,7 +1,7 @@
 """OpenTelemetry traces, sent if the environment names a collector.
 
-FastAPI makes the span of a request, pydocket that of a job, which links to the request that queued it. The lane and the
-stages of a segmentation add their own. Sampling, names and export are set by the variables of
+FastAPI creates the span of a request, pydocket that of a job, with a link to the request that queued it. The lane and
+the stages of a segmentation add their own spans. Sampling, names and export are set by the variables of
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/.
 """
 

@@ -1,4 +1,4 @@
-"""The only file that turns settings into live objects. `service` is what both entry points, HTTP and worker, run on."""
+"""Construction of the running service from the settings, for the HTTP server and the worker. No other file does it."""
 
 from __future__ import annotations
 
@@ -48,13 +48,14 @@ from app.storage.layers import LayerStore
 from app.storage.rankings import RankingStore
 from app.storage.server import EmbeddedServer
 
-# Between two beginnings of a worker: a fault that comes back at once must not fill the log.
+# Pause before a failed worker is restarted, so that an error that recurs at once does not fill the log.
 _WORKER_PAUSE_S = 1.0
 
-# Products that tell which number format is faster: small ones, since a CPU without bfloat16 takes 100 times as long.
+# Matrix products that measure which number format is faster. They are small, because a CPU without bfloat16 takes 100
+# times as long.
 _TRIED_SIZE = 256
 _TRIES = 3
-# Less is not worth the lost digits.
+# A smaller gain is not worth the lower precision.
 _WORTHWHILE_GAIN = 1.5
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -64,7 +65,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Service:
-    """Everything a route may call."""
+    """The parts of the running service that routes may call."""
 
     settings: Settings
     metrics: Metrics
@@ -83,11 +84,11 @@ class Service:
 
 @asynccontextmanager
 async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = None) -> AsyncIterator[Service]:
-    """Start the service's parts in order, and stop them in the reverse order.
+    """Start the parts of the service in order, and stop them in reverse order.
 
     Args:
-        settings: Of this process.
-        loaded: Backbones to use instead of those that the settings name; for programs that have them already.
+        settings: Settings of this process.
+        loaded: Backbones to use instead of those named in the settings, for programs that have already loaded them.
 
     Raises:
         AppError: If a part can't be started; the sentence says what to do.
@@ -101,9 +102,10 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         docket = await stack.enter_async_context(
             Docket(name="exemplar:docket", url=url, execution_ttl=timedelta(seconds=settings.job_ttl_s))
         )
-        # The lanes compute in parallel, all other threads alone; a thread that is still to come gets what was set last.
-        # OpenMP keeps a team for every thread that computes in parallel; once all teams together have more members than
-        # there are cores, they sleep between operations, 1,800 times per photo, which made it a third slower.
+        # Only the lanes' threads compute in parallel; all other threads of the process compute alone. A new thread gets
+        # the number that was set last. OpenMP keeps a team for every thread that computes in parallel; if all teams
+        # together have more members than there are cores, the members sleep between operations: 1,800 times per photo,
+        # which took a third more time.
         torch.set_num_threads(1)
         layer_store = LayerStore(client)
         models = Models(
@@ -118,7 +120,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             models.add(Model(backbone, lane, load))
             if backbone.device.startswith("cuda"):
                 _watch_gpu(backbone.device, metrics)
-            del backbone  # a model that must sleep for the next one is in nobody's hands
+            del backbone  # no other reference, so that unloading the model frees its memory
         torch.set_num_threads(1)
         jobs = JobStore(client, streams, ttl_s=settings.job_ttl_s)
         store = CategoryStore(
@@ -187,12 +189,12 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
 
 
 def backbone_loaders(settings: Settings) -> list[Callable[[], Backbone]]:
-    """What loads the backbones that the settings name, the default first.
+    """Functions that load the backbones named in the settings, the default first.
 
-    A loader raises InvalidInputError if its model can't be loaded, or doesn't have the layers that are set.
+    A loader raises InvalidInputError if its model can't be loaded or lacks a layer named in the settings.
 
     Raises:
-        InvalidInputError: If none is named, or the device can't be used.
+        InvalidInputError: If no backbone is named, or the device can't be used.
     """
     device = settings.device
     if device == "auto":
@@ -202,13 +204,13 @@ def backbone_loaders(settings: Settings) -> list[Callable[[], Backbone]]:
     try:
         torch.empty(0, device=device)
         dtype = fastest_dtype(device) if settings.dtype == "auto" else settings.dtype
-    except (RuntimeError, AssertionError) as error:  # torch's words for no such device, and for a build without CUDA
+    except (RuntimeError, AssertionError) as error:  # no such device; a build without CUDA
         raise _unusable(settings, error) from error
     return [partial(_load, spec, settings, device, dtype) for spec in settings.backbone_specs]
 
 
 def family_list() -> list[Family]:
-    """What every family's file says of it."""
+    """Descriptions of all backbone families."""
     return [backbones.about(family) for family in backbones.families()]
 
 
@@ -231,7 +233,7 @@ def _itself(backbone: Backbone) -> Backbone:
 
 
 def fastest_dtype(device: str) -> str:
-    """bfloat16 where products are at least half as fast again in it, which is tried here; else float32."""
+    """bfloat16 if matrix products on the device are at least 1.5 times as fast as in float32, else float32."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         square = torch.ones(_TRIED_SIZE, _TRIED_SIZE, device=device, dtype=dtype)
@@ -239,17 +241,17 @@ def fastest_dtype(device: str) -> str:
         seconds[dtype] = timer.timeit(_TRIES).median
     gain = seconds[torch.float32] / seconds[torch.bfloat16]
     chosen = "bfloat16" if gain >= _WORTHWHILE_GAIN else "float32"
-    _log.info("%s: on %s products in bfloat16 are %.2g times as fast as in float32", chosen, device, gain)
+    _log.info("%s: on %s matrix products in bfloat16 are %.2g times as fast as in float32", chosen, device, gain)
     return chosen
 
 
 def compute_threads(settings: Settings) -> int:
-    """Threads of one tensor operation where the models run: what is set, or the cores that this process may use."""
+    """Threads of one tensor operation of a model: the setting, or else the number of usable cores."""
     return settings.threads or _cores()
 
 
 def _cores() -> int:
-    """The machine's, or those that a container may use (Linux's cgroup 2), of which `os.cpu_count` knows nothing."""
+    """Number of usable cores. Unlike `os.cpu_count` it respects the CPU limit of a container (Linux cgroup 2)."""
     cores = os.cpu_count() or 1
     try:
         quota, period = _CPU_QUOTA.read_text().split()
@@ -259,27 +261,27 @@ def _cores() -> int:
 
 
 def recipe_of(settings: Settings) -> Recipe:
-    """How categories are tuned: what measured best, or the paper's way."""
+    """The tuning recipe: the configuration with the best measured quality, or that of the paper."""
     recipe = TUNED if settings.method == "tuned" else PAPER
     return replace(recipe, steps=settings.tune_steps) if settings.tune_steps else recipe
 
 
 def uses_mask_decoder(settings: Settings) -> bool:
-    """True if a backbone's mask decoder is used; the paper has none."""
+    """True if the mask decoder of a backbone is used; the paper has none."""
     return settings.method == "tuned"
 
 
 def _lane(backbone: Backbone, settings: Settings, metrics: Metrics) -> Lane:
     threads = compute_threads(settings)
-    # On a GPU two keep it busy: one request's photo is made ready while another's is computed.
+    # Two requests keep a GPU busy: the photo of one is prepared while that of the other is computed.
     side_by_side = threads if backbone.device == "cpu" else 2
     return Lane(backbone.name, limit=settings.queue_limit, threads=threads, side_by_side=side_by_side, metrics=metrics)
 
 
 def _watch_gpu(device: str, metrics: Metrics) -> None:
-    """Tell what a GPU does whenever the metrics are read."""
+    """Report the memory and utilisation of a GPU whenever the metrics are read."""
     metrics.gpu_memory.labels(device).set_function(partial(torch.cuda.memory_allocated, device))
-    if find_spec("pynvml"):  # NVIDIA's own library, of the extra `gpu`; torch asks through it
+    if find_spec("pynvml"):  # NVIDIA's library, in the extra `gpu`; torch.cuda.utilization needs it
         metrics.gpu_utilization.labels(device).set_function(lambda: torch.cuda.utilization(device) / 100)
 
 
@@ -292,7 +294,7 @@ async def _embedded_server(settings: Settings, stack: AsyncExitStack) -> str:
 
 @asynccontextmanager
 async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Run a coroutine beside the body; cancel it and wait for its end when the body is left."""
+    """Run a coroutine while the body runs; then cancel it and wait for its end."""
     task = asyncio.create_task(work, name=name)
     task.add_done_callback(lambda done: _tell(done, name))
     try:
@@ -303,12 +305,12 @@ async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIte
 
 
 async def _unending(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run what isn't meant to end, and begin anew after a fault: jobs would wait for as long as the service runs."""
+    """Run the worker and restart it whenever it ends; otherwise jobs would wait until the service restarts."""
     while True:
         try:
             await work()
-        except Exception:  # whatever it was, the log has it
-            _log.exception("the worker ended, and begins anew")
+        except Exception:  # any error is logged, and the worker is restarted
+            _log.exception("the worker ended and is restarted")
         await asyncio.sleep(_WORKER_PAUSE_S)
 
 

@@ -1,4 +1,4 @@
-"""The worker process: the same wiring without HTTP. Any number may run, on any machine that reaches the store."""
+"""The worker process: the service without HTTP. Any number may run, on any machine that reaches the store."""
 
 from __future__ import annotations
 

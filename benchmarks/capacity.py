@@ -1,4 +1,4 @@
-"""Number of replicas that a load needs: a simulation of the lane with measured times, validated against the service.
+"""Number of replicas that a load needs, from a simulation of the lane that is validated against the service.
 
 `python -m benchmarks.capacity` measures the service on this machine, compares its response times under random arrivals
 with simulated ones, and prints the tables of docs/scaling.md.
@@ -75,8 +75,8 @@ def random_arrivals(per_s: float, requests: int, *, seed: int = 0) -> np.ndarray
 def latencies(times: ServiceTimes, arrivals: np.ndarray, *, seed: int = 0) -> np.ndarray:
     """Seconds from each request's arrival to its answer, at one replica.
 
-    Model of the lane: it waits for a request and takes the requests waiting behind it along, at most `SIDE_BY_SIDE`.
-    Each is answered when it is done; the next ones start when all of them are done.
+    Model of the lane: it starts up to `SIDE_BY_SIDE` waiting requests together. Each is answered when it is done; the
+    next ones start when all of them are done.
     """
     requests = len(arrivals)
     spent = np.random.default_rng(seed).choice(times.alone_s, requests)
@@ -92,7 +92,7 @@ def latencies(times: ServiceTimes, arrivals: np.ndarray, *, seed: int = 0) -> np
 
 
 def highest_rate(times: ServiceTimes, *, p95_s: float) -> float:
-    """Requests per second at which a replica answers 19 of 20 in time; 0 if it can't."""
+    """Highest rate per second at which a replica answers 95 % of the requests within `p95_s`; 0 if there is none."""
     low, high = 0.0, times.most_per_s
     for _ in range(12):
         middle = (low + high) / 2
@@ -102,7 +102,7 @@ def highest_rate(times: ServiceTimes, *, p95_s: float) -> float:
 
 
 def measured_times(client: Client, photos: Iterator[Path], names: Sequence[str]) -> ServiceTimes:
-    """Measure requests one after the other, and their slowdown when the lane always has two."""
+    """Measure requests one after the other, and their slowdown when two always run together."""
     alone = [_timed(client, next(photos), names) for _ in track(range(_ALONE), description="alone", transient=True)]
     started = time.perf_counter()
     with ThreadPoolExecutor(2 * SIDE_BY_SIDE) as pool:
@@ -140,7 +140,7 @@ class StoreCosts:
     Attributes:
         adapter_bytes: Size of one adapter version, as it is sent.
         record_bytes: Memory of a category with one adapter, beyond the adapter itself.
-        reads_per_s: Requests whose categories are read per second of the store's CPU time.
+        reads_per_s: Number of requests whose categories can be read per second of the store's CPU time.
         listing_s: Time of reading all categories, per category.
     """
 

@@ -3,9 +3,9 @@
     python -m benchmarks.masks record before.npz --data DIR --url http://127.0.0.1:8000
     python -m benchmarks.masks compare before.npz after.npz
 
-Per photo of the data set, four label maps over HTTP: its classes by words, refined and not; every category that the
-service was taught in advance (`--teach` teaches the first photos of the first classes); and one without the adapters.
-A change that means to change no number compares as equal.
+For each photo of the data set it requests four label maps over HTTP: the photo's classes by words, with and without
+refinement; all taught categories; and the photo's classes with adapters. It first teaches ten classes, or imports their
+adapters from `--adapters`. The records before and after a change that should not affect masks must be equal.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def main() -> None:
     """Run one of the two commands."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    record_ = commands.add_parser("record", help="Ask a running service for the masks of every photo.")
+    record_ = commands.add_parser("record", help="Request the masks of every photo from a running service.")
     record_.add_argument("file", type=Path)
     record_.add_argument("--data", type=Path, required=True, help="Folder with index.json, images/ and masks/.")
     record_.add_argument("--url", default="http://127.0.0.1:8000")
-    record_.add_argument("--limit", type=int, default=None, help="So many photos at most.")
+    record_.add_argument("--limit", type=int, default=None, help="Maximum number of photos.")
     record_.add_argument("--adapters", type=Path, help="Folder: export the adapters to it, or import those in it.")
     compare_ = commands.add_parser("compare", help="Count the pixels whose label differs.")
     compare_.add_argument("before", type=Path)
@@ -52,9 +52,9 @@ def record(file: Path, data: Path, url: str, limit: int | None, adapters: Path |
     Args:
         file: NumPy archive, a uint8 array [height, width] per photo and request.
         data: Data set as `python -m app evaluate` reads it.
-        url: Of the service.
-        limit: Most photos.
-        adapters: Folder of exported adapters; if it holds some they are imported instead of teaching.
+        url: Address of the service.
+        limit: Maximum number of photos.
+        adapters: Folder of exported adapters. If it has some, they are imported instead of teaching; else it is filled.
     """
     index = json.loads((data / "index.json").read_text())
     names = index["classes"]
@@ -82,7 +82,7 @@ def record(file: Path, data: Path, url: str, limit: int | None, adapters: Path |
 
 
 def compare(before: Path, after: Path) -> None:
-    """Print, per request, how many photos and pixels differ."""
+    """Print the number of photos and pixels that differ, for each kind of request."""
     old, new = np.load(before), np.load(after)
     keys = sorted(set(old) | set(new))
     for variant in sorted({key.rpartition("/")[2] for key in keys}):
@@ -96,7 +96,7 @@ def compare(before: Path, after: Path) -> None:
 
 
 def _teach(client: httpx.Client, data: Path, index: dict, adapters: Path | None) -> list[str]:
-    """Teach the first ten classes that some photo shows well, or import their adapters from an earlier record."""
+    """Teach the first ten classes that cover 2 to 60 % of a photo, or import their adapters from an earlier record."""
     if adapters and (files := sorted(adapters.glob("*.safetensors"))):
         for file in files:
             client.put(f"/categories/{file.stem}/adapter", content=file.read_bytes()).raise_for_status()

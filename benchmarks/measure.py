@@ -1,4 +1,4 @@
-"""Timing functions, and the table of results."""
+"""Functions that measure times, and the table of results."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Row:
 
     Attributes:
         what: The measured case.
-        before: Value of the plain path, or of the case compared with.
-        after: Value of the service's path.
-        ratio: Ratio of the two; more (or, with a target "≤", less) is better.
+        before: Value of the baseline, or of the case compared with.
+        after: Value of the service.
+        ratio: Ratio of the two; higher is better, or lower if the target is "≤".
         target: Target of the ratio, such as "≥ 30".
         note: Additional observations.
     """
@@ -48,7 +48,7 @@ def table(title: str, rows: Sequence[Row]) -> Table:
 
 
 def seconds(call: Callable[[], object], *, repeats: int = 5, warm_up: bool = True) -> float:
-    """Median time of a call."""
+    """Median time of a call in seconds."""
     if warm_up:
         call()
     times = []
@@ -76,5 +76,5 @@ def matmul_flops(dtype: torch.dtype = torch.float32, side: int = 2048) -> float:
 
 
 def text_ms(value: float) -> str:
-    """Seconds as text, in milliseconds or seconds."""
+    """Format a number of seconds, in milliseconds if it is below 10 s."""
     return f"{1000 * value:.0f} ms" if value < 10 else f"{value:.1f} s"

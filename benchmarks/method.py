@@ -1,4 +1,4 @@
-"""The method on a random BLIP-large against the plain path: results and times of one run."""
+"""Benchmarks of the method on a random BLIP-large against the baseline: results and times of one run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def blip_large() -> BlipForImageTextRetrieval:
 
 @torch.no_grad()
 def crf_rows() -> Iterator[Row]:
-    """ConvCRF alone: a soft class map on a real photo."""
+    """ConvCRF alone, on a random class map and a real photo."""
     colours = imagenet_normalise(torch.from_numpy(photo()).permute(2, 0, 1)[None].float() / 255)
     colours = F.interpolate(colours, size=(_SIZE, _SIZE), mode="bilinear")[0]
     for classes in (21, 81):
@@ -89,7 +89,7 @@ def crf_rows() -> Iterator[Row]:
 
 
 def large_rows() -> Iterator[Row]:
-    """Segmenting and tuning, BLIP-large at 512 px, 49 prompts, 21 classes."""
+    """Segmenting and tuning with BLIP-large at 512 px, 49 prompts, 21 classes."""
     peak = matmul_flops()
     model = blip_large()
     backbone = Blip(model, BertTokenizer(vocab=str(VOCABULARY)), input_size=_SIZE)
@@ -119,7 +119,8 @@ def _segment(
     before, after = seconds(theirs, repeats=1, warm_up=False), seconds(ours, repeats=3)
     tower = seconds(lambda: encode_one(backbone, rgb), repeats=3)
     agree = (results["plain"].argmax(dim=0) == results["ours"].argmax(dim=0)).float().mean()
-    # A ViT layer: 12 · width² per token in matrices, 2 · width per pair of tokens in attention, two operations each.
+    # Multiply-adds of a ViT layer, two operations each: 12 · width² per token in matrices, 2 · width per pair of tokens
+    # in attention.
     tokens, width, layers = (_SIZE // 16) ** 2 + 1, 1024, 24
     operations = 2 * layers * (12 * width**2 * tokens + 2 * width * tokens**2)
     yield Row(
@@ -159,7 +160,7 @@ def _tune(model: BlipForImageTextRetrieval, backbone: Blip, prompts: Prompts, rg
         layers=_LAYERS,
     )
     own_s = seconds(own.step, repeats=5)
-    # Last, since it changes the model.
+    # Run last, because it changes the model.
     theirs = plain.JointTuning(model, imagenet_normalise(torch.stack(images)), labels, text, prompts.spans, _LAYERS)
     losses: list[float] = []
     plain_s = seconds(lambda: losses.append(theirs.step()), repeats=1, warm_up=False)

@@ -1,8 +1,8 @@
-"""Baseline of `make bench`: the method as its authors' code runs it, not optimised.
+"""Baseline of `make bench`: the method without optimisation, as the authors' code runs it.
 
-A prompt carries its own copy of the image's tokens through every layer, class maps are made at full resolution, the CRF
-copies out every neighbourhood, and a tuning step runs all prompts of all classes, the vision tower included. On
-transformers' own BLIP, so that it is also an oracle for `app.backbones.blip`.
+Every prompt has a copy of the image tokens in every layer, class maps are computed at full resolution, the CRF copies
+every neighbourhood, and a tuning step runs all prompts of all classes and the vision tower. It runs on BLIP of
+transformers, so it is also a reference for `app.backbones.blip`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from app.method.crf import CrfParameters
 from app.method.shot import BACKGROUND_WEIGHT, IGNORE
 from app.method.tuning import LEARNING_RATE, WEIGHT_DECAY
 
-# Per class the half-open range of its prompts; the background first.
+# Half-open range of prompts of each class, the background first.
 Spans = Sequence[tuple[int, int]]
 
 
@@ -52,7 +52,7 @@ def evidence(
 
 
 def compete(logits: Tensor, match: Tensor, spans: Spans, *, size: int) -> Tensor:
-    """Softmax over prompts at every patch, sums per class, mean over the layers at full resolution."""
+    """Class probabilities: softmax over prompts, sum or maximum per class, mean over layers at full resolution."""
     side = round(logits.shape[2] ** 0.5)
     maps = []
     for layer in logits:
@@ -88,7 +88,7 @@ def crf(probabilities: Tensor, colours: Tensor, parameters: CrfParameters | None
         small = pooled(features)
         distance = (neighbours(small) - small[0][:, None]).square().sum(dim=0)
         kernel = kernel + weight * torch.exp(-distance / 2)
-    # Zeros beyond the image have a similarity too, but contribute nothing: predictions there are 0.
+    # The kernel is not 0 outside the image, but predictions are, so nothing is added from there.
     unary = probabilities.log_softmax(dim=0)
     prediction = unary
     for _ in range(p.iterations):
@@ -103,9 +103,12 @@ class JointTuning:
     """The authors' tuning (paper, section 3.4): all classes at once, two supports a step.
 
     Args:
-        model: Is modified.
+        model: The model; it is modified.
         pixels: Normalised supports `[support, 3, size, size]`.
-        labels: `[support, size, size]`, values are classes.
+        labels: Classes of their pixels `[support, size, size]`.
+        text: Tokens of all prompts.
+        spans: Prompts of each class.
+        layers: Layers to tune and read.
     """
 
     def __init__(
@@ -130,7 +133,7 @@ class JointTuning:
         )
 
     def step(self) -> float:
-        """One optimiser step on all supports; returns its loss."""
+        """Run one optimiser step on all supports and return its loss."""
         maps = [class_map(self.model, image, self.text, self.spans, self.layers) for image in self.pixels]
         weight = torch.ones(len(self.spans))
         weight[0] = BACKGROUND_WEIGHT

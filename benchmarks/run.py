@@ -1,7 +1,7 @@
-"""`make bench`: times and ratios of one run, printed as tables and written to benchmarks/results.json.
+"""`make bench`: runs all benchmarks, prints tables and writes benchmarks/results.json.
 
-A ratio compares a path of the service with the baseline (`benchmarks/plain.py`), or two cases of the service, on the
-same machine in the same run.
+A ratio compares the service with the baseline (`benchmarks/plain.py`), or two cases of the service, on the same machine
+in the same run.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     stages, service = service_rows(console)
     console.print(table("The service, embedded backbone", service))
-    with console.status("the plain path takes minutes"):
+    with console.status("measuring the baseline takes minutes"):
         method = [*crf_rows(), *large_rows()]
-    console.print(table("The method against the plain path", method))
+    console.print(table("The method against the baseline", method))
     results = {
         "cores": os.cpu_count(),
         "torch": torch.__version__,

@@ -34,7 +34,7 @@ _REQUESTS = 9
 
 
 def service_rows(console: Console) -> tuple[list[dict[str, Any]], list[Row]]:
-    """p50 of POST /segment with the time of each stage, and the other times that a user waits for."""
+    """Median time of POST /segment with the time of each stage, and other response times."""
     with photos_of_a_camera() as photos, running_service(console) as service, Client(service.url) as client:
         rows = [_teach(client)]
         names, others = words(2 * _MANY)[::2], words(2 * _MANY)[1::2]
@@ -56,7 +56,7 @@ def service_rows(console: Console) -> tuple[list[dict[str, Any]], list[Row]]:
 
 
 def rounds_row(console: Console) -> Row:
-    """POST /segment with EXEMPLAR_METHOD=paper against the default, in the same run."""
+    """Time of POST /segment with EXEMPLAR_METHOD=paper relative to the default, in the same run."""
     names = words(10)
     with (
         photos_of_a_camera() as photos,
@@ -69,7 +69,7 @@ def rounds_row(console: Console) -> Row:
                 p50.append(_requests(client, photos, names, f"10 named, {rounds} rounds")["p50_ms"])
     before, after = (text_ms(ms / 1000) for ms in p50)
     return Row(
-        "POST /segment, p50, 10 named: EXEMPLAR_METHOD=paper (20 rounds of the CRF, no mask decoder) over the usual",
+        "POST /segment, p50, 10 named: EXEMPLAR_METHOD=paper (20 rounds of the CRF, no mask decoder) over the default",
         before,
         after,
         p50[0] / p50[1],
@@ -79,7 +79,7 @@ def rounds_row(console: Console) -> Row:
 
 @contextmanager
 def photos_of_a_camera(count: int = 70) -> Iterator[Iterator[Path]]:
-    """Endless photos of 640 × 480, more than the image cache holds: each one is encoded."""
+    """Cycle through photos of 640 × 480, more than the image cache holds, so that each request encodes its photo."""
     with tempfile.TemporaryDirectory() as folder, Image.open(EXAMPLES / "dog.jpg") as dog:
         files = []
         for shift in range(count):
@@ -89,7 +89,7 @@ def photos_of_a_camera(count: int = 70) -> Iterator[Iterator[Path]]:
 
 
 def _teach(client: Client) -> Row:
-    """Time from the upload of an example to the end of its job; the first one of a process warms up."""
+    """Time from the upload of an example to the end of its job; the first job of a process is a warm-up."""
     times = []
     for _ in range(4):
         started = time.perf_counter()
@@ -168,7 +168,7 @@ def peak_bytes(pid: int) -> int:
 
 
 def _first_use(service: RunningService, client: Client, photos: Iterator[Path]) -> Row:
-    """First use of an adapter in a replica: reading and parsing it. The `load` stage of the first request."""
+    """Time to read and parse an adapter on its first use in a replica: the `load` stage of the first request."""
     adapter = adapter_of(service, "taught")
     times = []
     for number in range(5):
@@ -196,7 +196,7 @@ def _while_tuning(client: Client, photos: Iterator[Path], names: list[str], coun
 
 
 def _beside_another_process(client: Client, photos: Iterator[Path], names: list[str], alone_ms: float) -> Row:
-    """POST /segment beside a process that keeps one core busy: a fair share of two cores is half of them."""
+    """Time of POST /segment beside a process that keeps one core busy, on a machine with two cores."""
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         beside_ms = _requests(client, photos, names, "beside a busy process")["p50_ms"]

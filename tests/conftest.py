@@ -1,4 +1,4 @@
-"""What several folders of tests share: a real store, a tiny model, and a running application. No mocks, no network."""
+"""Shared fixtures: a real store, a tiny model, and a running application. No mocks, no network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may import whom (DESIGN, section 2), and that importing does nothing else."""
+"""Allowed imports between the packages, and imports without side effects."""
 
 from __future__ import annotations
 

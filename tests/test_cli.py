@@ -1,4 +1,4 @@
-"""The command line: every command runs as a person would run it, and an error is one sentence."""
+"""The command line, run as a subprocess; every error is one sentence."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_an_address_of_another_service(words: list[str]) -> None:
         done = run(*words, "--url", url)
         elsewhere.shutdown()
     assert done.returncode == 1
-    assert f"{url} is no Exemplar service" in done.stderr
+    assert f"{url} is not an Exemplar service" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""The documents agree with the code: generated pages are up to date; links, commands and files that are named exist."""
+"""The documents agree with the code: generated pages are up to date; links, commands and named files exist."""
 
 from __future__ import annotations
 

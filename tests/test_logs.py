@@ -1,4 +1,4 @@
-"""Log lines say what they are about, in both forms."""
+"""Log lines have the ids of their context, in both formats."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How the embedded model's weights are made: from public weights and photos to the file that ships (`make weights`).
+"""Training of the embedded model, from public weights and photos to the weights file of the package (`make weights`).
 
-`start` puts the starting weights together, `photos` and `vocabulary` say what is shown and how it is called,
-`pseudo_labels` finds masks for photos that have only a name, `network` is the model with gradients. `stages` lists what
-is learned in which order, `batches` makes the samples, `losses` says what the class maps are trained for, `train` is
-the loop; `looking`, `self_support` and `mask_decoder` learn the mask decoder, `together` all of it at once. `pack`
-writes the file.
+`start` builds the starting weights; `photos` and `vocabulary` define the training photos and their names;
+`pseudo_labels` makes masks for photos that have only a class; `network` is the model with gradients. `stages` lists the
+stages of the training, `batches` makes the samples, `losses` has the losses of the class maps, `train` is the loop.
+`looking` encodes photos for the mask decoder, `self_support` and `mask_decoder` train it, and `together` trains it with
+the rest of the network. `pack` writes the file.
 """

@@ -31,10 +31,10 @@ from .start import starting_weights
 from .train import train
 from .vocabulary import excluded_with
 
-# The match head is surer of itself than it may be on photos that it never saw: its log-odds are shrunk.
+# Factor on the log-odds of the match head, which is overconfident on photos outside the training set.
 _MATCH_SHARE = 0.3
 
-# The later layers mark best (docs/embedded-model.md).
+# Layers that label photos: the later layers give the best masks (docs/embedded-model.md).
 _TEACHER_LAYERS = (1, 2, 3)
 
 _HELD_OUT = Path(__file__).parent / "held_out.json"
@@ -45,10 +45,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the four collections of photos")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
-    parser.add_argument("--pace", type=float, default=1.0, help="share of the steps of each stage")
+    parser.add_argument("--pace", type=float, default=1.0, help="factor on the number of steps of each stage")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", type=Path, help="weights to go on from, at --stage")
-    parser.add_argument("--stage", choices=names, default=names[0], help="the first stage to go through")
+    parser.add_argument("--resume", type=Path, help="weights to continue from, at --stage")
+    parser.add_argument("--stage", choices=names, default=names[0], help="the first stage to run")
     parser.add_argument(
         "--without-every-fourth",
         action="store_true",
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def _train(network: Network, material: Material, stage: Stage, out: Path, facts: dict[str, str], *, seed: int) -> None:
-    """Go through a stage; what was learned is written now and then."""
+    """Run a stage; the weights are written to the file at intervals."""
 
     def keep(weights: dict[str, Tensor], step: int) -> None:
         pack.write(weights, out, {**facts, "step": str(step)})
@@ -107,7 +107,7 @@ def _train(network: Network, material: Material, stage: Stage, out: Path, facts:
 
 
 def _learn_decoder(network: Network, out: Path, collections: Collections, *, seed: int, pace: float) -> None:
-    """Show the network the photos with exact masks, and learn the mask decoder from what it sees."""
+    """Encode the photos with exact masks, and train the mask decoder on the results."""
     pack.write(network.weights, out, {})
     model = embedded.load(str(out), device="cpu", dtype="float32")
     seen = look(
@@ -118,7 +118,7 @@ def _learn_decoder(network: Network, out: Path, collections: Collections, *, see
 
 
 def _guessed(untrained: Network, material: Material, out: Path) -> Material:
-    """The same photos, those without masks labelled by what ImageNet's classifier sees in them."""
+    """The material, with the photos without masks labelled by the ImageNet classifier."""
     shown = material.collections
     guessed = _remembered(
         _beside(out, "pseudo-labels", str(len(shown.named)), "npz"), lambda: pseudo_labels(untrained, shown.named)
@@ -129,7 +129,7 @@ def _guessed(untrained: Network, material: Material, out: Path) -> Material:
 
 
 def _labelled_by(network: Network, material: Material, out: Path) -> Material:
-    """The same photos, those without masks labelled by the network itself."""
+    """The material, with the photos without masks labelled by the network itself."""
     pack.write(network.weights, out, {})
     model = embedded.load(str(out), device="cpu", dtype="float32")
     first = material.guessed
@@ -143,12 +143,12 @@ def _labelled_by(network: Network, material: Material, out: Path) -> Material:
 
 
 def _beside(out: Path, what: str, of: str, kind: str) -> Path:
-    """File of what takes long to make, named by what it was made from: a run with other weights makes its own."""
+    """Path of a cached intermediate result, named after its inputs: a run with other weights does not reuse it."""
     return out.with_suffix(f".{what}.{of}.{kind}")
 
 
 def _remembered(file: Path, make: Callable[[], dict[Path, Labels]]) -> dict[Path, Labels]:
-    """Label maps from an earlier run, which take minutes to make."""
+    """Label maps, cached in a file because making them takes minutes."""
     if not file.exists():
         with whole_file(file) as unfinished:
             np.savez_compressed(unfinished, **{str(photo): labels for photo, labels in make().items()})
@@ -163,7 +163,7 @@ def _every_fourth(data: Path) -> set[str]:
 
 @torch.no_grad()
 def _standardise(network: Network, photos: list[Photo]) -> None:
-    """Set mean and deviation of the tower's features."""
+    """Set the mean and standard deviation of the tower's features, measured on some photos."""
     rng = random.Random(0)
     features = []
     for photo in photos[:300]:

@@ -1,4 +1,4 @@
-"""Varied samples for a step, made in a thread beside the training."""
+"""Batches of augmented samples, made in a thread beside the training."""
 
 import queue
 import random
@@ -11,7 +11,7 @@ from .losses import Vocabulary
 from .photos import Labels, Photo, Sample, load, mosaic, paste, vary
 from .stages import Stage
 
-# Photos of one kind, by what they show.
+# Photos of one collection, grouped by category.
 Groups = list[list[Photo]]
 
 # Share of the samples into which an object of another photo is pasted.
@@ -20,7 +20,7 @@ _PASTED = 0.4
 
 @dataclass(frozen=True)
 class Collections:
-    """What is shown, by kind; photos of one kind are drawn by category, so that rare ones are seen too."""
+    """Training photos by collection."""
 
     coco: list[Photo]
     voc: list[Photo]
@@ -29,12 +29,12 @@ class Collections:
 
 @dataclass(frozen=True)
 class Material:
-    """What there is to learn from.
+    """Training data.
 
     Attributes:
         collections: The photos.
-        guessed: Masks of the photos that have a class only.
-        vocabulary: The words.
+        guessed: Pseudo-labels of the photos that have only a class.
+        vocabulary: The names and other words.
     """
 
     collections: Collections
@@ -43,13 +43,13 @@ class Material:
 
 
 def batches(material: Material, stage: Stage, seed: int) -> Iterator[list[Sample]]:
-    """A stage's batches; where masks are learned, each photo is followed by one that shows the same."""
+    """Batches of a stage; if the stage trains masks, they consist of pairs of photos of the same category."""
     ready: queue.Queue[list[Sample] | BaseException] = queue.Queue(4)
 
     def produce() -> None:
         try:
             make_all()
-        except BaseException as error:  # it belongs to who waits for the batch
+        except BaseException as error:  # raised again in the thread that waits for the batch
             ready.put(error)
 
     def make_all() -> None:
@@ -95,7 +95,7 @@ def _pair(kinds: list[Groups], guessed: dict[Path, Labels], stage: Stage, rng: r
 
 
 def _group(groups: Groups, rng: random.Random) -> list[Photo]:
-    """Half by category, half by photo: the rare ones must be seen, but not only they."""
+    """Draw a random category in 60 % of the calls, else that of a random photo, so that rare ones are seen too."""
     return rng.choice(groups) if rng.random() < 0.6 else rng.choices(groups, [len(group) for group in groups])[0]
 
 
@@ -107,7 +107,7 @@ def _sample(photo: Photo, exact: Groups, guessed: dict[Path, Labels], rng: rando
 
 
 def _mosaic(kinds: list[Groups], rng: random.Random) -> Sample:
-    """Of photos with exact masks: three of COCO's to one of VOC's."""
+    """A mosaic of photos with exact masks: three of COCO and one of VOC."""
     parts = [vary(load(rng.choice(_group(kinds[number == 0], rng))), rng) for number in range(4)]
     rng.shuffle(parts)
     return mosaic(parts)

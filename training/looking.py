@@ -1,4 +1,4 @@
-"""What the trained network sees in photos with exact masks: all that the mask decoder learns from."""
+"""Outputs of the trained network on photos with exact masks: the training data of the mask decoder."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -19,29 +19,29 @@ from app.method.prompts import Prompts, Query
 
 from .photos import SIZE, UNKNOWN, Photo, Sample, load, vary, whole
 
-# Cells of a target from side to side, and the pixels in each.
+# Cells along one side of a target, and pixels per cell.
 CELLS = 96
 PIXELS = (SIZE // CELLS) ** 2
 
-# Names that are not in the photo and may compete.
+# Maximum number of absent names that are scored as competitors.
 _OTHERS = 24
-# A region must have so much of the photo to be asked for.
+# Minimum share of the labelled pixels that a region needs to be used.
 _LEAST_AREA = 0.001
-# Of the collection of few photos each is shown whole and in so many varied forms.
+# Augmented forms of each photo of the small collection, in addition to the photo itself.
 _VARIED = 4
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A photo, as the network sees it.
+    """Outputs of the network on one photo.
 
     Attributes:
-        photo: What tells it from others, the same of all its forms.
-        names: Those that are there, then some that aren't.
-        scores: Of the background and the names, by each layer.
-        features: Of its patches.
-        edges: The image tower's.
-        target: Pixels of each cell that the background and each name that is there cover.
+        photo: Id of the photo, the same for all its augmented forms.
+        names: Names that are present, then some that are absent.
+        scores: Scores of the background and the names, by layer.
+        features: Features of the patches.
+        edges: Edge map of the image tower.
+        target: Number of pixels of each cell that the background and each present name cover.
     """
 
     photo: str
@@ -52,36 +52,39 @@ class Seen:
     target: UInt8[Tensor, "present cell_y cell_x"]
 
     def read(self, layers: Sequence[int]) -> Float[Tensor, "class patch"]:
-        """The scores by some layers: their mean."""
+        """Mean of the scores of some layers."""
         return self.scores[list(layers)].mean(dim=0)
 
     @property
     def shares(self) -> Float[Tensor, "present cell_y cell_x"]:
-        """Share of each cell that the background and each name cover."""
+        """Share of each cell that the background and each present name cover."""
         return self.target.float() / PIXELS
 
     def patch_shares(self, patches: int) -> Float[Tensor, "present patch"]:
-        """The same of each patch, of a grid of so many from side to side."""
+        """The same share per patch of a grid with this many patches along one side."""
         return F.avg_pool2d(self.shares, CELLS // patches).flatten(1)
 
 
 def look(
     model: Backbone, few: Sequence[Photo], many: Sequence[Photo], *, seed: int, remembered: Path
 ) -> tuple[list[Seen], list[Seen]]:
-    """Show the network every photo.
+    """Run the network on every photo.
 
     Args:
-        model: With all that comes before trained.
-        few: Photos that are shown whole and in varied forms.
-        many: Photos that are shown whole.
-        seed: Of everything random.
-        remembered: File of an earlier run, since this takes half an hour; made if it isn't there.
+        model: The model; everything but its mask decoder is trained.
+        few: Photos that are used as they are and in augmented forms.
+        many: Photos that are used as they are.
+        seed: Seed of all random choices.
+        remembered: Cache file, since this takes half an hour; it is written if it does not exist.
+
+    Returns:
+        The outputs for `few` and for `many`; photos without a known name are left out.
     """
     if not remembered.exists():
         rng = random.Random(seed)
         names = sorted({region.names[0] for photo in few for region in photo.regions.values()})
         shown = [(photo, view) for view in range(1 + _VARIED) for photo in few], [(photo, 0) for photo in many]
-        with tqdm(total=len(shown[0]) + len(shown[1]), desc="looking", unit="photo", mininterval=20) as bar:
+        with tqdm(total=len(shown[0]) + len(shown[1]), desc="encoding photos", unit="photo", mininterval=20) as bar:
             found = [[asdict(seen) for one in part if (seen := _look(model, *one, names, rng, bar))] for part in shown]
         with whole_file(remembered) as unfinished:
             torch.save(found, unfinished)
@@ -91,7 +94,7 @@ def look(
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name when all of it is written: one cut short would pass for whole in the next run."""
+    """A file that is renamed to its path when it is complete, so that the next run finds no truncated file."""
     unfinished = path.with_name(path.name + ".part")
     with unfinished.open("wb") as file:
         yield file
@@ -102,7 +105,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 def _look(
     model: Backbone, photo: Photo, view: int, names: Sequence[str], rng: random.Random, bar: "tqdm[object]"
 ) -> Seen | None:
-    """What the network sees in a photo, or in a varied form of it; None if nothing known is in it."""
+    """Outputs on a photo (view 0) or on an augmented form of it; None if the photo shows no known name."""
     bar.update()
     sample = load(photo)
     sample = vary(sample, rng) if view else whole(sample)
@@ -121,7 +124,7 @@ def _look(
 
 
 def cells_of(sample: Sample) -> tuple[list[str], UInt8[Tensor, "present cell_y cell_x"]]:
-    """Names in the photo, and the pixels of each cell that the background and each of them cover."""
+    """Names in the photo, and the number of pixels of each cell that the background and each of them cover."""
     labels = torch.from_numpy(sample.labels.copy()).long()
     present = [
         value

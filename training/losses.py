@@ -1,4 +1,4 @@
-"""What the class maps are trained for: the right names at every patch, against many wrong ones."""
+"""Losses of the class maps (the right names at every patch, against many wrong ones) and of the match head."""
 
 import math
 import random
@@ -21,14 +21,14 @@ Losses = dict[str, list[Tensor]]
 
 
 class Vocabulary:
-    """Every word that a photo may be asked for, and what the first layer makes of it.
+    """All words that training uses, with the first layer's hidden states for them.
 
     Attributes:
-        prompts: The background's words, then all others.
-        index: Place of each of the others in `prompts`.
-        common: COCO's categories, which compete in every step.
+        prompts: The background words, then all other words.
+        index: Position in `prompts` of each of the other words.
+        common: COCO's categories; all or half of them compete in every step.
         text: Tokens of all prompts.
-        hidden: What the first cross-attention's queries are made of.
+        hidden: Hidden states from which the first cross-attention computes its queries.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of one photo.
+    """Names that are scored in one photo, and the target.
 
     Attributes:
-        background: The background's words.
-        names: Of what is there.
-        wrong: Names of what isn't.
+        background: The background words.
+        names: Names of what is present.
+        wrong: Names of what is absent.
         target: Share of each patch that the background and each of `names` cover.
-        known: Share of each patch that is known.
+        known: Share of each patch that is labelled.
     """
 
     background: tuple[str, ...]
@@ -68,19 +68,19 @@ class Question:
     known: Float[Tensor, "patch"]
 
     def at(self, patches: Int[Tensor, "patch"]) -> "Question":
-        """The same of some patches."""
+        """The same for some of the patches."""
         return Question(self.background, self.names, self.wrong, self.target[:, patches], self.known[patches])
 
     @property
     def full_target(self) -> Float[Tensor, "class patch"]:
-        """The target, and nothing for the names that are wrong."""
+        """The target, with zeros for the wrong names."""
         return F.pad(self.target, (0, 0, 0, len(self.wrong)))
 
 
 def map_losses(
     network: Network, vocabulary: Vocabulary, samples: Sequence[Sample], stage: Stage, step: int, rng: random.Random
 ) -> Losses:
-    """Losses of the class maps, and of who is in the photo."""
+    """Losses of the class maps and of the match head."""
     seen = torch.randperm(GRID * GRID)[: stage.patches]
     tower_learns = "tower" in dict(stage.learning_rates) and step >= stage.tower_waits * stage.steps
     tokens = network.encode(pixels(samples), seen, tower_learns=tower_learns)
@@ -96,12 +96,12 @@ def map_losses(
 
 
 def pixels(samples: Sequence[Sample]) -> Float[Tensor, "photo 3 size size"]:
-    """Photos as the network takes them."""
+    """Photos as input of the network; values in [0, 1]."""
     return torch.stack([torch.from_numpy(sample.rgb.copy()).permute(2, 0, 1) for sample in samples]).float() / 255
 
 
 def ask(vocabulary: Vocabulary, samples: Sequence[Sample], rng: random.Random) -> list[Question]:
-    """A question per photo; wrong names are drawn from the same pool for all."""
+    """One question per photo; the wrong names of all photos are drawn from the same pool."""
     pool = _competitors(vocabulary, rng)
     questions = []
     for sample in samples:
@@ -112,7 +112,7 @@ def ask(vocabulary: Vocabulary, samples: Sequence[Sample], rng: random.Random) -
 
 
 def background_beside(names: Iterable[str]) -> tuple[str, ...]:
-    """Background words that name no category in play, also not as a part of it ("lamp" in "table lamp")."""
+    """Background words that are neither one of these names nor a part of one ("lamp" in "table lamp")."""
     return free_background(BACKGROUND_WORDS, [part for name in names for part in (name, *name.split())])
 
 
@@ -122,7 +122,7 @@ def first_layer_losses(
     patches: Float[Tensor, "photo patch width"],
     questions: Sequence[Question],
 ) -> list[Tensor]:
-    """Losses of the first layer's class maps: one set of prompts for all photos, whose queries are made once."""
+    """Losses of the first layer's class maps: one set of prompts for all photos, whose queries are computed once."""
     asked = {vocabulary.index[name] for question in questions for name in (*question.names, *question.wrong)}
     rows = torch.tensor([*range(len(BACKGROUND_WORDS)), *sorted(asked)])
     place = {vocabulary.prompts[prompt]: i for i, prompt in enumerate(rows.tolist())}
@@ -137,7 +137,7 @@ def first_layer_losses(
 def _deep_losses(
     network: Network, tokens: Float[Tensor, "image_token width"], question: Question, stage: Stage, rng: random.Random
 ) -> list[tuple[str, Tensor]]:
-    """Losses of one photo that need all layers: the later layers' class maps, and who is in the photo."""
+    """Losses of one photo that need all layers: the later layers' class maps and the match head."""
     few, names = rng.sample(question.background, min(5, len(question.background))), question.names
     room = max(3, stage.deep_prompts - len(few) - len(names))
     wrong = rng.sample(question.wrong, min(room, len(question.wrong)))
@@ -157,18 +157,18 @@ def _deep_losses(
 
 
 def _weighted(names: tuple[str, ...]) -> list[str]:
-    """The usual name half of the time."""
+    """The names with the first one repeated, so that it is drawn half of the time."""
     return [*names[:1] * max(1, len(names) - 1), *names[1:]]
 
 
 def _competitors(vocabulary: Vocabulary, rng: random.Random) -> list[str]:
-    """Names put beside the true ones in a step."""
+    """Pool from which the wrong names of a step are drawn."""
     common = vocabulary.common if rng.random() < 0.5 else rng.sample(vocabulary.common, len(vocabulary.common) // 2)
     return sorted({*common, *rng.sample(sorted(vocabulary.index), 40)})
 
 
 def _negatives(vocabulary: Vocabulary, sample: Sample, pool: Sequence[str], rng: random.Random) -> list[str]:
-    """Names that compete in one photo: none of them is in it. Sometimes few, as when a user asks for what is there."""
+    """Absent names that compete in one photo; sometimes few, because users often name only what is present."""
     possible = [word for word in pool if word in vocabulary.index and word not in sample.related]
     draw = rng.random()
     count = 3 if draw < 0.25 else rng.randint(5, 30) if draw < 0.6 else len(possible)
@@ -176,7 +176,10 @@ def _negatives(vocabulary: Vocabulary, sample: Sample, pool: Sequence[str], rng:
 
 
 def _target(sample: Sample, names: list[str]) -> tuple[list[str], Float[Tensor, "class patch"], Float[Tensor, "patch"]]:
-    """Share of each patch that belongs to the background and to each name; regions of one name are one."""
+    """Names present, the share of each patch of the background and each name, and the labelled share of each patch.
+
+    Regions with the same name are merged.
+    """
     labels = torch.from_numpy(sample.labels.copy()).long()
     unique = list(dict.fromkeys(names))
     maps = [labels == 0, *(torch.zeros_like(labels, dtype=torch.bool) for _ in unique)]

@@ -1,7 +1,8 @@
 """Training of the mask decoder (`app.backbones.embedded.mask_decoder`) on photos with exact masks; all else is frozen.
 
-First what words and photo say; then, while all of that stands still, what an example is worth: other photos of the same
-class. Now and then a taught class has the words of another one, so that what nobody has a word for is taught too.
+The first part trains on words and photo. The second part freezes these parameters and trains the example memory, with
+other photos of the same class as examples. Some of the taught classes get the words of another class, so that the
+decoder also learns categories that the words do not describe.
 """
 
 import math
@@ -31,35 +32,35 @@ _WIDTH, _LAYERS = 24, 3
 _EXAMPLE_WIDTH, _EXAMPLE_FACTS = 24, 9
 _CLASS_FACTS, _EXAMPLE_CHANNELS = 5, 3
 _STATISTICS = ("edges.mean", "edges.deviation")
-# The convolution that reads what is known of a class, the example's part of it last.
+# The convolution whose input is the facts of a class; the last channels are those of the examples.
 _FIRST = "class.weight"
 _BATCH = 12
 _WARM_UP = 50
-# Decay of the running mean of the weights, which is what is kept.
+# Decay of the running mean of the weights; the mean is the result.
 _AVERAGE = 0.99
-# Weight of the overlap beside the cross-entropy.
+# Weight of the overlap loss relative to the cross-entropy.
 _OVERLAP = 0.5
-# Share of the classes that have an example, of those that are there and of those that aren't; and of those with one the
-# share whose words are another class's.
+# Share of the present classes and of the absent ones that get an example; and share of the present classes with an
+# example whose words are replaced by those of another class.
 _TAUGHT, _TAUGHT_ABSENT, _WORDLESS = 0.7, 0.3, 0.25
-# An example shows at least this share of its class.
+# Minimum share of a photo that a class must cover for the photo to be an example of it.
 _EXAMPLE_AREA = 0.005
-# So many patches of each side stand for an example; a category in use keeps as many means of patches.
+# Number of patches inside the mask, and outside it, that represent an example; at inference it is that of mean patches.
 _PATCHES = 48
-# Names that compete when it is measured how far the words are off in an example.
+# Numbers of competing names, drawn at random, when the accuracy of the words on an example is measured.
 _COMPETING = (0, 2, 8, 16, 16)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One of the two.
+    """One of the two parts of the training.
 
     Attributes:
-        name: For the progress bar.
+        name: Name in the progress bar.
         steps: Optimiser steps.
-        examples: Whether classes have examples, and what reads them learns; otherwise all the rest does.
-        rates: Of what learns, at its peak: of the spaces in which patches are compared, of self-support's few numbers,
-            and of all that starts from nothing.
+        examples: True to give classes examples and train only the parameters that read them; False to train the others.
+        rates: Peak learning rates: `space` for the projections in which patches are compared, `numbers` for the few
+            other parameters of self-support, `new` for all parameters that start from random values.
     """
 
     name: str
@@ -76,14 +77,14 @@ _PARTS = (
 
 @dataclass(frozen=True)
 class Lesson:
-    """One photo of a step: which names are asked for, by whose scores, and examples of some of them.
+    """One photo of a step: the classes, the scores used for each, and examples of some of them.
 
     Attributes:
-        layers: That are read.
-        rows: Of the photo's scores: the background, the names asked for.
-        words: Of the photo's scores, those that are taken for each of them.
-        bias: How far the words of each are off.
-        examples: By place in `rows`: photos that show it, and whether its words are those of another.
+        layers: Layers that are read.
+        rows: Rows of the photo's scores, one per class: the background first.
+        words: Row of the photo's scores that is used for each class; another class's row if its words are replaced.
+        bias: Bias added to the log-probability of each class.
+        examples: By index into `rows`: photos that show the class, and True if its words are replaced.
     """
 
     layers: Sequence[int]
@@ -96,14 +97,14 @@ class Lesson:
 def train_mask_decoder(
     start: Mapping[str, Tensor], few: Sequence[Seen], many: Sequence[Seen], *, seed: int, pace: float = 1.0
 ) -> dict[str, Tensor]:
-    """Learn the tensors of `app.backbones.embedded.mask_decoder`.
+    """Train the tensors of `app.backbones.embedded.mask_decoder`.
 
     Args:
-        start: Those of `app.backbones.embedded.self_support`, learned alone.
-        few: Half of each batch.
-        many: The other half.
-        seed: Of everything random.
-        pace: Share of the steps.
+        start: Tensors of `app.backbones.embedded.self_support`, trained before.
+        few: Photos for one half of each batch.
+        many: Photos for the other half.
+        seed: Seed of all random choices.
+        pace: Factor on the number of steps.
     """
     rng = random.Random(seed)
     torch.manual_seed(seed)
@@ -123,7 +124,7 @@ def _learned(
     *,
     steps: int,
 ) -> dict[str, Tensor]:
-    """The weights after a part: their running mean."""
+    """The running mean of the weights after a part of the training."""
     learning = {name: t.clone().requires_grad_(True) for name, t in weights.items() if _learns(name, part)}
     average = {name: tensor.clone() for name, tensor in weights.items()}
     groups = [
@@ -143,7 +144,7 @@ def _learned(
             loss = lesson_loss({**weights, **learning}, photo, lesson, rng) / _BATCH
             loss.backward()
             total += loss.item()
-        if part.examples:  # of the first convolution only what reads examples
+        if part.examples:  # of the first convolution, only the input channels of the examples are trained
             learning[_FIRST].grad[:, :-_EXAMPLE_CHANNELS] = 0
         torch.nn.utils.clip_grad_norm_(list(learning.values()), 1.0)
         optimiser.step()
@@ -168,7 +169,7 @@ def _kind(name: str) -> str:
 
 
 def _start(self_support: Mapping[str, Tensor], photos: Sequence[Seen]) -> dict[str, Tensor]:
-    """At first the masks are self-support's, and examples say nothing."""
+    """Starting weights, with which the masks equal those of self-support and examples have no effect."""
     channels, width = len(photos[0].edges), photos[0].features.shape[1]
     edges = torch.cat([photo.edges.flatten(1)[:, ::17].float() for photo in photos[::5]], dim=1)
     layers: dict[str, torch.nn.Module] = {
@@ -194,7 +195,7 @@ def _start(self_support: Mapping[str, Tensor], photos: Sequence[Seen]) -> dict[s
         **new,
         "edges.mean": edges.mean(dim=1)[:, None, None],
         "edges.deviation": edges.std(dim=1)[:, None, None] + 1e-3,
-        # Examples are compared where the photo's own patches are.
+        # Examples start with the projection in which the photo's own patches are compared.
         "example.weight": self_support["projection.weight"].detach().clone(),
         "example.bias": self_support["projection.bias"].detach().clone(),
         "example.sharpness": torch.tensor(2.3),
@@ -202,11 +203,11 @@ def _start(self_support: Mapping[str, Tensor], photos: Sequence[Seen]) -> dict[s
 
 
 def showing(photos: Sequence[Seen]) -> dict[str, list[Seen]]:
-    """Photos by the names that they are examples of."""
+    """Photos by the names of which they are examples."""
     found: dict[str, list[Seen]] = {}
     for photo in photos:
         area = photo.shares[1:].mean(dim=(1, 2))
-        for name, share in zip(photo.names, area.tolist(), strict=False):  # those that are there come first
+        for name, share in zip(photo.names, area.tolist(), strict=False):  # present names come first
             if share >= _EXAMPLE_AREA:
                 found.setdefault(name, []).append(photo)
     return found
@@ -223,12 +224,14 @@ def _lessons(
 def lesson_of(
     photo: Seen, shown: Mapping[str, list[Seen]], rng: random.Random, *, layers: Sequence[int], doubt: float = 1.0
 ) -> Lesson:
-    """A lesson about a photo; names that aren't there compete in half of the lessons, a few or many.
+    """Draw a lesson about a photo. In half of the lessons absent names compete, a few or all of them.
 
     Args:
-        shown: Photos by the names that they may be examples of.
-        layers: That are read.
-        doubt: How far the words are made worse.
+        photo: Outputs of the network on the photo.
+        shown: Photos by the names of which they may be examples.
+        rng: Source of the random choices.
+        layers: Layers that are read.
+        doubt: Factor on the random bias that makes the words less accurate.
     """
     present, names = len(photo.target), 1 + len(photo.names)
     absent = list(range(present, names))
@@ -251,7 +254,7 @@ def lesson_of(
 
 
 def lesson_loss(weights: dict[str, Tensor], photo: Seen, lesson: Lesson, rng: random.Random) -> Float[Tensor, ""]:
-    """Cross-entropy, each class weighing by the root of its area, and the overlap of those that are there."""
+    """Cross-entropy with each class weighted by the root of its area, plus the overlap loss of the present classes."""
     scores = misled(photo.read(lesson.layers)[torch.tensor(lesson.words)], lesson.bias, rng)
     memories = [
         _memory(
@@ -288,7 +291,7 @@ def _memory(
     bias: Float[Tensor, "2"],
     wordless: bool,
 ) -> ExampleMemory:
-    """As `app.backbones.embedded.example_memory.remember`, of some of the patches, and with gradients."""
+    """Like `app.backbones.embedded.example_memory.remember`, but of random patches and with gradients."""
     places, sides, facts = [], [], []
     competing = rng.choice(_COMPETING)
     for shot in shots:
@@ -314,7 +317,7 @@ def _drawn(share: Float[Tensor, "patch"]) -> Tensor:
 
 
 def _stacked(memories: Sequence[ExampleMemory]) -> ExampleMemory | None:
-    """Memories of as many patches each; those that are missing have a share of zero. None without any."""
+    """The memories, padded to the same number of patches with shares of zero; None if there are none."""
     if not memories:
         return None
     most = max(len(memory.inside) for memory in memories)

@@ -1,4 +1,4 @@
-"""The embedded model with gradients, and what it is trained for."""
+"""The embedded model with gradients, and the loss of a class map."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,11 +23,11 @@ _CPU = torch.device("cpu")
 
 
 class Network:
-    """Weights by name, as the file has them, with those that learn marked.
+    """The embedded model in training.
 
     Attributes:
-        weights: Float32.
-        tower: Views of the same tensors.
+        weights: All tensors under their names in the weights file, float32.
+        tower: The image tower; it shares its tensors with `weights`.
     """
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
@@ -42,14 +42,14 @@ class Network:
         self.tokenizer = BertTokenizer(vocab=str(VOCABULARY))
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """Parameters that learn together.
+        """Parameters of one part of the network, which have a common learning rate.
 
         Args:
-            name: `joining` (token projections, cross-attentions, match head), `tower` (the image tower's last stages,
-                their depthwise filters aside, and its head), `earlier tower` (likewise the stages before them, from the
-                map of edges on), `match` (cross-attention and match head, from the second layer's values on), `text`
-                (the rest of the text tower from there on), `decoder's spaces` (of the mask decoder, where patches are
-                compared) or `decoder` (the rest of it).
+            name: `joining` (token projections, cross-attentions, match head), `tower` (head and last stages of the
+                image tower, without depthwise filters), `earlier tower` (its stages between the edge map and these,
+                without depthwise filters), `match` (match head, and cross-attention from the second layer's values on),
+                `text` (the rest of the text tower from there on), `decoder's spaces` (the projections of the mask
+                decoder in which patches are compared) or `decoder` (the rest of the mask decoder).
         """
         return {key: tensor for key, tensor in self.weights.items() if self._is_part(name, key)}
 
@@ -81,24 +81,24 @@ class Network:
     def encode(
         self, rgb: Float[Tensor, "batch 3 size size"], patches: Int[Tensor, "patch"], *, tower_learns: bool
     ) -> Float[Tensor, "batch image_token width"]:
-        """The global token and those of some patches; the tower's early stages never learn."""
+        """The global token and the tokens of some patches. The tower's early stages are always frozen."""
         with torch.no_grad():
             _, fine = self.tower.early(rgb)
         with torch.set_grad_enabled(tower_learns):
             deep = fine
             for block in self.tower.after:
                 deep = _with_cheap_gradient(block, deep)
-        # A random part of the patches stands for all of them: what follows the tower costs as much as its late stages.
+        # Only some of the patches, because the layers after the tower cost as much as its late stages.
         some = [maps.flatten(2)[..., patches].unsqueeze(3) for maps in (fine, deep)]
         return image_tokens(self.weights, *some)
 
     def encode_whole(
         self, rgb: Float[Tensor, "batch 3 size size"]
     ) -> tuple[Float[Tensor, "batch channel yy xx"], Float[Tensor, "batch image_token width"]]:
-        """The map of edges and all tokens; what comes after the edges learns, from the next full block on."""
+        """The edge map and all tokens. The tower is trained from the second block after the edge map on."""
         with torch.no_grad():
             edges = self.tower.edges(rgb)
-            x = self.tower.before[EDGE_BLOCKS](edges)  # its stride is not for the cheap gradient
+            x = self.tower.before[EDGE_BLOCKS](edges)  # the cheap gradient does not support its stride
         for block in self.tower.before[EDGE_BLOCKS + 1 :]:
             x = _with_cheap_gradient(block, x)
         fine = x
@@ -107,12 +107,12 @@ class Network:
         return edges, image_tokens(self.weights, fine, x)
 
     def tokens_of(self, words: Sequence[str]) -> TextTokens:
-        """Prompts of these words."""
+        """Tokens of the prompts of these words."""
         return tokenize(self.tokenizer, words, _CPU)
 
     @torch.no_grad()
     def first_hidden(self, text: TextTokens) -> Float[Tensor, "prompt token hidden"]:
-        """What the first cross-attention's queries are made of: no image is in it yet, and none of it learns."""
+        """Hidden states from which the first cross-attention computes its queries; independent of the image, frozen."""
         x = self.text._embed(text, None)
         mask = (1 - text.attention_mask[:, None, None, :].to(x.dtype)) * -1e4
         return self.text._self_attention(x, mask, "encoder.layer.0.attention.")
@@ -123,7 +123,7 @@ class Network:
         mask: Int[Tensor, "prompt token"],
         tokens: Float[Tensor, "batch patch width"],
     ) -> Float[Tensor, "batch prompt patch"]:
-        """First layer's head-max, token-summed logits of the same prompts for all photos."""
+        """Logits of the first layer, maximum over heads and sum over tokens, of the same prompts for all photos."""
         prefix = "encoder.layer.0.crossattention.self."
         w = self.weights
         q = F.linear(hidden, w[prefix + "query.weight"], w[prefix + "query.bias"]).unflatten(-1, (HEADS, -1))
@@ -139,14 +139,14 @@ class Network:
     def all_scores(
         self, tokens: Float[Tensor, "image_token width"], text: TextTokens
     ) -> tuple[list[Float[Tensor, "prompt patch"]], Float[Tensor, "prompt 2"]]:
-        """Every layer's scores of one photo's prompts, and the match head's logits."""
+        """Scores of one photo's prompts by every layer, and the logits of the match head."""
         scores, hidden = self._scores(self.text, tokens, text)
         return scores, F.linear(hidden[:, 0], self.weights["itm_head.weight"], self.weights["itm_head.bias"])
 
     def layer_scores(
         self, tokens: Float[Tensor, "image_token width"], text: TextTokens, layers: int
     ) -> list[Float[Tensor, "prompt patch"]]:
-        """The first layers' scores of one photo's prompts; those after them don't run."""
+        """Scores of one photo's prompts by the first layers; later layers are not run."""
         return self._scores(replace(self.text, layer_count=layers), tokens, text)[0]
 
     def _scores(self, tower: BlipText, tokens: Tensor, text: TextTokens) -> tuple[list[Tensor], Tensor]:
@@ -156,7 +156,7 @@ class Network:
 
 
 def is_of_a_space(name: str) -> bool:
-    """Whether a tensor of the mask decoder belongs to a space in which patches are compared."""
+    """True if a tensor of the mask decoder belongs to a projection in which patches are compared."""
     return name.startswith("projection.") or name in ("example.weight", "example.bias")
 
 
@@ -168,12 +168,16 @@ def class_map_loss(
     *,
     background_shift: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the class map (background = sum over its prompts), each class weighing by the root of its area.
+    """Cross-entropy of the class map, with each class weighted by the root of its area.
+
+    The probability of the background is the sum over its prompts.
 
     Args:
-        scores: The background's prompts first.
-        background: How many they are.
-        background_shift: Added to the background's logit: log of how many more words it has in use than here.
+        scores: Scores of the prompts, those of the background first.
+        background: Number of background prompts.
+        target: Share of each patch that each class covers.
+        known: Share of each patch that is labelled.
+        background_shift: Added to the background's logit: log of the ratio of its prompts at inference to those here.
     """
     joined = torch.cat([scores[:background].logsumexp(dim=0, keepdim=True) + background_shift, scores[background:]])
     log_p = joined.log_softmax(dim=0).clamp_min(-25)
@@ -184,9 +188,9 @@ def class_map_loss(
 
 
 class _Depthwise(torch.autograd.Function):
-    """A depthwise convolution whose filters don't learn: its gradient is one more convolution.
+    """A depthwise convolution with frozen filters, whose gradient is a single convolution.
 
-    The library's own backward also makes the filters' gradient, and takes ten times as long.
+    torch's own backward also computes the gradient of the filters and takes ten times as long.
     """
 
     @staticmethod
@@ -205,7 +209,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _with_cheap_gradient(block: efficientnet.Block, x: Tensor) -> Tensor:
-    """What the block computes, with pointwise convolutions as matrix products."""
+    """Run the block with cheap gradients; its pointwise convolutions are matrix products."""
     y = F.relu6(_pointwise(x, block.expand)) if block.expand else x
     depthwise = block.depthwise
     y = F.relu6(_Depthwise.apply(y, depthwise.weight.detach(), depthwise.bias, depthwise.dilation))

@@ -1,4 +1,4 @@
-"""The file that ships: float16, matrices that never learned int8 by row, statistics and biases of the tower float32."""
+"""Writer of the weights file: float16; frozen matrices int8 by row; statistics and biases of the tower float32."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ def write(weights: dict[str, Tensor], out: Path, facts: dict[str, str]) -> None:
     """Write a weights file.
 
     Args:
-        weights: Float32, by name.
-        out: The file.
-        facts: How they were made.
+        weights: Tensors by name, float32.
+        out: The file to write.
+        facts: Metadata for the file's header, such as the stage and the seed.
     """
     whole = {name: tensor.detach() for name, tensor in weights.items()}
     stored = quantised({name: tensor for name, tensor in whole.items() if is_quantised(name)})

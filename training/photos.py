@@ -1,7 +1,7 @@
-"""Photos with masks to learn from: where they come from, and how they are varied.
+"""Training photos with label maps: their sources and their augmentation.
 
-Every photo is RGB with a label map: 0 background, 1 … k its regions, 255 unknown. A region has the names by which it
-may be asked for.
+Every photo is RGB with a label map: 0 background, 1 … k its regions, 255 unknown. Each region has the names that apply
+to it.
 """
 
 import json
@@ -17,7 +17,7 @@ from PIL import Image, ImageEnhance
 from .vocabulary import CALTECH_KINDS, KINDS, PLACES, excluded_with, names_of
 
 SIZE = 384
-# Patches from side to side.
+# Patches along one side.
 GRID = SIZE // 16
 UNKNOWN = 255
 
@@ -27,11 +27,11 @@ Labels = UInt8[np.ndarray, "height width"]
 
 @dataclass(frozen=True)
 class Region:
-    """What one label value of a photo stands for.
+    """Meaning of one label value of a photo.
 
     Attributes:
-        names: Words by which it may be asked for.
-        related: Words that are no counter-example where it is.
+        names: Names that apply to the region.
+        related: Names that are not used as negatives for photos with this region.
     """
 
     names: tuple[str, ...]
@@ -43,11 +43,11 @@ class Photo:
     """One training photo.
 
     Attributes:
-        image: File.
-        labels: Mask file; None for a photo with a class only, whose mask is guessed (`pseudo_labels`).
-        regions: By value in the mask file.
-        uncertain: Names that may well be in the photo although nothing says so.
-        guess: For a photo without a mask: the ImageNet classes it may show; empty for "whatever is seen best".
+        image: Image file.
+        labels: Mask file; None for a photo with only a class, whose mask is a pseudo-label (`pseudo_labels`).
+        regions: Regions by their value in the mask file.
+        uncertain: Names of things that may be in the photo without a label.
+        guess: For a photo without a mask: ImageNet classes that it may show; empty for the most probable classes.
     """
 
     image: Path
@@ -59,13 +59,13 @@ class Photo:
 
 @dataclass
 class Sample:
-    """A photo as the network sees it once.
+    """A photo with its label map, as loaded or augmented.
 
     Attributes:
-        rgb: `[SIZE, SIZE, 3]`.
-        labels: `[SIZE, SIZE]`: 0 background, 1 … k, 255 unknown.
-        regions: Of the values 1 … k.
-        uncertain: Names that are no counter-example here.
+        rgb: `[height, width, 3]`; `[SIZE, SIZE, 3]` after `whole` and `vary`.
+        labels: `[height, width]`: 0 background, 1 … k regions, 255 unknown.
+        regions: Regions of the values 1 … k.
+        uncertain: Names of things that may be in the photo without a label.
     """
 
     rgb: Rgb
@@ -75,12 +75,12 @@ class Sample:
 
     @property
     def related(self) -> set[str]:
-        """Names that are no counter-example here, of what is there or may be."""
+        """Names that are not used as negatives for this photo."""
         return self.uncertain.union(*(region.related for region in self.regions))
 
 
 def imagenet_names(data: Path) -> list[str]:
-    """Names of ImageNet's 1,000 classes in the order of the classifier's outputs."""
+    """Names of the 1,000 ImageNet classes in the order of the classifier's outputs."""
     images = json.loads((data / "imagenet_samples" / "labels.json").read_text())["images"]
     return [image["name"].lower() for image in sorted(images, key=lambda image: image["wnid"])]
 
@@ -91,8 +91,11 @@ def masked_photos(
     """Photos of `coco_mini_dev` or `voc_animals_dev`.
 
     Args:
-        held_out: Ids of photos that are kept for measuring.
-        without: Names of categories that the model shall never have seen: photos that show them are left out.
+        data: Folder of the collections.
+        collection: Name of the collection.
+        held_out: Ids of photos that are left out for measurements.
+        imagenet: Names of the ImageNet classes.
+        without: Names of categories that are excluded from training: photos that show them are left out.
     """
     folder = data / collection
     index = json.loads((folder / "index.json").read_text())
@@ -113,16 +116,18 @@ def masked_photos(
 
 
 def named_photos(data: Path, *, imagenet: list[str], without: set[str]) -> list[Photo]:
-    """ImageNet's and every second of Caltech-101's photos, which have a class but no mask.
+    """All photos of the ImageNet samples and every second one of Caltech-101; they have a class but no mask.
 
     Args:
-        without: Names that the model shall never have seen, all that go with a category left out among them.
+        data: Folder of the collections.
+        imagenet: Names of the ImageNet classes.
+        without: Names that are excluded from training, including those related to an excluded category.
     """
     kind_of = {index: category for category, indices in KINDS.items() for index in indices}
     photos = []
     folder = data / "imagenet_samples"
     images = json.loads((folder / "labels.json").read_text())["images"]
-    # By number, not by name: "crane" is a bird and a machine.
+    # By index, not by name: "crane" is both a bird and a machine.
     for index, image in enumerate(sorted(images, key=lambda image: image["wnid"])):
         photo = folder / "images" / image["file"]
         if imagenet[index] in PLACES:
@@ -142,7 +147,7 @@ def named_photos(data: Path, *, imagenet: list[str], without: set[str]) -> list[
 def _named(image: Path, name: str, category: str | None, guess: tuple[int, ...], imagenet: list[str]) -> Photo:
     names = (name, *(names_of(category) if category else ()))
     related = {name, *(excluded_with(category, imagenet) if category else ())}
-    # People stand about in these photos, unmarked.
+    # People may be in these photos without a label.
     people = {*names_of("person"), "face"}
     return Photo(image, None, {1: Region(tuple(dict.fromkeys(names)), frozenset(related))}, frozenset(people), guess)
 
@@ -151,7 +156,8 @@ def load(photo: Photo, labels: Labels | None = None) -> Sample:
     """Read a photo at its own size; its label values become 1 … k.
 
     Args:
-        labels: Of a photo without a mask file.
+        photo: The photo.
+        labels: Label map of a photo without a mask file.
     """
     with Image.open(photo.image) as file:
         rgb = np.asarray(file.convert("RGB"))
@@ -171,14 +177,14 @@ def load(photo: Photo, labels: Labels | None = None) -> Sample:
 
 
 def whole(sample: Sample) -> Sample:
-    """The photo as it is, at the network's size."""
+    """Resize a sample to the network's size, without augmentation."""
     image = Image.fromarray(sample.rgb).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     labels = Image.fromarray(sample.labels).resize((SIZE, SIZE), Image.Resampling.NEAREST)
     return Sample(np.asarray(image), np.asarray(labels), sample.regions, sample.uncertain)
 
 
 def vary(sample: Sample, rng: random.Random) -> Sample:
-    """A random crop, flip and change of colour, at the network's size."""
+    """Augment a sample by a random crop, flip and change of colour, at the network's size."""
     height, width = sample.labels.shape
     box = (0, 0, width, height)
     if rng.random() < 0.7:
@@ -199,7 +205,7 @@ def vary(sample: Sample, rng: random.Random) -> Sample:
 
 
 def paste(onto: Sample, source: Sample, rng: random.Random) -> Sample:
-    """Copy one region of another photo onto this one (Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177)."""
+    """Paste one region of another photo onto this one (Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177)."""
     value = rng.randint(1, len(source.regions)) if source.regions else 0
     ys, xs = np.nonzero(source.labels == value)
     if not value or len(ys) < 64:
@@ -229,7 +235,10 @@ def paste(onto: Sample, source: Sample, rng: random.Random) -> Sample:
 
 
 def mosaic(samples: Sequence[Sample]) -> Sample:
-    """Four photos in a square: small things, and more of them (Bochkovskiy et al. 2020, https://arxiv.org/abs/2004.10934)."""
+    """Join four photos in a square, for more and smaller objects.
+
+    Source: Bochkovskiy et al. 2020, https://arxiv.org/abs/2004.10934.
+    """
     half = SIZE // 2
     rgb, labels = np.zeros((SIZE, SIZE, 3), np.uint8), np.zeros((SIZE, SIZE), np.uint8)
     regions: list[Region] = []

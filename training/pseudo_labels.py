@@ -1,8 +1,8 @@
-"""Guessed masks for photos that have only a class.
+"""Pseudo-labels: estimated masks for photos that have only a class.
 
-First where the ImageNet classifier sees it (class activation maps, Zhou et al. 2016, https://arxiv.org/abs/1512.04150);
-later where the half-trained model itself sees it when told what there is (self-training, Xie et al. 2020,
-https://arxiv.org/abs/1911.04252), with edges that follow the photo.
+The first ones are class activation maps of the ImageNet classifier (Zhou et al. 2016,
+https://arxiv.org/abs/1512.04150). Later ones are masks by the partly trained model, which is given the class, refined
+by the CRF (self-training, Xie et al. 2020, https://arxiv.org/abs/1911.04252).
 """
 
 from pathlib import Path
@@ -23,30 +23,30 @@ from app.method.prompts import Query
 from .network import Network
 from .photos import SIZE, UNKNOWN, Labels, Photo
 
-# Share of the best patch's probability from which a patch is the object, and below which it is background.
+# Relative to the highest probability in the photo: object above the first value, background below the second.
 _OBJECT, _BACKGROUND = 0.5, 0.15
-# A class that is nowhere at least this probable gets no mask.
+# A photo gets no pseudo-label if its class has nowhere at least this probability.
 _SEEN = 0.2
-# The model's own probability from which a pixel is the object, or background.
+# Probability by the model above which a pixel is labelled as object or as background.
 _SURE = 0.6
-# Share of a photo that its object takes at least; with less of it, it was not found.
+# Minimum share of a photo that its object must cover; below it the object counts as not found.
 _FOUND = 0.01
-# People stand about in photos of other things: not the object, and not background either.
+# People in photos of other objects are neither the object nor background.
 _PEOPLE = ("person", "people", "face")
 
 
 @torch.no_grad()
 def pseudo_labels(network: Network, photos: list[Photo]) -> dict[Path, Labels]:
-    """Label maps for the photos that have none; photos whose class is not seen are left out."""
+    """Label maps for the photos without masks; photos in which the class is not found are left out."""
     found: dict[Path, Labels] = {}
     waiting = [photo for photo in photos if photo.labels is None]
     for photo in tqdm(waiting, desc="pseudo-labels", unit="photo", mininterval=20):
         with Image.open(photo.image) as file:
             image = file.convert("RGB")
-        # At an aspect of its own the object would look different to the classifier; the maps are stretched back.
+        # Stretched to the square, as the network gets photos; the maps are stretched back.
         rgb = torch.from_numpy(np.array(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR))).permute(2, 0, 1)
         probabilities = _class_probabilities(network, rgb[None].float() / 255)[0]
-        # The class itself, or whatever is seen best in a photo whose class ImageNet doesn't have.
+        # The class itself, or the most probable classes of a photo whose class is not in ImageNet.
         guess = list(photo.guess) or probabilities.mean(dim=(1, 2)).topk(5).indices.tolist()
         map_ = probabilities[guess].sum(dim=0)
         if map_.max() < _SEEN:
@@ -64,10 +64,12 @@ def pseudo_labels(network: Network, photos: list[Photo]) -> dict[Path, Labels]:
 def own_labels(
     model: Backbone, photos: list[Photo], first: dict[Path, Labels], *, layers: tuple[int, ...]
 ) -> dict[Path, Labels]:
-    """Better label maps, by a model that learned from the first ones; a photo whose object it doesn't find is left out.
+    """Better label maps, by a model trained on the first ones; photos whose object it does not find are left out.
 
     Args:
-        first: What `pseudo_labels` made: what is an object there doesn't become background.
+        model: The model.
+        photos: Photos with a class.
+        first: Results of `pseudo_labels`; a pixel that is object there does not become background.
         layers: Layers that are read.
     """
     pipeline = Pipeline(model, layers=layers, min_relative_score=0.0)
@@ -79,7 +81,7 @@ def own_labels(
         queries = [Query(names)] if set(_PEOPLE) & set(names) else [Query(names), Query(_PEOPLE)]
         seen = pipeline.see(image)
         probabilities = pipeline.class_map(seen.encoded, queries).probabilities
-        # All rounds, with a mask decoder too: the edges are what these labels are made for.
+        # All rounds of the CRF, even if the model has a mask decoder: these labels must have exact edges.
         refined = conv_crf(probabilities, imagenet_normalise(seen.rgb), CrfParameters())
         background, object_, *_ = to_photo(refined, seen.frame)
         if (object_ > _SURE).float().mean() < _FOUND:
@@ -92,7 +94,7 @@ def own_labels(
 
 
 def _class_probabilities(network: Network, rgb: Tensor) -> Tensor:
-    """ImageNet's classes at each patch, `[photo, class, y, x]`."""
+    """Probabilities of the ImageNet classes at each patch, `[photo, class, y, x]`."""
     *_, deep = network.tower(rgb)
     w = network.weights
     head = F.relu6(F.linear(deep.flatten(2).transpose(1, 2), w["head_w"], w["head_b"]))

@@ -1,6 +1,6 @@
-"""How a photo is its own example (`app.backbones.embedded.self_support`): the start of the mask decoder.
+"""Training of self-support (`app.backbones.embedded.self_support`), with which the mask decoder starts.
 
-Everything before stands still, so a step costs next to nothing.
+Everything before it is frozen and its outputs are cached, so a step is cheap.
 """
 
 import random
@@ -24,18 +24,18 @@ _HIDDEN = 12
 _STEPS = 1500
 _BATCH = 16
 _WARM_UP = 50
-# Of the projection, and of the few numbers beside it.
+# Peak learning rates of the projection, and of the few other parameters.
 _RATES = (5e-4, 6e-3)
 
 
 def train_self_support(few: Sequence[Seen], many: Sequence[Seen], *, seed: int, pace: float = 1.0) -> dict[str, Tensor]:
-    """Learn the tensors of `app.backbones.embedded.self_support`.
+    """Train the tensors of `app.backbones.embedded.self_support`.
 
     Args:
-        few: Half of each batch.
-        many: The other half.
-        seed: Of everything random.
-        pace: Share of the steps.
+        few: Photos for one half of each batch.
+        many: Photos for the other half.
+        seed: Seed of all random choices.
+        pace: Factor on the number of steps.
     """
     rng = random.Random(seed)
     torch.manual_seed(seed)
@@ -64,21 +64,21 @@ def train_self_support(few: Sequence[Seen], many: Sequence[Seen], *, seed: int, 
 def misled(
     scores: Float[Tensor, "class patch"], bias: Float[Tensor, "class"], rng: random.Random
 ) -> Float[Tensor, "class patch"]:
-    """Scores blurred, and each class's shifted.
+    """Scores flattened by a random factor, with a bias added to each class's log-probability.
 
-    The words know the photos that they were trained on better than any other; so they are made worse here.
+    The words are more accurate on their own training photos than on others, so their scores are made worse here.
     """
     log_p = normalise(scores).clamp_min(1e-9).log()
     return (rng.uniform(0.5, 1.0) * log_p + bias[:, None]).softmax(dim=0)
 
 
 def random_bias(classes: int) -> Float[Tensor, "class"]:
-    """How far the words of each class are off; those of the background, first, hardly."""
+    """Random bias of each class's log-probability; small for the background, which comes first."""
     return torch.randn(classes) * torch.tensor([0.3] + [1.0] * (classes - 1))
 
 
 def _start(photos: Sequence[Seen], space: int) -> dict[str, Tensor]:
-    """Patches are compared along the directions in which they differ most; everything else is small and random."""
+    """Starting weights: patches are compared along their principal components."""
     features = torch.cat([photo.features[::37].float() for photo in photos])
     mean, deviation = features.mean(dim=0), features.std(dim=0) + 1e-3
     _, _, directions = torch.pca_lowrank((features - mean) / deviation, q=space)
@@ -98,9 +98,9 @@ def _start(photos: Sequence[Seen], space: int) -> dict[str, Tensor]:
 
 
 def _loss(weights: dict[str, Tensor], photo: Seen, rng: random.Random) -> Float[Tensor, ""]:
-    """Cross-entropy of the class map, each class weighing by the root of its area.
+    """Cross-entropy of the class map, with each class weighted by the root of its area.
 
-    Half of the time names that aren't there compete.
+    Absent names compete half of the time.
     """
     present, others = len(photo.target), len(photo.names) + 1 - len(photo.target)
     draw = rng.random()

@@ -1,30 +1,30 @@
-"""What is learned in which order, and how fast."""
+"""Stages of the training in order, with their trained parts, learning rates and data."""
 
 from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training.
+    """One stage of the training.
 
     Attributes:
-        name: For the progress bar.
+        name: Name in the progress bar and for `--stage`.
         steps: Optimiser steps.
-        learning_rates: Of the parts of the network that learn (see `Network.part`), each at its peak.
-        tower_waits: Share of the steps before the image tower learns too.
-        batch: Photos of a step.
-        shares: Of a batch: COCO's photos, VOC's, those with a class only.
-        patches: Patches of a photo that are looked at.
-        first_layer: Whether the first layer's class map, over many words at once, is trained.
-        map_layers: Later layers whose class maps are trained.
-        deep_every: Of so many steps one trains the later layers and the match head.
-        deep_prompts: Prompts of a photo that run through all layers.
-        match_weight: Of the match head's loss.
-        average: Decay of the running mean of the weights, which is what is kept.
-        mosaics: Share of the samples that are made of four photos.
-        share: How far to go from the weights before the stage to those after it.
-        own_labels: Whether the photos without masks are labelled anew, by the network as it is when the stage begins.
-        together: Whether the masks themselves are what is learned (`training.together`), from pairs of photos.
+        learning_rates: Peak learning rate of each trained part of the network (see `Network.part`).
+        tower_waits: Share of the steps before the training of the image tower starts.
+        batch: Photos per step.
+        shares: Shares of a batch: photos of COCO, photos of VOC, photos with only a class.
+        patches: Number of random patches of a photo that are used.
+        first_layer: True to train the first layer's class map over many words at once.
+        map_layers: Layers whose class maps are trained in the pass through all layers.
+        deep_every: Interval in steps of that pass, which trains the later layers and the match head.
+        deep_prompts: Prompts per photo in that pass.
+        match_weight: Weight of the match head's loss.
+        average: Decay of the running mean of the weights; the mean is the result.
+        mosaics: Share of the samples that are mosaics of four photos.
+        share: Position of the result between the weights before the stage (0) and their running mean (1).
+        own_labels: True to label the photos without masks again, with the network at the start of the stage.
+        together: True to train the masks (`training.together`), on pairs of photos.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class DecoderStage:
-    """A part in which the mask decoder is learned, while all else stands still (`training.mask_decoder`)."""
+    """A stage that trains the mask decoder; everything else is frozen (`training.mask_decoder`)."""
 
     name: str
 
@@ -66,11 +66,11 @@ _MATCH = Stage(
     average=0.97,
 )
 
-# First where things are, then the same with the network's own, sharper guesses: half-way between the two is better than
-# either (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903). Then who is there at all, which only what comes after
-# the second layer's map learns: when the whole text tower did, the maps lost five points. Then masks, first with all
-# else standing still; then the tower learns what makes good masks, again a part of the way. The match head doesn't
-# survive that, and learns again.
+# First the class maps, then the same with sharper pseudo-labels by the network itself; the mean of the weights before
+# and after is better than either (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903). Then the match head, with
+# only the layers behind the second layer's map: training the whole text tower cost the maps five points. Then masks,
+# first with everything else frozen, then together with the tower, again interpolated. The match head does not fit the
+# changed tower and is trained again.
 STAGES: tuple[Stage | DecoderStage, ...] = (
     Stage("maps", steps=1200, learning_rates=(("joining", 7e-4), ("tower", 8e-5))),
     Stage(

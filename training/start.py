@@ -1,4 +1,4 @@
-"""The weights that training starts from: EfficientNet-Lite2 and MiniLM-L6-v2, and random ones between them."""
+"""Starting weights of the training: EfficientNet-Lite2, MiniLM-L6-v2, and random layers between them."""
 
 import zipfile
 from collections.abc import Collection, Mapping
@@ -26,23 +26,24 @@ _BATCH_NORM_EPS = 1e-3
 
 
 def starting_weights(imagenet: list[str], *, seed: int, without: Collection[str] = ()) -> dict[str, Tensor]:
-    """All parameters of an embedded model that has learned nothing yet, float32; `mu` and `sd` are still to be set.
+    """All parameters of an untrained embedded model, float32; `mu` and `sd` are not yet set.
 
     Args:
-        imagenet: Names of ImageNet's classes, in the order of the classifier's outputs.
-        without: Categories that the model shall not know ImageNet's classes to be a kind of.
+        imagenet: Names of the ImageNet classes, in the order of the classifier's outputs.
+        seed: Seed of the random weights.
+        without: Categories that are excluded from training: their ImageNet classes are not linked to them.
     """
     generator = torch.Generator().manual_seed(seed)
     text, sentences = _text_tower()
     weights = {**_image_tower(), **text, "E": _class_embeddings(sentences, imagenet, without)}
     weights.update(_between(weights, generator))
-    # What stays as it is gets its stored form at once, so that the rest learns beside exactly these values.
+    # Frozen matrices get their stored precision at once, so that the rest is trained with exactly these values.
     frozen = [name for name in weights if is_quantised(name)]
     return {**weights, **dequantised(quantised({name: weights[name] for name in frozen}))}
 
 
 def is_quantised(name: str) -> bool:
-    """Whether a matrix is stored as int8 by row: those of MiniLM and ImageNet's classifier, which don't learn."""
+    """True if a matrix is stored as int8 by row: those of MiniLM and of ImageNet's classifier, which are frozen."""
     frozen = name.startswith(("embeddings.", "encoder.")) and "crossattention" not in name
     return (frozen and name.endswith(".weight") and "LayerNorm" not in name) or name == "fc_w"
 
@@ -60,7 +61,7 @@ def quantised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def fold_batch_norm(
     weight: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one convolution that does what a convolution and the batch norm after it did."""
+    """Weight and bias of one convolution that equals a convolution followed by a batch norm."""
     gain = scale / torch.sqrt(variance + _BATCH_NORM_EPS)
     return weight * gain[:, None, None, None], shift - mean * gain
 
@@ -111,7 +112,7 @@ def _text_tower() -> tuple[dict[str, Tensor], BertModel]:
         layer = int(name.split(".")[2]) if name.startswith("encoder.layer.") else 0
         if name.startswith(("embeddings.", "encoder.")) and layer < TEXT_LAYERS:
             kept[name] = tensor
-    # BLIP has no token types: MiniLM's only one becomes part of every word.
+    # BLIP has no token types: the embedding of MiniLM's only type is added to every word embedding.
     kept["embeddings.word_embeddings.weight"] += kept.pop("embeddings.token_type_embeddings.weight")[0]
     kept.pop("embeddings.position_ids", None)
     return kept, model
@@ -119,7 +120,7 @@ def _text_tower() -> tuple[dict[str, Tensor], BertModel]:
 
 @torch.no_grad()
 def _class_embeddings(model: BertModel, imagenet: list[str], without: Collection[str]) -> Tensor:
-    """Unit sentence embedding of each ImageNet class: its name, and with equal weight the category it is a kind of."""
+    """Unit embedding of each ImageNet class: the normalised sum of those of its name and of its COCO category."""
     known = {category: indices for category, indices in KINDS.items() if category not in without}
     kind_of = {index: category for category, indices in known.items() for index in indices}
     own = sentence_embeddings(model, imagenet)
@@ -129,7 +130,7 @@ def _class_embeddings(model: BertModel, imagenet: list[str], without: Collection
 
 @torch.no_grad()
 def sentence_embeddings(model: BertModel, words: list[str]) -> Tensor:
-    """Unit embeddings `[word, 384]` of the prompts of these words: the mean over tokens, as MiniLM was trained."""
+    """Unit embeddings `[word, 384]` of the prompts of these words: the mean over tokens, as in MiniLM's training."""
     tokenizer = BertTokenizer(vocab=str(VOCABULARY))
     parts = []
     for start in range(0, len(words), 128):
@@ -141,7 +142,7 @@ def sentence_embeddings(model: BertModel, words: list[str]) -> Tensor:
 
 
 def _between(weights: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """What joins the towers: token projections, cross-attentions and the match head."""
+    """Layers that join the towers: token projections, cross-attentions and the match head."""
 
     def normal(*shape: int, std: float) -> Tensor:
         return std * torch.randn(*shape, generator=generator)
@@ -162,7 +163,7 @@ def _between(weights: Mapping[str, Tensor], generator: torch.Generator) -> dict[
         prefix = f"encoder.layer.{layer}.crossattention."
         for part, width in (("query", HIDDEN), ("key", WIDTH), ("value", WIDTH)):
             new[f"{prefix}self.{part}.weight"] = normal(HIDDEN, width, std=0.03)
-        # Almost nothing at first, so that MiniLM's layers still see what they know.
+        # Almost zero at first, so that the inputs of MiniLM's layers stay close to those of its training.
         new[f"{prefix}output.dense.weight"] = normal(HIDDEN, HIDDEN, std=0.002)
         for name in ("weight", "bias"):
             new[f"{prefix}output.LayerNorm.{name}"] = weights[

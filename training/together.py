@@ -1,7 +1,7 @@
-"""The stage in which all that makes a mask learns at once: image tower, the words' maps and the mask decoder.
+"""Losses of the stage that trains image tower, class maps and mask decoder at once.
 
-Of each pair of photos in a batch either may be the example of what both show (prototypical episodes, Snell et al. 2017,
-https://arxiv.org/abs/1703.05175), so that the tower learns what tells things apart, not only what their names are.
+A batch consists of pairs of photos, each of which may be the example for the other (prototypical episodes, Snell et al.
+2017, https://arxiv.org/abs/1703.05175), so that the tower learns features that discriminate objects, not only names.
 """
 
 import math
@@ -25,28 +25,28 @@ from .photos import GRID, Sample
 from .stages import Stage
 from .start import TEXT_LAYERS
 
-# Names that are not in the photo: as many are looked at, more or less of them compete.
+# Number of absent names that are scored; a random part of them competes.
 _WRONG = 12
-# Words that stand for the background's.
+# Number of background words, drawn at random, that represent all of them.
 _BACKGROUND = 8
-# The photos are new in every step, so words are not as far from what they are elsewhere as `training.mask_decoder` has
-# to make them.
+# Factor on the random bias of the words. It is below 1, because photos are augmented anew in every step: the words are
+# then less over-accurate on them than in `training.mask_decoder`.
 _DOUBT = 0.6
 _MAP_WEIGHT = 0.5
-# Share of the pairs that are read by the layers read in use; the others by any two, since InfoScore may choose them.
+# Share of the pairs that use the default layers; the others use two random layers, since InfoScore may choose any.
 _USUAL_LAYERS = 0.5
 
 
 def mask_losses(
     network: Network, vocabulary: Vocabulary, samples: Sequence[Sample], stage: Stage, step: int, rng: random.Random
 ) -> Losses:
-    """Losses of the class maps, and of the masks without and with an example."""
+    """Losses of the class maps, and of the masks with and without an example."""
     edges, tokens = network.encode_whole(pixels(samples))
     some = torch.randperm(GRID * GRID)[: stage.patches]
     questions = [question.at(some) for question in ask(vocabulary, samples, rng)]
     first = first_layer_losses(network, vocabulary, tokens[:, 1:][:, some], questions)
     losses: Losses = {"first": [_MAP_WEIGHT * loss for loss in first]}
-    layers = [layers for _ in samples[::2] for layers in (drawn_layers(rng),) * 2]  # of a pair the same
+    layers = [layers for _ in samples[::2] for layers in (drawn_layers(rng),) * 2]  # the same for both photos of a pair
     seen = []
     for number, sample in enumerate(samples):
         depth = TEXT_LAYERS if max(layers[number]) > 1 else 2
@@ -55,10 +55,10 @@ def mask_losses(
         losses.setdefault("maps", []).append(_MAP_WEIGHT * maps)
     decoder = {name.removeprefix(PREFIX): t for name, t in network.weights.items() if name.startswith(PREFIX)}
     for number, one in enumerate(seen):
-        if len(one.target) == 1:  # nothing known is in it
+        if len(one.target) == 1:  # the photo shows no known name
             continue
         partner = seen[number ^ 1]
-        # How sure the words are of the example is a fact, not something to learn from.
+        # No gradient through the scores of the example: the accuracy of the words on it is only an input.
         shown = showing([replace(partner, scores=partner.scores.detach())])
         lesson = lesson_of(one, shown, rng, layers=layers[number], doubt=_DOUBT)
         loss = lesson_loss(decoder, one, lesson, rng)
@@ -67,7 +67,7 @@ def mask_losses(
 
 
 def drawn_layers(rng: random.Random) -> Sequence[int]:
-    """Layers that a pair is read by."""
+    """Layers that are read for a pair."""
     return DEFAULT_LAYERS if rng.random() < _USUAL_LAYERS else rng.sample(range(TEXT_LAYERS), 2)
 
 
@@ -81,7 +81,7 @@ def _look(
     depth: int,
     rng: random.Random,
 ) -> tuple[Seen, Float[Tensor, ""]]:
-    """What the network sees in a photo by the first layers, with gradients; and the loss of their class maps."""
+    """Outputs of the first layers on a photo, with gradients, and the loss of their class maps."""
     names, target = cells_of(sample)
     possible = [name for name in vocabulary.common if name not in {*sample.related, *names}]
     names = [*names, *rng.sample(possible, min(_WRONG, len(possible)))]

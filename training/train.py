@@ -14,18 +14,21 @@ from .network import Network
 from .stages import Stage
 from .together import mask_losses
 
-# Steps over which a learning rate rises.
+# Steps over which a learning rate rises to its peak.
 _WARM_UP = 60
 
 
 def train(
     network: Network, material: Material, stage: Stage, *, seed: int, keep: Callable[[dict[str, Tensor], int], None]
 ) -> None:
-    """Go through one stage; the network then holds the stage's part of the way to the averaged weights.
+    """Train one stage; the network then has the weights interpolated by `stage.share` towards their running mean.
 
     Args:
-        seed: Of everything random.
-        keep: Called with the averaged weights and the number of steps, now and then and at the end.
+        network: The network to train.
+        material: The training data.
+        stage: The stage.
+        seed: Seed of all random choices.
+        keep: Called with the averaged weights and the number of steps, every 200 steps and at the end.
     """
     parts = [network.part(name) for name, _ in stage.learning_rates]
     learning = {name: tensor.requires_grad_(True) for part in parts for name, tensor in part.items()}

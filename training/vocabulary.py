@@ -1,8 +1,8 @@
-"""Names of things: COCO's categories, other words for them, and which of ImageNet's classes they cover."""
+"""Names in the training photos: COCO categories, their synonyms, and the ImageNet classes that they cover."""
 
 from collections.abc import Sequence
 
-# Other words by which somebody might ask for a COCO category.
+# Synonyms of COCO categories.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "person": ("people", "man", "woman", "human", "child"),
     "bicycle": ("bike",),
@@ -36,7 +36,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "dining table": ("table",),
 }
 
-# ImageNet-1k classes (by index) that are a kind of a COCO category.
+# ImageNet-1k classes (by index) that are kinds of a COCO category.
 KINDS: dict[str, tuple[int, ...]] = {
     "person": (981, 982, 983),
     "bicycle": (444, 671),
@@ -101,7 +101,7 @@ KINDS: dict[str, tuple[int, ...]] = {
     "hair drier": (589,),
 }
 
-# Caltech-101's names that are a kind of a COCO category.
+# Caltech-101 names that are kinds of a COCO category.
 CALTECH_KINDS: dict[str, str] = {
     "motorbike": "motorcycle",
     "airplane": "airplane",
@@ -134,7 +134,7 @@ CALTECH_KINDS: dict[str, str] = {
     "leopard": "cat",
 }
 
-# Classes that are a place more than a thing: their photos have no object to mask.
+# Classes that are a place rather than an object: their photos have no object to mask.
 PLACES = frozenset({
     "alp", "bubble", "cliff", "coral reef", "geyser", "lakeside", "promontory", "sandbar", "seashore", "valley",
     "volcano", "web site", "menu", "crossword puzzle", "stage", "window screen", "window shade", "sliding door",
@@ -144,7 +144,7 @@ PLACES = frozenset({
     "mosque", "home theater", "scoreboard", "jigsaw puzzle", "planetarium", "greenhouse", "boathouse", "barn", "castle",
 })  # fmt: skip
 
-# Things of other names that are not in a photo just because nobody marked them: no negative for these.
+# Other names that may apply to what is labelled as a category, so they are no negatives for it.
 RELATED: dict[str, tuple[str, ...]] = {
     "dining table": ("desk",),
     "dog": ("dalmatian dog", "Snoopy cartoon dog"),
@@ -155,12 +155,12 @@ RELATED: dict[str, tuple[str, ...]] = {
 
 
 def names_of(category: str) -> tuple[str, ...]:
-    """A COCO category's name and other words for it."""
+    """The name of a COCO category and its synonyms."""
     return (category, *SYNONYMS.get(category, ()))
 
 
 def excluded_with(category: str, imagenet: Sequence[str]) -> set[str]:
-    """Names that are no counter-example where a COCO category is: its synonyms and its kinds."""
+    """Names that are not used as negatives for a COCO category: its synonyms, kinds and related names."""
     kinds = {imagenet[index] for index in KINDS.get(category, ())}
     caltech = {name for name, kind in CALTECH_KINDS.items() if kind == category}
     return {*names_of(category), *kinds, *caltech, *RELATED.get(category, ())}

@@ -1,4 +1,4 @@
-"""Access control: API keys with scopes; without keys only loopback callers are answered."""
+"""Access control: API keys with scopes. Without keys, only callers on this machine are answered."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.api import problems
 from app.errors import AppError, ForbiddenError, UnauthorizedError
 from app.settings import SCOPES, Scope
 
-# What says nothing about anybody's data: probes, numbers, the document of the API and the page that asks for a key.
+# Paths that reveal nothing that was taught: probes, metrics, the API documentation and the page, which asks for a key.
 _OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/"})
 _OPEN_FOLDERS = ("/web/", "/docs/")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -23,12 +23,12 @@ _SEGMENTING = frozenset({"/segment", "/segment/batch"})
 
 
 class Access:
-    """Refuses callers before anything of their request is read.
+    """Middleware that refuses callers before their request body is read.
 
     Args:
-        app: What comes next.
-        keys: The scope of each key, by the key's SHA-256 in hexadecimal.
-        allow_anonymous: Whether, without keys, other machines are answered too.
+        app: The next ASGI application.
+        keys: Scope of each key, by the key's SHA-256 in hexadecimal.
+        allow_anonymous: True to answer other machines without keys.
     """
 
     def __init__(self, app: ASGIApp, *, keys: Mapping[str, Scope], allow_anonymous: bool) -> None:
@@ -51,20 +51,20 @@ class Access:
             return None
         sent = _sent_key(Headers(scope=connection))
         if sent is None:
-            return UnauthorizedError("This service asks for a key: send it as X-API-Key or as Authorization: Bearer.")
+            return UnauthorizedError("An API key is required: send it as X-API-Key or as Authorization: Bearer.")
         held = self._keys.get(hashlib.sha256(sent.encode()).hexdigest())
         if held is None:
-            return UnauthorizedError("This key is not known: EXEMPLAR_API_KEYS of the service lists those that are.")
+            return UnauthorizedError("Unknown API key: the service accepts the keys in its EXEMPLAR_API_KEYS.")
         if SCOPES.index(held) < SCOPES.index(needed):
-            return ForbiddenError(f"This needs a key of scope {needed}, and yours has {held}.")
+            return ForbiddenError(f"This call needs a key of scope {needed}; the scope of this key is {held}.")
         return None
 
 
 def scope_of(method: str, path: str) -> Scope | None:
-    """The least scope that a call needs; None for what anybody may call.
+    """The lowest scope that allows a call; None if the call is open to everybody.
 
-    `read` looks and segments, `teach` also changes what a category knows and starts jobs, `admin` also deletes
-    categories and puts adapters from elsewhere into them.
+    `read` allows reading and segmenting; `teach` also changing a category and starting jobs; `admin` also deleting
+    categories and importing adapters.
     """
     if path in _OPEN or path.startswith(_OPEN_FOLDERS):
         return None
@@ -77,46 +77,47 @@ def scope_of(method: str, path: str) -> Scope | None:
 
 
 def is_loopback(client: tuple[str, int] | None) -> bool:
-    """Whether a caller is on this machine; one without an address came through a unix socket."""
+    """True if a caller is on this machine; a caller without an address uses a unix socket."""
     if client is None:
         return True
     try:
         address = ipaddress.ip_address(client[0])
     except ValueError:
         return False
-    # A socket that listens on both families tells 127.0.0.1 as ::ffff:127.0.0.1.
+    # A socket that listens on IPv4 and IPv6 reports 127.0.0.1 as ::ffff:127.0.0.1.
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _not_from_here(connection: Connection) -> ForbiddenError | None:
-    """Why a caller without a key is refused: another machine, or another site's page in a browser on this one."""
+    """The refusal of a caller without a key: another machine, or another site's page in a browser on this machine."""
     if not is_loopback(connection.get("client")):
         return ForbiddenError(
-            "This service answers its own machine only: set EXEMPLAR_API_KEYS to open it to those who have a key, or "
-            "EXEMPLAR_ALLOW_ANONYMOUS=true to open it to everybody."
+            "This service answers only callers on its own machine: set EXEMPLAR_API_KEYS to admit callers with a key, "
+            "or EXEMPLAR_ALLOW_ANONYMOUS=true to admit everybody."
         )
     headers = Headers(scope=connection)
     host, origin = headers.get("host", ""), headers.get("origin")
-    # A name of somebody else's may lead to this machine (DNS rebinding): to a browser its pages are then ours.
+    # DNS rebinding: a foreign host name can resolve to this machine; the browser then treats the foreign page and this
+    # service as one origin.
     if not _is_of_this_machine(host):
         return ForbiddenError(
-            f"Without keys this service is not called {host}: use localhost, or set EXEMPLAR_API_KEYS."
+            f"Without API keys the host name {host} is not accepted: use localhost, or set EXEMPLAR_API_KEYS."
         )
-    # A form of any page can post to this machine: the browser keeps the answer from it, not the request from us.
+    # Any page can post a form to this machine: the browser hides the response from the page, but sends the request.
     if scope_of(connection["method"], connection["path"]) != "read" and origin and origin.partition("://")[2] != host:
         return ForbiddenError(
-            f"A page of {origin} may not change anything here: set EXEMPLAR_API_KEYS and let it send a key."
+            f"A page of {origin} can't change data without an API key: set EXEMPLAR_API_KEYS, and send a key."
         )
     return None
 
 
 def _is_of_this_machine(host: str) -> bool:
-    """Whether a Host header names an address, or a name that no public server answers for."""
+    """True if a Host header is an IP address or a name that is not a public domain name."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         if "." in name and not name.endswith(".localhost"):
             ipaddress.ip_address(name)
-    except ValueError:  # a public name, or nothing that a browser would send
+    except ValueError:  # a public domain name, or a malformed header
         return False
     return True
 

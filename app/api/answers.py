@@ -1,4 +1,4 @@
-"""Answers to `/segment` and `/segment/batch`: JSON, a label map, an overlay, and the lines of a batch."""
+"""Response bodies of `/segment` and `/segment/batch`: JSON, label map, overlay and NDJSON lines."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ from app.services.segmentation import Segmented
 
 LINES_MEDIA_TYPE = "application/x-ndjson"
 
-# OpenAPI's description of status 200, for either route.
+# OpenAPI description of status 200 of the two routes.
 SEGMENT_ANSWER = {
     "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
     "headers": {
         "X-Categories": {
             "schema": {"type": "string"},
-            "description": "Of a label map: its categories as a JSON list, the i-th is the pixels of value i. Left out "
-            "above 8 KiB: the PNG's iTXt chunk `categories` always has them.",
+            "description": "Of a label map: its categories as a JSON list; the i-th one has the pixel value i. Omitted "
+            "if longer than 8 KiB; the PNG's iTXt chunk `categories` always has the list.",
         }
     },
-    "description": "JSON; with `Accept: image/png` a label map, with `overlay` a picture.",
+    "description": "JSON; a label map with `Accept: image/png`; the photo with masks and names with `overlay`.",
 }
 BATCH_ANSWER = {
     "content": {LINES_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/BatchLine"}}},
-    "description": "A line per photo.",
+    "description": "One line per photo.",
 }
 
-# Clients and proxies refuse answers with longer headers, some from 8 KiB on.
+# Some clients and proxies refuse responses with headers above 8 KiB.
 _MAX_HEADER_CHARACTERS = 8 * 1024
 
 
 def segment_json(photo: Photo, segmented: Segmented, *, output: str, heatmaps: bool) -> dict[str, Any]:
-    """Builds the JSON of a segmentation, as `SegmentOut`.
+    """Build the JSON of a segmentation, as `SegmentOut`.
 
     Args:
-        photo: The photo, for its size, hash and note.
+        photo: The photo; its size, hash and note are reported.
         segmented: Its segmentation.
-        output: Form of the masks, a key of `OUTPUT_FORMS`.
-        heatmaps: Adds each category's probability as a base64 PNG, 8-bit grey.
+        output: Format of the masks, a key of `OUTPUT_FORMS`.
+        heatmaps: True to add each category's probability as a base64 PNG, 8-bit grey.
 
     Returns:
-        The fields; `note` and `heatmap` only where they have a value.
+        The fields; `note` and `heatmap` only if they have a value.
     """
     height, width = photo.rgb.shape[:2]
     write = OUTPUT_FORMS[output].write
-    # Most of a thousand categories are not in a photo: writing the same empty mask for each takes seconds, the same
-    # black heat map minutes. Both are shared.
+    # Of a thousand categories most are absent from the photo. Encoding an empty mask for each takes seconds, encoding a
+    # black heat map for each minutes; so each is encoded once.
     empty = cache(lambda: write(np.zeros((height, width), bool)))
     black = cache(lambda: _heatmap(np.zeros((height, width), np.float32)))
     categories = []
@@ -87,40 +87,40 @@ def segment_json(photo: Photo, segmented: Segmented, *, output: str, heatmaps: b
 
 
 def batch_line(index: int, filename: str | None, body: dict[str, Any]) -> str:
-    """Writes one line of a batch's answer, as `BatchLine`.
+    """Write one line of a batch response, as `BatchLine`.
 
     Args:
-        index: Place of the photo in the request, from 0.
-        filename: Its name in the form.
+        index: Position of the photo in the request, from 0.
+        filename: File name of the photo in the form.
         body: Its `segment_json`, or `{"problem": …}`.
 
     Returns:
-        JSON and a line feed.
+        JSON with a line feed at the end.
     """
     return json.dumps({"index": index, "filename": filename, **body}) + "\n"
 
 
 def check_label_count(count: int) -> None:
-    """Refuses more categories than a label map can number.
+    """Refuse more categories than a label map can hold.
 
     Raises:
         InvalidInputError: `count` is above `MAX_LABELS`.
     """
     if count > MAX_LABELS:
         raise InvalidInputError(
-            f"A label map has room for {MAX_LABELS} categories and {count} are asked for: name fewer, or ask for JSON.",
+            f"A label map holds at most {MAX_LABELS} categories, got {count}: request fewer, or request JSON.",
             field="categories",
         )
 
 
 def label_map(segmented: Segmented) -> Response:
-    """Answers with a palette PNG of the photo's size: 0 = background, i = the i-th category.
+    """Build a palette PNG of the photo's size: 0 = background, i = the i-th category.
 
     Raises:
         InvalidInputError: More than `MAX_LABELS` categories.
     """
     names = [found.name for found in segmented.categories]
-    check_label_count(len(names))  # here too: a request without names asks for all that are taught
+    check_label_count(len(names))  # a request without names segments every taught category
     png = label_map_to_png(segmented.photo.labels.astype(np.uint8), names, palette(len(names)))
     header = json.dumps(names)  # escapes every non-ASCII character: headers carry Latin-1 only
     headers = {"X-Categories": header} if len(header) <= _MAX_HEADER_CHARACTERS else {}
@@ -128,14 +128,14 @@ def label_map(segmented: Segmented) -> Response:
 
 
 def overlay_picture(photo: Photo, segmented: Segmented) -> Response:
-    """Answers with the photo as a PNG, masks and names painted over it."""
+    """Build a PNG of the photo with masks and names painted over it."""
     masks = (found.mask for found in segmented.categories)
     painted = overlay(photo.rgb, masks, [found.name for found in segmented.categories])
     return Response(rgb_to_png(painted), media_type="image/png")
 
 
 def prefers_png(accept: str) -> bool:
-    """Compares the qualities of PNG and JSON in an Accept header; a tie is PNG's."""
+    """True if an Accept header allows PNG and prefers it to JSON or gives both the same quality."""
     best = {"png": 0.0, "json": 0.0}
     for part in accept.split(","):
         media, *parameters = [piece.strip() for piece in part.split(";")]

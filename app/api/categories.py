@@ -1,4 +1,4 @@
-"""Teach, look at and manage categories."""
+"""Routes that teach, read and change categories."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from app.wiring import Service
 router = APIRouter(prefix="/categories", tags=["categories"])
 
 IdempotencyKey = Annotated[
-    Maybe[str], Header(alias="Idempotency-Key", description="A retry with the same key gets the first answer.")
+    Maybe[str], Header(alias="Idempotency-Key", description="A retry with the same key gets the first response.")
 ]
 ADAPTER_MEDIA_TYPE = "application/octet-stream"
 
@@ -34,21 +34,23 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
     status_code=202,
     response_model=Taught,
     responses=documented(400, 409, 413, 415, 422)
-    | {202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "The job."}}}},
+    | {202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "Path of the job."}}}},
 )
 async def teach(
     name: Name,
     live: Live,
     request: Request,
     image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, BMP or TIFF.")],
-    mask: Annotated[Maybe[UploadFile], File(description="Image of its size; non-zero = the category.")] = None,
+    mask: Annotated[Maybe[UploadFile], File(description="Image of the photo's size; non-zero = the category.")] = None,
     segmentation: Annotated[Maybe[str], Form(description="COCO RLE or polygons, as JSON.")] = None,
-    box: Annotated[Maybe[str], Form(description="[x, y, width, height] in pixels, as JSON: a coarse mask.")] = None,
+    box: Annotated[Maybe[str], Form(description="[x, y, width, height] in pixels, as JSON; a coarse mask.")] = None,
     prompts: Annotated[Maybe[list[str]], Form(description="Other words for the category.")] = None,
-    mode: Annotated[Literal["append", "replace"], Form(description="One more shot, or start anew.")] = "append",
+    mode: Annotated[
+        Literal["append", "replace"], Form(description="append = add an example; replace = remove the earlier ones.")
+    ] = "append",
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
-    """Teach a category from one photo and exactly one of mask, segmentation and box."""
+    """Teach a category from one photo with exactly one of `mask`, `segmentation` and `box`."""
     words = parse_names(prompts or [], field="prompts", limit=live.settings.max_categories)
     check_text(segmentation, field="segmentation", service=live)
     check_text(box, field="box", service=live)
@@ -89,25 +91,25 @@ def _lesson(
 
 @router.get("", responses=documented())
 async def list_categories(live: Live) -> list[CategoryOut]:
-    """All categories, the oldest first."""
+    """List all categories, the oldest first."""
     return [CategoryOut.of(record) for record in await live.categories.all()]
 
 
 @router.get("/{name}", responses=documented(404, 422))
 async def get_category(name: Name, live: Live) -> CategoryOut:
-    """One category."""
+    """Return one category."""
     return CategoryOut.of(await live.categories.get(name))
 
 
 @router.delete("/{name}", status_code=204, responses=documented(404, 422))
 async def delete_category(name: Name, live: Live) -> None:
-    """Remove a category with its examples and its adapter's versions."""
+    """Delete a category with its examples and adapter versions."""
     await live.categories.delete(name)
 
 
 @router.get("/{name}/versions", responses=documented(404, 422))
 async def list_versions(name: Name, live: Live) -> list[VersionOut]:
-    """The adapter's history, the newest first."""
+    """List the adapter versions that are kept, the newest first."""
     record = await live.categories.get(name)
     current = record.adapter.version if record.adapter else None
     return [
@@ -118,7 +120,7 @@ async def list_versions(name: Name, live: Live) -> list[VersionOut]:
 
 @router.post("/{name}/rollback", responses=documented(400, 404, 413, 422))
 async def rollback(name: Name, body: Rollback, live: Live) -> CategoryOut:
-    """Use an older version again."""
+    """Use an older adapter version again."""
     return CategoryOut.of(await live.categories.rollback(name, body.version))
 
 
@@ -128,7 +130,7 @@ async def rollback(name: Name, body: Rollback, live: Live) -> CategoryOut:
     responses=documented(404, 422) | {200: {"content": {ADAPTER_MEDIA_TYPE: _BINARY}}},
 )
 async def export_adapter(name: Name, live: Live) -> Response:
-    """The adapter in use, as safetensors."""
+    """Export the adapter in use, as safetensors."""
     return Response(
         await live.categories.export(name),
         media_type=ADAPTER_MEDIA_TYPE,
@@ -142,14 +144,15 @@ async def export_adapter(name: Name, live: Live) -> Response:
     openapi_extra={"requestBody": {"required": True, "content": {ADAPTER_MEDIA_TYPE: _BINARY}}},
 )
 async def import_adapter(name: Name, request: Request, live: Live) -> CategoryOut:
-    """Use an adapter that another deployment of the same backbone exported."""
-    # As large as a request may be: whole matrices of a large model (EXEMPLAR_METHOD=paper) are more than one upload.
+    """Import an adapter that another deployment of the same backbone exported."""
+    # Limited by the request size, not by the upload size: full-rank adapters of a large model (EXEMPLAR_METHOD=paper)
+    # exceed one upload.
     return CategoryOut.of(await live.categories.import_(name, await request.body()))
 
 
 @router.get("/{name}/examples", responses=documented(404, 422))
 async def list_examples(name: Name, live: Live) -> list[ExampleOut]:
-    """The examples that the category was taught from."""
+    """List the examples that the category was taught from."""
     return [ExampleOut.of(example) for example in await live.categories.examples(name)]
 
 
@@ -159,7 +162,7 @@ async def list_examples(name: Name, live: Live) -> list[ExampleOut]:
     responses=documented(404, 422) | {200: {"content": {"image/*": _BINARY}}},
 )
 async def example_image(name: Name, id: str, live: Live) -> Response:
-    """The photo as it was sent."""
+    """Return the photo file of an example as it was sent."""
     example = await live.categories.example(name, id)
     return Response(example.image, media_type=example.media_type)
 
@@ -170,7 +173,7 @@ async def example_image(name: Name, id: str, live: Live) -> Response:
     responses=documented(404, 422) | {200: {"content": {"image/png": _BINARY}}},
 )
 async def example_mask(name: Name, id: str, live: Live) -> Response:
-    """The mask as a PNG of the photo's size after EXIF rotation; white = the category."""
+    """Return the mask of an example as a PNG of the photo's size after EXIF rotation; white = the category."""
     return Response((await live.categories.example(name, id)).mask, media_type="image/png")
 
 
@@ -178,10 +181,10 @@ async def example_mask(name: Name, id: str, live: Live) -> Response:
     "/{name}/examples/{id}",
     status_code=202,
     response_model=Taught,
-    responses=documented(404, 422) | {204: {"description": "No example is left: the category has no adapter now."}},
+    responses=documented(404, 422) | {204: {"description": "No example is left, so the category has no adapter."}},
 )
 async def delete_example(name: Name, id: str, live: Live) -> Response:
-    """Take an example away; the category is tuned anew on those that are left."""
+    """Remove an example and tune the category again on the remaining ones."""
     job = await live.teaching.forget(name, id)
     if job is None:
         return Response(status_code=204)

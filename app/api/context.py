@@ -1,4 +1,4 @@
-"""Helpers of the routes: the service of a request, form fields, uploads."""
+"""Shared parts of the routes: the service of a request, form fields, uploads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.wiring import Service
 
 Value = TypeVar("Value")
 
-# Fields of the forms that are one thing; of the others there may be many.
+# Form fields that may be sent once; the others are lists.
 _SINGLE_FIELDS = frozenset(
     {"image", "mask", "segmentation", "box", "mode"}
     | {"threshold", "refine", "adapters", "backbone", "output", "heatmaps"}
@@ -25,7 +25,7 @@ _SINGLE_FIELDS = frozenset(
 
 
 def live_service(request: Request) -> Service:
-    """The service that the lifespan started."""
+    """The running service, started by the lifespan."""
     return cast(Service, request.state.service)
 
 
@@ -41,7 +41,7 @@ Name = Annotated[CategoryName, Depends(category_name)]
 
 
 class _NeverNull:
-    """Takes null out of a field's schema: neither a form nor a query nor a header can carry one."""
+    """Removes null from a field's schema, because forms, queries and headers can't carry null."""
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler(core)
@@ -49,46 +49,46 @@ class _NeverNull:
         return schema | (choices[0] if choices else {})
 
 
-# A field that may be left out.
+# An optional field.
 Maybe = Annotated[Value | None, _NeverNull()]
 
 
 async def single_fields_once(request: Request) -> None:
-    """Refuse a form in which a field that is no list comes again: the last one would win, and the others be lost.
+    """Refuse a form that repeats a field that is not a list: FastAPI would silently use the last value.
 
     Raises:
-        InvalidInputError: If one does.
+        InvalidInputError: If a field is repeated.
     """
     times = Counter(field for field, _ in (await request.form()).multi_items())
     for field in sorted(_SINGLE_FIELDS & times.keys()):
         if times[field] > 1:
-            raise InvalidInputError(f"{field} is there {times[field]} times: send it once.", field=field)
+            raise InvalidInputError(f"{field} was sent {times[field]} times: send it once.", field=field)
 
 
 SingleFieldsOnce = Depends(single_fields_once)
 
 
 def check_text(text: str | None, *, field: str, service: Service) -> None:
-    """Refuse a text field that is longer than an upload may be, in characters.
+    """Refuse a text field with more characters than an upload may have bytes.
 
     Raises:
-        TooLargeError: If it is.
+        TooLargeError: If it is longer.
     """
     _check_size(len(text or ""), field=field, unit="characters", service=service)
 
 
 async def read_upload(file: UploadFile, *, field: str, service: Service) -> bytes:
-    """An uploaded file's bytes.
+    """Read an uploaded file.
 
     Raises:
-        TooLargeError: If it is larger than one upload may be.
+        TooLargeError: If it exceeds the limit of one upload.
     """
     _check_size(file.size or 0, field=field, unit="bytes", service=service)
     return await file.read()
 
 
 def check_count(images: Sequence[UploadFile], service: Service) -> None:
-    """Refuse more photos than one request may bring.
+    """Refuse more photos than one request may have.
 
     Raises:
         InvalidInputError: If there are more.
@@ -105,5 +105,5 @@ def _check_size(size: int, *, field: str, unit: str, service: Service) -> None:
     limit = service.settings.max_upload_bytes
     if size > limit:
         raise TooLargeError(
-            f"{field} has {size} {unit}: at most {limit} are taken (EXEMPLAR_MAX_UPLOAD_BYTES).", field=field
+            f"{field} has {size} {unit}: at most {limit} are allowed (EXEMPLAR_MAX_UPLOAD_BYTES).", field=field
         )

@@ -23,7 +23,7 @@ _TYPES = {
 
 @router.get("")
 async def document(request: Request) -> HTMLResponse:
-    """Swagger UI over /openapi.json."""
+    """Return the Swagger UI page for /openapi.json."""
     root = request.scope.get("root_path", "").rstrip("/")
     script, style, icon = (f"{root}/docs/{name}" for name in _TYPES)
     return get_swagger_ui_html(
@@ -38,7 +38,7 @@ async def document(request: Request) -> HTMLResponse:
 
 @router.get("/{name}")
 async def part(name: str) -> FileResponse:
-    """A script or style of the page."""
+    """Return a script, style sheet or icon of the page."""
     if name not in _TYPES:
-        raise NotFoundError(f"The document has no file {name!r}.", field="name")
+        raise NotFoundError(f"The API documentation has no file {name!r}.", field="name")
     return FileResponse(_FOLDER / name, media_type=_TYPES[name])

@@ -15,13 +15,13 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz", responses=documented())
 async def healthz() -> Healthy:
-    """The process answers."""
+    """Return 200 if the process answers requests."""
     return Healthy()
 
 
 @router.get("/readyz", responses=documented(503))
 async def readyz(live: Live) -> Ready:
-    """A warm model, a store that takes writes and room in the queue; 503 with the reasons otherwise."""
+    """Return 200 if the model is warm, the store accepts writes and the queue has room; else 503 with the reasons."""
     reasons = await live.health.reasons()
     if reasons:
         raise UnavailableError(" ".join(reasons), retry_after_s=1)
@@ -34,5 +34,5 @@ async def readyz(live: Live) -> Ready:
     responses=documented() | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(live: Live) -> Response:
-    """Prometheus metrics of this process."""
+    """Return the Prometheus metrics of this process."""
     return Response(generate_latest(live.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""Routes to read, follow and cancel jobs."""
+"""Routes that read, follow and cancel jobs."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 @router.get("", responses=documented(422))
 async def list_jobs(
     live: Live,
-    category: Annotated[Maybe[str], Query(description="Only this category's.")] = None,
-    status: Annotated[Maybe[Status], Query(description="Only those in this state.")] = None,
+    category: Annotated[Maybe[str], Query(description="Only jobs of this category.")] = None,
+    status: Annotated[Maybe[Status], Query(description="Only jobs with this status.")] = None,
 ) -> list[JobOut]:
-    """Jobs, the newest first."""
+    """List jobs, the newest first."""
     category_id = CategoryName.parse(category, field="category").id if category is not None else None
     return [JobOut.of(job) for job in await live.jobs.list(category_id=category_id, status=status)]
 
 
 async def existing_job(id: str, live: Live) -> Job:
-    """The job that the path names.
+    """The job with the id in the path.
 
     Raises:
         NotFoundError: If there is none.
@@ -38,7 +38,8 @@ async def existing_job(id: str, live: Live) -> Job:
     job = await live.jobs.get(id)
     if job is None:
         raise NotFoundError(
-            f"There is no job {id!r}: it never was, or it ended too long ago (EXEMPLAR_JOB_TTL_S).", field="id"
+            f"There is no job {id!r}: the id is wrong, or the record of the ended job expired (EXEMPLAR_JOB_TTL_S).",
+            field="id",
         )
     return job
 
@@ -48,27 +49,29 @@ ExistingJob = Annotated[Job, Depends(existing_job)]
 
 @router.get("/{id}", responses=documented(404, 422))
 async def get_job(job: ExistingJob) -> JobOut:
-    """One job."""
+    """Return one job."""
     return JobOut.of(job)
 
 
 @router.delete("/{id}", responses=documented(404, 409, 422))
 async def cancel_job(job: ExistingJob, live: Live) -> JobOut:
-    """Cancel a job: one at work stops before its next step. The adapter in use stays, and so does the new example."""
+    """Cancel a job; a running one stops before its next step. The adapter in use and the new example are kept."""
     if not await live.engine.cancel(job):
         status = (await existing_job(job.id, live)).status
-        raise ConflictError(f"The job has ended or its result is in use ({status}): nothing to cancel.", field="id")
+        raise ConflictError(
+            f"The job can't be cancelled: it has ended, or its result is already in use (status {status}).", field="id"
+        )
     return JobOut.of(await existing_job(job.id, live))
 
 
 async def states_of_job(job: ExistingJob, live: Live) -> AsyncIterator[AsyncIterator[Job]]:
-    """The job at every change. A dependency: one stream too many is refused before the answer begins."""
+    """The job at every change. As a dependency it refuses an excess stream before the response begins."""
     async with live.jobs.events(job.id) as states:
         yield states
 
 
 @router.get("/{id}/events", response_class=EventSourceResponse, responses=documented(404, 422))
 async def follow_job(states: Annotated[AsyncIterator[Job], Depends(states_of_job)]) -> AsyncIterator[JobOut]:
-    """The job as server-sent events: now, at every change, and when it has ended."""
+    """Stream the job as server-sent events: its current state, every change, and its final state."""
     async for state in states:
         yield JobOut.of(state)

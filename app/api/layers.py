@@ -1,4 +1,4 @@
-"""Rank layers, and see which are read; see the loaded models."""
+"""Routes that rank layers, list the layers in use, and list the loaded models."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ router = APIRouter(tags=["layers"])
     status_code=202,
     response_model=Started,
     responses=documented(400, 409, 413, 415, 422)
-    | {202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "The job."}}}},
+    | {202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "Path of the job."}}}},
 )
 async def rank_layers(
     live: Live,
     request: Request,
     images: Annotated[list[UploadFile], File(description="Unlabelled photos.")],
     categories: Annotated[
-        Maybe[list[str]], Form(description="Names to rank with; none = every category taught.")
+        Maybe[list[str]], Form(description="Names to rank with; default: every taught category.")
     ] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
     """Rank the default backbone's layers by InfoScore.
 
-    The best two are read once it has seen two photos, unless EXEMPLAR_LAYERS names others. What was taught before keeps
-    its own.
+    From two photos on, the best two layers are read, unless EXEMPLAR_LAYERS names others. Categories taught before keep
+    their layers.
     """
     check_count(images, live)
     limit = live.settings.max_categories
@@ -56,13 +56,13 @@ async def rank_layers(
 
 @router.get("/layers", responses=documented())
 async def list_layers(live: Live) -> list[LayerOut]:
-    """Every layer of every loaded backbone."""
+    """List every layer of every loaded backbone."""
     return [layer for model in live.models for layer in await _layers(live, model)]
 
 
 @router.get("/backbones", responses=documented())
 async def list_backbones(live: Live) -> list[BackboneOut]:
-    """The loaded models, the default first."""
+    """List the loaded models, the default first."""
     return [_backbone(model) for model in live.models]
 
 

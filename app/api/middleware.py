@@ -1,4 +1,4 @@
-"""Middleware of every request: id, metrics, size limit, check of the path."""
+"""Middleware of every request: id, metrics, body size limit, path check."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from app.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
-# A method is any word that a caller likes: as a label it would be a way to fill the memory.
+# A caller can send any word as the method. As label values such words would fill the memory.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-# What a caller may name a request: it is written to the log, so nothing that would break a line.
+# Form of a request id from the caller. It is written to the log, so it has no line breaks.
 _REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 
-# The form around the files: names, choices, borders.
+# Bytes of a form besides its files: names, options, boundaries.
 _FORM_BYTES = 1024 * 1024
 
-# A refused body is read to its end, up to this many times the limit, since most clients look for the answer only then.
+# A refused body is read to its end, up to this many times the limit, because most clients read the response only after
+# they have sent the whole body.
 _DRAINED_LIMITS = 8
 
 
 class Measured:
-    """Counts and times requests by route template."""
+    """Middleware that counts and times requests by route template."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -62,16 +63,17 @@ class Measured:
 
 
 class Identified:
-    """Gives every request an id: the caller's, if it sent one, which the answer and all log lines about it carry.
+    """Middleware that gives every request an id, which the response and all its log lines carry.
 
-    Those of a fault too, which is why faults end here: what Starlette does about them is outside of all middleware.
+    The id is the caller's if it sent a valid one. Unexpected errors are handled here, so that their response and log
+    lines carry the id too: Starlette's own handler runs outside of all middleware.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application under the id; a fault before the answer has begun is logged and becomes a problem."""
+        """Run the application with the id; an error before the response has begun is logged and answered with 500."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         sent = Headers(scope=scope).get("x-request-id", "")
@@ -92,41 +94,41 @@ class Identified:
             try:
                 await self._app(scope, receive, named)
             except ClientDisconnect:
-                _log.info("the caller left before its request was whole")
+                _log.info("the caller disconnected before its request was complete")
             except Exception as error:
-                if answered:  # half of an answer: only the server can cut the connection, and it logs why
+                if answered:  # the response has begun: the server logs the error and closes the connection
                     raise
-                _log.exception("a fault in %s %r", scope["method"], scope["path"])
+                _log.exception("unexpected error in %s %r", scope["method"], scope["path"])
                 span.record_exception(error)
                 await problems.fault()(scope, receive, named)
 
 
 class WholeNames:
-    """Refuses an encoded slash: decoded it would end the name and make the rest of it another route."""
+    """Middleware that refuses an encoded slash: decoded, it would split a name and select another route."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application on a path that means what it says."""
+        """Run the application if the path has no encoded slash."""
         if scope["type"] != "http" or b"%2f" not in scope.get("raw_path", b"").lower():
             return await self._app(scope, receive, send)
-        error = InvalidInputError("A name has no slash: use a space or a hyphen.", field="name")
+        error = InvalidInputError("A name can't contain a slash: use a space or a hyphen.", field="name")
         await problems.of(error)(scope, receive, send)
 
 
 class BodyLimit:
-    """Refuses bodies that are too large, whether they say so or not."""
+    """Middleware that refuses bodies above the size limit, with or without a Content-Length header."""
 
     def __init__(self, app: ASGIApp, *, max_upload_bytes: int, many_images_paths: frozenset[str]) -> None:
         self._app = app
-        # A photo and its mask, and the form around them.
+        # A photo, its mask, and the form around them.
         self._limit = 2 * max_upload_bytes + _FORM_BYTES
         self._limit_of_many = 8 * max_upload_bytes + _FORM_BYTES
         self._many_images_paths = many_images_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application on a body that ends before the limit."""
+        """Run the application; refuse the request once its body exceeds the limit."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         limit = self._limit_of_many if scope["path"] in self._many_images_paths else self._limit
@@ -150,14 +152,14 @@ class BodyLimit:
     async def _refuse(self, body: _Body, scope: Scope, send: Send) -> None:
         await body.drain()
         error = TooLargeError(
-            f"The request has more than {body.limit} bytes in all: send fewer or smaller files. Each may have "
-            "EXEMPLAR_MAX_UPLOAD_BYTES, a request twice as much, one of many photos eight times."
+            f"The request has more than {body.limit} bytes in total: send fewer or smaller files. A file may have "
+            "EXEMPLAR_MAX_UPLOAD_BYTES, a request twice as much, a request with several photos eight times as much."
         )
         await problems.of(error)(scope, body.receive, send)
 
 
 class _Body:
-    """A request's body while it is read, and what of it has been read."""
+    """A request body that counts the bytes read so far."""
 
     def __init__(self, receive: Receive, *, limit: int) -> None:
         self.limit = limit
@@ -166,10 +168,10 @@ class _Body:
         self._ended = False
 
     async def receive(self) -> Message:
-        """The next piece.
+        """Receive the next message.
 
         Raises:
-            _BodyTooLarge: If it goes beyond the limit.
+            _BodyTooLarge: If the body exceeds the limit.
         """
         message = await self._next()
         if self._seen > self.limit:
@@ -177,7 +179,7 @@ class _Body:
         return message
 
     async def drain(self) -> None:
-        """Read on to the end and forget it."""
+        """Read the rest of the body and discard it."""
         while not self._ended and self._seen < _DRAINED_LIMITS * self.limit:
             await self._next()
 
@@ -189,7 +191,7 @@ class _Body:
 
 
 class _BodyTooLarge(BaseException):
-    """Ends the reading of a body that doesn't say its length.
+    """Stops the application while it reads a body without Content-Length that exceeds the limit.
 
-    No `Exception`: FastAPI makes a 400 of each that comes out of reading a body.
+    Not an `Exception`, because FastAPI answers any `Exception` raised while it reads a body with 400.
     """

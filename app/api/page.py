@@ -1,4 +1,4 @@
-"""The page at /, and its scripts. It uses the public HTTP API only."""
+"""The web page at / with its scripts and styles. The page uses only the public HTTP API."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ router = APIRouter(include_in_schema=False)
 
 _FOLDER = Path(__file__).parents[1] / "web"
 
-# Types by name, not by the machine's own table: with `nosniff` a browser runs no script that comes as anything else.
+# Fixed media types instead of the operating system's table: with `nosniff` a browser refuses a script of another type.
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
-    # Asked for again every time: files of two releases would not fit each other.
+    # Revalidated on every request, so that a browser does not mix files of two releases.
     "Cache-Control": "no-cache",
 }
 
 
 @router.get("/")
 async def page() -> FileResponse:
-    """The page."""
+    """Return the page."""
     return _file("index.html")
 
 
 @router.get("/web/{name}")
 async def part(name: str) -> FileResponse:
-    """A script or style of the page."""
+    """Return a script or style sheet of the page."""
     return _file(name)
 
 
 def _file(name: str) -> FileResponse:
-    # Found among what is there, so that no name leads anywhere else.
+    # Compared with the names in the folder, so that no name can lead to another folder.
     path = next((path for path in _FOLDER.iterdir() if path.name == name and path.suffix in _TYPES), None)
     if path is None:
         raise NotFoundError(f"The page has no file {name!r}.", field="name")

@@ -23,14 +23,14 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class FieldError(BaseModel):
-    """One field that is at fault."""
+    """A field at fault, and what is wrong with it."""
 
     field: str
     detail: str
 
 
 class Problem(BaseModel):
-    """Why a request was refused, and what to do about it (RFC 9457)."""
+    """An error response (RFC 9457): why the request was refused, and what to do about it."""
 
     type: str = Field(examples=["urn:exemplar:problem:not-found"])
     title: str
@@ -42,19 +42,19 @@ class Problem(BaseModel):
 def problem(
     status: int, title: str, detail: str, *, errors: Sequence[FieldError] = (), headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """An answer that says what went wrong."""
+    """An error response with this status, title and detail."""
     return _answer(_problem(status, title, detail, errors), headers)
 
 
 def about(error: AppError | StoreError) -> Problem:
-    """What is told of an error."""
+    """The problem that describes an error to the caller."""
     refused = _refusal(error)
     errors = [FieldError(field=refused.field, detail=refused.detail)] if refused.field else []
     return _problem(refused.status, refused.title, refused.detail, errors)
 
 
 def of(error: AppError | StoreError) -> JSONResponse:
-    """The answer to a caller's error, or to the store's."""
+    """The response to an error of the caller or of the store."""
     refused = _refusal(error)
     headers = {}
     if refused.retry_after_s is not None:
@@ -65,8 +65,8 @@ def of(error: AppError | StoreError) -> JSONResponse:
 
 
 def fault() -> JSONResponse:
-    """The answer to what is nobody's slip but ours; it has no trace in it."""
-    return problem(500, "Internal error", "The service has a fault here: its log has the details.")
+    """The response to an error of the service itself; it contains no traceback."""
+    return problem(500, "Internal error", "The service failed because of an error of its own; its log has the details.")
 
 
 def _problem(status: int, title: str, detail: str, errors: Sequence[FieldError]) -> Problem:
@@ -86,7 +86,7 @@ def _refusal(error: AppError | StoreError) -> AppError:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's entry for the problems that a route may answer with; those of every route are among them."""
+    """OpenAPI entries of the error responses of a route; those common to all routes are added."""
     return {
         status: {
             "description": HTTPStatus(status).phrase,
@@ -97,7 +97,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of the application with a problem; the middleware does so for faults."""
+    """Register handlers that answer expected errors with a problem; the middleware handles unexpected ones."""
     app.add_exception_handler(AppError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
@@ -113,21 +113,21 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     errors = [_field_error(item) for item in error.errors()]
     detail = "; ".join(f"{item.field}: {item.detail}" for item in errors)
-    return problem(422, "Invalid input", f"The request can't be used: {detail}.", errors=errors)
+    return problem(422, "Invalid input", f"Invalid request: {detail}.", errors=errors)
 
 
 def _field_error(item: dict[str, Any]) -> FieldError:
     where, *path = item["loc"]
     field = ".".join(str(part) for part in path if not isinstance(part, int)) or str(where)
     match item["type"]:
-        case "json_invalid":  # it tells the place in the text
+        case "json_invalid":  # the last item of its location is the position in the text
             return FieldError(field="body", detail=f"not JSON ({item['ctx']['error']} at character {path[-1]})")
         case "model_attributes_type":
             return FieldError(field="body", detail="send JSON, with the header Content-Type: application/json")
         case "value_error" if "UploadFile" in item["msg"]:
-            return FieldError(field=field, detail="a file is wanted here, not a text (curl: -F image=@photo.jpg)")
+            return FieldError(field=field, detail="expected a file, got text (curl: -F image=@photo.jpg)")
         case _ if isinstance(item.get("input"), UploadFile):
-            return FieldError(field=field, detail=f"a text is wanted here, not a file (curl: -F '{field}=<file')")
+            return FieldError(field=field, detail=f"expected text, got a file (curl: -F '{field}=<file')")
     return FieldError(field=field, detail=item["msg"])
 
 
@@ -139,12 +139,12 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 405 and (methods := _methods_of_path(request)):
         headers["Allow"] = methods
     phrase = HTTPStatus(error.status_code).phrase
-    detail = error.detail if error.detail != phrase else f"{phrase}: see /docs for what can be called."
+    detail = error.detail if error.detail != phrase else f"{phrase}: see /docs for the available calls."
     return problem(error.status_code, phrase.capitalize(), detail, headers=headers)
 
 
 def _too_much_of_a_form(request: Request, error: HTTPException) -> AppError | None:
-    """Why Starlette stopped reading a form, in the words of our settings: its own name limits that nobody can set."""
+    """The error of a form above Starlette's limits, in terms of our settings; Starlette names limits of its own."""
     settings = request.state.service.settings
     match error.detail.split()[:2]:
         case "Too", "many" if "files" in error.detail:
@@ -152,14 +152,14 @@ def _too_much_of_a_form(request: Request, error: HTTPException) -> AppError | No
             return InvalidInputError(f"Too many files: at most {limit} photos a request (EXEMPLAR_MAX_BATCH_IMAGES).")
         case "Too", "many" if "fields" in error.detail:
             limit = settings.max_categories
-            return InvalidInputError(f"Too many fields: at most {limit} names of a kind (EXEMPLAR_MAX_CATEGORIES).")
+            return InvalidInputError(f"Too many fields: at most {limit} names in one field (EXEMPLAR_MAX_CATEGORIES).")
         case (("Part" | "Field"), "exceeded"):
             limit = settings.max_upload_bytes
-            return TooLargeError(f"A text is too long: at most {limit} characters (EXEMPLAR_MAX_UPLOAD_BYTES).")
+            return TooLargeError(f"A text field is too long: at most {limit} characters (EXEMPLAR_MAX_UPLOAD_BYTES).")
     return None
 
 
 def _methods_of_path(request: Request) -> str:
-    """All that a path can be called with: Starlette tells the methods of its first route only."""
+    """All methods of a path; Starlette reports only those of its first route."""
     template = getattr(request.scope.get("route"), "path", "")
     return ", ".join(sorted(method.upper() for method in request.app.openapi()["paths"].get(template, ())))

@@ -1,4 +1,4 @@
-"""The JSON of the HTTP contract."""
+"""Schemas of the JSON in requests and responses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.storage.jobs import Job, Kind, Status
 
 
 class JobOut(BaseModel):
-    """A job: what it is, how far it is, and how it ended."""
+    """A job: its kind, progress and outcome. `progress` goes from 0 to 1."""
 
     id: str
     kind: Kind
@@ -32,12 +32,12 @@ class JobOut(BaseModel):
 
     @classmethod
     def of(cls, job: Job) -> JobOut:
-        """From its record."""
+        """Convert the record of a job."""
         return cls(**{name: getattr(job, name) for name in cls.model_fields})
 
 
 class AdapterOut(BaseModel):
-    """An adapter in use. Where `example_iou` is below `zero_shot_example_iou` the category kept the words alone."""
+    """An adapter. If `example_iou` is below `zero_shot_example_iou`, the category uses the words alone."""
 
     version: int
     backbone: str
@@ -50,12 +50,12 @@ class AdapterOut(BaseModel):
 
     @classmethod
     def of(cls, info: AdapterInfo) -> AdapterOut:
-        """From its description."""
+        """Convert the description of an adapter."""
         return cls(**{name: getattr(info, name) for name in cls.model_fields})
 
 
 class CategoryOut(BaseModel):
-    """A category. `prompts` are the words it is asked with, its name first; `job` is the last one's id."""
+    """A category. `prompts` are its words, the name first; `job` is the id of its latest job."""
 
     name: str
     prompts: list[str]
@@ -65,7 +65,7 @@ class CategoryOut(BaseModel):
 
     @classmethod
     def of(cls, record: CategoryRecord) -> CategoryOut:
-        """From its record."""
+        """Convert the record of a category."""
         return cls(
             name=record.name,
             prompts=list(record.words),
@@ -76,7 +76,7 @@ class CategoryOut(BaseModel):
 
 
 class VersionOut(AdapterOut):
-    """An adapter version; `current` is the one in use."""
+    """An adapter version; `current` is true for the one in use."""
 
     current: bool
 
@@ -88,7 +88,7 @@ class Rollback(BaseModel):
 
 
 class Taught(BaseModel):
-    """The job that was started, and the category as it is now; `note` says if the photo was read in a special way."""
+    """The started job and the category; `note` says if only a part of the file was read, such as its first page."""
 
     job: JobOut
     category: CategoryOut
@@ -96,13 +96,13 @@ class Taught(BaseModel):
 
 
 class Started(BaseModel):
-    """The job that was started."""
+    """The started job."""
 
     job: JobOut
 
 
 class ExampleOut(BaseModel):
-    """One example. `area` is the mask's, in pixels."""
+    """One example. Sizes are in pixels after EXIF rotation; `area` is that of the mask."""
 
     id: str
     width: int
@@ -114,12 +114,12 @@ class ExampleOut(BaseModel):
 
     @classmethod
     def of(cls, example: ExampleInfo) -> ExampleOut:
-        """From what is stored."""
+        """Convert the description of an example."""
         return cls(**{name: getattr(example, name) for name in cls.model_fields})
 
 
 class ImageOut(BaseModel):
-    """The photo as it was read: its size after EXIF rotation, the hash of the file, and a note if there is one."""
+    """The photo: its size in pixels after EXIF rotation, the hash of its file, and a note if there is one."""
 
     width: int
     height: int
@@ -128,7 +128,7 @@ class ImageOut(BaseModel):
 
 
 class BackboneRef(BaseModel):
-    """The model that answered: its name and the hash of its weights."""
+    """The model in use: its name and the hash of its weights."""
 
     name: str
     revision: str
@@ -138,7 +138,7 @@ Segmentation = Annotated[Any, WithJsonSchema({"anyOf": [dict(form.schema) for fo
 
 
 class FoundOut(BaseModel):
-    """A category in the photo. `segmentation` is its mask in the form that `output` names."""
+    """The result for one category. `segmentation` is the mask in the format chosen by `output`."""
 
     name: str
     adapted: bool
@@ -152,7 +152,7 @@ class FoundOut(BaseModel):
 
 
 class SegmentOut(BaseModel):
-    """Every category asked for, in order; one that isn't in the photo has an empty mask."""
+    """The result for every requested category, in order; a category that was not found has an empty mask."""
 
     image: ImageOut
     backbone: BackboneRef
@@ -162,7 +162,7 @@ class SegmentOut(BaseModel):
 
 
 class BatchLine(BaseModel):
-    """One photo of a batch: its place and name, and a `SegmentOut` or the problem."""
+    """One photo of a batch: its position and file name, and the fields of `SegmentOut` or a problem."""
 
     index: int
     filename: str | None
@@ -175,7 +175,7 @@ class BatchLine(BaseModel):
 
 
 class LayerOut(BaseModel):
-    """A layer of a backbone: what InfoScore says of it, if it was ranked, and whether it is read."""
+    """A layer of a backbone. The scores are null if it was not ranked; `chosen` is true if the layer is read."""
 
     backbone: str
     layer: int
@@ -203,13 +203,13 @@ class BackboneOut(BaseModel):
 
 
 class Healthy(BaseModel):
-    """The process answers."""
+    """The process answers requests."""
 
     status: Literal["ok"] = "ok"
 
 
 class Ready(BaseModel):
-    """The process can serve."""
+    """The process is ready for requests."""
 
     status: Literal["ready"] = "ready"
     reasons: list[str] = []

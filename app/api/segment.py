@@ -1,4 +1,4 @@
-"""Segment a photo, or several."""
+"""Routes that segment one photo or several."""
 
 from __future__ import annotations
 
@@ -30,23 +30,33 @@ if TYPE_CHECKING:
 else:
     OutputForm = Literal[tuple(OUTPUT_FORMS)]
 
-# Photos of one request in work: while one is computed another is decoded or written. More would keep others waiting.
+# Photos of one batch that are processed at a time: while one is computed, another is decoded or encoded. With more,
+# other requests would wait longer.
 _AT_ONCE = 2
 
 
 async def asked(
     live: Live,
-    categories: Annotated[Maybe[list[str]], Form(description="Names; none = every category taught.")] = None,
-    background: Annotated[Maybe[list[str]], Form(description="Words for none of them.")] = None,
+    categories: Annotated[Maybe[list[str]], Form(description="Names; default: every taught category.")] = None,
+    background: Annotated[Maybe[list[str]], Form(description="Words for everything else in the photo.")] = None,
     threshold: Annotated[
         Maybe[float],
-        Form(ge=0, le=1, allow_inf_nan=False, description="Least probability; none = the most probable class wins."),
+        Form(
+            ge=0,
+            le=1,
+            allow_inf_nan=False,
+            description="Minimum probability of a pixel; default: the most probable class wins.",
+        ),
     ] = None,
-    refine: Annotated[Literal["crf", "none"], Form(description="Whether edges follow the photo's.")] = "crf",
-    adapters: Annotated[Literal["auto", "none"], Form(description="none = words alone, for comparison.")] = "auto",
-    backbone: Annotated[Maybe[str], Form(description="A loaded backbone's name.")] = None,
+    refine: Annotated[
+        Literal["crf", "none"], Form(description="crf = refine the edges of the masks along the photo's edges.")
+    ] = "crf",
+    adapters: Annotated[
+        Literal["auto", "none"], Form(description="none = use the words alone, for comparison.")
+    ] = "auto",
+    backbone: Annotated[Maybe[str], Form(description="Name of a loaded backbone.")] = None,
 ) -> Request:
-    """Reads the options of a segmentation from the form."""
+    """Read the options of a segmentation from the form."""
     limit = live.settings.max_categories
     return Request(
         categories=parse_names(categories or [], field="categories", limit=limit),
@@ -59,7 +69,7 @@ async def asked(
 
 
 Asked = Annotated[Request, Depends(asked)]
-Output = Annotated[OutputForm, Form(description="Form of the masks.")]
+Output = Annotated[OutputForm, Form(description="Format of the masks.")]
 Heatmaps = Annotated[bool, Form(description="Add each category's probability as a grey PNG.")]
 
 
@@ -75,10 +85,12 @@ async def segment(
     image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, BMP or TIFF.")],
     output: Output = DEFAULT_OUTPUT_FORM,
     heatmaps: Heatmaps = False,
-    with_overlay: Annotated[bool, Query(alias="overlay", description="The photo with masks and names.")] = False,
+    with_overlay: Annotated[
+        bool, Query(alias="overlay", description="Return the photo with masks and names as PNG.")
+    ] = False,
     accept: Annotated[str, Header(include_in_schema=False)] = "*/*",
 ) -> Response:
-    """Segment a photo into categories, taught or merely named. Masks are of the photo's size after EXIF rotation."""
+    """Segment a photo into categories, taught or only named. Masks have the photo's size after EXIF rotation."""
     with_label_map = not with_overlay and answers.prefers_png(accept)
     if with_label_map:
         answers.check_label_count(len(request.categories))
@@ -113,10 +125,10 @@ async def segment_batch(
     output: Output = DEFAULT_OUTPUT_FORM,
     heatmaps: Heatmaps = False,
 ) -> StreamingResponse:
-    """Segment several photos alike: a line of JSON for each as soon as it is ready, in any order.
+    """Segment several photos with the same options; return one JSON line per photo as soon as it is ready.
 
-    `index` and `filename` tell which photo it is. One that can't be read has a `problem` instead of categories, and the
-    others go on.
+    The lines come in any order; `index` and `filename` identify the photo. A photo that can't be read has a `problem`
+    instead of categories; the others are not affected.
     """
     check_count(images, live)
     live.segmentation.admit(request)

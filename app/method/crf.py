@@ -1,9 +1,9 @@
-"""ConvCRF: mask edges follow the photo's edges (Teichmann & Cipolla 2018, https://arxiv.org/abs/1805.04777).
+"""ConvCRF: refines mask edges along the photo's edges (Teichmann & Cipolla 2018, https://arxiv.org/abs/1805.04777).
 
-A round's messages cost 2 · classes · blurred pixels · filter_size² operations. As sums over shifted images, or over
-neighbourhoods that are copied out, they wait for memory. Here a square of pixels and all pixels within reach of it make
-up one small dense matrix, half of which is the filter: messages are a batch of matrix products. And a class that has
-lost everywhere has no say any more.
+The messages of one round cost 2 · classes · blurred pixels · filter_size² operations. Computed as sums over shifted
+images or over copied neighbourhoods, they are limited by memory bandwidth. Here a square block of pixels and all pixels
+in range of it form one small dense matrix, about half of whose entries belong to the filter, and the messages are a
+batch of matrix products. A class that has become improbable everywhere is dropped.
 """
 
 from collections.abc import Iterator
@@ -14,30 +14,30 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-# Side of the squares of blurred pixels. A larger one wastes more products on pairs out of reach, a smaller one is
-# slower per product.
+# Side of a block, in blurred pixels. A larger block wastes more products on pairs out of range, a smaller one is slower
+# per product.
 _BLOCK = 8
-# What is outside the image is so far away, in deviations, that it counts nothing.
+# Distance of positions outside the image, in standard deviations: large enough for a weight of 0.
 _FAR = 1e6
-# Numbers of a band of rows of all classes, two megabytes.
+# Values in a band of rows of all classes: 2 MiB in float32.
 _BAND_VALUES = 2**19
-# A class that is nowhere more probable than this has lost.
+# A class that is nowhere more probable than this is dropped.
 _LOST = 1e-6
 
 
 @dataclass(frozen=True)
 class CrfParameters:
-    """The authors' settings.
+    """Parameters of ConvCRF; the defaults are the authors'.
 
     Attributes:
         iterations: Rounds of mean-field inference.
         filter_size: Side of the square of neighbours, in blurred pixels; odd.
-        blur: Messages pass at 1/blur of the resolution.
-        message_weight: Share of the neighbours' message; the rest is the pixel's own evidence.
-        position_deviation: Pixels over which nearness decays.
-        position_weight: Compatibility of nearness.
-        colour_deviation: Distance of normalised colours over which likeness decays.
-        colour_weight: Compatibility of likeness.
+        blur: Messages are passed at 1/blur of the resolution.
+        message_weight: Weight of the neighbours' message; the pixel's own evidence has the rest.
+        position_deviation: Standard deviation of the position kernel, in pixels.
+        position_weight: Weight (compatibility) of the position kernel.
+        colour_deviation: Standard deviation of the colour kernel, in normalised colour values.
+        colour_weight: Weight (compatibility) of the colour kernel.
     """
 
     iterations: int = 20
@@ -50,7 +50,7 @@ class CrfParameters:
     colour_weight: float = 10.0
 
 
-# Three rounds of near neighbours: what the embedded model's masks, which have edges already, gain by (docs/quality.md).
+# Three rounds with near neighbours: improves the embedded model's masks, which already have edges (docs/quality.md).
 THREE_ROUNDS = CrfParameters(iterations=3, filter_size=7)
 
 
@@ -63,19 +63,19 @@ def conv_crf(
     """Refine class probabilities along the image's edges.
 
     Args:
-        class_map: Probabilities; over classes they sum to 1, or less where unlikely classes were left out.
-        colours: The image, ImageNet-normalised, of the same size.
-        parameters: The authors' by default.
+        class_map: Probabilities; they sum to 1 over classes, or to less if unlikely classes were left out.
+        colours: The ImageNet-normalised image, of the same size.
+        parameters: Default: the authors' parameters.
 
     Returns:
         Probabilities that sum to 1 over classes.
     """
     p = parameters or CrfParameters()
-    # 1. The evidence is the log-softmax of *probabilities*: it spans less than 1 nat, so that the neighbours lead.
+    # 1. The evidence is the log-softmax of *probabilities*: its range is below 1 nat, so the neighbours dominate.
     evidence = class_map.log_softmax(dim=0)
-    # 2. How much each neighbour counts depends on the image alone.
+    # 2. The weights of the neighbours depend on the image alone.
     weights = neighbour_weights(colours, p)
-    # 3. The first message is taken of the log values themselves.
+    # 3. The first message is computed from the log values, not from probabilities.
     _, height, width = class_map.shape
     rows, columns = Axis(height, p.blur, class_map), Axis(width, p.blur, class_map)
     coarse = rows.down @ evidence @ columns.down.T
@@ -85,7 +85,7 @@ def conv_crf(
         for blurred, band in rows.bands(evidence[:, 0].numel()):
             answer = _answer(evidence[:, band], rows.up[band], message, p)
             coarse[:, blurred] = rows.down[blurred, band] @ answer @ columns.down.T
-        # 4. Only those classes go on that still are somewhere.
+        # 4. Classes that are improbable everywhere are left out of the next rounds.
         left = (coarse.flatten(1).amax(dim=1) > _LOST).nonzero().flatten()
         if len(left) < len(coarse):
             coarse, evidence, alive = coarse[left], evidence[left], alive[left]
@@ -102,27 +102,26 @@ def _answer(
     message: Float[Tensor, "class y width"],
     p: CrfParameters,
 ) -> Float[Tensor, "class row width"]:
-    """What some rows of pixels make of their own evidence and of the message."""
-    near = up.any(dim=0).nonzero().flatten()  # neighbours, so that a slice will do
+    """New class probabilities of some pixel rows, from their evidence and the message."""
+    near = up.any(dim=0).nonzero().flatten()  # consecutive rows, so a slice selects them
     near_rows = slice(int(near[0]), int(near[-1]) + 1)
     up, message = up[:, near_rows].expand(len(message), -1, -1), message[:, near_rows]
     return torch.baddbmm(evidence, up, message, beta=1 - p.message_weight, alpha=p.message_weight).softmax(dim=0)
 
 
 class Axis:
-    """Rows (or columns) of pixels, and the fewer and wider ones between which messages pass.
+    """Downsampling and upsampling along one axis, between pixels and blurred pixels.
 
-    Both ways are a matrix: average pooling down, where what is missing of the first and the last one doesn't count, and
-    linear interpolation up.
+    Both are matrices: average pooling, in which padding at the two ends does not count, and linear interpolation.
 
     Attributes:
-        down: `[y, height]`.
-        up: `[height, y]`.
+        down: Pooling matrix `[y, height]`.
+        up: Interpolation matrix `[height, y]`.
 
     Args:
-        length: Pixels.
-        blur: Pixels of a blurred one.
-        like: A tensor of the device and number format in use.
+        length: Number of pixels.
+        blur: Number of pixels in a blurred pixel.
+        like: A tensor with the device and number format to use.
     """
 
     def __init__(self, length: int, blur: int, like: Tensor) -> None:
@@ -137,17 +136,17 @@ class Axis:
 
     @property
     def centres(self) -> Float[Tensor, "y"]:
-        """Where the blurred ones are, in pixels."""
+        """Centres of the blurred pixels, in pixels."""
         return self.down @ torch.arange(self._length).to(self.down)
 
     def bands(self, values: int) -> Iterator[tuple[slice, slice]]:
-        """Some blurred rows at a time, and their rows of pixels: as many as fit into the processor's cache.
+        """Bands of blurred rows with their pixel rows, each small enough for the processor's cache.
 
-        Between two messages the full resolution is gone through in these bands, so that main memory sees the evidence
-        alone.
+        Between two messages the full resolution is processed band by band, so that only the evidence is read from main
+        memory.
 
         Args:
-            values: Numbers of a row of pixels.
+            values: Number of values in a row of pixels, over all classes.
         """
         step = max(1, _BAND_VALUES // (values * self._blur))
         for start in range(0, len(self.down), step):
@@ -159,11 +158,11 @@ class Axis:
 def neighbour_weights(
     colours: Float[Tensor, "3 height width"], p: CrfParameters
 ) -> Float[Tensor, "block neighbour pixel"]:
-    """The merged kernel, position and colour, summed and not normalised: what each pixel of a block takes of each
-    neighbour of the block.
+    """Weight of each neighbour of a block for each pixel of the block: position plus colour kernel, not normalised.
 
-    Pixels are blurred ones, blocks squares of `_BLOCK`, row by row; a block's neighbours are the pixels at most
-    filter_size // 2 rows and columns away from it. One out of a pixel's reach or outside the image has weight 0.
+    Pixels are blurred pixels; blocks are squares with side `_BLOCK`, in row-major order. The neighbours of a block are
+    the pixels at most filter_size // 2 rows and columns away from it. A neighbour out of range of a pixel, or outside
+    the image, has weight 0.
     """
     vertical, horizontal = (Axis(length, p.blur, colours) for length in colours.shape[1:])
     rows, columns = (_nearness(axis.centres / p.position_deviation, p.filter_size) for axis in (vertical, horizontal))
@@ -172,7 +171,7 @@ def neighbour_weights(
     near = _within_reach(p.filter_size)
     reach = (near[:, None, :, None] & near[None, :, None, :]).reshape(windows.shape[1], -1).to(colours)
     weights = windows.new_empty(len(rows), len(columns), *reach.shape)
-    # A row of blocks at a time, which fits into the processor's cache.
+    # One row of blocks at a time, because it fits into the processor's cache.
     parts = zip(weights, rows, windows.chunk(len(rows)), outside.chunk(len(rows)), strict=True)
     for out, row, colour, beyond in parts:
         product = row[None, :, None, :, None] * columns[:, None, :, None, :]
@@ -193,12 +192,12 @@ def pass_messages(
 
 
 def _windows(maps: Float[Tensor, "channel y x"], filter_size: int) -> Float[Tensor, "block neighbour channel"]:
-    """Each block's neighbours; 0 outside the image."""
+    """Values of each block's neighbours; 0 outside the image."""
     reach = filter_size // 2
     side = _BLOCK + 2 * reach
     channels, height, width = maps.shape
     padded = F.pad(maps, (reach, reach + -width % _BLOCK, reach, reach + -height % _BLOCK))
-    # Channels last: what is copied are whole rows of windows.
+    # Channels last, so that whole rows of windows are copied at once.
     windows = padded.permute(1, 2, 0).contiguous().unfold(0, side, _BLOCK).unfold(1, side, _BLOCK)
     return windows.permute(0, 1, 3, 4, 2).reshape(-1, side * side, channels)
 
@@ -206,12 +205,12 @@ def _windows(maps: Float[Tensor, "channel y x"], filter_size: int) -> Float[Tens
 def _likeness(
     windows: Float[Tensor, "block neighbour channel"], outside: Float[Tensor, "block neighbour"], filter_size: int
 ) -> Float[Tensor, "block neighbour pixel"]:
-    """exp(−|a − b|² / 2) of every neighbour and every pixel of some blocks; 0 outside the image."""
+    """exp(−|a − b|² / 2) for every pair of neighbour and pixel of some blocks; 0 outside the image."""
     reach = filter_size // 2
     side = _BLOCK + 2 * reach
     inner = slice(reach, reach + _BLOCK)
     pixels = windows.view(-1, side, side, windows.shape[2])[:, inner, inner].flatten(1, 2)
-    # From the block's own mean, since the products below lose the digits that all features share.
+    # Relative to the block's mean: a large common offset would cost the products below their precision.
     mean = pixels.mean(dim=1, keepdim=True)
     windows, pixels = windows - mean, pixels - mean
     # −|a − b|² / 2 = a·b − |a|² / 2 − |b|² / 2
@@ -220,7 +219,7 @@ def _likeness(
 
 
 def _nearness(centres: Float[Tensor, "place"], filter_size: int) -> Float[Tensor, "block neighbour pixel"]:
-    """exp(−(a − b)² / 2) of blocks' neighbours and pixels along one axis; 0 out of reach and outside the image."""
+    """exp(−(a − b)² / 2) for neighbours and pixels along one axis; 0 out of range and outside the image."""
     reach = filter_size // 2
     padded = F.pad(centres, (reach, reach + -len(centres) % _BLOCK), value=_FAR)
     windows = padded.unfold(0, _BLOCK + 2 * reach, _BLOCK)
@@ -229,6 +228,6 @@ def _nearness(centres: Float[Tensor, "place"], filter_size: int) -> Float[Tensor
 
 
 def _within_reach(filter_size: int) -> Bool[Tensor, "neighbour pixel"]:
-    """Whether a block's neighbour is in the filter's range of a pixel of the block, along one axis."""
-    distance = torch.arange(_BLOCK + 2 * (filter_size // 2))[:, None] - torch.arange(_BLOCK)  # to the first in range
+    """True where a neighbour of a block is within the filter's range of a pixel of the block, along one axis."""
+    distance = torch.arange(_BLOCK + 2 * (filter_size // 2))[:, None] - torch.arange(_BLOCK)  # from the first in range
     return (distance >= 0) & (distance < filter_size)

@@ -1,4 +1,4 @@
-"""Photo to network input and class map back to photo: the two directions of one geometry, side by side."""
+"""Geometry between a photo and the square network input, in both directions."""
 
 from dataclasses import dataclass
 
@@ -9,19 +9,19 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-# METHOD: the authors feed BLIP with the ImageNet statistics, not with those of BLIP's own processor.
+# The authors normalise BLIP's input with the ImageNet statistics, not with those of BLIP's own processor.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a photo lies in the square network input.
+    """Position of a photo in the square network input.
 
     Attributes:
         photo_hw: Height and width of the photo in pixels.
-        input_size: Side of the square input.
-        content_hw: The part of the input, from its top left corner, that the photo fills; the rest is padding.
+        input_size: Side of the square input in pixels.
+        content_hw: Height and width of the part that the photo fills, from the top left corner; the rest is padding.
     """
 
     photo_hw: tuple[int, int]
@@ -30,18 +30,18 @@ class Frame:
 
 
 def stretch(photo: UInt8[np.ndarray, "height width 3"], size: int) -> tuple[Float[Tensor, "3 size size"], Frame]:
-    """Resize a photo to the square, its proportions not kept; values in [0, 1].
+    """Resize a photo to the square without keeping its proportions; values in [0, 1].
 
-    Bilinear, as the embedded model saw photos in training: a small one that is made larger would be sharper otherwise.
+    Bilinear, as in the training of the embedded model; a bicubic filter would make an enlarged photo sharper.
     """
     height, width = photo.shape[:2]
     return _resize(photo, (size, size), Image.Resampling.BILINEAR), Frame((height, width), size, (size, size))
 
 
 def fit_and_pad(photo: UInt8[np.ndarray, "height width 3"], size: int) -> tuple[Float[Tensor, "3 size size"], Frame]:
-    """Resize a photo so that its long side fills the square, pad right and bottom with 0; values in [0, 1].
+    """Resize a photo so that its long side fills the square, and pad right and bottom with 0; values in [0, 1].
 
-    The short side is floored to a multiple of 8, as in the authors' loader.
+    The short side is rounded down to a multiple of 8, as in the authors' loader.
     """
     height, width = photo.shape[:2]
     scale = size / max(height, width)
@@ -52,7 +52,7 @@ def fit_and_pad(photo: UInt8[np.ndarray, "height width 3"], size: int) -> tuple[
 
 
 def to_photo(maps: Float[Tensor, "class size size"], frame: Frame) -> Float[Tensor, "class height width"]:
-    """Crop the padding away and bring maps of the input back to the photo's own size."""
+    """Crop the padding and resize maps of the input to the photo's size."""
     height, width = frame.content_hw
     content = maps[None, :, :height, :width]
     return F.interpolate(content, size=frame.photo_hw, mode="bilinear", align_corners=False)[0]
@@ -61,7 +61,7 @@ def to_photo(maps: Float[Tensor, "class size size"], frame: Frame) -> Float[Tens
 def labels_to_input(
     labels: UInt8[np.ndarray, "height width"], frame: Frame, *, outside: int
 ) -> UInt8[np.ndarray, "size size"]:
-    """Bring labels of the photo into the input (nearest), the padding filled with `outside`."""
+    """Resize labels of the photo to the input (nearest neighbour); the padding gets the value `outside`."""
     height, width = frame.content_hw
     square = np.full((frame.input_size, frame.input_size), outside, np.uint8)
     square[:height, :width] = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
@@ -69,9 +69,9 @@ def labels_to_input(
 
 
 def mask_to_input(mask: Bool[np.ndarray, "height width"], frame: Frame, *, outside: int) -> Float[Tensor, "size size"]:
-    """Share of each pixel of the input that a mask covers, the padding filled with `outside`.
+    """Share of each input pixel that a mask covers; the padding gets the value `outside`.
 
-    By area: of a small thing on a large photo the nearest pixels may have nothing.
+    By area, because nearest-neighbour sampling can miss a small object in a large photo.
     """
     height, width = frame.content_hw
     square = torch.full((frame.input_size, frame.input_size), float(outside))
@@ -81,7 +81,7 @@ def mask_to_input(mask: Bool[np.ndarray, "height width"], frame: Frame, *, outsi
 
 
 def imagenet_normalise(rgb: Float[Tensor, "*batch 3 height width"]) -> Float[Tensor, "*batch 3 height width"]:
-    """Values in [0, 1] to ImageNet's zero mean and unit deviation."""
+    """Normalise values in [0, 1] with ImageNet's mean and standard deviation."""
     mean = rgb.new_tensor(IMAGENET_MEAN)[:, None, None]
     std = rgb.new_tensor(IMAGENET_STD)[:, None, None]
     return (rgb - mean) / std

@@ -1,4 +1,4 @@
-"""InfoScore: which layers to read, found without a single label (paper, section 3.3)."""
+"""InfoScore: selection of the layers to read, without labels (paper, section 3.3)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ _EPSILON = 1e-12
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """Running sums over unlabelled images, from which InfoScore is computed; adding an image gives a new value.
+    """Running sums over unlabelled images, from which InfoScore is computed; adding an image returns a new object.
 
-    With q[n, p] the share of prompt p on image n (`prompt_shares`), per layer:
+    Per layer, where q[n, p] is the share of prompt p on image n (`prompt_shares`):
 
     Attributes:
         images: Number of images seen.
@@ -32,12 +32,12 @@ class LayerStatistics:
 
     @staticmethod
     def empty(layer_count: int, prompt_count: int) -> "LayerStatistics":
-        """Statistics of no image."""
+        """Statistics of zero images."""
         zeros = torch.zeros(layer_count, prompt_count, dtype=torch.float64)
         return LayerStatistics(0, zeros[:, 0].clone(), zeros, zeros.clone())
 
     def add(self, shares: Float[Tensor, "layer prompt"]) -> "LayerStatistics":
-        """The statistics with one more image. In float64: the deviation is a difference of large sums."""
+        """The statistics with one more image; float64, because the deviation is a difference of large sums."""
         q = shares.double().to(self.share_sum.device)
         return LayerStatistics(
             images=self.images + 1,
@@ -68,9 +68,9 @@ class LayerScores:
 def prompt_shares(
     scores: Float[Tensor, "prompt patch"], grid_hw: tuple[int, int], size_hw: tuple[int, int]
 ) -> Float[Tensor, "prompt"]:
-    """The share of an image that each prompt holds at one layer: mean over pixels of the normalised map.
+    """Share of an image that each prompt gets at one layer: the mean over pixels of the normalised map.
 
-    Every prompt is a class of its own here, background words too.
+    Every prompt counts as a class of its own here, background words too.
     """
     return ScoreMap(scores, grid_hw, align_corners=True).probabilities(size_hw).mean(dim=(1, 2))
 
@@ -78,11 +78,11 @@ def prompt_shares(
 def infoscore(statistics: LayerStatistics) -> LayerScores:
     """InfoScore = H_data / H_img · CoV.
 
-    A good layer is sure of each image (low H_img), not always of the same thing (high H_data), and moves from image to
-    image (high CoV, the sum over prompts of population deviation over mean).
+    A good layer is certain about each image (low H_img), but not always in favour of the same prompts (high H_data),
+    and its shares vary between images (high CoV: the sum over prompts of population standard deviation over mean).
 
     Raises:
-        ValueError: If no image was seen.
+        ValueError: If the statistics are those of zero images.
     """
     if statistics.images < 1:
         raise ValueError("expected statistics of at least one image, got none")
@@ -95,7 +95,7 @@ def infoscore(statistics: LayerStatistics) -> LayerScores:
 
 
 def best_layers(scores: Float[Tensor, "layer"], count: int = 2) -> tuple[int, ...]:
-    """The `count` layers of highest score, in the order of the network (the authors keep 2 of 12)."""
+    """The `count` layers with the highest scores, in network order (the authors keep 2 of 12)."""
     chosen: Sequence[int] = scores.topk(min(count, len(scores))).indices.tolist()
     return tuple(sorted(chosen))
 

@@ -1,8 +1,8 @@
 """One-shot tuning: a category's own copy of a few parameters, fitted to its examples (paper, section 3.4).
 
-Categories come one at a time and each owns its adapter, unlike in the paper, whose joint tuning is in
-`app.research.joint_tuning`. Tuning goes step by step, and `selection` goes example by example, so that a caller can do
-other work between them.
+Each category is tuned alone and has an adapter of its own, unlike in the paper, whose joint tuning is in
+`app.research.joint_tuning`. Tuning runs step by step, and `selection` example by example, so that the caller can do
+other work in between.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,27 +23,27 @@ from .scores import LayerWeights, ScoreMap, normalise
 from .shot import Shot
 from .visual_prompt import visual_logits
 
-# AdamW, as the authors run it.
+# The authors' settings of AdamW.
 LEARNING_RATE, WEIGHT_DECAY = 2e-4, 0.05
-# Names of other categories that compete while one is tuned.
+# Number of other categories whose names compete with the one being tuned.
 COMPETING_CATEGORIES = 16
-# Examples that one step looks at, in turn.
+# Examples per step; successive steps cycle through all examples.
 _SHOTS_PER_STEP = 4
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a category is tuned; `TUNED` and `PAPER` are the two in use.
+    """Configuration of tuning; `TUNED` and `PAPER` are the two in use.
 
     Attributes:
         name: Value of the setting EXEMPLAR_METHOD.
-        balanced: As of `Shot.loss_weight`.
-        interpolation: How far the adapter goes from the base parameters to the tuned ones. All the way (1) is the
-            authors'; one photo teaches too much certainty, and a fifth of the way does better on other photos
+        balanced: See `Shot.loss_weight`.
+        interpolation: Position of the adapter between the base parameters (0) and the tuned ones (1, the authors'
+            choice). Tuning on one photo makes the model overconfident; 0.2 gives better masks on other photos
             (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903).
-        rank: Directions that are kept of the change of each matrix; None for all (the authors').
-        keep_appearance: Keep the appearance of the examples: as a memory where the backbone has a mask decoder, and as
-            a visual prompt elsewhere. (The authors have neither.)
+        rank: Rank to which the change of each matrix is reduced; None keeps the full change (the authors' choice).
+        keep_appearance: True to keep the appearance of the examples: as an example memory if the backbone has a mask
+            decoder, else as a visual prompt. (The authors have neither.)
         steps: Optimiser steps.
     """
 
@@ -55,28 +55,28 @@ class Recipe:
     steps: int = 20
 
 
-# Measured best on photos that were not trained on (docs/quality.md).
+# Best measured quality on photos outside the training set (docs/quality.md).
 TUNED = Recipe("tuned", balanced=True, interpolation=0.2, rank=8, keep_appearance=True)
 # The authors' loss and parameters, one category at a time.
 PAPER = Recipe("paper", balanced=False, interpolation=1.0, rank=None, keep_appearance=False)
 
 
 class CategoryTuning:
-    """Tuning of one category's parameters while everything else stands still.
+    """Tuning of one category's parameters; all other parameters are fixed.
 
-    The prompts of the background and of the other categories run under the base model, so their attention is a constant
-    of each example, computed once. A step runs forward and backward for the category's own one to three prompts only.
+    The prompts of the background and of the other categories run under the base model, so their attention is constant
+    for each example and computed once. A step runs forward and backward for the category's one to three prompts only.
 
     Args:
         backbone: A loaded model; its parameters are only read.
-        shots: The category's examples, at least one.
-        words: The category's name and synonyms.
-        others: Prompts of the background and of the other known categories: a pixel outside the mask is one of them.
+        shots: Examples of the category, at least one.
+        words: Name and synonyms of the category.
+        others: Prompts of the background and of the other known categories; pixels outside the mask belong to them.
         layers: Layers to tune and read.
-        recipe: One of the two above.
+        recipe: `TUNED` or `PAPER`.
 
     Raises:
-        ValueError: If there is no shot.
+        ValueError: If there is no example.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class CategoryTuning:
         self.layers, self.recipe = tuple(layers), recipe
         self.text = backbone.tokenize(words)
         self._others = others
-        self._others_evidence: dict[int, Evidence] = {}  # by example, made when it is first looked at
+        self._others_evidence: dict[int, Evidence] = {}  # by example, computed on first use
         self._base = backbone.trainable(layers, self.text)
         self.parameters = self._base.map(lambda tensor: tensor.clone().requires_grad_(True))
         self._optimiser = torch.optim.AdamW(self.parameters.trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -107,16 +107,16 @@ class CategoryTuning:
         return self.recipe.keep_appearance and self.backbone.mask_decoder is not None
 
     def step(self) -> float:
-        """One optimiser step; returns its loss."""
+        """Run one optimiser step and return its loss."""
         loss = torch.stack([self._loss(index) for index in next(self._turns)]).mean()
         self._optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
+        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
         self._optimiser.step()
         return loss.item()
 
     @torch.no_grad()
     def tuned(self) -> Parameters:
-        """The recipe's part of the way from base to tuned parameters, as factors of the change if it names a rank."""
+        """Parameters interpolated between base and tuned as in the recipe; low-rank factors if it has a rank."""
         share = self.recipe.interpolation
         delta = {name: _part_of_the_way(self._base.delta[name], change, share)
                  for name, change in self.parameters.delta.items()}  # fmt: skip
@@ -127,12 +127,12 @@ class CategoryTuning:
     def scores(
         self, index: int, parameters: Parameters | None, visual_prompt: VisualPrompt | None = None
     ) -> Float[Tensor, "class patch"]:
-        """Class scores of one example: the background, the other categories, and this one last.
+        """Class scores of one example: background, other categories, and this category last.
 
         Args:
-            index: Of the example.
-            parameters: Of this category's prompts; None for the words alone.
-            visual_prompt: Added to this category's logits.
+            index: Index of the example.
+            parameters: Parameters for this category's prompts; None for the words alone.
+            visual_prompt: Visual prompt whose logits are added to this category's.
         """
         shot, others = self.shots[index], self._evidence_of_others(index)
         stacked = parameters.stacked if parameters else None
@@ -149,7 +149,7 @@ class CategoryTuning:
         return evidence.class_scores(LayerWeights.mean(self.layers, len(evidence.spans)))
 
     def log_odds(self, index: int, parameters: Parameters | None) -> Float[Tensor, "patch"]:
-        """Log-odds of the category against everything else at each patch of an example."""
+        """Log-odds of the category against all other classes at each patch of an example."""
         return torch.logit(normalise(self.scores(index, parameters))[-1], eps=1e-5)
 
     def iou(
@@ -160,7 +160,7 @@ class CategoryTuning:
         visual_prompt: VisualPrompt | None = None,
         memory: ExampleMemory | None = None,
     ) -> float:
-        """Intersection over union on one example, in [0, 1]; by the words alone if nothing is given."""
+        """Intersection over union on one example, in [0, 1]; without parameters, that of the words alone."""
         shot, scores = self.shots[index], self.scores(index, parameters, visual_prompt)
         memories = [*[None] * (len(scores) - 1), memory]
         found = score_map(self.backbone, shot.image, scores, memories, use_mask_decoder=self.decodes)
@@ -174,7 +174,7 @@ class CategoryTuning:
         return self._others_evidence[index]
 
     def _loss(self, index: int) -> Float[Tensor, ""]:
-        """Cross-entropy of the category against everything else, weighted cell by cell."""
+        """Cross-entropy of the category against all other classes, weighted per cell."""
         shot, scores = self.shots[index], self.scores(index, self.parameters)
         either = torch.stack([scores[:-1].sum(dim=0), scores[-1]])
         grid = ScoreMap(either, self.backbone.patch_grid_hw, align_corners=True)
@@ -184,7 +184,7 @@ class CategoryTuning:
 
 
 def _turns(count: int) -> Iterator[list[int]]:
-    """Examples of each step, a few at a time in turn."""
+    """Indices of the examples of each step, cycling through all examples."""
     size, start = min(_SHOTS_PER_STEP, count), 0
     while True:
         yield [(start + offset) % count for offset in range(size)]
@@ -192,9 +192,9 @@ def _turns(count: int) -> Iterator[list[int]]:
 
 
 def _part_of_the_way(base: Change, tuned: Change, share: float) -> Change:
-    # One factor of a product going part of the way takes the product as far.
+    # Interpolating one factor of a product by a share interpolates the product by the same share.
     if isinstance(base, LowRank) and isinstance(tuned, LowRank):
         return LowRank(torch.lerp(base.left, tuned.left.detach(), share), tuned.right.detach())
     if isinstance(base, Tensor) and isinstance(tuned, Tensor):
         return torch.lerp(base, tuned.detach(), share)
-    raise ValueError(f"expected two changes of one kind, got {type(base).__name__} and {type(tuned).__name__}")
+    raise ValueError(f"expected two changes of the same kind, got {type(base).__name__} and {type(tuned).__name__}")

@@ -1,8 +1,8 @@
-"""The examples' appearance as a prompt beside the words, for a backbone without a mask decoder.
+"""Visual prompt: the appearance of the examples, used beside the words on a backbone without a mask decoder.
 
-A category's patch logits get `β · (cos(x, inside) − cos(x, outside)) + b` added, where `inside` and `outside` are the
-mean patch features of its examples within and without their masks. Only β and b are fitted, to their maximum a
-posteriori under a prior that one photo moves only a little, so that one example cannot teach much that is wrong.
+`β · (cos(x, inside) − cos(x, outside)) + b` is added to the category's logit at a patch with feature x; `inside` and
+`outside` are the mean patch features of the examples inside and outside their masks. Only β and b are fitted, as the
+maximum a posteriori under a prior that one photo changes only a little, which limits the harm of a bad example.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ _NEWTON_STEPS = 30
 
 @dataclass(frozen=True)
 class Prior:
-    """Prior of β and b, before an example is seen.
+    """Prior of β and b, before any example.
 
     Attributes:
         likeness: Mean of β.
         likeness_deviation: Standard deviation of β.
         bias_deviation: Standard deviation of b, whose mean is 0.
-        evidence: Independent observations that one photo amounts to, half of them object and half background: far
-            fewer than its patches, since neighbours look alike and other photos don't.
+        evidence: Number of independent observations that one photo counts as, half of them object and half
+            background: far fewer than its patches, because neighbouring patches are alike and other photos differ.
     """
 
     likeness: float = 6.0
@@ -41,7 +41,7 @@ def mean_features(
     inside: Sequence[Float[Tensor, "patch"]],
     outside: Sequence[Float[Tensor, "patch"]],
 ) -> Float[Tensor, "2 width"]:
-    """Mean patch feature outside (row 0) and inside (row 1) the masks of one category's examples, of unit length."""
+    """Mean patch features outside (row 0) and inside (row 1) the masks of a category's examples, of unit length."""
     sums = torch.zeros(2, features[0].shape[1], device=features[0].device)
     for photo, *sides in zip(features, outside, inside, strict=True):
         unit = F.normalize(photo.float(), dim=1)
@@ -51,11 +51,11 @@ def mean_features(
 
 
 def visual_logits(features: Float[Tensor, "patch width"], prompts: VisualPrompt) -> Float[Tensor, "category patch"]:
-    """Logits that each category's visual prompt adds to every patch.
+    """Logits that the visual prompt of each category adds at every patch.
 
     Args:
-        features: Of the photo's patches.
-        prompts: Stacked over categories.
+        features: Features of the photo's patches.
+        prompts: Visual prompts, stacked over categories.
     """
     unit = F.normalize(features.float(), dim=1)
     return prompts.direction.to(unit) @ unit.T + prompts.bias.to(unit)[:, None]
@@ -68,14 +68,14 @@ def fit(
     outside: Sequence[Float[Tensor, "patch"]],
     prior: Prior,
 ) -> tuple[float, float]:
-    """β and b that make the examples most probable under the prior, by Newton's method (the problem is convex).
+    """Fit β and b: the maximum a posteriori, by Newton's method (the problem is convex).
 
     Args:
-        log_odds: Of the category against everything else by the words, per example.
+        log_odds: Log-odds of the category against all other classes by the words alone, per example.
         likeness: `cos(x, inside) − cos(x, outside)` of each patch.
         inside: Share of each patch that the category covers.
         outside: Share of each patch that it does not cover.
-        prior: Of β and b.
+        prior: Prior of β and b.
 
     Returns:
         (β, b).
@@ -91,6 +91,6 @@ def fit(
         p = torch.sigmoid(z + theta @ x)
         gradient = x @ (yes * (1 - p) - no * p) - precision * (theta - mean)
         curvature = (x * ((yes + no) * p * (1 - p))) @ x.T + torch.diag(precision)
-        # A far start could overshoot where the sigmoid is flat.
+        # The step is limited, because it could overshoot where the sigmoid is flat.
         theta = theta + torch.linalg.solve(curvature, gradient).clamp(-4, 4)
     return float(theta[0]), float(theta[1])

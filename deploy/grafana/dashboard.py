@@ -1,7 +1,7 @@
 """Write dashboards/*.json. Edit the panels here, then run `python deploy/grafana/dashboard.py`.
 
-One dashboard per role: on call (service), people who teach (teaching), people who size the machine (model). They follow
-the rules of grafana/dashboard-linter; tests/deploy/test_dashboard.py checks these.
+One dashboard per role: service (on call), teaching (people who teach categories), model (people who size the machine).
+They follow the rules of grafana/dashboard-linter; tests/deploy/test_dashboard.py checks these.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def total(vector: str, *, by: str = "") -> str:
 def gain_quantile(share: float, *, by: str = "") -> str:
     """Quantile of all gains since the processes started.
 
-    Not a rate: teaching is rare, and a category's first gain, which is often its only one, brings its series into being
-    at 1, which a rate doesn't see. Nor a mean: what can be negative has no `_sum` that could be counted up.
+    Not a rate: teaching is rare, and a category's first gain, which is often the only one, creates its series with the
+    value 1, which a rate doesn't see. Not a mean: gains can be negative, so the metric has no `_sum`.
     """
     counts = total(now("exemplar_example_gain_bucket"), by=f"le, {by}" if by else "le")
     return f"histogram_quantile({share}, {counts})"
@@ -82,7 +82,7 @@ _HITS, _MISSES = rate("exemplar_adapter_cache_hits_total"), rate("exemplar_adapt
 _PHOTO_HITS, _PHOTO_MISSES = rate("exemplar_image_cache_hits_total"), rate("exemplar_image_cache_misses_total")
 
 _NO_STREAMS = ', route!="/jobs/{id}/events"'
-_IF_TOLD_APART = "Without EXEMPLAR_METRICS_CATEGORIES categories aren't told apart: one line without a name."
+_IF_TOLD_APART = "Without EXEMPLAR_METRICS_CATEGORIES there is one line without a name for all categories."
 
 SERVICE = Dashboard(
     title="Exemplar: service",
@@ -225,7 +225,7 @@ TEACHING = Dashboard(
             ),
             Panel(
                 title="Time to taught",
-                description="From a job's start to its end. What takes longer than half an hour reads half an hour.",
+                description="Time from the start of a job to its end. Jobs longer than half an hour show half an hour.",
                 unit="s",
                 queries={
                     quantile(0.5, "exemplar_job_duration_seconds", by="kind"): "{{kind}} median",
@@ -234,7 +234,7 @@ TEACHING = Dashboard(
             ),
             Panel(
                 title="Examples sent",
-                description="Requests per second that bring an example, by the status of their answers.",
+                description="Requests per second that send an example, by the status of their answers.",
                 unit="reqps",
                 queries={
                     rate(
@@ -262,8 +262,8 @@ TEACHING = Dashboard(
         "Gain of one example": [
             Panel(
                 title="Gain over the words",
-                description="IoU on a category's own examples, adapter minus words alone: "
-                "of all since the processes started.",
+                description="IoU on a category's own examples, adapter minus words alone, "
+                "over all jobs since the processes started.",
                 unit="percentunit",
                 signed=True,
                 queries={
@@ -274,15 +274,15 @@ TEACHING = Dashboard(
             ),
             Panel(
                 title="Gains by size",
-                description="How many gains were up to each bound and above the one before, since the processes "
-                "started. Up to 0.0 the example did not help.",
+                description="Number of gains between each bound and the one before, since the processes "
+                "started. Gains up to 0.0 are examples that did not help.",
                 unit="short",
                 kind="buckets",
                 queries={f"sum by (le) ({now('exemplar_example_gain_bucket')})": "{{le}}"},
             ),
             Panel(
                 title="Worst categories",
-                description="Least median gain since the processes started, estimated within its bucket. "
+                description="Lowest median gains since the processes started, estimated within their buckets. "
                 + _IF_TOLD_APART,
                 unit="percentunit",
                 kind="bars",
@@ -325,7 +325,7 @@ MODEL = Dashboard(
             ),
             Panel(
                 title="Seconds per second, by stage",
-                description="How many seconds each stage takes out of every second, without the wait for the model.",
+                description="Seconds that each stage takes per second, without the wait for the model.",
                 unit="short",
                 width=12,
                 stacked=True,
@@ -354,7 +354,7 @@ MODEL = Dashboard(
             ),
             Panel(
                 title="Lane busy, by kind",
-                description="Work of the models by kind, over all selected instances: 100 % is one model all the time.",
+                description="Work of the models by kind, over all selected instances; 100 % is one busy model.",
                 unit="percentunit",
                 stacked=True,
                 queries={rate("exemplar_lane_busy_seconds_total", by="backbone, kind"): "{{backbone}} {{kind}}"},
@@ -467,7 +467,7 @@ DASHBOARDS = {"service": SERVICE, "teaching": TEACHING, "model": MODEL}
 
 
 def rendered(name: str) -> dict[str, Any]:
-    """A dashboard in Grafana's JSON form."""
+    """A dashboard as JSON for Grafana."""
     dashboard = DASHBOARDS[name]
     return {
         "uid": f"exemplar-{name}",
@@ -492,7 +492,7 @@ def rendered(name: str) -> dict[str, Any]:
     }
 
 
-# Grafana links every dashboard with the tag beside the time range, and passes on the time and the selected instances.
+# Grafana shows links to all dashboards with the tag beside the time range, and keeps the time and selected instances.
 _TO_THE_OTHERS = {
     "type": "dashboards",
     "title": "Exemplar",
@@ -565,7 +565,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
                 "expr": expr,
                 "legendFormat": legend,
                 "instant": kind != "timeseries",
-                # As "heatmap" Grafana takes each bucket of a histogram less the ones it contains.
+                # As "heatmap" Grafana converts cumulative buckets to counts per bucket.
                 "format": "heatmap" if panel.kind == "buckets" else "time_series",
             }
             for i, (expr, legend) in enumerate(panel.queries.items())

@@ -88,10 +88,10 @@ class Span:
 
 
 def fetched(http: httpx.Client, target: Json, span: Span) -> list[Series]:
-    """Answer of Prometheus to one query of a panel.
+    """Query Prometheus for one target of a panel.
 
     Raises:
-        ValueError: If it answers with an error.
+        ValueError: If Prometheus answers with an error.
     """
     expr = span.filled(target["expr"])
     if target["instant"]:
@@ -145,7 +145,7 @@ def told(value: float, unit: str) -> str:
 
 
 def drawn(dashboard: Json, ask: Callable[[Json], list[Series]], span: Span) -> bytes:
-    """A dashboard as PNG; `ask` answers a panel's target."""
+    """Draw a dashboard as PNG; `ask` returns the series of a panel's target."""
     panels = dashboard["panels"]
     lines = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
     width_px, height_px = 24 * _COLUMN_PX, _HEAD_PX + lines * _LINE_PX
@@ -183,7 +183,7 @@ Box = tuple[float, float, float, float]  # left, top, width and height in pixels
 
 @dataclass(frozen=True)
 class _Page:
-    """A figure whose positions are in pixels from its top left."""
+    """A figure with positions in pixels from its top left corner."""
 
     figure: Figure
     width_px: float
@@ -303,7 +303,7 @@ def _stack(axes: Axes, series: list[Series]) -> list[Any]:
 
 
 def _scale(axes: Axes, field: Json, series: list[Series]) -> None:
-    """Set the lower limit to the field's minimum; a line that lies on it gets some room above."""
+    """Set the limits and ticks of the value axis; series that are 0 throughout get the range 0 to 1."""
     if field.get("min") == 0:
         flat = max(_largest(one.values) for one in series) <= 0
         axes.set_ylim(0, 1 if flat else None)
@@ -388,12 +388,14 @@ def draw(url: str, span: Span, out: Path) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the dashboards from what a Prometheus has scraped.")
-    parser.add_argument("url", help="of Prometheus, such as http://127.0.0.1:9090")
-    parser.add_argument("--minutes", type=float, default=60, help="how far back (60)")
-    parser.add_argument("--end", type=float, default=None, help="seconds since 1970 (now)")
-    parser.add_argument("--scrape-interval", type=float, default=15, help="of Prometheus, in seconds (15)")
-    parser.add_argument("--out", type=Path, default=Path("build/dashboards"), help="folder (build/dashboards)")
+    parser = argparse.ArgumentParser(description="Draw the dashboards from the data of a Prometheus.")
+    parser.add_argument("url", help="address of Prometheus, such as http://127.0.0.1:9090")
+    parser.add_argument("--minutes", type=float, default=60, help="length of the time range (60)")
+    parser.add_argument("--end", type=float, default=None, help="end of the time range in seconds since 1970 (now)")
+    parser.add_argument(
+        "--scrape-interval", type=float, default=15, help="scrape interval of Prometheus, in seconds (15)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("build/dashboards"), help="output folder (build/dashboards)")
     asked = parser.parse_args()
     end = asked.end or time.time()
     span = Span(start=end - 60 * asked.minutes, end=end, scrape_interval_s=asked.scrape_interval)

@@ -2,8 +2,8 @@
 
     python deploy/grafana/load.py http://127.0.0.1:8000 --minutes 5
 
-One teaches category after category, three segment photos into 1 to 30 names, once a minute a crowd comes (too large a
-one where EXEMPLAR_QUEUE_LIMIT is 8), one sends what is refused, one asks whether the service is ready.
+One client teaches category after category, three segment photos into 1 to 30 names, one sends 20 requests at once every
+minute (more than the queue takes if EXEMPLAR_QUEUE_LIMIT is 8), one sends invalid requests, one polls /readyz.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from app.demo import EXAMPLES
 from app.errors import AppError
 
 PHOTOS = sorted(path for path in EXAMPLES.glob("*.jpg"))
-# Category, photo and mask. In some the mask does not match the word, so that the gains differ.
+# Category, photo and mask. Some masks do not match the word, so that the gains differ.
 LESSONS = (
     ("person", "astronaut", "astronaut"),
     ("cat", "kitten", "kitten"),
@@ -112,7 +112,7 @@ def err(url: str, until: float, chance: random.Random) -> None:
 
 
 def look(url: str, until: float) -> None:
-    """Send the requests of an orchestrator and of a list of categories on a screen."""
+    """Send the requests of an orchestrator (/readyz) and of a page that lists the categories."""
     with httpx.Client(base_url=url, timeout=60) as http:
         while time.time() < until:
             http.get("/readyz")
@@ -122,7 +122,7 @@ def look(url: str, until: float) -> None:
 
 def load(url: str, *, minutes: float) -> None:
     until = time.time() + 60 * minutes
-    with ThreadPoolExecutor(7) as people:  # all at once, however few cores there are
+    with ThreadPoolExecutor(7) as people:  # one thread per client, independent of the number of cores
         at_work = [
             people.submit(teach, url, until),
             *(people.submit(segment, url, until, random.Random(seed)) for seed in range(3)),
@@ -135,8 +135,8 @@ def load(url: str, *, minutes: float) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Some minutes of varied load on a running service.")
-    parser.add_argument("url", help="of the service, such as http://127.0.0.1:8000")
+    parser = argparse.ArgumentParser(description="Generate some minutes of varied load on a running service.")
+    parser.add_argument("url", help="address of the service, such as http://127.0.0.1:8000")
     parser.add_argument("--minutes", type=float, default=5)
     asked = parser.parse_args()
     load(asked.url, minutes=asked.minutes)

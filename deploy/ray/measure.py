@@ -1,10 +1,11 @@
-"""Run deploy/ray/serve.yaml on one node and print the results of its callers as JSON.
+"""Run deploy/ray/serve.yaml on one node and print the results that its callers get as JSON.
 
 Usage: `python deploy/ray/measure.py`.
 
-Two replicas at most, on a store and a port of their own: teaching through one and segmenting through the other, from
-one replica to two and back, one killed, more requests than the queue takes, requests per second. EXEMPLAR_* as for the
-service, but for the store; EXEMPLAR_QUEUE_LIMIT is 8, so that few clients fill the queue.
+At most two replicas run, with a store and a port of their own. Measured are: teaching through one replica and
+segmenting through the other, scaling from one replica to two and back, killing a replica, more requests than the queue
+takes, and requests per second. The EXEMPLAR_* settings apply, except that of the store; EXEMPLAR_QUEUE_LIMIT is 8, so
+that few clients fill the queue.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Service:
     """A running service, under Ray or not."""
 
     def __init__(self, url: str) -> None:
-        # As many connections as clients: else httpx2 queues requests itself.
+        # No limit of connections: otherwise httpx2 would queue requests itself.
         self.http = httpx2.Client(base_url=url, timeout=PATIENCE_S, limits=httpx2.Limits(max_connections=None))
         self._photo = (EXAMPLES / "teacup.jpg").read_bytes()
         self._numbers = itertools.count()
@@ -101,7 +102,7 @@ class Site(Service):
         super().__init__(f"http://127.0.0.1:{port}")
 
     def apply(self, **scaling: Any) -> None:
-        """Change the number of replicas, as an edited file does."""
+        """Apply the config file with this scaling, as after an edit of the file."""
         (deployment,) = self._config["applications"][0]["deployments"]
         for name in ("autoscaling_config", "num_replicas"):
             deployment.pop(name, None)
@@ -126,7 +127,7 @@ class Site(Service):
 
 
 def outcome(call: Callable[[], httpx2.Response]) -> str:
-    """Result of a call as text."""
+    """The result of a call as text."""
     try:
         answer = call()
     except httpx2.TransportError as error:
@@ -162,7 +163,7 @@ def site() -> Iterator[Site]:
             "RAY_USAGE_STATS_ENABLED": "0",
             # Ray's processes have their own module search path.
             "PYTHONPATH": str(REPOSITORY),
-            # Otherwise Ray leaves one in the user's home.
+            # Otherwise Ray writes a token to the user's home folder.
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
         try:

@@ -1,4 +1,4 @@
-"""Who may call: keys and their scopes, and without keys this machine alone."""
+"""Access control: keys and their scopes; without keys, only callers on this machine."""
 
 from __future__ import annotations
 

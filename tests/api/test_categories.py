@@ -1,4 +1,4 @@
-"""Teach, look at and manage categories, as DESIGN §3 has it."""
+"""Teach, read and change categories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Look at jobs, follow them, cancel them; and what becomes of a job whose category changes under it."""
+"""Read, follow and cancel jobs; jobs whose category changes while they run."""
 
 from __future__ import annotations
 

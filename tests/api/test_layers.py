@@ -1,4 +1,4 @@
-"""Rank layers, see which are read; see the loaded models."""
+"""Rank layers, list the layers in use and the loaded models."""
 
 from __future__ import annotations
 

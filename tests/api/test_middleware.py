@@ -1,4 +1,4 @@
-"""Bodies in pieces: what a real server hands over one by one and the test client never does."""
+"""Request bodies in pieces, as a real server delivers them and the test client does not."""
 
 from __future__ import annotations
 

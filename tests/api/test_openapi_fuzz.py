@@ -1,4 +1,4 @@
-"""Whatever the OpenAPI document allows, and much that it doesn't, is answered as the document says."""
+"""Random requests, valid and invalid by the OpenAPI document, get responses that match it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every output form gives back the mask that the label map shows, as the OpenAPI document describes it."""
+"""Every output format gives the mask that the label map shows, as described by the OpenAPI document."""
 
 from __future__ import annotations
 

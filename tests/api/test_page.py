@@ -1,4 +1,4 @@
-"""The page at /: what is served, under which headers, and that it needs nothing from elsewhere."""
+"""The page at /: its files and headers, and no resources of other servers."""
 
 from __future__ import annotations
 

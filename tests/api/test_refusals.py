@@ -1,4 +1,4 @@
-"""What can't be used is refused: 4xx, problem+json that names the field, nothing stored, the service ready."""
+"""Invalid requests are refused: 4xx, problem+json with the field's name, nothing stored, the service stays ready."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def untouched(shared) -> Iterator:
 
 
 def check(answer, status: int, field: str | None = None) -> dict:
-    """That this is a problem as RFC 9457 and DESIGN §3 have it."""
+    """Check that a response is a problem as in RFC 9457 and docs/api.md, and return it."""
     problem = answer.json()
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"

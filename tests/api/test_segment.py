@@ -1,4 +1,4 @@
-"""Segment a photo: what comes back, in every form, as DESIGN §3 has it."""
+"""Segment a photo: the response in every format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segment several photos in one request: a line for each, as DESIGN §3 has it."""
+"""Segment several photos in one request: one line of JSON for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BLIP-2: the Q-Former against that of transformers, and logits of a text through its queries."""
+"""BLIP-2: the Q-Former against that of transformers, and the logits of a text that attends to its queries."""
 
 from __future__ import annotations
 

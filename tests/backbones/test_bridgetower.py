@@ -1,4 +1,4 @@
-"""BridgeTower: the whole network against the class of transformers, and prompts in passes."""
+"""BridgeTower: the whole network against the class of transformers, and prompts split into several passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every family behind the service: teach a category, segment with it, see what the model is."""
+"""Every family behind the service: teach a category, segment with it, read the description of the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulated lane against what queueing theory says of one."""
+"""The simulated lane against queueing theory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plain path gives the same numbers as the service's, so that a ratio of their times means something."""
+"""The baseline computes the same numbers as the service, so a ratio of their times is meaningful."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service's path against the plain one over everything that a request may be."""
+"""The service's path against the baseline, over everything that a request may have."""
 
 from __future__ import annotations
 

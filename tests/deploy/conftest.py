@@ -1,4 +1,4 @@
-"""What the checks share: the series that /metrics can show, a reader of PromQL, and a service to probe."""
+"""Shared fixtures: the series that /metrics can have, a PromQL parser, and a service to probe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The alert rules name metrics that exist, say what to do, and fire when they should."""
+"""The alert rules use existing metrics, say what to do, and fire when they should."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docker-compose.yml is well formed, closed to the outside, and agrees with the settings and the files it mounts."""
+"""docker-compose.yml is valid, closed to other machines, and agrees with the settings and the files it mounts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dashboards keep the rules of grafana/dashboard-linter and together show every metric of the service.
+"""The dashboards follow the rules of grafana/dashboard-linter, and together show every metric of the service.
 
 The rules: https://github.com/grafana/dashboard-linter/tree/main/docs/rules (the linter itself needs Go).
 """

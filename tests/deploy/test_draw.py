@@ -1,4 +1,4 @@
-"""Drawing a dashboard: Prometheus' answers read, values told in their units, and a picture of the grid's size."""
+"""Drawing of a dashboard: parsed answers of Prometheus, formatted values, and the size of the picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""deploy/kubernetes builds, keeps to the schemas of Kubernetes and agrees with the application: without a cluster."""
+"""deploy/kubernetes builds, follows the schemas of Kubernetes and agrees with the application; without a cluster."""
 
 from __future__ import annotations
 

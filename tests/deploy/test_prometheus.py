@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes the running service, and every panel's query has something to show."""
+"""A real Prometheus scrapes the running service, and every panel's query returns data."""
 
 from __future__ import annotations
 

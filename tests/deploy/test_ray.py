@@ -1,4 +1,4 @@
-"""deploy/ray says what Ray and the application understand: without a cluster, and mostly without Ray."""
+"""deploy/ray agrees with Ray and the application; without a cluster, and mostly without Ray."""
 
 from __future__ import annotations
 

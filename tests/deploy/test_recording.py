@@ -1,4 +1,4 @@
-"""The recording rules are named by convention, ask for metrics that exist, and come to values worked out by hand."""
+"""The recording rules follow the naming convention, use existing metrics, and give hand-computed values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A photo, a mask and files of them that the tests of `app.images` share."""
+"""A photo, a mask and files of both, shared by the tests of `app.images`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is no whole image of a format read is refused in one sentence, and costs neither time nor memory."""
+"""Files that are not complete images of a supported format are refused in one sentence, with little time and memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mask in each form that callers send becomes its pixels; anything else is refused in one sentence."""
+"""Every accepted form of a mask becomes its pixels; everything else is refused in one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Photos of every mode and orientation become the upright pixels that viewers show."""
+"""Photos of every mode and orientation become upright pixels, as image viewers show them."""
 
 from __future__ import annotations
 

@@ -331,10 +331,10 @@ def test_downloads(page: Page) -> None:
 @pytest.mark.parametrize("api_keys", [f"teach:{hashlib.sha256(b'open-sesame').hexdigest()}"])
 def test_with_a_key_every_call_carries_it_and_the_job_is_asked_for(page: Page) -> None:
     told = page.locator("#taught-problem")
-    expect(told).to_contain_text("asks for a key")
+    expect(told).to_contain_text("An API key is required")
     calls: list[str] = []
     page.on("request", lambda request: calls.append(request.url))
-    for key, answer in (("wrong", "This key is not known"), ("open-sesame", "")):
+    for key, answer in (("wrong", "Unknown API key"), ("open-sesame", "")):
         page.get_by_label("API key").fill(key)
         page.get_by_role("button", name="Use this key").click()
         expect(told).to_contain_text(answer)

@@ -1,4 +1,4 @@
-"""Real processes: stopped, killed, started again, side by side."""
+"""Real processes: stopped, killed, restarted, and several at once."""
 
 from __future__ import annotations
 

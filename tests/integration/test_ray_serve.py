@@ -1,4 +1,4 @@
-"""The application under Ray Serve: what goes around it, without Ray, and two replicas of it, where Ray is installed."""
+"""The application under Ray Serve: its middleware without Ray, and two replicas if Ray is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands of the README and of docs/api.md, run as they stand against a service with the embedded model."""
+"""The commands of the README and of docs/api.md, run unchanged against a service with the embedded model."""
 
 from __future__ import annotations
 

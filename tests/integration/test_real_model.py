@@ -1,4 +1,4 @@
-"""The model that ships with the service, on real photos, from end to end."""
+"""The embedded model on real photos, from end to end."""
 
 from __future__ import annotations
 

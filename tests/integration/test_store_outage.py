@@ -1,4 +1,4 @@
-"""The store dies and comes back, or hangs: what callers see of it, and what becomes of a job."""
+"""The store restarts or hangs: the responses to callers, and the outcome of jobs."""
 
 from __future__ import annotations
 

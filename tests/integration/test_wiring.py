@@ -1,4 +1,4 @@
-"""Settings become live objects, or one sentence that says which setting to mend."""
+"""Settings become live objects, or an error of one sentence that names the setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes mark the pixels whose centre they hold, as COCO does, and wrong ones are refused."""
+"""Boxes mark the pixels whose centre they contain, as in COCO; invalid ones are refused."""
 
 from __future__ import annotations
 

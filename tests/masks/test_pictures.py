@@ -1,4 +1,4 @@
-"""PNG files hold the pixels, colours and names they were made of; overlays are painted as documented."""
+"""PNG files have the pixels, colours and names that were written; overlays are painted as documented."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Polygons trace a mask exactly but for its holes, are drawn as COCO does, and wrong ones are refused."""
+"""Polygons trace a mask exactly except for its holes and are drawn as in COCO; invalid ones are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run lengths are COCO's, every mask round-trips, and wrong ones are refused."""
+"""Run lengths equal COCO's, every mask round-trips, and invalid ones are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small model that the method is tested on, and examples for it."""
+"""The small model on which the method is tested, and examples for it."""
 
 from __future__ import annotations
 

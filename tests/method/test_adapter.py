@@ -1,4 +1,4 @@
-"""What an adapter says of itself, and which models can run it."""
+"""The description of an adapter, and the models that can run it."""
 
 from __future__ import annotations
 

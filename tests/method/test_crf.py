@@ -1,4 +1,4 @@
-"""The fast ConvCRF against a plain one, and what it is for."""
+"""The fast ConvCRF against a plain implementation, and its effect on edges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many adapters in one pass, or many passes: each prompt sees what it would see alone."""
+"""Many adapters in one pass or in several: every prompt gets the same result as alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A photo of any shape goes into the square input, and maps of the input come back to the photo's own pixels."""
+"""A photo of any shape fits the square input, and maps of the input return to the photo's pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""InfoScore with numbers by hand, and its running sums against the formula."""
+"""InfoScore with hand-computed numbers, and its running sums against the formula."""
 
 from __future__ import annotations
 

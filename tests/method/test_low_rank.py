@@ -1,4 +1,4 @@
-"""Matrices as factors of their change."""
+"""Low-rank factors of the changes of matrices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole chain: a photo and words in, a probability per class and pixel out."""
+"""The whole pipeline: from a photo and words to a probability per class and pixel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words become prompts, and prompts know their class."""
+"""Words become prompts, and every prompt is assigned to its class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From attention to scores on a grid and to pixels, with numbers by hand."""
+"""From attention to scores on a grid and to pixels, with hand-computed numbers."""
 
 from __future__ import annotations
 

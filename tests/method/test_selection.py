@@ -1,4 +1,4 @@
-"""Choice between what was tuned and the words, by how well each marks the examples."""
+"""The choice between tuned parameters and words, by their masks of the examples."""
 
 from __future__ import annotations
 

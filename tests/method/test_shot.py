@@ -1,4 +1,4 @@
-"""An example on the loss grid: its cells, the weights of the loss, and the IoU, with numbers by hand."""
+"""An example on the loss grid: its cells, the weights of the loss, and the IoU, with hand-computed numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a photo cover it, and their maps join into one."""
+"""The tiles of a photo cover it, and their maps are joined into one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps on one category change a copy of a few parameters, for the better, and nothing else."""
+"""Tuning steps improve a copy of a few parameters and change nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example as a prompt: two numbers, by hand where they can be."""
+"""The visual prompt: its two parameters, with hand-computed numbers where possible."""
 
 from __future__ import annotations
 

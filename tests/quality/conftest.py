@@ -1,4 +1,4 @@
-"""The shipped model, run as the service runs it, and categories taught to it."""
+"""The embedded model in the service's configuration, and categories taught to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dozen photos that the shipped model was not trained on, and the masks of what nine of them show."""
+"""A dozen photos outside the training set of the embedded model, nine of them with the mask of an object."""
 
 from __future__ import annotations
 

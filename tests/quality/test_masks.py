@@ -1,7 +1,7 @@
-"""Masks of the shipped model on the shipped photos: a change that makes them worse fails here.
+"""Quality of the embedded model's masks on a dozen photos: a change that makes them clearly worse fails.
 
-Bounds are the values of the day they were set, less 0.05. Figures that mean something come from `python -m app
-evaluate` (docs/quality.md): a dozen photos only show that nothing broke.
+Each bound is the measured value minus 0.05. So few photos only show that nothing broke; `python -m app evaluate`
+measures quality (docs/quality.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The folder that `evaluate` reads: its form, and the choice of photos."""
+"""The data folder that `evaluate` reads: its format, and the selection of photos."""
 
 from __future__ import annotations
 

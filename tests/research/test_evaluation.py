@@ -1,4 +1,4 @@
-"""The protocols on the real sample photos."""
+"""The evaluation protocols on the sample photos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Joint tuning: the numbers are the authors' in `test_parity.py`; here is what those cases don't show."""
+"""Joint tuning: properties that the parity cases in `test_parity.py` do not cover."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The authors' own numbers: a small random BLIP through attention, class map, CRF, InfoScore and joint tuning."""
+"""Parity with the authors' code: a small random BLIP through attention, class map, CRF, InfoScore and joint tuning."""
 
 from __future__ import annotations
 

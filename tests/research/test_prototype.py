@@ -1,4 +1,4 @@
-"""Masked averages of patch features, with numbers by hand."""
+"""Masked averages of patch features, with hand-computed numbers."""
 
 from __future__ import annotations
 

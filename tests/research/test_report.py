@@ -1,4 +1,4 @@
-"""What `evaluate` draws."""
+"""The pictures that `evaluate` draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intersection over union, counted by hand."""
+"""Intersection over union, with hand-counted pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of the service, wired, without HTTP."""
+"""The wired parts of the service, without HTTP."""
 
 from __future__ import annotations
 

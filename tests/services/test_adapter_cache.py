@@ -1,4 +1,4 @@
-"""Adapters in memory: read once, and a large one leaves the others there."""
+"""The adapter cache: an adapter is read once, and a large one does not evict the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A few calls at a time, results as they come, nothing left behind."""
+"""Batches: a few calls at a time, results as soon as they are ready, no task left running."""
 
 from __future__ import annotations
 

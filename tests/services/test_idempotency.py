@@ -1,4 +1,4 @@
-"""One key, one answer: also while the first request is at work, and after it was refused."""
+"""Idempotency keys: one response per key, also while the first request runs and after it was refused."""
 
 from __future__ import annotations
 

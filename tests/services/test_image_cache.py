@@ -1,4 +1,4 @@
-"""Encoded photos in memory."""
+"""The cache of encoded photos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Delivery and truth: what the engine makes of works that end, fail, or are stopped."""
+"""The job engine: delivery, and the states of jobs that end, fail or are stopped."""
 
 from __future__ import annotations
 

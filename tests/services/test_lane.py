@@ -1,4 +1,4 @@
-"""One thread, one queue: order, errors, refusals, cancelled callers, the end."""
+"""The lane: one queue per model; order, errors, refusals, cancelled callers, shutdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stays in a memory of limited size."""
+"""The cache of limited size: which entries it keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several models in one service: which are in memory, and what happens to a request for one that is not."""
+"""Several models in one service: which are in memory, and requests for one that is not."""
 
 from __future__ import annotations
 

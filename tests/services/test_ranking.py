@@ -1,4 +1,4 @@
-"""A photo's shares, and a ranking job that runs twice and counts once."""
+"""The shares of a photo, and a ranking job that runs twice but counts once."""
 
 from __future__ import annotations
 

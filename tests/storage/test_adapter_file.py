@@ -1,4 +1,4 @@
-"""An adapter survives the way through bytes bit by bit, and no bytes can crash the reader."""
+"""Adapter files: a bit-exact round trip, and no input that crashes the reader."""
 
 from __future__ import annotations
 

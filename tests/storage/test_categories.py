@@ -1,4 +1,4 @@
-"""Categories in the store: what a generation guards, what a version is, what is left behind."""
+"""Categories in the store: generations, versions, and what is left after a change."""
 
 from __future__ import annotations
 

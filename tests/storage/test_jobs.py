@@ -1,4 +1,4 @@
-"""Job records: one end each, and every change is told."""
+"""Job records: a job ends once, and every change is published."""
 
 from __future__ import annotations
 

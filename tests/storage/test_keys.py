@@ -1,4 +1,4 @@
-"""One name, one key; no name reaches into another's."""
+"""Store keys: one per name, and no name can address the keys of another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sums of several jobs, at once or twice, under the same prompts or others."""
+"""Sums of several ranking jobs: at once, repeated, with the same prompts or others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replies are bytes, and a connection that decodes them is told so."""
+"""Replies are bytes; any other type is refused with a TypeError."""
 
 from __future__ import annotations
 

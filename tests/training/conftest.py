@@ -1,4 +1,4 @@
-"""Photos with masks of the training photos' form (values are classes)."""
+"""Photos with masks in the format of the training photos (pixel values are classes)."""
 
 from __future__ import annotations
 

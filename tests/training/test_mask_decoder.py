@@ -1,4 +1,4 @@
-"""The last stage: what is seen in photos with exact masks, and what is learned from it."""
+"""Training of the mask decoder: the encoded photos with exact masks, and the trained tensors."""
 
 from __future__ import annotations
 

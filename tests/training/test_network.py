@@ -1,4 +1,4 @@
-"""The network that is trained is the one that ships, and its short cuts change nothing."""
+"""The network in training equals the embedded model, and its shortcuts do not change results."""
 
 from __future__ import annotations
 

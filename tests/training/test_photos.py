@@ -1,4 +1,4 @@
-"""Training photos: what is done to a photo is done to its labels."""
+"""Training photos: augmentation changes a photo and its labels alike."""
 
 from __future__ import annotations
 

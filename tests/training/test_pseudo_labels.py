@@ -1,4 +1,4 @@
-"""Masks that the model makes for itself: of what is there, and unknown where it isn't sure."""
+"""Pseudo-labels by the model: the object where the model is certain, unknown where it is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting weights: what was two layers is one, and is the same."""
+"""Starting weights: a folded layer equals the two layers that it replaces."""
 
 from __future__ import annotations
 

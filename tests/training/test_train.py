@@ -1,4 +1,4 @@
-"""A stage of the training: which photos it shows, what it changes, what it leaves alone."""
+"""A stage of the training: the photos it uses, the weights it changes, and those it leaves unchanged."""
 
 from __future__ import annotations
 

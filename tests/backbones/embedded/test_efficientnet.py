@@ -1,4 +1,4 @@
-"""The embedded model's image tower: shapes, one block and the padding by hand."""
+"""The embedded model's image tower: shapes, and one block and the padding with hand-computed numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory of examples, and the likeness of a photo's patches to it."""
+"""The example memory, and the similarity of a photo's patches to it."""
 
 from __future__ import annotations
 

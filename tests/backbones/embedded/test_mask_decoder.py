@@ -1,4 +1,4 @@
-"""From class scores on the patch grid to masks at twice its resolution."""
+"""The mask decoder: from class scores on the patch grid to masks at twice its resolution."""
 
 from __future__ import annotations
 

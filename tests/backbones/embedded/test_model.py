@@ -1,4 +1,4 @@
-"""The embedded model: its file, its matrices of int8, its image tokens."""
+"""The embedded model: its weights file, int8 matrices and image tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Self-support: a class finds the rest of itself by its sure patches."""
+"""Self-support: the confident patches of a class help to find its other patches."""
 
 from __future__ import annotations
 

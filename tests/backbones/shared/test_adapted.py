@@ -1,4 +1,4 @@
-"""Layers under adapters, against the same layers with the parameters written out."""
+"""Layers with adapters, against the same layers with the changed parameters."""
 
 from __future__ import annotations
 

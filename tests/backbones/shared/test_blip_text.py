@@ -1,4 +1,4 @@
-"""BLIP's text tower: as a whole against that of transformers, and its parts with numbers by hand."""
+"""BLIP's text tower: as a whole against that of transformers, and its parts with hand-computed numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoder models against transformers' own forward, image and text in one go: attention logits, score, gradients."""
+"""Decoder models against transformers' own forward pass of image and text: attention logits, score, gradients."""
 
 from __future__ import annotations
 
