@@ -117,7 +117,7 @@ class Pipeline:
 
     @torch.no_grad()
     def class_map(self, image: EncodedImage, queries: Sequence[Query]) -> ClassMap:
-        """Class probabilities on the network's input, before refinement (METHOD steps 1 to 6)."""
+        """Class probabilities on the network's input, before refinement (paper, sections 3.2 and 4.1)."""
         prompts = Prompts.of(queries, self.background)
         weights = layer_weights(prompts.queries, self.layers or self.backbone.default_layers)
         evidence = prompt_evidence(self.backbone, image, prompts, weights.layers)

@@ -1,6 +1,6 @@
 """Backbone over a decoder language model that reads the image as tokens: shared by LLaVA, SmolVLM and Qwen.
 
-The method reads the text→image block of the causal self-attention (METHOD, section 7): a prompt's words come after the
+The method reads the text→image block of the causal self-attention: a prompt's words come after the
 image, so they attend to all of it. The prefix before the words is the same for every prompt and under every adapter. It
 runs once per photo, and its keys and values are the photo's image tokens, which all prompts share. An adapter changes
 the projections of the prompt's own tokens (LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685) and their
