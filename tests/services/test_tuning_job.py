@@ -237,7 +237,7 @@ async def test_a_worker_that_falls_over_begins_anew(wire, monkeypatch, caplog) -
     async with wire() as live:
         job, _ = await live.teaching.teach(lesson())
         assert (await ended(live, job)).status == "succeeded"
-    assert "begins anew" in caplog.text
+    assert "is restarted" in caplog.text
     assert "given back" not in caplog.text
 
 
