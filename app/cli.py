@@ -9,13 +9,15 @@ import os
 import secrets
 import signal
 import sys
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from typer.exceptions import TyperException
 
@@ -181,15 +183,14 @@ def _segment_several(client: Client, images: list[Path], names: list[str], *, as
         raise typer.Exit(1)
 
 
-_FOUND = ("category", "taught", "match", "probability", "area")
+_FOUND = ("category", "taught", "presence", "area")
 
 
 def _row(found: dict[str, Any]) -> tuple[str, ...]:
     return (
         found["name"],
         "yes" if found["adapted"] else "named",
-        f"{found['match_score']:.2f}",
-        f"{found['mean_probability']:.2f}",
+        f"{found['presence']:.2f}",
         f"{found['area']:,}",
     )
 
@@ -212,12 +213,19 @@ def parity(files: Annotated[list[Path], typer.Argument(help="Golden cases (safet
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Option(help="Folder with index.json, images/ and masks/.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="Folder with index.json, images/ and masks/. Several folders count as one; classes of the same "
+            "name are one class."
+        ),
+    ],
     protocol: Annotated[
-        Literal["words", "one-shot", "joint", "interference"],
+        Literal["words", "one-shot", "joint", "interference", "open"],
         typer.Option(
             help="words: names only; one-shot: an adapter per class from --shots photos; joint: the authors' joint "
-            "tuning; interference: change of the other classes when one class is taught."
+            "tuning; interference: change of the other classes when one class is taught; open: --categories are taught "
+            "and requested in every photo, shown or not."
         ),
     ] = "words",
     method: Annotated[
@@ -226,6 +234,18 @@ def evaluate(
     prompts: Annotated[
         Literal["present", "all"], typer.Option(help="Classes requested in a photo: those present, or all.")
     ] = "present",
+    categories: Annotated[
+        str, typer.Option(help="Number of categories that open draws for each seed, or all.", metavar="NUMBER|all")
+    ] = "20",
+    single: Annotated[bool, typer.Option("--single", help="open: request every category alone.")] = False,
+    min_presence: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="As EXEMPLAR_MIN_PRESENCE; by default only for open, which requests absent categories too.",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of draws of the supports.")] = 3,
     shots: Annotated[int, typer.Option(min=1, help="Supports per class.")] = 1,
     joint_epochs: Annotated[
@@ -249,12 +269,14 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure mIoU on a folder of photos with masks; every protocol also measures the words alone."""
+    if pictures and protocol == "open":
+        raise InvalidInputError("--pictures does not work with --protocol open: leave it out.")
     if pictures and protocol == "interference":
         raise InvalidInputError(
             "--pictures does not work with --protocol interference, which finds other masks for every class that it "
             "teaches: omit --pictures, or choose another protocol."
         )
-    if method == "prototype" and protocol in ("joint", "interference"):
+    if method == "prototype" and protocol in ("joint", "interference", "open"):
         raise InvalidInputError(
             f"--method prototype does no tuning, which --protocol {protocol} measures: choose --protocol one-shot."
         )
@@ -264,14 +286,15 @@ def evaluate(
     import torch
 
     from app.method.prompts import BACKGROUND_WORDS
-    from app.research.dataset import read_dataset
+    from app.research.dataset import joined, read_dataset
     from app.research.evaluation import Evaluation
-    from app.research.subject import Options
+    from app.research.open_set import open_set
+    from app.research.subject import Options, Subject
     from app.wiring import backbone_loaders, compute_threads, recipe_of, uses_mask_decoder
 
     settings = _settings(backbone=backbone, layers=layers, tiles=tiles)
     torch.set_num_threads(compute_threads(settings))
-    dataset = read_dataset(data, split=split, ids=ids, limit=limit)
+    dataset = joined([read_dataset(folder, split=split, ids=ids, limit=limit) for folder in data])
     if method == "prototype" and protocol == "words":
         protocol = "one-shot"
     with progress_bar(console) as bar:
@@ -284,6 +307,9 @@ def evaluate(
             seeds=seeds,
             shots=shots,
             joint_epochs=joint_epochs,
+            categories=_category_count(categories),
+            single=single,
+            min_presence=min_presence if min_presence is not None else settings.min_presence * (protocol == "open"),
             size=size,
             crf=crf and protocol != "interference",
             use_mask_decoder=uses_mask_decoder(settings),
@@ -292,22 +318,39 @@ def evaluate(
             background=settings.background_words or BACKGROUND_WORDS,
             recipe=recipe_of(settings),
         )
-        evaluation = Evaluation(
-            model,
-            dataset,
-            options,
-            lambda step, steps, what: bar.update(task, completed=step, total=steps, description=what),
-        )
-        report = evaluation.run()
-    from app.research.report import as_json, as_picture, as_table
+        progress = partial(_show_progress, bar, task)
+        if protocol == "open":
+            opened = open_set(Subject(model, dataset, options, progress))
+        else:
+            evaluation = Evaluation(model, dataset, options, progress)
+            report = evaluation.run()
+    from app.research.report import as_json, as_open_json, as_open_table, as_picture, as_table
 
-    console.print(as_table(report))
+    console.print(as_open_table(opened) if protocol == "open" else as_table(report))
     if json_file:
-        json_file.write_text(
-            json.dumps(as_json(report, dataset=str(data.name), backbone=model, options=options), indent=2)
-        )
+        name = " + ".join(folder.name for folder in data)
+        scores = as_open_json(opened) if protocol == "open" else as_json(report)
+        facts = {
+            "dataset": name,
+            "backbone": {"name": model.name, "revision": model.revision},
+            "options": asdict(options),
+        }
+        json_file.write_text(json.dumps(facts | scores, indent=2))
     if pictures:
         as_picture(evaluation.cases(9), dataset.classes).save(pictures, format="PNG")
+
+
+def _show_progress(bar: Progress, task: TaskID, step: int, steps: int, activity: str) -> None:
+    bar.update(task, completed=step, total=steps, description=activity)
+
+
+def _category_count(text: str) -> int | None:
+    """Number of categories of --categories; None for all."""
+    if text == "all":
+        return None
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise InvalidInputError(f"--categories is a positive whole number or all, not {text!r}.")
+    return int(text)
 
 
 @app.command(name="key")

@@ -154,7 +154,7 @@ def _ask(client: Client, question: Question, table: Table) -> None:
             question.photo,
             found["name"],
             f"taught (v{found['adapter_version']})" if found["adapted"] else "named",
-            f"{found['mean_probability']:.2f}",
+            f"{found['presence']:.2f}",
             f"{found['area']:,}",
             f"{_iou(found['segmentation'], truth):.2f}" if truth else "–",
             f"{milliseconds:.0f}",

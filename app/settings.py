@@ -75,6 +75,14 @@ class Settings(BaseSettings):
         description="Also segment four overlapping tiles of each photo, and average their score maps with that of the "
         "whole photo. Small objects are larger in a tile. Five images are encoded instead of one.",
     )
+    min_presence: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Least probability that a category is in the photo for it to get a mask, for requests that send no "
+        "`min_presence`. Models without calibrated presence ignore it.",
+    )
     layers: str = Field(
         "",
         description="Layers whose attention is read, such as `0,3`. Empty: the layers chosen by InfoScore after "

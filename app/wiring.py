@@ -154,6 +154,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 ImageCache(max_bytes=settings.image_cache_bytes, metrics=metrics),
                 background=background,
                 max_categories=settings.max_categories,
+                min_presence=settings.min_presence,
                 use_mask_decoder=uses_mask_decoder(settings),
                 use_tiles=settings.tiles,
                 metrics=metrics,

@@ -68,6 +68,7 @@ def segment_json(photo: Photo, segmented: Segmented, *, output: str, heatmaps: b
                 name=found.name,
                 adapted=found.adapted,
                 adapter_version=found.adapter_version,
+                presence=round(found.presence, 4),
                 match_score=round(found.match_score, 4),
                 mean_probability=round(found.mean_probability, 4),
                 area=found.area,

@@ -20,7 +20,7 @@ Value = TypeVar("Value")
 # Form fields that may be sent once; the others are lists.
 _SINGLE_FIELDS = frozenset(
     {"image", "mask", "segmentation", "box", "mode"}
-    | {"threshold", "refine", "adapters", "backbone", "output", "heatmaps"}
+    | {"threshold", "min_presence", "refine", "adapters", "backbone", "output", "heatmaps"}
 )
 
 

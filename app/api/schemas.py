@@ -143,8 +143,11 @@ class FoundOut(BaseModel):
     name: str
     adapted: bool
     adapter_version: int | None
-    match_score: float
-    mean_probability: float
+    presence: float = Field(description="Probability that the photo shows the category.")
+    match_score: float = Field(
+        description="Image-text score of the category's words and the whole photo, uncalibrated."
+    )
+    mean_probability: float = Field(description="Mean over the mask's pixels; high for absent categories too.")
     area: int
     bbox: list[int]
     segmentation: Segmentation

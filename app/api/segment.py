@@ -48,6 +48,15 @@ async def asked(
             description="Minimum probability of a pixel; default: the most probable class wins.",
         ),
     ] = None,
+    min_presence: Annotated[
+        Maybe[float],
+        Form(
+            ge=0,
+            le=1,
+            allow_inf_nan=False,
+            description="Least presence of a category that gets a mask; none = EXEMPLAR_MIN_PRESENCE, 0 = all.",
+        ),
+    ] = None,
     refine: Annotated[
         Literal["crf", "none"], Form(description="crf = refine the edges of the masks along the photo's edges.")
     ] = "crf",
@@ -62,6 +71,7 @@ async def asked(
         categories=parse_names(categories or [], field="categories", limit=limit),
         background=tuple(word.text for word in parse_names(background or [], field="background", limit=limit)),
         threshold=threshold,
+        min_presence=min_presence,
         refine=refine,
         adapters=adapters == "auto",
         backbone=backbone,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .frame import Frame
 from .parameters import ExampleMemory, Parameters
+from .presence import PresenceModel
 from .scores import ScoreMap
 
 
@@ -129,6 +130,7 @@ class Backbone(Protocol):
     feature_width: int
     image_text_score: ImageTextScore
     mask_decoder: MaskDecoder | None
+    presence: PresenceModel | None
 
     @property
     def device(self) -> str:

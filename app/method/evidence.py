@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +32,14 @@ class Evidence:
     patch_logits: Float[Tensor, "layer prompt patch"]
     match_score: Float[Tensor, "prompt"]
     spans: tuple[tuple[int, int], ...]
+
+    def only(self, classes: Sequence[int]) -> "Evidence":
+        """The evidence as it would be if the other classes had not been requested."""
+        rows = [row for number in classes for row in range(*self.spans[number])]
+        sizes = [self.spans[number][1] - self.spans[number][0] for number in classes]
+        stops = list(accumulate(sizes))
+        spans = tuple((stop - size, stop) for stop, size in zip(stops, sizes, strict=True))
+        return Evidence(self.patch_logits[:, rows], self.match_score[rows], spans)
 
     def by_layer(self) -> list[Float[Tensor, "class patch"]]:
         """Class scores of each layer."""

@@ -22,6 +22,7 @@ from .evidence import layer_weights, prompt_evidence
 from .frame import Frame
 from .parameters import ExampleMemory
 from .prediction import ClassMap, Prediction
+from .presence import uncalibrated
 from .prompts import BACKGROUND_WORDS, Prompts, Query
 from .refinement import Refinement, unrefined
 from .scores import ScoreMap
@@ -71,6 +72,7 @@ class Pipeline:
         refinement: Refinement of the edges.
         min_relative_score: A category that has less than this share of the best class's score at every place is left
             out. Of a thousand categories few are in a photo, and only those cost upsampling and refinement.
+        min_presence: A category that is less probably in the photo gets no mask and competes with no other.
     """
 
     backbone: Backbone
@@ -80,6 +82,7 @@ class Pipeline:
     use_tiles: bool = False
     refinement: Refinement = unrefined
     min_relative_score: float = MIN_RELATIVE_SCORE
+    min_presence: float = 0.0
 
     @torch.inference_mode()
     def run(
@@ -123,16 +126,38 @@ class Pipeline:
         evidence = prompt_evidence(self.backbone, image, prompts, weights.layers)
         adapters = [query.adapter for query in prompts.queries]
         memories = [adapter.memory if adapter else None for adapter in adapters]
-        scores = score_map(
-            self.backbone, image, evidence.class_scores(weights), memories, use_mask_decoder=self.use_mask_decoder
+        scores, match_score = evidence.class_scores(weights), evidence.best_match()
+        presence = self._presence(image, scores, match_score, memories[1:])
+        kept = [0, *(n for n, p in enumerate(presence.tolist(), 1) if p >= self.min_presence)]
+        if len(kept) < len(scores):
+            scores = evidence.only(kept).class_scores(weights.only(kept))
+        found = score_map(
+            self.backbone,
+            image,
+            scores,
+            [memories[number] for number in kept],
+            use_mask_decoder=self.use_mask_decoder,
         )
         return ClassMap.of(
-            scores,
+            found,
             size=self.backbone.input_size,
             min_relative_score=self.min_relative_score,
-            match_score=evidence.best_match(),
+            numbers=kept,
+            match_score=match_score,
+            presence=presence,
             layers=weights.layers,
         )
+
+    def _presence(
+        self,
+        image: EncodedImage,
+        scores: Float[Tensor, "class patch"],
+        match_score: Float[Tensor, "category"],
+        memories: Sequence[ExampleMemory | None],
+    ) -> Float[Tensor, "category"]:
+        if self.backbone.presence is None:
+            return uncalibrated(scores, match_score)
+        return self.backbone.presence(scores, match_score, self.backbone.patch_features(image), memories)
 
     def refine(self, class_map: ClassMap, rgb: Float[Tensor, "3 size size"]) -> ClassMap:
         """The class map with refined edges."""
@@ -170,7 +195,7 @@ class Pipeline:
         background = Prompts.of(queries, self.background).queries[0].words
         sought = [queries[number - 1] for number in shown.classes[1:]]
         # A part that is asked for few classes must answer for all of them, or the maps can't be joined.
-        closer = replace(self, background=background, min_relative_score=0.0)
+        closer = replace(self, background=background, min_relative_score=0.0, min_presence=0.0)
         maps = (  # one after the other: of many classes the maps of all parts at once are gigabytes
             (tile, part.frame, closer.class_map(part.encoded, sought).probabilities) for tile, part in parts()
         )

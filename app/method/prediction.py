@@ -1,5 +1,6 @@
 """Class probabilities of one photo: on the network's input, and back on the photo."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,12 +21,14 @@ class ClassMap:
         classes: Numbers of the classes that are in `probabilities`: 0 is the background, 1 the first query.
         probabilities: Per class and input pixel; sum 1 over classes, less the share of the classes left out.
         match_score: Per query the best image-text score of its prompts, in [0, 1].
+        presence: Per query the probability that the photo shows it.
         layers: The layers that were read.
     """
 
     classes: tuple[int, ...]
     probabilities: Float[Tensor, "class size size"]
     match_score: Float[Tensor, "category"]
+    presence: Float[Tensor, "category"]
     layers: tuple[int, ...]
 
     @staticmethod
@@ -34,16 +37,20 @@ class ClassMap:
         *,
         size: int,
         min_relative_score: float,
+        numbers: Sequence[int],
         match_score: Float[Tensor, "category"],
+        presence: Float[Tensor, "category"],
         layers: tuple[int, ...],
     ) -> "ClassMap":
         """Probabilities of the classes that have enough of the best class's score somewhere.
 
         Args:
-            scores: Of all classes, the background first.
+            scores: The background first.
             size: Side of the network's input.
             min_relative_score: Share of the best class's score that a class must have at one place at least.
+            numbers: Number of each class of `scores`.
             match_score: As above.
+            presence: As above.
             layers: As above.
         """
         values = scores.values
@@ -54,11 +61,16 @@ class ClassMap:
         with_total = replace(scores, values=torch.cat([values[classes], values.sum(dim=0, keepdim=True)]))
         *_, total = maps = with_total.at((size, size))
         probabilities = maps[:-1] / total.clamp_min(torch.finfo(maps.dtype).tiny)
-        return ClassMap(tuple(classes.tolist()), probabilities, match_score, layers)
+        return ClassMap(tuple(numbers[row] for row in classes.tolist()), probabilities, match_score, presence, layers)
 
     def cpu(self) -> "ClassMap":
         """The same values in the processor's memory."""
-        return replace(self, probabilities=self.probabilities.cpu(), match_score=self.match_score.cpu())
+        return replace(
+            self,
+            probabilities=self.probabilities.cpu(),
+            match_score=self.match_score.cpu(),
+            presence=self.presence.cpu(),
+        )
 
     def only_shown(self) -> "ClassMap":
         """The background and the classes with a probability above zero somewhere."""
@@ -87,11 +99,17 @@ class Prediction:
         """The layers that were read."""
         return self.class_map.layers
 
-    @property
+    @cached_property
     def match_score(self) -> list[float]:
         """Per query the best image-text score of its prompts, in [0, 1]."""
         scores: list[float] = self.class_map.match_score.tolist()
         return scores
+
+    @cached_property
+    def presence(self) -> list[float]:
+        """Per query the probability that the photo shows it."""
+        presence: list[float] = self.class_map.presence.tolist()
+        return presence
 
     @property
     def photo_hw(self) -> tuple[int, int]:

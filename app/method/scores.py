@@ -44,6 +44,10 @@ class LayerWeights:
     layers: tuple[int, ...]
     weights: Float[Tensor, "class layer"]
 
+    def only(self, classes: Sequence[int]) -> "LayerWeights":
+        """The weights of some classes."""
+        return LayerWeights(self.layers, self.weights[list(classes)])
+
     @staticmethod
     def mean(layers: Sequence[int], classes: int) -> "LayerWeights":
         """The same weight for every layer (the paper)."""

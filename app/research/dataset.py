@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from app.errors import InvalidInputError
+from app.method.shot import IGNORE
 
 
 @dataclass(frozen=True)
 class LabelledPhoto:
-    """A photo and its labels: class numbers, 255 to be ignored."""
+    """A photo and its labels: class numbers, 255 to be ignored.
+
+    Attributes:
+        id: Unique in its data set.
+        image: Photo file.
+        labels: Mask file.
+        classes: Numbers of the classes that it shows.
+        numbers: Number of each value of the mask file; None if the values are the numbers.
+    """
 
     id: str
     image: Path
     labels: Path
     classes: tuple[int, ...]
+    numbers: tuple[int, ...] | None = None
 
     def read(self) -> np.ndarray:
         """The photo, RGB uint8 [height, width, 3].
@@ -36,7 +47,13 @@ class LabelledPhoto:
     def read_labels(self) -> np.ndarray:
         """The labels, uint8 [height, width]."""
         with Image.open(self.labels) as image:
-            return np.array(image)
+            labels: np.ndarray = np.array(image)
+        if self.numbers is None:
+            return labels
+        lookup = np.full(256, IGNORE, np.uint8)
+        lookup[: len(self.numbers)] = self.numbers
+        renumbered: np.ndarray = lookup[labels]
+        return renumbered
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,35 @@ class Dataset:
 
     classes: tuple[str, ...]
     photos: tuple[LabelledPhoto, ...]
+
+
+def joined(datasets: Sequence[Dataset]) -> Dataset:
+    """Several data sets as one: classes of the same name are one class.
+
+    A photo counts as showing nothing of the classes that only other sets have, so join sets whose photos show none of
+    each other's classes.
+
+    Raises:
+        InvalidInputError: If there are more classes than a mask file can number.
+    """
+    if len(datasets) == 1:
+        return datasets[0]
+    classes = tuple(dict.fromkeys(name for dataset in datasets for name in dataset.classes))
+    if len(classes) > IGNORE:
+        raise InvalidInputError(f"The data sets have {len(classes)} classes, at most {IGNORE} can be told apart.")
+    photos = []
+    for place, dataset in enumerate(datasets):
+        numbers = tuple(classes.index(name) for name in dataset.classes)
+        photos += [
+            replace(
+                photo,
+                id=f"{place}/{photo.id}",
+                classes=tuple(numbers[number] for number in photo.classes),
+                numbers=numbers,
+            )
+            for photo in dataset.photos
+        ]
+    return Dataset(classes, tuple(photos))
 
 
 def read_dataset(folder: Path, *, split: str | None, ids: Path | None, limit: int | None) -> Dataset:

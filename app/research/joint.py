@@ -46,7 +46,8 @@ def joint(subject: Subject, supports: Mapping[int, Sequence[LabelledPhoto]], see
             use_mask_decoder=options.use_mask_decoder,
         )
         probabilities = scores.probabilities((backbone.input_size,) * 2)
-        return ClassMap((0, *asked), probabilities, evidence.best_match(), subject.layers)
+        match = evidence.best_match()
+        return ClassMap((0, *asked), probabilities, match, match, subject.layers)
 
     return predict
 

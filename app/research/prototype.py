@@ -32,10 +32,10 @@ def prototype(subject: Subject, supports: Mapping[int, Sequence[LabelledPhoto]])
         taught = tuple(number for number in asked if number in rows)
         match = torch.ones(len(taught))
         if not taught:
-            return ClassMap((0,), torch.ones(1, side, side), match, ())
+            return ClassMap((0,), torch.ones(1, side, side), match, match, ())
         features = subject.backbone.patch_features(subject.see(photo).encoded)
         found = prototype_map(features, [rows[n] for n in taught], grid_hw=grid, size_hw=(side, side))
-        return ClassMap((0, *taught), found, match, ())
+        return ClassMap((0, *taught), found, match, match, ())
 
     return predict
 

@@ -16,8 +16,8 @@ from app.method.backbone import Backbone
 from app.method.shot import IGNORE
 
 from .evaluation import Case
+from .open_set import COLUMNS, METRICS, Estimate, OpenReport
 from .scores import Report
-from .subject import Options
 
 
 def as_table(report: Report) -> Table:
@@ -32,6 +32,36 @@ def as_table(report: Report) -> Table:
     if "words" in report.scores and len(columns) > 1:
         table.add_row("classes worse than words", *(_share(report.worse_than("words", column)) for column in columns))
     return table
+
+
+def as_open_table(report: OpenReport) -> Table:
+    """Table of the metrics of protocol `open` with their 95 % intervals, in percent but for AUC and calibration."""
+    table = Table("", *COLUMNS, title=f"{report.photos} photos, {len(report.draws)} draws; 95 % intervals over photos")
+    columns = report.estimates()
+    for metric in METRICS:
+        table.add_row(metric, *(_estimate(columns[column][metric], metric) for column in COLUMNS))
+    table.add_section()
+    table.add_row("mIoU gained", "", _estimate(report.gain()))
+    table.add_row("present pairs missed that the words find", "", _estimate(report.missed_though_named()))
+    changes = report.changes()
+    worse = [name for name, change in changes.items() if change.high < 0]
+    table.add_row("categories worse than words", "", f"{100 * len(worse) / len(changes):.0f} % {', '.join(worse)}")
+    return table
+
+
+def as_open_json(report: OpenReport) -> dict[str, Any]:
+    """All estimates of protocol `open`, and the categories of each draw."""
+    return {
+        "photos": report.photos,
+        "draws": [draw.categories for draw in report.draws],
+        "columns": {
+            column: {metric: asdict(estimate) for metric, estimate in estimates.items()}
+            for column, estimates in report.estimates().items()
+        },
+        "gain": asdict(report.gain()),
+        "missed_though_named": asdict(report.missed_though_named()),
+        "changes": {name: asdict(change) for name, change in report.changes().items()},
+    }
 
 
 def as_family_table(families: Sequence[Family]) -> Table:
@@ -62,13 +92,10 @@ def as_backbone_table(backbones: Sequence[Backbone]) -> Table:
     return table
 
 
-def as_json(report: Report, *, dataset: str, backbone: Backbone, options: Options) -> dict[str, Any]:
-    """All scores of all seeds, with data set, model and options."""
+def as_json(report: Report) -> dict[str, Any]:
+    """All scores of all seeds."""
     return {
-        "dataset": dataset,
         "photos": report.photos,
-        "backbone": {"name": backbone.name, "revision": backbone.revision},
-        "options": asdict(options),
         "columns": {
             column: {
                 "miou": report.mean(column)[0],
@@ -103,6 +130,12 @@ def _row(case: Case, classes: Sequence[str], height: int) -> Image.Image:
         ImageDraw.Draw(row).text((left + 4, height - 14), title, fill="white", stroke_width=2, stroke_fill="black")
         left += tile.width
     return row
+
+
+def _estimate(estimate: Estimate, metric: str = "") -> str:
+    factor, digits = (1, 3) if metric.startswith("presence") else (100, 1)
+    mean, low, high = (f"{factor * value:.{digits}f}" for value in (estimate.mean, estimate.low, estimate.high))
+    return f"{mean} ({low} … {high})"
 
 
 def _share(value: float | None) -> str:

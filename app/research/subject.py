@@ -24,7 +24,7 @@ from app.method.tuning import TUNED, Recipe
 
 from .dataset import Dataset, LabelledPhoto
 
-Protocol = Literal["words", "one-shot", "joint", "interference"]
+Protocol = Literal["words", "one-shot", "joint", "interference", "open"]
 Prompts = Literal["present", "all"]
 Progress = Callable[[int, int, str], None]
 # Class probabilities of a photo for the classes asked for; `classes` are the data set's numbers.
@@ -43,6 +43,9 @@ class Options:
     Attributes:
         crf: Measure also with the CRF; interference is measured without.
         joint_epochs: Passes of `joint` over its supports (the authors: 5 on PASCAL, 2 on COCO).
+        categories: Categories that `open` draws per seed; None for all.
+        single: True to request each of them alone.
+        min_presence: As in `Pipeline`.
     """
 
     protocol: Protocol = "words"
@@ -51,6 +54,9 @@ class Options:
     seeds: int = 1
     shots: int = 1
     joint_epochs: int = 2
+    categories: int | None = 20
+    single: bool = False
+    min_presence: float = 0.0
     size: Literal["original", "input"] = "original"
     crf: bool = True
     use_mask_decoder: bool = True
@@ -93,6 +99,7 @@ class Subject:
             use_mask_decoder=options.use_mask_decoder,
             use_tiles=options.use_tiles,
             refinement=crf if options.crf else unrefined,
+            min_presence=options.min_presence,
         )
         self._kept: dict[str, _Kept] = {}
         self._room = _MAX_KEPT_BYTES if options.seeds > 1 and options.protocol != "words" else 0

@@ -34,6 +34,7 @@ class CategoryPrediction:
         name: Name as stored, or as requested if it was not taught.
         adapted: True if it ran under an adapter.
         adapter_version: Version of that adapter.
+        presence: Probability that the photo shows it.
         match_score: Image-text score of its words and the whole photo, in [0, 1].
         mean_probability: Over the mask's pixels; 0 for an empty mask.
         area: Pixels of the mask.
@@ -45,6 +46,7 @@ class CategoryPrediction:
     name: str
     adapted: bool
     adapter_version: int | None
+    presence: float
     match_score: float
     mean_probability: float
     area: int
@@ -96,13 +98,11 @@ class PhotoPrediction:
     def categories(self, asked: Sequence[Asked]) -> list[CategoryPrediction]:
         """Statistics of every requested category, in order."""
         candidates = frozenset(self.prediction.candidates(self.threshold))
-        scores = self.prediction.match_score
         return [
-            self._category(number, one, score, may_have_pixels=number in candidates)
-            for number, (one, score) in enumerate(zip(asked, scores, strict=True), 1)
+            self._category(number, one, may_have_pixels=number in candidates) for number, one in enumerate(asked, 1)
         ]
 
-    def _category(self, number: int, one: Asked, score: float, *, may_have_pixels: bool) -> CategoryPrediction:
+    def _category(self, number: int, one: Asked, *, may_have_pixels: bool) -> CategoryPrediction:
         area, mean, bbox = 0, 0.0, [0, 0, 0, 0]
         if may_have_pixels:
             # On the pixels of a label, the best probability is that of its class.
@@ -115,7 +115,8 @@ class PhotoPrediction:
             name=one.name,
             adapted=adapter is not None,
             adapter_version=adapter.version if adapter else None,
-            match_score=score,
+            presence=self.prediction.presence[number - 1],
+            match_score=self.prediction.match_score[number - 1],
             mean_probability=mean,
             area=area,
             bbox=bbox,

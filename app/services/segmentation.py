@@ -37,6 +37,7 @@ class Request:
         categories: Names; empty for every category taught.
         background: Words for "none of them"; empty for the service's own.
         threshold: Least probability of a category's pixels; None: a pixel belongs to its most probable class.
+        min_presence: Least presence of a category that gets a mask; None for the service's own bound.
         refine: Name of a refinement (`app.method.refinement`).
         adapters: True if taught categories run under their adapters; False for the words alone.
         backbone: Name of a loaded model; None for the default.
@@ -45,6 +46,7 @@ class Request:
     categories: tuple[CategoryName, ...] = ()
     background: tuple[str, ...] = ()
     threshold: float | None = None
+    min_presence: float | None = None
     refine: str = "crf"
     adapters: bool = True
     backbone: str | None = None
@@ -77,6 +79,8 @@ class Segmentation:
         images: Cache of encoded photos.
         background: Background words of requests that bring none.
         max_categories: Largest number of categories in a request.
+        min_presence: Least presence of a category that gets a mask, for requests that name none. It is not applied to
+            a model without calibrated presence.
         use_mask_decoder: As in `Pipeline`.
         use_tiles: As in `Pipeline`.
         metrics: Records the time of each stage.
@@ -91,6 +95,7 @@ class Segmentation:
         *,
         background: tuple[str, ...],
         max_categories: int,
+        min_presence: float,
         use_mask_decoder: bool,
         use_tiles: bool,
         metrics: Metrics,
@@ -101,6 +106,7 @@ class Segmentation:
         self._images = images
         self._background = background
         self._max_categories = max_categories
+        self._min_presence = min_presence
         self._use_mask_decoder = use_mask_decoder
         self._use_tiles = use_tiles
         self._metrics = metrics
@@ -166,7 +172,9 @@ class Segmentation:
         ]
 
     def _pipeline(self, backbone: Backbone, request: Request, layers: tuple[int, ...]) -> Pipeline:
-        threshold = request.threshold
+        threshold, min_presence = request.threshold, request.min_presence
+        if min_presence is None:
+            min_presence = 0.0 if backbone.presence is None else self._min_presence
         return Pipeline(
             backbone,
             layers=layers,
@@ -176,6 +184,7 @@ class Segmentation:
             refinement=REFINEMENTS[request.refine],
             # No category with a probability above the threshold may be dropped.
             min_relative_score=MIN_RELATIVE_SCORE if threshold is None else min(MIN_RELATIVE_SCORE, threshold),
+            min_presence=min_presence,
         )
 
     def _predict(self, pipeline: Pipeline, photo: Photo, asked: Sequence[Asked]) -> tuple[Prediction, dict[str, float]]:

@@ -97,7 +97,7 @@ function paintLabels(canvas, labels, count, only) {
   context.putImageData(image, 0, 0);
 }
 
-function entry({ name, area, adapted, adapter_version: version, match_score: match }, index, pixels, paint) {
+function entry({ name, area, adapted, adapter_version: version, presence }, index, pixels, paint) {
   const swatch = element("span", { className: "swatch" });
   swatch.style.background = `rgb(${colour(index).join(" ")})`;
   const share = area ? `${((100 * area) / pixels).toFixed(1)} %` : "not found";
@@ -107,7 +107,7 @@ function entry({ name, area, adapted, adapter_version: version, match_score: mat
     swatch,
     element("strong", {}, name),
     element("span", {}, share),
-    element("span", {}, `match ${match.toFixed(2)}`),
+    element("span", {}, `presence ${presence.toFixed(2)}`),
     element("span", { className: "how" }, adapted ? `taught, version ${version}` : "words"),
   );
   for (const event of ["pointerenter", "focus"]) button.addEventListener(event, () => paint(area ? index : undefined));

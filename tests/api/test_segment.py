@@ -16,7 +16,9 @@ from pycocotools import mask as coco
 from app.backbones.blip import Blip
 from app.masks.pictures import probability_to_png
 
-FOUND = {"name", "adapted", "adapter_version", "match_score", "mean_probability", "area", "bbox", "segmentation"}
+FOUND = {
+    "name", "adapted", "adapter_version", "presence", "match_score", "mean_probability", "area", "bbox", "segmentation",
+}  # fmt: skip
 # One background word and no refinement give masks of the random model that are neither empty nor everything.
 PLAIN = {"background": ["sky"], "refine": "none"}
 
@@ -42,6 +44,7 @@ class TestAnswer:
         (found,) = body["categories"]
         assert found.keys() == FOUND
         assert 0 <= found["match_score"] <= 1
+        assert 0 <= found["presence"] <= 1
         stages = {"decode", "load", "queue", "preprocess", "encode_image", "attend", "refine", "resize", "masks"}
         assert body["timings_ms"].keys() == stages
         assert all(ms >= 0 for ms in body["timings_ms"].values())
@@ -113,6 +116,18 @@ class TestAnswer:
 
 
 class TestOptions:
+    def test_a_category_below_the_least_presence_has_no_mask(self, api) -> None:
+        both = api.segment("cat", "dog", **PLAIN).json()["categories"]
+        bound = sum(found["presence"] for found in both) / 2
+        asked = api.segment("cat", "dog", min_presence=str(bound), **PLAIN).json()["categories"]
+        assert [found["presence"] for found in asked] == [found["presence"] for found in both]
+        assert sorted(found["area"] > 0 for found in asked) == [False, True]
+        assert all((found["area"] > 0) == (found["presence"] >= bound) for found in asked)
+
+    @pytest.mark.parametrize("value", ["-0.1", "1.1", "nan", "likely"])
+    def test_a_least_presence_out_of_range_is_refused(self, api, value: str) -> None:
+        assert api.segment("cat", min_presence=value).status_code == 422
+
     def test_threshold(self, api) -> None:
         plain = api.segment("cat", "dog", heatmaps="true", **PLAIN).json()["categories"]
         everything = api.segment("cat", "dog", threshold="0", **PLAIN).json()["categories"]

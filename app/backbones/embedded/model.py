@@ -22,6 +22,7 @@ from ..shared.family import Family
 from ..shared.transformers_backbone import TransformersBackbone
 from . import efficientnet
 from .mask_decoder import PREFIX, MaskDecoder
+from .presence import Presence
 
 FAMILY = Family(
     name="embedded",
@@ -35,6 +36,7 @@ FAMILY = Family(
 
 
 WEIGHTS = Path(__file__).parent / "weights" / "embedded.safetensors"
+PRESENCE = Path(__file__).parent / "weights" / "presence.safetensors"
 VOCABULARY = Path(__file__).parent / "weights" / "vocab.txt"
 
 _INPUT_SIZE = 384
@@ -114,6 +116,7 @@ class Embedded(TransformersBackbone):
         learned = {name: self._weights.pop(name).float() for name in stored if name.startswith(PREFIX)}
         decoder = {name.removeprefix(PREFIX): tensor for name, tensor in learned.items()}
         self.mask_decoder = MaskDecoder(decoder, grid_hw=self.patch_grid_hw) if decoder else None
+        self.presence = Presence.load(PRESENCE, decoder, revision=self.revision) if decoder else None
         self.layer_count = sum(name.endswith(".crossattention.self.query.weight") for name in self._weights)
         self._text = BlipText(self._weights, heads=HEADS, layer_count=self.layer_count, eps=TEXT_EPS)
         self.feature_width = self._text.image_width

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from app.errors import InvalidInputError
 from app.method.backbone import MaskDecoder
 from app.method.frame import Frame, fit_and_pad
+from app.method.presence import PresenceModel
 from app.method.prompts import phrase
 
 from .family import Family
@@ -74,6 +75,7 @@ class TransformersBackbone:
     _device: torch.device
     _dtype: torch.dtype
     mask_decoder: MaskDecoder | None = None
+    presence: PresenceModel | None = None
     _model: Any  # untyped in transformers
 
     @property

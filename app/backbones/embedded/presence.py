@@ -1,0 +1,130 @@
+"""Presence of a category in a photo for the embedded model: words, and likeness to the examples against a bank.
+
+The bank is a few hundred photos, each as a few directions in the mask decoder's space, made by `training.presence`. How
+like a category's examples the most alike of them are says how much likeness means: a photo must stand out from it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from torch import Tensor
+
+from app.method.parameters import ExampleMemory
+from app.method.presence import BEST_SHARES, WORD_FACTS, LogisticModel, best_means, word_facts
+
+from .example_memory import place
+
+# Facts of a taught category, in order: those of its words, then these.
+EXAMPLE_FACTS = (
+    *(f"stands out {share}" for share in BEST_SHARES),
+    *(f"ratio {share}" for share in BEST_SHARES),
+    "words inside the example",
+    "words outside the example",
+    "example area",
+)
+TAUGHT_FACTS = (*WORD_FACTS, *EXAMPLE_FACTS)
+
+# The spread of the bank's photos above their median is measured here: a normal distribution's deviation.
+_UPPER_QUANTILE = 0.84
+# Likeness of fewer bank photos than this spread apart is no less certain.
+_MIN_SPREAD = 0.1
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Photos of many things, as directions of unit length in the mask decoder's space.
+
+    Attributes:
+        directions: Of each photo.
+        density: Logarithm of the density of all photos' patches at each of them.
+        centroids: Directions that stand for the patches of all photos.
+        share: Share of the patches that each centroid stands for.
+    """
+
+    directions: Float[Tensor, "photo direction space"]
+    density: Float[Tensor, "photo direction"]
+    centroids: Float[Tensor, "centroid space"]
+    share: Float[Tensor, "centroid"]
+
+
+class Presence:
+    """See `app.method.presence.PresenceModel`.
+
+    Args:
+        weights: Of the mask decoder.
+        bank: Photos to stand out from.
+        named: Model of `WORD_FACTS`.
+        taught: Model of `TAUGHT_FACTS`.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], bank: Bank, named: LogisticModel, taught: LogisticModel) -> None:
+        self._weights, self._bank, self._named, self._taught = weights, bank, named, taught
+
+    @staticmethod
+    def load(file: Path, weights: Mapping[str, Tensor], *, revision: str) -> "Presence | None":
+        """Read a file of `training.presence`; None if it was made with other weights than this revision's."""
+        with safe_open(file, "pt") as stored:
+            if stored.metadata()["revision"] != revision:
+                return None
+            device = weights["example.bias"].device
+            tensors = {name: stored.get_tensor(name).float().to(device) for name in stored.keys()}  # noqa: SIM118
+        bank, named, taught = (
+            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            for prefix in ("bank.", "named.", "taught.")
+        )
+        return Presence(weights, Bank(**bank), LogisticModel(**named), LogisticModel(**taught))
+
+    def __call__(
+        self,
+        scores: Float[Tensor, "class patch"],
+        match_score: Float[Tensor, "category"],
+        patch_features: Float[Tensor, "patch feature"],
+        memories: Sequence[ExampleMemory | None],
+    ) -> Float[Tensor, "category"]:
+        """See `app.method.presence.PresenceModel`."""
+        facts = word_facts(scores, match_score)
+        presence = self._named(facts)
+        rows = [row for row, memory in enumerate(memories) if memory]
+        if rows:
+            stacked = ExampleMemory.stack([memory for memory in memories if memory]).map(lambda t: t.to(facts))
+            places = place(self._weights, patch_features)
+            examples = example_facts(self._bank, places, stacked, self._weights["example.sharpness"].exp())
+            presence[rows] = self._taught(torch.cat([facts[rows], examples], dim=1))
+        return presence
+
+
+def density(
+    places: Float[Tensor, "*place space"],
+    directions: Float[Tensor, "direction space"],
+    share: Float[Tensor, "direction"],
+    sharpness: Float[Tensor, ""],
+) -> Float[Tensor, "*place"]:
+    """Logarithm of the density at each place of von Mises-Fisher kernels around some directions."""
+    return torch.logsumexp(sharpness * (places @ directions.T) + share.clamp_min(1e-9).log(), dim=-1)
+
+
+def example_facts(
+    bank: Bank, places: Float[Tensor, "patch space"], memories: ExampleMemory, sharpness: Float[Tensor, ""]
+) -> Float[Tensor, "category fact"]:
+    """`EXAMPLE_FACTS` of each taught category.
+
+    The ratio of a place is the logarithm of the density of the examples' inside over that of all photos.
+
+    Args:
+        bank: Photos to stand out from.
+        places: Of the photo's patches in the mask decoder's space.
+        memories: Stacked over categories.
+        sharpness: Of the kernels.
+    """
+    everywhere = density(places, bank.centroids, bank.share, sharpness)
+    rows = []
+    for inside, share, facts in zip(memories.inside, memories.inside_share, memories.facts, strict=True):
+        ratio = best_means((density(places, inside, share, sharpness) - everywhere)[None])[0]
+        best = (density(bank.directions, inside, share, sharpness) - bank.density).amax(dim=1)
+        median, upper = best.quantile(torch.tensor([0.5, _UPPER_QUANTILE]).to(best))
+        rows.append(torch.cat([(ratio - median) / (upper - median).clamp_min(_MIN_SPREAD), ratio, facts]))
+    return torch.stack(rows)

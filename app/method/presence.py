@@ -1,0 +1,118 @@
+"""Probability that a photo shows a category: facts on the patch grid, weighed by a logistic model.
+
+Masks cannot tell it: attention is normalised over the prompts, so every name is the most probable one somewhere. The
+facts of a category do not change with the other categories of a request, except for those named `competing`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .parameters import ExampleMemory
+from .scores import normalise
+
+# Shares of the patches over whose best a category's values are averaged.
+BEST_SHARES = (0.005, 0.02, 0.07)
+_LEAST = 1e-6
+
+# Facts of a named category, in order.
+WORD_FACTS = (
+    "match",
+    *(f"alone {share}" for share in BEST_SHARES),
+    *(f"competing {share}" for share in BEST_SHARES),
+    "competing area",
+    "competing number",
+)
+
+
+@runtime_checkable  # the tests check annotations
+class PresenceModel(Protocol):
+    """Presence of each category as a backbone of its own estimates it."""
+
+    def __call__(
+        self,
+        scores: Float[Tensor, "class patch"],
+        match_score: Float[Tensor, "category"],
+        patch_features: Float[Tensor, "patch feature"],
+        memories: Sequence[ExampleMemory | None],
+    ) -> Float[Tensor, "category"]:
+        """Probability that the photo shows each category.
+
+        Args:
+            scores: By the words, the background first.
+            match_score: Image-text scores.
+            patch_features: By `Backbone.patch_features`.
+            memories: Per category the memory of its examples, if it was taught.
+        """
+
+
+@dataclass(frozen=True)
+class LogisticModel:
+    """Probability of an event from facts: a hidden layer of tanh units beside a linear term.
+
+    Attributes:
+        mean: Of each fact, where the model was fitted.
+        deviation: Of each fact.
+        hidden: Weights of the hidden units.
+        hidden_bias: Their biases.
+        out: Weights of the standardised facts and of the hidden units, and a bias at the end.
+    """
+
+    mean: Float[Tensor, "fact"]
+    deviation: Float[Tensor, "fact"]
+    hidden: Float[Tensor, "unit fact"]
+    hidden_bias: Float[Tensor, "unit"]
+    out: Float[Tensor, "weight"]
+
+    def __call__(self, facts: Float[Tensor, "category fact"]) -> Float[Tensor, "category"]:
+        """Probability of each category."""
+        return self.logit(facts).sigmoid()
+
+    def logit(self, facts: Float[Tensor, "category fact"]) -> Float[Tensor, "category"]:
+        """Log-odds of each category."""
+        x = (facts - self.mean) / self.deviation
+        units = torch.tanh(x @ self.hidden.T + self.hidden_bias)
+        return torch.cat([x, units, torch.ones_like(x[:, :1])], dim=1) @ self.out
+
+
+def uncalibrated(
+    scores: Float[Tensor, "class patch"], match_score: Float[Tensor, "category"]
+) -> Float[Tensor, "category"]:
+    """Presence by the method alone, for a backbone without a model of it.
+
+    The image-text score, and where the backbone has none (a score of 1) the best patches against the background.
+    """
+    alone = word_facts(scores, match_score)[:, WORD_FACTS.index("alone 0.02")].sigmoid()
+    return torch.where(match_score.to(alone) < 1, match_score.to(alone), alone)
+
+
+def word_facts(
+    scores: Float[Tensor, "class patch"], match_score: Float[Tensor, "category"]
+) -> Float[Tensor, "category fact"]:
+    """`WORD_FACTS` of each category.
+
+    Args:
+        scores: By the words, the background first.
+        match_score: Image-text scores.
+    """
+    log_scores = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
+    alone = best_means(log_scores[1:] - log_scores[:1])
+    probability = normalise(scores)[1:]
+    competing = best_means(probability.clamp_min(_LEAST).log())
+    area = probability.mean(dim=1, keepdim=True).clamp_min(_LEAST).log()
+    number = torch.full_like(area, float(len(area))).log()
+    match = match_score.to(scores).clamp(_LEAST, 1 - _LEAST).logit()[:, None]
+    return torch.cat([match, alone, competing, area, number], dim=1)
+
+
+def best_means(
+    values: Float[Tensor, "category patch"], shares: Sequence[float] = BEST_SHARES
+) -> Float[Tensor, "category share"]:
+    """Mean of each category's best patches, for each share of the patches."""
+    ordered = values.sort(dim=1, descending=True).values
+    counts = [max(1, round(share * values.shape[1])) for share in shares]
+    return torch.stack([ordered[:, :count].mean(dim=1) for count in counts], dim=1)

@@ -1,0 +1,61 @@
+"""The embedded model's presence: likeness to the examples is measured against a bank of photos."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from app.backbones.embedded.model import PRESENCE
+from app.backbones.embedded.presence import EXAMPLE_FACTS, Bank, Presence, density, example_facts
+from app.method.parameters import ExampleMemory
+
+SHARPNESS = torch.tensor(2.0)
+
+
+def directions(*shape: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, 5, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def bank_of(photos: torch.Tensor) -> Bank:
+    """A bank whose everyday patches lie one way."""
+    centroids, share = F.normalize(torch.tensor([[1.0, 0, 0, 0, 0]]), dim=1), torch.ones(1)
+    return Bank(photos, density(photos, centroids, share, SHARPNESS), centroids, share)
+
+
+def memory_of(inside: torch.Tensor) -> ExampleMemory:
+    share = torch.full((len(inside),), 1 / len(inside))
+    outside = directions(len(inside), seed=9)
+    return ExampleMemory(inside, share, outside, share, torch.tensor([0.5, -1.0, 0.25])).map(lambda t: t[None])
+
+
+def test_density_of_one_kernel_is_its_cosine() -> None:
+    places, centre = directions(3, seed=0), directions(1, seed=1)
+    torch.testing.assert_close(density(places, centre, torch.ones(1), SHARPNESS), 2 * (places @ centre[0]))
+
+
+def test_a_photo_with_the_example_in_it_stands_out_and_one_of_the_bank_does_not() -> None:
+    photos, example = directions(31, 7, seed=2), directions(3, seed=3)
+    bank, memory = bank_of(photos), memory_of(example)
+    stands_out = EXAMPLE_FACTS.index("stands out 0.005")
+    showing = torch.cat([directions(46, seed=4), example])
+    facts = torch.cat([example_facts(bank, places, memory, SHARPNESS) for places in (showing, photos[0])])
+    assert facts[0, stands_out] > 1
+    assert facts[1, stands_out] < facts[0, stands_out]
+    torch.testing.assert_close(facts[0, -3:], memory.facts[0])
+
+
+def test_the_shipped_file_belongs_to_the_shipped_weights(embedded) -> None:
+    assert isinstance(embedded.presence, Presence)
+    assert PRESENCE.stat().st_size < 2**20
+
+
+def test_a_file_of_other_weights_is_left_alone(embedded) -> None:
+    assert Presence.load(PRESENCE, embedded.mask_decoder.weights, revision="0123456789abcdef") is None
+
+
+def test_the_bank_is_of_unit_length(embedded) -> None:
+    bank = embedded.presence._bank
+    for vectors in (bank.directions, bank.centroids):
+        torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(vectors.shape[:-1]), atol=1e-3, rtol=0)
+    assert bank.share.sum().item() == pytest.approx(1, abs=1e-2)
