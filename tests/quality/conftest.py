@@ -15,13 +15,15 @@ from app.method.refinement import crf
 from app.method.selection import finished, select
 from app.method.tuning import TUNED, CategoryTuning
 from app.services.tuning_job import make_shot
+from app.settings import Settings
 from tests.quality.photos import mask, photo
 
 
 @pytest.fixture(scope="session")
 def pipeline() -> Pipeline:
-    """As the service runs it: mask decoder, CRF."""
-    return Pipeline(backbones.load("embedded", device="cpu", dtype="float32"), refinement=crf)
+    """As the service runs it: presence, mask decoder, CRF."""
+    backbone = backbones.load("embedded", device="cpu", dtype="float32")
+    return Pipeline(backbone, refinement=crf, min_presence=Settings().min_presence)
 
 
 @pytest.fixture(scope="session")

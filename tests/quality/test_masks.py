@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from app.method.prompts import Query
+from app.research.open_set import MARKED
 from tests.quality.photos import PHOTOS, SHOWN, mask
 
 
@@ -64,17 +65,18 @@ def test_a_word_that_means_nothing_is_taught_by_its_example(
     assert iou(marked(name, taught("gribble", example)), mask(name)) > bound
 
 
-@pytest.mark.parametrize(("word", "photos", "bound"), [("airplane", 0, 0.0), ("zebra", 2, 0.05)])
-def test_a_named_category_that_no_photo_shows(marked: Callable, word: str, photos: int, bound: float) -> None:
-    """Of the photos at most so many are marked, and of all their pixels at most so large a share."""
+@pytest.mark.parametrize(("word", "photos"), [("airplane", 0), ("zebra", 2)])
+def test_a_named_category_that_no_photo_shows_is_marked_in_few(marked: Callable, word: str, photos: int) -> None:
     shares = [marked(name, Query((word,))).mean() for name in PHOTOS]
-    assert sum(share > 0.005 for share in shares) <= photos
-    assert np.mean(shares) <= bound
+    assert sum(share > MARKED for share in shares) <= photos
 
 
-@pytest.mark.parametrize(("example", "bound"), [("giraffes", 0.03), ("kitten", 0.16)])
-def test_a_taught_category_in_photos_without_it(marked: Callable, taught: Callable, example: str, bound: float) -> None:
-    """The mean share of a photo that is marked in error: today a look-alike is still taken for the category."""
+@pytest.mark.parametrize(("example", "photos"), [("giraffes", 1), ("kitten", 1), ("teacup", 2)])
+def test_a_taught_category_is_marked_in_few_photos_without_it(
+    marked: Callable, taught: Callable, example: str, photos: int
+) -> None:
+    """A look-alike may still be taken for it: the dog for the cat."""
     category = SHOWN[example]
-    shares = [marked(name, taught(category, example)).mean() for name in PHOTOS if SHOWN.get(name) != category]
-    assert np.mean(shares) <= bound
+    others = [name for name in PHOTOS if SHOWN.get(name) != category]
+    shares = [marked(name, taught(category, example)).mean() for name in others]
+    assert sum(share > MARKED for share in shares) <= photos
