@@ -21,7 +21,7 @@ demo: install
 	$(PY) -m app demo
 
 test: install
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses auto --dist worksteal
 
 serve: install
 	$(PY) -m app serve

@@ -280,6 +280,7 @@ def evaluate(
         raise InvalidInputError(
             f"--method prototype does no tuning, which --protocol {protocol} measures: choose --protocol one-shot."
         )
+    category_count = _category_count(categories)
     for file in (json_file, pictures):
         if file:
             _check_writable(file)
@@ -307,7 +308,7 @@ def evaluate(
             seeds=seeds,
             shots=shots,
             joint_epochs=joint_epochs,
-            categories=_category_count(categories),
+            categories=category_count,
             single=single,
             min_presence=min_presence if min_presence is not None else settings.min_presence * (protocol == "open"),
             size=size,

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from app.backbones import families
+from app.cli import main
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "case_a.safetensors"
@@ -77,6 +78,9 @@ def test_parity_fails_where_an_output_is_too_far_off(tmp_path: Path) -> None:
         (["evaluate", "--data", "app", "--protocol", "none"], {}, "--protocol"),
         (["evaluate", "--data", "app", "--protocol", "interference", "--pictures", "out.png"], {}, "--pictures"),
         (["evaluate", "--data", "app", "--protocol", "joint", "--method", "prototype"], {}, "--method prototype"),
+        (["evaluate", "--data", "app", "--protocol", "open", "--pictures", "out.png"], {}, "--pictures"),
+        (["evaluate", "--data", "app", "--protocol", "open", "--categories", "many"], {}, "--categories"),
+        (["evaluate", "--data", "app", "--data", "examples", "--protocol", "open"], {}, "index.json"),
         (["segment", "README.md", "--url", "http://127.0.0.1:9"], {}, "make serve"),
         (["segment", "README.md", "Makefile", "--url", "http://127.0.0.1:9"], {}, "make serve"),
         (["segment", "README.md", "Makefile", "--overlay", "out.png"], {}, "one photo"),
@@ -90,6 +94,30 @@ def test_parity_fails_where_an_output_is_too_far_off(tmp_path: Path) -> None:
         (["evaluate", "--data", "app", "--json", "README.md/x.json"], {}, "README.md"),
         (["demo", "--out", "README.md/x.png"], {}, "README.md"),
         (["demo", "--out", "app"], {}, "app is a folder"),
+    ],
+)
+def test_an_error_is_one_sentence_and_no_traceback(
+    words: list[str],
+    environment: dict[str, str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process: a new one would spend seconds on imports."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["app", *words])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code not in (0, None)
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "told"),
+    [
+        (["evaluate", "--data", "app"], {}, "index.json"),
         (["serve", "--host", "no-such-host.invalid"], {}, "Nothing can listen at no-such-host.invalid"),
         (["serve", "--host", "a..b"], {}, "Nothing can listen at a..b"),
         (["serve"], {"EXEMPLAR_API_KEYS": "my-own-key"}, "scope:SHA-256"),
@@ -102,7 +130,7 @@ def test_parity_fails_where_an_output_is_too_far_off(tmp_path: Path) -> None:
         (["worker"], {"EXEMPLAR_BACKBONE": "blip:no-such-folder"}, "no-such-folder"),
     ],
 )
-def test_an_error_is_one_sentence_and_no_traceback(
+def test_a_process_that_cannot_start_says_why_in_one_sentence(
     words: list[str], environment: dict[str, str], told: str, tmp_path: Path
 ) -> None:
     done = run(*words, EXEMPLAR_DATA_DIR=str(tmp_path / "data"), HF_HUB_OFFLINE="1", **environment)

@@ -186,9 +186,7 @@ def samples(weights: dict[str, Tensor], bank: Bank, seen: Sequence[Scene], rng: 
 
 
 def _request(scene: Scene, size: int, rng: random.Random) -> list[str]:
-    """Names of one request; a single one is present as often as not."""
-    if size == 1 and scene.share and rng.random() < 0.5:
-        return [rng.choice(sorted(scene.share))]
+    """Names of one request; they are present as often as in photos that mostly lack them."""
     return rng.sample(scene.names, min(size, len(scene.names)))
 
 
