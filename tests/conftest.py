@@ -193,11 +193,11 @@ class Api:
         )
 
     def category(self, name: str = "cat") -> Json:
-        """What is told of a category."""
+        """The category as the API describes it."""
         return self.http.get(f"/categories/{name}").json()
 
     def job(self, job_id: str) -> Json:
-        """What is told of a job."""
+        """The job as the API describes it."""
         return self.http.get(f"/jobs/{job_id}").json()
 
     def wait(self, job_id: str, until: Callable[[Json], bool] = lambda job: job["status"] in ENDED) -> Json:

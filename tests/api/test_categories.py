@@ -26,7 +26,7 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 def stored_mask(api, name="cat", number=-1) -> np.ndarray:
-    """What became of an example's mask."""
+    """The stored mask of an example."""
     example = api.http.get(f"/categories/{name}/examples").json()[number]
     raw = api.http.get(f"/categories/{name}/examples/{example['id']}/mask").content
     return np.asarray(Image.open(io.BytesIO(raw)), dtype=bool)

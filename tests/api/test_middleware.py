@@ -99,7 +99,7 @@ class TestBodyLimit:
 
 
 class TestIdentified:
-    """What a fault makes of an answer that has begun, and of a caller that is gone."""
+    """Faults after a response has begun, and callers that have gone."""
 
     async def test_a_fault_before_the_answer_is_told(self) -> None:
         async def faulty(scope: Scope, receive: Receive, send: Send) -> None:

@@ -55,7 +55,7 @@ class Running:
             self.example_id = client.get("/categories/cat/examples").json()[0]["id"]
 
     def fill_in(self, case: schemathesis.Case) -> None:
-        """What a schema can't say: files that are images, one form of mask, ids of what there is."""
+        """Fills in values that a schema cannot describe: image files, exactly one form of mask, existing ids."""
         if "name" in case.path_parameters:
             case.path_parameters["name"] = "cat"
         if "id" in case.path_parameters:

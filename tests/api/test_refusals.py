@@ -396,7 +396,7 @@ class TestRequests:
 
 
 class TestSlips:
-    """What people send by mistake, and that the answer says what to do."""
+    """Common mistakes; the response says what to do."""
 
     @pytest.mark.parametrize("field", ["image", "mask", "box", "segmentation", "mode"])
     def test_two_of_a_kind_in_teaching(self, untouched, photo, mask, field) -> None:

@@ -105,7 +105,7 @@ def parse() -> Callable[[str], Query]:
 
 @pytest.fixture(scope="session")
 def mistakes(exposed: dict[str, Series]) -> Callable[..., list[str]]:
-    """What is wrong with the names of an expression: series and labels that neither the service nor `also` has."""
+    """Names in an expression that do not exist: series and labels that neither the service nor `also` has."""
 
     def check(expr: str, also: frozenset[str] = frozenset()) -> list[str]:
         query, wrong = _parse(expr), []

@@ -101,7 +101,7 @@ def quantity(text):
 
 
 def value_of(entry, container):
-    """What a container gets for an item of its `env`."""
+    """The value that a container gets for an item of its `env`."""
     if "value" in entry:
         return entry["value"]
     ((source, at),) = entry["valueFrom"].items()
@@ -139,7 +139,7 @@ def overlay(request):
 
 @pytest.fixture(scope="session")
 def objects(overlay, documentation, tmp_path_factory):
-    """What an overlay builds."""
+    """The objects that an overlay builds."""
     if overlay != DOCUMENTED:
         return build(FOLDER / "overlays" / overlay)
     around = tmp_path_factory.mktemp("repository")

@@ -107,7 +107,7 @@ def scraped(url: str, times: int) -> None:
 
 @pytest.fixture(scope="module")
 def shown(prometheus: str, service_url: str, dashboards: dict[str, dict]) -> dict[str, list[dict]]:
-    """What each panel of every dashboard shows after a short load."""
+    """Series of each panel of every dashboard after a short load."""
     scraped(prometheus, 3)  # a rate needs a value from before
     load(service_url)
     scraped(prometheus, int(float(ask(prometheus, "count_over_time(exemplar_ready[5m])")[0]["value"][1])) + 3)

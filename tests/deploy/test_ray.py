@@ -72,7 +72,7 @@ def service(root):
 
 @pytest.fixture
 def config(service):
-    """What KubeRay hands to Ray."""
+    """Configuration that KubeRay passes to Ray."""
     return yaml.safe_load(service["spec"]["serveConfigV2"])
 
 

@@ -83,7 +83,7 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 
 class Canvas:
-    """Where one paints: points are pixels of the upright photo."""
+    """The canvas that one paints on; points are pixels of the upright photo."""
 
     def __init__(self, page: Page) -> None:
         self.page = page

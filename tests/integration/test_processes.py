@@ -278,7 +278,7 @@ def streams_events(service: Service, photo: bytes, mask: bytes) -> None:
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    """What takes spans over OTLP."""
+    """A collector that takes spans over OTLP."""
     with Collector() as running:
         yield running
 

@@ -36,7 +36,7 @@ NEEDS_RAY = "needs Ray: pip install -c constraints.txt -e '.[ray]'"
 
 
 def through_proxy(answer: Response | None, path: str = "/segment") -> Any:
-    """What a caller gets of what a proxy says."""
+    """The response that a caller gets for a response of the proxy."""
 
     async def proxy(scope: Any, receive: Any, send: Any) -> None:
         if answer:

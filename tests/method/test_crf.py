@@ -36,7 +36,7 @@ def test_the_authors_settings_are_the_default() -> None:
 
 
 def neighbours_of(colours: Tensor, row: int, column: int) -> Tensor:
-    """What a pixel of a small image takes of the 3 × 3 pixels around it."""
+    """The message that a pixel of a small image takes from the 3 × 3 pixels around it."""
     weights = neighbour_weights(colours, CrfParameters(filter_size=3, blur=1))
     return weights[0].view(10, 10, 8, 8)[row : row + 3, column : column + 3, row, column]
 

@@ -70,7 +70,7 @@ def test_the_same_seed_gives_the_same_scores(dataset: Dataset, embedded: Backbon
 
 
 class TestMemory:
-    """What is kept of the photos; of a large data set under a large model it would be hundreds of gigabytes."""
+    """Encoded photos that are kept; those of a large data set under a large model it would be hundreds of gigabytes."""
 
     @pytest.fixture
     def encoded(self, monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:

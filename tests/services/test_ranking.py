@@ -52,7 +52,7 @@ async def test_a_job_whose_photos_have_expired_fails_and_says_so(wire) -> None:
 
 
 async def waiting(live: Service) -> list[bytes]:
-    """What is stored for ranking jobs: photos and names."""
+    """Photos and names that are stored for ranking jobs."""
     return [key async for key in live.redis.scan_iter("exemplar:ranking:*")]
 
 

@@ -51,7 +51,7 @@ async def test_other_prompts_start_anew(redis: Redis) -> None:
 
 
 class TestRanking:
-    """What requests read, without the sums."""
+    """The ranking that requests read, without the sums."""
 
     async def test_it_is_that_of_the_sums_after_every_job(self, redis: Redis) -> None:
         store = LayerStore(redis)
