@@ -34,6 +34,8 @@ from app.method.tuning import COMPETING_CATEGORIES
 BANK_PHOTOS, DIRECTIONS, CENTROIDS = 256, 16, 512
 # Sizes of the requests that samples are drawn from, and requests per photo.
 REQUEST_SIZES, REQUESTS = (1, 1, 3, 10, 20, 40, 100), 7
+# Who requests a single category expects it: it is present in this share of the photos, and by chance in the others.
+SINGLE_PRESENT = 0.15
 # Categories of a request that are taught in turn.
 TAUGHT_AT_ONCE = 12
 # A photo teaches a category that covers at least this share of it.
@@ -186,7 +188,9 @@ def samples(weights: dict[str, Tensor], bank: Bank, seen: Sequence[Scene], rng: 
 
 
 def _request(scene: Scene, size: int, rng: random.Random) -> list[str]:
-    """Names of one request; they are present as often as in photos that mostly lack them."""
+    """Names of one request, present as often as in photos that mostly lack them; a single one more often."""
+    if size == 1 and scene.share and rng.random() < SINGLE_PRESENT:
+        return [rng.choice(sorted(scene.share))]
     return rng.sample(scene.names, min(size, len(scene.names)))
 
 
