@@ -77,7 +77,7 @@ def run_demo(console: Console, out: Path) -> None:
     with running_service(console) as service, Client(service.url) as client:
         for lesson in LESSONS:
             _teach(console, client, lesson)
-        table = Table("photo", "category", "", "score", "area", "IoU", "ms")
+        table = Table("photo", "category", "", "presence", "area", "IoU", "ms")
         pictures = []
         for question in QUESTIONS:
             _ask(client, question, table)
