@@ -30,8 +30,10 @@ TAUGHT_FACTS = (*WORD_FACTS, *EXAMPLE_FACTS)
 
 # The spread of the bank's photos above their median is measured here: a normal distribution's deviation.
 _UPPER_QUANTILE = 0.84
-# Likeness of fewer bank photos than this spread apart is no less certain.
+# A smaller spread is raised to this, so that presence stays finite.
 _MIN_SPREAD = 0.1
+# Categories computed at once: bounds [category, direction, place of the bank] to some tens of megabytes.
+_CATEGORIES_PER_PASS = 64
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,27 @@ def example_facts(
         sharpness: Of the kernels.
     """
     everywhere = density(places, bank.centroids, bank.share, sharpness)
-    rows = []
-    for inside, share, facts in zip(memories.inside, memories.inside_share, memories.facts, strict=True):
-        ratio = best_means((density(places, inside, share, sharpness) - everywhere)[None])[0]
-        best = (density(bank.directions, inside, share, sharpness) - bank.density).amax(dim=1)
-        median, upper = best.quantile(torch.tensor([0.5, _UPPER_QUANTILE]).to(best))
-        rows.append(torch.cat([(ratio - median) / (upper - median).clamp_min(_MIN_SPREAD), ratio, facts]))
-    return torch.stack(rows)
+    of_bank, density_of_bank = bank.directions.flatten(0, 1), bank.density.flatten()
+    parts = []
+    for start in range(0, len(memories.facts), _CATEGORIES_PER_PASS):
+        some = _part(memories, slice(start, start + _CATEGORIES_PER_PASS))
+        ratio = best_means(_densities(places, some, sharpness) - everywhere)
+        likeness = (_densities(of_bank, some, sharpness) - density_of_bank).view(-1, *bank.density.shape)
+        median, upper = likeness.amax(dim=2).quantile(torch.tensor([0.5, _UPPER_QUANTILE]).to(ratio), dim=1)[..., None]
+        stands_out = (ratio - median) / (upper - median).clamp_min(_MIN_SPREAD)
+        parts.append(torch.cat([stands_out, ratio, some.facts], dim=1))
+    return torch.cat(parts)
+
+
+def _part(memories: ExampleMemory, categories: slice) -> ExampleMemory:
+    return memories.map(lambda tensor: tensor[categories])
+
+
+def _densities(
+    places: Float[Tensor, "place space"], memories: ExampleMemory, sharpness: Float[Tensor, ""]
+) -> Float[Tensor, "category place"]:
+    """Logarithm of the density of each category's inside at each place."""
+    categories, directions, _ = memories.inside.shape
+    cosines = (memories.inside.flatten(0, 1) @ places.T).view(categories, directions, len(places))
+    # Cosines are at most 1, so nothing overflows, and one pass is enough.
+    return (memories.inside_share[:, None] @ cosines.mul_(sharpness).exp_())[:, 0].log()
