@@ -269,23 +269,14 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure mIoU on a folder of photos with masks; every protocol also measures the words alone."""
-    if pictures and protocol == "open":
-        raise InvalidInputError("--pictures does not work with --protocol open: leave it out.")
-    if pictures and protocol == "interference":
-        raise InvalidInputError(
-            "--pictures does not work with --protocol interference, which finds other masks for every class that it "
-            "teaches: omit --pictures, or choose another protocol."
-        )
-    if method == "prototype" and protocol in ("joint", "interference", "open"):
-        raise InvalidInputError(
-            f"--method prototype does no tuning, which --protocol {protocol} measures: choose --protocol one-shot."
-        )
+    _check_evaluation(protocol, method, pictures)
     category_count = _category_count(categories)
     for file in (json_file, pictures):
         if file:
             _check_writable(file)
     import torch
 
+    from app.method.pipeline import default_min_presence
     from app.method.prompts import BACKGROUND_WORDS
     from app.research.dataset import joined, read_dataset
     from app.research.evaluation import Evaluation
@@ -301,6 +292,8 @@ def evaluate(
     with progress_bar(console) as bar:
         task = bar.add_task("loading the model", total=None)
         model = backbone_loaders(settings)[0]()
+        if min_presence is None:
+            min_presence = default_min_presence(model, settings.min_presence) if protocol == "open" else 0.0
         options = Options(
             protocol=protocol,
             method=method,
@@ -310,7 +303,7 @@ def evaluate(
             joint_epochs=joint_epochs,
             categories=category_count,
             single=single,
-            min_presence=min_presence if min_presence is not None else settings.min_presence * (protocol == "open"),
+            min_presence=min_presence,
             size=size,
             crf=crf and protocol != "interference",
             use_mask_decoder=uses_mask_decoder(settings),
@@ -339,6 +332,21 @@ def evaluate(
         json_file.write_text(json.dumps(facts | scores, indent=2))
     if pictures:
         as_picture(evaluation.cases(9), dataset.classes).save(pictures, format="PNG")
+
+
+def _check_evaluation(protocol: str, method: str, pictures: Path | None) -> None:
+    """Refuse options that have no meaning together."""
+    if pictures and protocol == "open":
+        raise InvalidInputError("--pictures does not work with --protocol open: leave it out.")
+    if pictures and protocol == "interference":
+        raise InvalidInputError(
+            "--pictures does not work with --protocol interference, which finds other masks for every class that it "
+            "teaches: omit --pictures, or choose another protocol."
+        )
+    if method == "prototype" and protocol in ("joint", "interference", "open"):
+        raise InvalidInputError(
+            f"--method prototype does no tuning, which --protocol {protocol} measures: choose --protocol one-shot."
+        )
 
 
 def _show_progress(bar: Progress, task: TaskID, step: int, steps: int, activity: str) -> None:

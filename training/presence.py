@@ -149,8 +149,8 @@ def make_bank(weights: dict[str, Tensor], seen: Sequence[Scene], rng: random.Ran
     directions = torch.stack([example_memory.directions(each, uniform, DIRECTIONS)[0] for each in places])
     some = places.flatten(0, 1)[:: max(1, len(chosen) // 16)]
     centroids, share = example_memory.directions(some, torch.full((len(some),), 1 / len(some)), CENTROIDS)
-    at = density(directions, centroids, share, weights["example.sharpness"].exp())
-    return Bank(directions, at, centroids, share)
+    at = density(directions.flatten(0, 1), centroids, share, weights["example.sharpness"].exp())
+    return Bank(directions, at.view(directions.shape[:2]), centroids, share)
 
 
 @torch.no_grad()

@@ -202,6 +202,11 @@ class Pipeline:
         return replace(shown, probabilities=tiles.join(shown.probabilities, frame, maps))
 
 
+def default_min_presence(backbone: Backbone, bound: float) -> float:
+    """A bound that nobody asked for, which applies to calibrated presence alone."""
+    return 0.0 if backbone.presence is None else bound
+
+
 @torch.no_grad()
 def encode_one(backbone: Backbone, rgb: Float[Tensor, "3 size size"]) -> EncodedImage:
     """Run the image tower over one network input."""

@@ -15,7 +15,7 @@ from app.errors import InvalidInputError
 from app.images.photo import Photo
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone, EncodedImage
-from app.method.pipeline import MIN_RELATIVE_SCORE, Pipeline, encode_one
+from app.method.pipeline import MIN_RELATIVE_SCORE, Pipeline, default_min_presence, encode_one
 from app.method.prediction import Prediction
 from app.method.prompts import Query
 from app.method.refinement import REFINEMENTS
@@ -174,7 +174,7 @@ class Segmentation:
     def _pipeline(self, backbone: Backbone, request: Request, layers: tuple[int, ...]) -> Pipeline:
         threshold, min_presence = request.threshold, request.min_presence
         if min_presence is None:
-            min_presence = 0.0 if backbone.presence is None else self._min_presence
+            min_presence = default_min_presence(backbone, self._min_presence)
         return Pipeline(
             backbone,
             layers=layers,

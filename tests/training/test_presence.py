@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,16 @@ def test_from_photos_to_a_file_that_the_model_reads(data: Path, embedded, tmp_pa
     assert model is not None
     torch.testing.assert_close(model._named(named_facts), named(named_facts))
     assert ((model._named(named_facts) > 0.5) == (named_truth > 0.5)).float().mean() > 0.9
+
+
+def test_the_command_writes_the_file(
+    data: Path, embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "made"
+    monkeypatch.setattr(sys, "argv", ["training.presence", "--data", str(data), "--out", str(file)])
+    presence.main()
+    assert "taught:" in capsys.readouterr().out
+    assert Presence.load(file, embedded.mask_decoder.weights, revision=embedded.revision) is not None
 
 
 def test_a_fitted_model_gives_the_frequency() -> None:

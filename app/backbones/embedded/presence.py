@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from app.method.parameters import ExampleMemory
-from app.method.presence import BEST_SHARES, WORD_FACTS, LogisticModel, best_means, word_facts
+from app.method.presence import BEST_SHARES, LogisticModel, best_means, word_facts
 
 from .example_memory import place
 
@@ -26,7 +26,6 @@ EXAMPLE_FACTS = (
     "words outside the example",
     "example area",
 )
-TAUGHT_FACTS = (*WORD_FACTS, *EXAMPLE_FACTS)
 
 # The spread of the bank's photos above their median is measured here: a normal distribution's deviation.
 _UPPER_QUANTILE = 0.84
@@ -60,7 +59,7 @@ class Presence:
         weights: Of the mask decoder.
         bank: Photos to stand out from.
         named: Model of `WORD_FACTS`.
-        taught: Model of `TAUGHT_FACTS`.
+        taught: Model of `WORD_FACTS` and `EXAMPLE_FACTS`.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], bank: Bank, named: LogisticModel, taught: LogisticModel) -> None:
@@ -100,13 +99,15 @@ class Presence:
 
 
 def density(
-    places: Float[Tensor, "*place space"],
-    directions: Float[Tensor, "direction space"],
-    share: Float[Tensor, "direction"],
+    places: Float[Tensor, "place space"],
+    directions: Float[Tensor, "*category direction space"],
+    share: Float[Tensor, "*category direction"],
     sharpness: Float[Tensor, ""],
-) -> Float[Tensor, "*place"]:
+) -> Float[Tensor, "*category place"]:
     """Logarithm of the density at each place of von Mises-Fisher kernels around some directions."""
-    return torch.logsumexp(sharpness * (places @ directions.T) + share.clamp_min(1e-9).log(), dim=-1)
+    # An imported adapter may hold anything finite: the bounds keep overflow, and a presence that is no number, out.
+    cosines = (directions @ places.T).clamp_(-1, 1)
+    return (share.clamp_min(1e-9)[..., None, :] @ cosines.mul_(sharpness).exp_())[..., 0, :].log()
 
 
 def example_facts(
@@ -127,9 +128,10 @@ def example_facts(
     parts = []
     for start in range(0, len(memories.facts), _CATEGORIES_PER_PASS):
         some = _part(memories, slice(start, start + _CATEGORIES_PER_PASS))
-        ratio = best_means(_densities(places, some, sharpness) - everywhere)
-        likeness = (_densities(of_bank, some, sharpness) - density_of_bank).view(-1, *bank.density.shape)
-        median, upper = likeness.amax(dim=2).quantile(torch.tensor([0.5, _UPPER_QUANTILE]).to(ratio), dim=1)[..., None]
+        ratio = best_means(density(places, some.inside, some.inside_share, sharpness) - everywhere)
+        likeness = density(of_bank, some.inside, some.inside_share, sharpness) - density_of_bank
+        best = likeness.view(-1, *bank.density.shape).amax(dim=2)
+        median, upper = best.quantile(torch.tensor([0.5, _UPPER_QUANTILE]).to(ratio), dim=1)[..., None]
         stands_out = (ratio - median) / (upper - median).clamp_min(_MIN_SPREAD)
         parts.append(torch.cat([stands_out, ratio, some.facts], dim=1))
     return torch.cat(parts)
@@ -137,13 +139,3 @@ def example_facts(
 
 def _part(memories: ExampleMemory, categories: slice) -> ExampleMemory:
     return memories.map(lambda tensor: tensor[categories])
-
-
-def _densities(
-    places: Float[Tensor, "place space"], memories: ExampleMemory, sharpness: Float[Tensor, ""]
-) -> Float[Tensor, "category place"]:
-    """Logarithm of the density of each category's inside at each place."""
-    categories, directions, _ = memories.inside.shape
-    cosines = (memories.inside.flatten(0, 1) @ places.T).view(categories, directions, len(places))
-    # Cosines are at most 1, so nothing overflows, and one pass is enough.
-    return (memories.inside_share[:, None] @ cosines.mul_(sharpness).exp_())[:, 0].log()

@@ -20,7 +20,8 @@ def directions(*shape: int, seed: int) -> torch.Tensor:
 def bank_of(photos: torch.Tensor) -> Bank:
     """A bank whose everyday patches lie one way."""
     centroids, share = F.normalize(torch.tensor([[1.0, 0, 0, 0, 0]]), dim=1), torch.ones(1)
-    return Bank(photos, density(photos, centroids, share, SHARPNESS), centroids, share)
+    at = density(photos.flatten(0, 1), centroids, share, SHARPNESS).view(photos.shape[:2])
+    return Bank(photos, at, centroids, share)
 
 
 def memory_of(inside: torch.Tensor) -> ExampleMemory:
@@ -59,3 +60,12 @@ def test_the_bank_is_of_unit_length(embedded) -> None:
     for vectors in (bank.directions, bank.centroids):
         torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(vectors.shape[:-1]), atol=1e-3, rtol=0)
     assert bank.share.sum().item() == pytest.approx(1, abs=1e-2)
+
+
+def test_an_adapter_of_absurd_numbers_has_a_presence_all_the_same(embedded) -> None:
+    """Imported adapters are only known to be finite."""
+    memory = embedded.mask_decoder.empty_memory()
+    features, scores = torch.randn(576, 512), torch.rand(2, 576)
+    for absurd in (memory, memory.map(lambda tensor: tensor + 3e4), memory.map(lambda tensor: tensor - 3e4)):
+        presence = embedded.presence(scores, torch.tensor([0.5]), features, [absurd])
+        assert 0 <= presence.item() <= 1
