@@ -102,15 +102,23 @@ def demo(
 def register(
     name: Annotated[str, typer.Argument(help="The category's name.")],
     image: Annotated[Path, typer.Argument(help="A photo.", exists=True, dir_okay=False)],
-    mask: Annotated[Path, typer.Argument(help="A mask of the photo's size; non-zero = the category.", exists=True)],
+    mask: Annotated[
+        Path | None, typer.Argument(help="A mask of the photo's size; non-zero = the category.", exists=True)
+    ] = None,
+    absent: Annotated[bool, typer.Option("--absent", help="The photo does not show the category; no mask.")] = False,
     prompt: Annotated[list[str] | None, typer.Option(help="Another word for the category; repeatable.")] = None,
     replace: Annotated[bool, typer.Option(help="Replace the earlier examples instead of adding one.")] = False,
     url: Url = "http://127.0.0.1:8000",
     key: Key = None,
 ) -> None:
-    """Teach a running service a category from one photo and mask, and wait for its job."""
+    """Teach a running service a category from one photo and mask, and wait for its job.
+
+    A photo in which the category was marked in error is sent with --absent instead of a mask.
+    """
     from app.client import Client
 
+    if absent == (mask is not None):
+        raise InvalidInputError("Give a mask of the category, or --absent if the photo does not show it.")
     with Client(url, key=key) as client:
         job = client.teach(name, image, mask, prompts=prompt or [], replace=replace)
         with progress_bar(console) as bar:

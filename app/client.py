@@ -65,8 +65,10 @@ class Client:
         except httpx.TransportError:
             return False
 
-    def teach(self, name: str, image: Path, mask: Path, *, prompts: Sequence[str] = (), replace: bool = False) -> Json:
-        """Send an example and return its job.
+    def teach(
+        self, name: str, image: Path, mask: Path | None, *, prompts: Sequence[str] = (), replace: bool = False
+    ) -> Json:
+        """Send an example and return its job; no mask = the photo does not show the category.
 
         Raises:
             AppError: If the service refuses it or can't be reached; this holds for every method.
@@ -74,8 +76,12 @@ class Client:
         answer = self._send(
             "POST",
             f"/categories/{quote(name, safe='')}/example",
-            files={"image": image.read_bytes(), "mask": mask.read_bytes()},
-            data={"prompts": list(prompts), "mode": "replace" if replace else "append"},
+            files={"image": image.read_bytes()} | ({"mask": mask.read_bytes()} if mask else {}),
+            data={
+                "prompts": list(prompts),
+                "mode": "replace" if replace else "append",
+                "absent": "false" if mask else "true",
+            },
         )
         job: Json = answer["job"]
         return job

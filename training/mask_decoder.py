@@ -308,7 +308,8 @@ def _memory(
         places.append(place(weights, shot.features[some]))
         sides.append(torch.stack([side[some] / side[some].sum().clamp_min(1e-6) for side in (inside, outside)]))
     kept, (inside, outside) = torch.cat(places), torch.cat(sides, dim=1) / len(shots)
-    return ExampleMemory(kept, inside, kept, outside, torch.stack(facts).mean(dim=0))
+    none = torch.zeros_like(kept), torch.zeros_like(inside)
+    return ExampleMemory(kept, inside, kept, outside, *none, torch.stack(facts).mean(dim=0))
 
 
 def _drawn(share: Float[Tensor, "patch"]) -> Tensor:
@@ -327,4 +328,5 @@ def _stacked(memories: Sequence[ExampleMemory]) -> ExampleMemory | None:
 def _padded(memory: ExampleMemory, missing: int) -> ExampleMemory:
     patches = F.pad(memory.inside, (0, 0, 0, missing))
     inside, outside = (F.pad(share, (0, missing)) for share in (memory.inside_share, memory.outside_share))
-    return ExampleMemory(patches, inside, patches, outside, memory.facts)
+    none = torch.zeros_like(patches), torch.zeros_like(inside)
+    return ExampleMemory(patches, inside, patches, outside, *none, memory.facts)

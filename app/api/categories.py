@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 
 from app.api.context import Live, Maybe, Name, SingleFieldsOnce, check_text, read_upload
 from app.api.problems import documented
 from app.api.schemas import AdapterOut, CategoryOut, ExampleOut, JobOut, Rollback, Taught, VersionOut
+from app.errors import InvalidInputError
 from app.images.masks import read_mask
-from app.images.photo import decode_photo
+from app.images.photo import Photo, decode_photo
+from app.masks import Mask
 from app.services.teaching import Lesson
-from app.storage.names import CategoryName, other_words, parse_names
+from app.storage.names import other_words, parse_names
 from app.wiring import Service
 
 router = APIRouter(prefix="/categories", tags=["categories"])
@@ -44,13 +46,23 @@ async def teach(
     mask: Annotated[Maybe[UploadFile], File(description="Image of the photo's size; non-zero = the category.")] = None,
     segmentation: Annotated[Maybe[str], Form(description="COCO RLE or polygons, as JSON.")] = None,
     box: Annotated[Maybe[str], Form(description="[x, y, width, height] in pixels, as JSON; a coarse mask.")] = None,
+    absent: Annotated[
+        bool, Form(description="true = the photo does not show the category; then no mask is sent, and mode is append.")
+    ] = False,
     prompts: Annotated[Maybe[list[str]], Form(description="Other words for the category.")] = None,
     mode: Annotated[
         Literal["append", "replace"], Form(description="append = add an example; replace = remove the earlier ones.")
     ] = "append",
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
-    """Teach a category from one photo with exactly one of `mask`, `segmentation` and `box`."""
+    """Teach a category from one photo with exactly one of `mask`, `segmentation` and `box`.
+
+    A photo that does not show the category, where it was marked in error, is sent with `absent=true` instead.
+    """
+    if absent and mode == "replace":
+        raise InvalidInputError(
+            "A photo without the category can't replace the examples that show it: send mode=append.", field="mode"
+        )
     words = parse_names(prompts or [], field="prompts", limit=live.settings.max_categories)
     check_text(segmentation, field="segmentation", service=live)
     check_text(box, field="box", service=live)
@@ -58,35 +70,45 @@ async def teach(
     raw_mask = await read_upload(mask, field="mask", service=live) if mask is not None else None
 
     async def work(id: str | None) -> dict[str, Any]:
-        lesson = await asyncio.to_thread(
-            _lesson, live, name, words, raw_image, raw_mask, segmentation, box, mode == "replace"
+        photo, marked = await asyncio.to_thread(
+            _read_example, live, raw_image, mask=raw_mask, segmentation=segmentation, box=box, absent=absent
         )
-        job, category = await live.teaching.teach(replace(lesson, id=id))
+        lesson = Lesson(
+            name=name,
+            photo=photo,
+            mask=marked,
+            prompts=other_words(words, name),
+            replace=mode == "replace",
+            id=id,
+        )
+        job, category = await live.teaching.teach(lesson)
         taught = Taught(job=JobOut.of(job), category=CategoryOut.of(category), note=lesson.photo.note)
         return taught.model_dump(exclude={"note"} if taught.note is None else None)
 
-    fields = [request.url.path, segmentation or "", box or "", mode, *(word.text for word in words)]
+    form = "absent" if absent else mode
+    fields = [request.url.path, segmentation or "", box or "", form, *(word.text for word in words)]
     answer = await live.idempotency.once(
         idempotency_key, [*(text.encode() for text in fields), raw_image, raw_mask or b""], work
     )
     return JSONResponse(answer, status_code=202, headers={"Location": f"/jobs/{answer['job']['id']}"})
 
 
-def _lesson(
-    live: Service,
-    name: CategoryName,
-    words: tuple[CategoryName, ...],
-    raw_image: bytes,
-    raw_mask: bytes | None,
-    segmentation: str | None,
-    box: str | None,
-    replace: bool,
-) -> Lesson:
+def _read_example(
+    live: Service, image: bytes, *, mask: bytes | None, segmentation: str | None, box: str | None, absent: bool
+) -> tuple[Photo, Mask]:
+    """The photo and the mask of a request; the mask of a photo without the category is empty."""
     max_pixels = live.settings.max_image_pixels
-    photo = decode_photo(raw_image, max_pixels=max_pixels)
+    if absent and (mask or segmentation or box):
+        raise InvalidInputError(
+            "The photo does not show the category (absent=true), but has a mask: send one or the other.", field="absent"
+        )
+    photo = decode_photo(image, max_pixels=max_pixels)
     height, width = photo.rgb.shape[:2]
-    mask = read_mask(mask=raw_mask, segmentation=segmentation, box=box, photo_hw=(height, width), max_pixels=max_pixels)
-    return Lesson(name=name, photo=photo, mask=mask, prompts=other_words(words, name), replace=replace)
+    if absent:
+        return photo, np.zeros((height, width), bool)
+    return photo, read_mask(
+        mask=mask, segmentation=segmentation, box=box, photo_hw=(height, width), max_pixels=max_pixels
+    )
 
 
 @router.get("", responses=documented())

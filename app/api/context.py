@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 
 # Form fields that may be sent once; the others are lists.
 _SINGLE_FIELDS = frozenset(
-    {"image", "mask", "segmentation", "box", "mode"}
+    {"image", "mask", "segmentation", "box", "absent", "mode"}
     | {"threshold", "min_presence", "refine", "adapters", "backbone", "output", "heatmaps"}
 )
 

@@ -102,12 +102,16 @@ class Started(BaseModel):
 
 
 class ExampleOut(BaseModel):
-    """One example. Sizes are in pixels after EXIF rotation; `area` is that of the mask."""
+    """One example. Sizes are in pixels after EXIF rotation; `area` is that of the mask.
+
+    `absent` is true for a photo without the category, whose mask is empty.
+    """
 
     id: str
     width: int
     height: int
     area: int
+    absent: bool
     sha256: str
     media_type: str
     created_at: str

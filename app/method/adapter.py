@@ -36,6 +36,9 @@ class Adapter:
         zero_shot_example_iou: The same by the words alone.
         created_at: RFC 3339 time.
         parameters: Tuned parameters; None if the model's own marked the examples better.
+        kept: `words` if the words alone mark the examples better: then masks are made by them, and the memory serves
+            presence only.
+        presence_bias: Added to the category's log-odds of presence, by its own examples.
         visual_prompt: Of a backbone without a mask decoder; it needs `parameters`.
         memory: Of a backbone with a mask decoder.
     """
@@ -50,14 +53,16 @@ class Adapter:
     example_iou: float
     zero_shot_example_iou: float
     created_at: str
+    kept: Kept = "adapter"
+    presence_bias: float = 0.0
     parameters: Parameters | None = None
     visual_prompt: VisualPrompt | None = None
     memory: ExampleMemory | None = None
 
     @property
-    def kept(self) -> Kept:
-        """`words` if nothing tuned was kept, because the words alone marked the examples better."""
-        return "words" if self.parameters is None and self.memory is None else "adapter"
+    def mask_memory(self) -> ExampleMemory | None:
+        """Memory for the mask decoder."""
+        return self.memory if self.kept == "adapter" else None
 
     @property
     def form(self) -> frozenset[tuple[str, tuple[int, ...]]] | None:

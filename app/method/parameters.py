@@ -151,6 +151,8 @@ class ExampleMemory:
         inside_share: Share of the patches inside that each direction stands for; sum 1.
         outside: The same of patches outside.
         outside_share: The same of patches outside.
+        absent: The same of photos without the category; all zero without such photos.
+        absent_share: Share of their patches.
         facts: Mean log-odds of the words inside and outside, and the logarithm of the mask's area.
     """
 
@@ -158,6 +160,8 @@ class ExampleMemory:
     inside_share: Float[Tensor, "*adapter direction"]
     outside: Float[Tensor, "*adapter direction space"]
     outside_share: Float[Tensor, "*adapter direction"]
+    absent: Float[Tensor, "*adapter direction space"]
+    absent_share: Float[Tensor, "*adapter direction"]
     facts: Float[Tensor, "*adapter 3"]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "ExampleMemory":

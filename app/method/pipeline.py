@@ -17,12 +17,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from . import tiles
+from .adapter import Adapter
 from .backbone import Backbone, EncodedImage
 from .evidence import layer_weights, prompt_evidence
 from .frame import Frame
 from .parameters import ExampleMemory
 from .prediction import ClassMap, Prediction
-from .presence import uncalibrated
+from .presence import shifted, uncalibrated
 from .prompts import BACKGROUND_WORDS, Prompts, Query
 from .refinement import Refinement, unrefined
 from .scores import ScoreMap
@@ -125,9 +126,8 @@ class Pipeline:
         weights = layer_weights(prompts.queries, self.layers or self.backbone.default_layers)
         evidence = prompt_evidence(self.backbone, image, prompts, weights.layers)
         adapters = [query.adapter for query in prompts.queries]
-        memories = [adapter.memory if adapter else None for adapter in adapters]
         scores, match_score = evidence.class_scores(weights), evidence.best_match()
-        presence = self._presence(image, scores, match_score, memories[1:])
+        presence = category_presence(self.backbone, image, scores, match_score, adapters[1:])
         kept = [0, *(n for n, p in enumerate(presence.tolist(), 1) if p >= self.min_presence)]
         if len(kept) < len(scores):
             scores = evidence.only(kept).class_scores(weights.only(kept))
@@ -135,7 +135,7 @@ class Pipeline:
             self.backbone,
             image,
             scores,
-            [memories[number] for number in kept],
+            [adapter.mask_memory if adapter else None for adapter in (adapters[number] for number in kept)],
             use_mask_decoder=self.use_mask_decoder,
         )
         return ClassMap.of(
@@ -147,17 +147,6 @@ class Pipeline:
             presence=presence,
             layers=weights.layers,
         )
-
-    def _presence(
-        self,
-        image: EncodedImage,
-        scores: Float[Tensor, "class patch"],
-        match_score: Float[Tensor, "category"],
-        memories: Sequence[ExampleMemory | None],
-    ) -> Float[Tensor, "category"]:
-        if self.backbone.presence is None:
-            return uncalibrated(scores, match_score)
-        return self.backbone.presence(scores, match_score, self.backbone.patch_features(image), memories)
 
     def refine(self, class_map: ClassMap, rgb: Float[Tensor, "3 size size"]) -> ClassMap:
         """The class map with refined edges."""
@@ -211,6 +200,40 @@ def default_min_presence(backbone: Backbone, bound: float) -> float:
 def encode_one(backbone: Backbone, rgb: Float[Tensor, "3 size size"]) -> EncodedImage:
     """Run the image tower over one network input."""
     return backbone.encode_image(rgb[None])[0]
+
+
+def category_presence(
+    backbone: Backbone,
+    image: EncodedImage,
+    scores: Float[Tensor, "class patch"],
+    match_score: Float[Tensor, "category"],
+    adapters: Sequence[Adapter | None],
+) -> Float[Tensor, "category"]:
+    """Probability that a photo shows each category, with the bias of those that were taught.
+
+    Args:
+        backbone: A loaded model.
+        image: The encoded image.
+        scores: On the patch grid, the background first.
+        match_score: Image-text scores.
+        adapters: Per category its adapter, if it was taught.
+    """
+    memories = [adapter.memory if adapter else None for adapter in adapters]
+    found = backbone_presence(backbone, image, scores, match_score, memories)
+    return shifted(found, found.new_tensor([adapter.presence_bias if adapter else 0.0 for adapter in adapters]))
+
+
+def backbone_presence(
+    backbone: Backbone,
+    image: EncodedImage,
+    scores: Float[Tensor, "class patch"],
+    match_score: Float[Tensor, "category"],
+    memories: Sequence[ExampleMemory | None],
+) -> Float[Tensor, "category"]:
+    """Presence by the backbone's own model or, if it has none, by the method alone."""
+    if backbone.presence is None:
+        return uncalibrated(scores, match_score)
+    return backbone.presence(scores, match_score, backbone.patch_features(image), memories)
 
 
 def score_map(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .parameters import ExampleMemory
@@ -18,6 +18,8 @@ from .scores import normalise
 # Shares of the patches over whose best a category's values are averaged.
 BEST_SHARES = (0.005, 0.02, 0.07)
 _LEAST = 1e-6
+# Deviation of the prior of a category's bias, in log-odds; the largest bias; the halvings that find it to a thousandth.
+_BIAS_DEVIATION, _WIDEST, _HALVINGS = 2.0, 16.0, 16
 
 # Facts of a named category, in order.
 WORD_FACTS = (
@@ -77,6 +79,30 @@ class LogisticModel:
         x = (facts - self.mean) / self.deviation
         units = torch.tanh(x @ self.hidden.T + self.hidden_bias)
         return torch.cat([x, units, torch.ones_like(x[:, :1])], dim=1) @ self.out
+
+
+def calibrated_bias(logits: Float[Tensor, "example"], present: Bool[Tensor, "example"]) -> float:
+    """Number to add to a category's log-odds of presence so that they agree with its own examples.
+
+    The mode of the posterior of a logistic model's bias (Platt 1999) under a normal prior around 0: a single photo
+    moves it a little, several that agree move it far.
+
+    Args:
+        logits: Log-odds of presence in each of its examples.
+        present: True for examples that show it, False for those without it.
+    """
+    logits, present = logits.double(), present.double()
+    low, high = -_WIDEST, _WIDEST  # where the slope, which falls with the bias, is positive and negative
+    for _ in range(_HALVINGS):
+        bias = (low + high) / 2
+        slope = (present - (logits + bias).sigmoid()).sum() - bias / _BIAS_DEVIATION**2
+        low, high = (bias, high) if slope > 0 else (low, bias)
+    return (low + high) / 2
+
+
+def shifted(presence: Float[Tensor, "category"], bias: Float[Tensor, "category"]) -> Float[Tensor, "category"]:
+    """Probabilities with their log-odds shifted."""
+    return torch.where(bias == 0, presence, (presence.logit(eps=_LEAST) + bias).sigmoid())
 
 
 def uncalibrated(

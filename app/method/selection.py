@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .adapter import Adapter
 from .parameters import ExampleMemory, Parameters, VisualPrompt
+from .presence import calibrated_bias
 from .tuning import CategoryTuning
 from .visual_prompt import Prior, fit, mean_features
 
@@ -33,6 +34,7 @@ class Outcome:
         parameters: Tuned parameters, unless the words marked the examples better.
         visual_prompt: Appearance of the examples, for a backbone without a mask decoder.
         memory: Appearance of the examples, for a mask decoder.
+        presence_bias: Bias of the category's presence, by the examples, if some of them lack the category.
         example_iou: Mean over the examples, by all of this, in [0, 1].
         zero_shot_example_iou: The same by the words alone.
     """
@@ -40,11 +42,12 @@ class Outcome:
     parameters: Parameters | None
     visual_prompt: VisualPrompt | None
     memory: ExampleMemory | None
+    presence_bias: float
     example_iou: float
     zero_shot_example_iou: float
 
     def adapter(self, tuning: CategoryTuning, category: str, *, version: int, created_at: str) -> Adapter:
-        """The adapter, without any tensor where the words alone mark the examples better."""
+        """The adapter; where the words alone mark the examples better, with the memory alone."""
         keep = helps(self.example_iou, self.zero_shot_example_iou)
         example_iou, words_iou = round(self.example_iou, 4), round(self.zero_shot_example_iou, 4)
         if not keep:
@@ -61,9 +64,11 @@ class Outcome:
             example_iou=example_iou,
             zero_shot_example_iou=words_iou,
             created_at=created_at,
+            kept="adapter" if keep and (self.parameters or self.memory) else "words",
+            presence_bias=self.presence_bias,
             parameters=self.parameters.map(_kept) if keep and self.parameters else None,
             visual_prompt=self.visual_prompt.map(_kept) if keep and self.visual_prompt else None,
-            memory=self.memory.map(_kept) if keep and self.memory else None,
+            memory=self.memory.map(_kept) if self.memory else None,
         )
 
 
@@ -109,7 +114,8 @@ def select(tuning: CategoryTuning) -> Pieces[Outcome]:
     for index in indices:
         kept.append(tuning.iou(index, parameters, visual_prompt=prompt, memory=memory))
         yield
-    return Outcome(parameters, prompt, memory, fmean(kept), fmean(words))
+    bias = yield from _presence_bias(tuning, parameters, prompt, memory)
+    return Outcome(parameters, prompt, memory, bias, fmean(kept), fmean(words))
 
 
 def finished(pieces: Pieces[Value]) -> Value:
@@ -141,24 +147,43 @@ def _memory(tuning: CategoryTuning, parameters: Parameters | None) -> Pieces[Exa
     return tuning.backbone.mask_decoder.remember(features, inside, outside, log_odds)
 
 
+def _presence_bias(
+    tuning: CategoryTuning,
+    parameters: Parameters | None,
+    visual_prompt: VisualPrompt | None,
+    memory: ExampleMemory | None,
+) -> Pieces[float]:
+    """Bias by which presence agrees with the examples; 0 if all show the category, as an example looks like itself."""
+    shown = [shot.shows for shot in tuning.shots]
+    if all(shown):
+        return 0.0
+    logits = []
+    for index in range(len(shown)):
+        logits.append(tuning.presence_logit(index, parameters, visual_prompt=visual_prompt, memory=memory))
+        yield
+    return calibrated_bias(torch.stack(logits), torch.tensor(shown, device=logits[0].device))
+
+
 def _visual_prompt_if_it_helps(
     tuning: CategoryTuning, parameters: Parameters, words: Sequence[float], alone: Sequence[float]
 ) -> Pieces[VisualPrompt | None]:
     if not tuning.recipe.keep_appearance:
         return None
     indices = range(len(tuning.shots))
-    if len(indices) > 1:
+    shown = [index for index in indices if tuning.shots[index].shows]
+    if len(shown) > 1:
         with_others = []
-        for index in indices:
+        for index in shown:
             prompt = _visual_prompt(tuning, parameters, [other for other in indices if other != index])
             with_others.append(tuning.iou(index, parameters, visual_prompt=prompt))
             yield
-        if not visual_prompt_helps(with_others, alone):
+        if not visual_prompt_helps(with_others, [alone[index] for index in shown]):
             return None
     prompt = _visual_prompt(tuning, parameters, indices)
-    if len(indices) == 1:
-        with_prompt = tuning.iou(0, parameters, visual_prompt=prompt)
-        if visual_prompt_harms(with_prompt, alone[0], words[0]):
+    if len(shown) == 1:
+        (only,) = shown
+        with_prompt = tuning.iou(only, parameters, visual_prompt=prompt)
+        if visual_prompt_harms(with_prompt, alone[only], words[only]):
             return None
     return prompt
 

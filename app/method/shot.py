@@ -13,13 +13,15 @@ IGNORE = 255  # label of pixels that count for neither side
 
 # Resolution of the loss, in cells per patch and axis.
 CELLS_PER_PATCH = 4
+# A category is marked in a photo without it from this share of its area on.
+MARKED = 0.005
 # Weight of a background pixel where the sides are not balanced (the authors').
 BACKGROUND_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One example.
+    """One example, with the category or without it.
 
     Attributes:
         image: Its encoded photo; the image tower is frozen, so it is computed once.
@@ -41,7 +43,7 @@ class Shot:
             backbone: A loaded model.
             image: The encoded photo.
             labels: On the network's input: the share of the pixel that the category covers, so 1 or 0 almost
-                everywhere; 255 for padding or unknown.
+                everywhere; 255 for padding or unknown. An example without the category has no other pixel than 0.
         """
         rows, columns = backbone.patch_grid_hw
         cells = (rows * CELLS_PER_PATCH, columns * CELLS_PER_PATCH)
@@ -50,6 +52,11 @@ class Shot:
         inside = F.adaptive_avg_pool2d(known.float()[None], cells)[0]
         category = F.adaptive_avg_pool2d((labels * known).float()[None], cells)[0]
         return Shot(image, backbone.patch_features(image), category / inside.clamp_min(1e-6), inside)
+
+    @property
+    def shows(self) -> bool:
+        """True if the photo shows the category, False for an example without it."""
+        return bool(self.target.any())
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -77,8 +84,13 @@ class Shot:
         return sides / sides.sum()
 
     def iou(self, predicted: Bool[Tensor, "y x"]) -> float:
-        """Intersection over union of a predicted mask, each cell weighted by what it holds; in [0, 1]."""
+        """Intersection over union of a predicted mask, each cell weighted by what it holds; in [0, 1].
+
+        In a photo without the category it is 1 if nothing is marked, else 0.
+        """
         chosen = predicted.float() * self.inside
+        if not self.shows:
+            return float(chosen.sum() <= MARKED * self.inside.sum())
         wanted = self.target * self.inside
         overlap = (chosen * self.target).sum()
         return float(overlap / (chosen.sum() + wanted.sum() - overlap).clamp_min(1e-6))

@@ -7,6 +7,7 @@ other work in between.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from .backbone import Backbone
 from .evidence import Evidence, patch_logits, prompt_evidence
 from .low_rank import factorised
 from .parameters import Change, ExampleMemory, LowRank, Parameters, TokenRows, VisualPrompt
-from .pipeline import score_map
+from .pipeline import backbone_presence, score_map
 from .prompts import Prompts
 from .scores import LayerWeights, ScoreMap, normalise
 from .shot import Shot
@@ -69,14 +70,14 @@ class CategoryTuning:
 
     Args:
         backbone: A loaded model; its parameters are only read.
-        shots: Examples of the category, at least one.
+        shots: Examples of the category, at least one of them with it.
         words: Name and synonyms of the category.
         others: Prompts of the background and of the other known categories; pixels outside the mask belong to them.
         layers: Layers to tune and read.
         recipe: `TUNED` or `PAPER`.
 
     Raises:
-        ValueError: If there is no example.
+        ValueError: If no example shows the category.
     """
 
     def __init__(
@@ -89,8 +90,8 @@ class CategoryTuning:
         layers: Sequence[int],
         recipe: Recipe = TUNED,
     ) -> None:
-        if not shots:
-            raise ValueError("expected at least one shot, got none")
+        if not any(shot.shows for shot in shots):
+            raise ValueError("expected at least one shot that shows the category, got none")
         self.backbone, self.shots, self.words = backbone, tuple(shots), tuple(words)
         self.layers, self.recipe = tuple(layers), recipe
         self.text = backbone.tokenize(words)
@@ -99,7 +100,7 @@ class CategoryTuning:
         self._base = backbone.trainable(layers, self.text)
         self.parameters = self._base.map(lambda tensor: tensor.clone().requires_grad_(True))
         self._optimiser = torch.optim.AdamW(self.parameters.trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        self._turns = _turns(len(shots))
+        self._turns = _turns([shot.shows for shot in shots])
 
     @property
     def decodes(self) -> bool:
@@ -124,10 +125,10 @@ class CategoryTuning:
         parameters = Parameters(delta, TokenRows(self.parameters.tokens.ids, rows))
         return parameters if self.recipe.rank is None else factorised(parameters, self._base, self.recipe.rank)
 
-    def scores(
+    def evidence(
         self, index: int, parameters: Parameters | None, visual_prompt: VisualPrompt | None = None
-    ) -> Float[Tensor, "class patch"]:
-        """Class scores of one example: background, other categories, and this category last.
+    ) -> Evidence:
+        """Evidence of one example: background, other categories, and this category last.
 
         Args:
             index: Index of the example.
@@ -141,12 +142,34 @@ class CategoryTuning:
         if visual_prompt:
             own = own + visual_logits(shot.features, VisualPrompt.stack([visual_prompt]))
         stop = others.spans[-1][1]
-        evidence = Evidence(
+        return Evidence(
             patch_logits=torch.cat([others.patch_logits, own], dim=1),
             match_score=torch.cat([others.match_score, seen.match_score.float()]),
             spans=(*others.spans, (stop, stop + len(self.words))),
         )
+
+    def scores(
+        self, index: int, parameters: Parameters | None, visual_prompt: VisualPrompt | None = None
+    ) -> Float[Tensor, "class patch"]:
+        """Class scores of one example: background, other categories, and this category last."""
+        evidence = self.evidence(index, parameters, visual_prompt)
         return evidence.class_scores(LayerWeights.mean(self.layers, len(evidence.spans)))
+
+    @torch.no_grad()
+    def presence_logit(
+        self,
+        index: int,
+        parameters: Parameters | None,
+        *,
+        visual_prompt: VisualPrompt | None = None,
+        memory: ExampleMemory | None = None,
+    ) -> Float[Tensor, ""]:
+        """Log-odds that an example shows the category, by `app.method.presence`."""
+        evidence = self.evidence(index, parameters, visual_prompt)
+        scores = evidence.class_scores(LayerWeights.mean(self.layers, len(evidence.spans)))
+        match = evidence.best_match()
+        memories = [*[None] * (len(match) - 1), memory]
+        return backbone_presence(self.backbone, self.shots[index].image, scores, match, memories)[-1].logit(eps=1e-6)
 
     def log_odds(self, index: int, parameters: Parameters | None) -> Float[Tensor, "patch"]:
         """Log-odds of the category against all other classes at each patch of an example."""
@@ -183,12 +206,18 @@ class CategoryTuning:
         return -(weight * log_p.flip(0)).sum()
 
 
-def _turns(count: int) -> Iterator[list[int]]:
-    """Indices of the examples of each step, cycling through all examples."""
-    size, start = min(_SHOTS_PER_STEP, count), 0
-    while True:
-        yield [(start + offset) % count for offset in range(size)]
-        start += size
+def _turns(shows: Sequence[bool]) -> Iterator[list[int]]:
+    """Indices of the examples of each step, cycling through those with the category and through those without it."""
+    sides = [[index for index, shown in enumerate(shows) if shown is side] for side in (True, False)]
+    sizes = [min(_SHOTS_PER_STEP, len(side)) for side in sides]
+    # However many lack the category, they count no more than those that show it.
+    sizes[1] = min(sizes)
+    for step in count():
+        yield [
+            side[(step * size + offset) % len(side)]
+            for side, size in zip(sides, sizes, strict=True)
+            for offset in range(size)
+        ]
 
 
 def _part_of_the_way(base: Change, tuned: Change, share: float) -> Change:

@@ -21,12 +21,12 @@ def one_shot(subject: Subject, supports: Mapping[int, Sequence[LabelledPhoto]]) 
 
 
 def adapters(subject: Subject, supports: Mapping[int, Sequence[LabelledPhoto]]) -> dict[int, Adapter]:
-    """The adapters that were kept; the other classes keep the words."""
+    """An adapter per class."""
     tuned: dict[int, Adapter] = {}
     for step, (number, photos) in enumerate(supports.items()):
         subject.progress(step, len(supports), "tuning")
         tuned[number] = _tune(subject, number, photos)
-    return {number: adapter for number, adapter in tuned.items() if adapter.kept == "adapter"}
+    return tuned
 
 
 def _tune(subject: Subject, number: int, photos: Sequence[LabelledPhoto]) -> Adapter:

@@ -110,7 +110,7 @@ class PhotoPrediction:
             mask = self.labels == number if self.threshold is None else probability >= self.threshold
             area, bbox = int(mask.sum()), bbox_of(mask)
             mean = float(probability[mask].mean()) if area else 0.0
-        adapter = one.query.adapter
+        adapter = one.query.adapter if one.query.adapter and one.query.adapter.kept == "adapter" else None
         return CategoryPrediction(
             name=one.name,
             adapted=adapter is not None,

@@ -201,6 +201,6 @@ class Segmentation:
 
 def _asked(name: str, record: CategoryRecord | None, adapter: Adapter | None, backbone: Backbone) -> Asked:
     name = record.name if record else name
-    if adapter and adapter.kept == "adapter" and adapter.fits(backbone):
+    if adapter and adapter.fits(backbone):
         return Asked(name, Query(adapter.prompts, adapter))
     return Asked(name, Query(record.words if record else (name,)))

@@ -22,9 +22,9 @@ class Lesson:
     """An example of a request.
 
     Attributes:
-        name: Category that it shows.
+        name: Its category.
         photo: The decoded photo.
-        mask: True where the photo shows the category.
+        mask: True where the photo shows the category; nowhere in an example without it.
         prompts: Other words for the category.
         replace: True to delete the category's other examples and words.
         id: Id for the job if the request may be sent again, else None. While that job has not ended, the same lesson
@@ -59,7 +59,8 @@ class Teaching:
         """Store an example and queue its job, which supersedes a job on fewer examples.
 
         Raises:
-            ConflictError: If the category has as many examples as it may.
+            ConflictError: If the category has as many examples as it may, or the example lacks the category and no
+                other shows it.
         """
         known_job = await self._jobs.get(lesson.id) if lesson.id else None
         if known_job and not known_job.ended:
@@ -75,10 +76,14 @@ class Teaching:
             replace=lesson.replace,
             job=new_job("tune", category=name, steps=self._steps, id=None if known_job else lesson.id),
         )
-        if scheduled is None:
+        if scheduled == "full":
             raise ConflictError(
                 f"{name} has as many examples as it may (EXEMPLAR_MAX_EXAMPLES): delete one, or send mode=replace.",
                 field="image",
+            )
+        if scheduled == "unknown":
+            raise ConflictError(
+                f"No example shows {name}: send a photo with its mask first, then photos without it.", field="absent"
             )
         job, superseded = scheduled
         self._engine.note_superseded(superseded)

@@ -77,7 +77,7 @@ class TuningJob:
         shots = await self._shots(job, category)
         if shots is None:
             return False
-        if not shots:  # the category was emptied meanwhile
+        if not any(shot.shows for shot in shots):  # the category was emptied meanwhile
             return True
         tuning = await self._lay_out(category, shots)
         outcome = await self._outcome(job, tuning)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 import safetensors
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from app.method.adapter import DTYPES, Adapter
+from app.method.adapter import DTYPES, Adapter, Kept
 from app.method.parameters import Change, ExampleMemory, LowRank, Parameters, TokenRows, VisualPrompt
 
 FORMAT = "exemplar-adapter-1"
@@ -25,6 +25,8 @@ _TOKEN_IDS = "embeddings.word_embeddings.token_ids"
 _TOKEN_ROWS = "embeddings.word_embeddings.rows"
 _LEFT, _RIGHT = ".left", ".right"
 _VISUAL_PROMPT, _MEMORY = "visual.", "example."
+# Tensors of the memory that are left out if all are zero: earlier releases read such files too.
+_OF_ABSENT = ("absent", "absent_share")
 
 
 def adapter_to_bytes(adapter: Adapter) -> bytes:
@@ -41,6 +43,8 @@ def adapter_to_bytes(adapter: Adapter) -> bytes:
         "example_iou": adapter.example_iou,
         "zero_shot_example_iou": adapter.zero_shot_example_iou,
         "created_at": adapter.created_at,
+        "kept": adapter.kept,
+        "presence_bias": adapter.presence_bias,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _flat(adapter).items()}
     return save(tensors, metadata={"exemplar": json.dumps(header)})
@@ -67,8 +71,10 @@ def adapter_from_bytes(raw: bytes) -> Adapter:
             example_iou=float(header["example_iou"]),
             zero_shot_example_iou=float(header["zero_shot_example_iou"]),
             created_at=_text(header["created_at"]),
+            kept=_kept(header, tensors),
+            presence_bias=float(header.get("presence_bias", 0.0)),
             visual_prompt=_part(VisualPrompt, _VISUAL_PROMPT, tensors),
-            memory=_part(ExampleMemory, _MEMORY, tensors),
+            memory=_memory(tensors),
             parameters=_parameters(tensors),
         )
         known_format = header["format"] == FORMAT
@@ -90,6 +96,9 @@ def _flat(adapter: Adapter) -> dict[str, Tensor]:
     for prefix, part in ((_VISUAL_PROMPT, adapter.visual_prompt), (_MEMORY, adapter.memory)):
         if part:
             tensors |= {prefix + each.name: getattr(part, each.name) for each in fields(part)}
+    if adapter.memory and not adapter.memory.absent_share.any():
+        for name in _OF_ABSENT:
+            del tensors[_MEMORY + name]
     return tensors
 
 
@@ -97,6 +106,23 @@ def _part(kind: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     """Remove the tensors with this prefix and return them as a value; None if there are none."""
     own = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
     return kind(**{name.removeprefix(prefix): tensor for name, tensor in own.items()}) if own else None
+
+
+def _memory(tensors: dict[str, Tensor]) -> ExampleMemory | None:
+    """The example memory; files without photos that lack the category have no tensors for them."""
+    if _MEMORY + "inside" in tensors:
+        for name in _OF_ABSENT:
+            tensors.setdefault(_MEMORY + name, torch.zeros_like(tensors[_MEMORY + name.replace("absent", "inside")]))
+    memory: ExampleMemory | None = _part(ExampleMemory, _MEMORY, tensors)
+    return memory
+
+
+def _kept(header: dict[str, Any], tensors: dict[str, Tensor]) -> Kept:
+    """What a file says it keeps; earlier releases kept no tensors where the words were better."""
+    kept: Kept = header.get("kept", "adapter") if tensors else "words"
+    if kept not in get_args(Kept):
+        raise TypeError(f"expected one of {get_args(Kept)}, got {kept!r:.40}")
+    return kept
 
 
 def _parameters(tensors: dict[str, Tensor]) -> Parameters | None:
@@ -135,6 +161,8 @@ def _check_header(adapter: Adapter, *, known_format: bool) -> None:
         sum(adapter.ensemble), 1, abs_tol=1e-3
     ):
         raise ValueError("expected ensemble weights that are not negative and sum to 1")
+    if not math.isfinite(adapter.presence_bias):
+        raise ValueError("expected a finite bias of presence")
     if not all(0 <= iou <= 1 for iou in (adapter.example_iou, adapter.zero_shot_example_iou)):
         raise ValueError("expected example scores in [0, 1]")
 

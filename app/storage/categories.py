@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from redis.asyncio import Redis
@@ -21,6 +21,9 @@ from .jobs import Job, final_fields, job_argument, now
 from .lua import script
 from .names import CategoryName
 from .replies import as_bytes, as_fields, as_texts
+
+# Why an example was not added.
+Refusal = Literal["full", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,10 @@ class CategoryRecord:
 
 @dataclass(frozen=True)
 class ExampleInfo:
-    """Description of an example. Width, height and area are in pixels after EXIF rotation."""
+    """Description of an example. Width, height and area are in pixels after EXIF rotation.
+
+    The mask of an example without the category is empty: its area is 0.
+    """
 
     id: str
     media_type: str
@@ -82,6 +88,11 @@ class ExampleInfo:
     area: int
     sha256: str
     created_at: str
+
+    @property
+    def absent(self) -> bool:
+        """True for a photo without the category."""
+        return not self.area
 
 
 @dataclass(frozen=True)
@@ -110,8 +121,8 @@ class CategoryStore:
         self._versions_kept = versions_kept
         self._max_examples = max_examples
         self._job_ttl_s = int(job_ttl_s)
-        self._teach_example = script(redis, "teach_example", needs=("job",))
-        self._forget_example = script(redis, "forget_example", needs=("job",))
+        self._teach_example = script(redis, "teach_example", needs=("job", "examples"))
+        self._forget_example = script(redis, "forget_example", needs=("job", "examples"))
         self._delete_category = script(redis, "delete_category", needs=("job",))
         self._commit_adapter = script(redis, "commit_adapter", needs=("use_adapter",))
         self._adopt_adapter = script(redis, "adopt_adapter", needs=("job", "use_adapter"))
@@ -154,7 +165,7 @@ class CategoryStore:
 
     async def teach(
         self, name: CategoryName, example: Example, *, prompts: Sequence[str], replace: bool, job: Job
-    ) -> tuple[Job, str | None] | None:
+    ) -> tuple[Job, str | None] | Refusal:
         """Add an example and record the job that tunes on all examples, which supersedes the one before.
 
         Args:
@@ -165,8 +176,8 @@ class CategoryStore:
             job: Made by `new_job`; if it is recorded already, nothing is changed.
 
         Returns:
-            The job with its generation, and the id of the job that it superseded, if any. None if the category has as
-            many examples as it may.
+            The job with its generation, and the id of the job that it superseded, if any. `full` if the category has
+            as many examples as it may; `unknown` if the example lacks the category and no other shows it.
         """
         category_id = name.id
         lesson = {
@@ -177,6 +188,7 @@ class CategoryStore:
             "time": time.time(),
             "example_id": example.id,
             "example_prefix": keys.example_prefix(category_id),
+            "absent": example.absent,
             "replace": replace,
             "max_examples": self._max_examples,
             "job": job_argument(job),
@@ -194,20 +206,22 @@ class CategoryStore:
             ],
             args=[json.dumps(lesson), *_flat(example)],
         )
-        if reply is None:
-            return None
+        if not isinstance(reply, list):
+            refusal: Refusal = as_bytes(reply).decode()  # type: ignore[assignment]  # the script knows these two
+            return refusal
         generation, superseded = reply
         return dataclasses.replace(job, generation=generation), _id(superseded)
 
     async def forget(self, category_id: str, example_id: str, *, job: Job) -> tuple[Job | None, str | None] | None:
-        """Delete an example and, if others are left, record the job that tunes on them.
+        """Delete an example and, if others that show the category are left, record the job that tunes on them.
 
         Returns:
-            The job with its generation, or None if no example is left, and the id of the job that was superseded, if
-            any. None if there is no such example.
+            The job with its generation, or None if no such example is left, and the id of the job that was superseded,
+            if any. None if there is no such example.
         """
         removal = {
             "example_id": example_id,
+            "example_prefix": keys.example_prefix(category_id),
             "job": job_argument(job),
             "superseded": self._superseded("An example was deleted."),
         }

@@ -2,8 +2,8 @@
 
 import { $, busy, element, showPhoto, showProblem, takeDrops, words } from "./form.js";
 import { decode } from "./rle.js";
-import { call, json } from "./service.js";
-import { allOrNone, chosenNames } from "./taught.js";
+import { call, follow, json } from "./service.js";
+import { allOrNone, chosenNames, isTaught, showTaught } from "./taught.js";
 
 const SHOWN_PX = 1600; // the longer side of a canvas
 
@@ -52,8 +52,12 @@ async function showFound(card, photo, form, answer) {
 
   const legend = element("ul", { className: "legend" });
   const pixels = answer.image.width * answer.image.height;
-  answer.categories.forEach((category, index) => legend.append(entry(category, index, pixels, paint)));
   const problem = element("p", { className: "problem", hidden: true });
+  answer.categories.forEach((category, index) => {
+    const row = entry(category, index, pixels, paint);
+    if (category.area && isTaught(category.name)) row.append(notHere(category.name, photo, problem));
+    legend.append(row);
+  });
   card.append(
     element("div", { className: "photo" }, image, canvas),
     legend,
@@ -113,6 +117,26 @@ function entry({ name, area, adapted, adapter_version: version, presence }, inde
   for (const event of ["pointerenter", "focus"]) button.addEventListener(event, () => paint(area ? index : undefined));
   for (const event of ["pointerleave", "blur"]) button.addEventListener(event, () => paint());
   return element("li", {}, button);
+}
+
+// Teaches that the photo does not show a category which was marked in it.
+function notHere(name, photo, problem) {
+  const label = "Not in this photo";
+  const button = element("button", { type: "button", className: "not-here" }, label);
+  button.ariaLabel = `${name} is not in this photo`;
+  button.onclick = () =>
+    busy(button, problem, async () => {
+      const form = new FormData();
+      form.append("image", photo);
+      form.append("absent", "true");
+      const { job } = await json(`/categories/${encodeURIComponent(name)}/example`, { method: "POST", body: form });
+      button.textContent = "Learning …";
+      const { status, error } = await follow(job.id, () => {}).finally(() => (button.textContent = label));
+      await showTaught();
+      if (status === "failed") throw new Error(`Teaching failed: ${error}`);
+      button.replaceWith(element("span", { className: "how" }, "Learnt: segment again."));
+    });
+  return button;
 }
 
 function downloads(photo, form, answer, problem) {

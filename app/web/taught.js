@@ -36,6 +36,8 @@ function state(adapter) {
 
 const ticks = () => [...$("names").querySelectorAll("input")];
 
+export const isTaught = (name) => ticks().some(({ value }) => value === name);
+
 export const chosenNames = () => ticks().flatMap(({ checked, value }) => (checked ? [value] : []));
 
 export function allOrNone() {

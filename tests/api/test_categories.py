@@ -7,8 +7,10 @@ import io
 import json
 import re
 import unicodedata
+from typing import Any
 from urllib.parse import quote
 
+import httpx2
 import numpy as np
 import pytest
 from PIL import Image
@@ -179,7 +181,7 @@ class TestLooking:
         with start(worker=False) as api:
             api.teach()
             (example,) = api.http.get("/categories/cat/examples").json()
-            assert example.keys() == {"id", "width", "height", "area", "sha256", "media_type", "created_at"}
+            assert example.keys() == {"id", "width", "height", "area", "absent", "sha256", "media_type", "created_at"}
             assert (example["width"], example["height"], example["area"]) == (47, 31, 300)
             assert example["sha256"] == hashlib.sha256(api.photo).hexdigest()
             path = f"/categories/cat/examples/{example['id']}"
@@ -362,3 +364,57 @@ class TestExportAndImport:
             assert answer.status_code == 422, garbage[:20]
             assert answer.json()["errors"][0]["field"] == "body"
         assert api.stored() == before
+
+
+class TestPhotosWithoutIt:
+    """`absent=true`: a photo that does not show the category, where it was marked in error."""
+
+    def without(self, api, name: str = "cat", **options: Any) -> httpx2.Response:
+        return api.teach(name, photo=api.other_photo, files={}, absent="true", **options)
+
+    def test_it_is_learned_from_and_listed(self, api) -> None:
+        api.taught()
+        answer = self.without(api)
+        assert answer.status_code == 202
+        assert api.wait(answer.json()["job"]["id"])["status"] == "succeeded"
+        shown, absent = api.http.get("/categories/cat/examples").json()
+        assert (shown["absent"], absent["absent"], absent["area"]) == (False, True, 0)
+        assert api.category()["examples"] == 2
+        mask = api.http.get(f"/categories/cat/examples/{absent['id']}/mask")
+        with Image.open(io.BytesIO(mask.content)) as picture:
+            assert picture.size == (47, 31)
+            assert picture.getextrema() == (0, 0)
+
+    def test_the_category_is_less_probable_there(self, api) -> None:
+        api.taught()
+        before = api.segment("cat", photo=api.other_photo).json()["categories"][0]["presence"]
+        api.wait(self.without(api).json()["job"]["id"])
+        assert api.segment("cat", photo=api.other_photo).json()["categories"][0]["presence"] < before
+
+    @pytest.mark.parametrize(
+        ("fields", "status", "field"),
+        [({"mode": "replace"}, 422, "mode"), ({"box": "[1, 2, 3, 4]"}, 422, "absent"), ({}, 409, "absent")],
+    )
+    def test_what_contradicts_it_is_refused(self, api, fields: dict[str, str], status: int, field: str) -> None:
+        before = api.stored()
+        answer = self.without(api, **fields)
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (status, field)
+        assert api.stored() == before
+
+    def test_it_alone_keeps_no_adapter_and_counts_again_with_the_next_example(self, api) -> None:
+        api.taught()
+        api.wait(self.without(api).json()["job"]["id"])
+        shown, _ = api.http.get("/categories/cat/examples").json()
+        assert api.http.delete(f"/categories/cat/examples/{shown['id']}").status_code == 204
+        assert (api.category()["adapter"], api.category()["examples"]) == (None, 1)
+        assert self.without(api).status_code == 409
+        api.taught()
+        assert [each["absent"] for each in api.http.get("/categories/cat/examples").json()] == [True, False]
+
+    def test_the_last_one_may_go(self, api) -> None:
+        api.taught()
+        api.wait(self.without(api).json()["job"]["id"])
+        _, absent = api.http.get("/categories/cat/examples").json()
+        answer = api.http.delete(f"/categories/cat/examples/{absent['id']}")
+        assert answer.status_code == 202
+        assert api.wait(answer.json()["job"]["id"])["status"] == "succeeded"

@@ -18,7 +18,7 @@ from app.method.parameters import ExampleMemory, Parameters, TokenRows, VisualPr
 from tests.models import random_adapter
 
 TOKENS = TokenRows(torch.tensor([101, 3746, 102]), torch.zeros(3, 2, dtype=torch.float16))
-MEMORY = ExampleMemory(torch.zeros(3, 5), torch.zeros(3), torch.zeros(3, 5), torch.zeros(3), torch.zeros(3))
+MEMORY = ExampleMemory(*[torch.zeros(3, 5), torch.zeros(3)] * 3, torch.zeros(3))
 
 
 @contextmanager
@@ -36,10 +36,10 @@ def adapter(blip: Blip) -> Adapter:
     return random_adapter(blip, "dog", "small white puppy")
 
 
-def test_without_parameters_and_memory_the_words_were_kept(adapter: Adapter) -> None:
-    assert adapter.kept == "adapter"
-    assert replace(adapter, parameters=None, memory=MEMORY).kept == "adapter"
-    assert replace(adapter, parameters=None, visual_prompt=None).kept == "words"
+def test_where_the_words_were_kept_the_memory_makes_no_masks(adapter: Adapter) -> None:
+    with_memory = replace(adapter, memory=MEMORY)
+    assert with_memory.mask_memory is MEMORY
+    assert replace(with_memory, kept="words").mask_memory is None
 
 
 def test_adapters_of_one_form_can_be_stacked(blip: Blip, adapter: Adapter) -> None:
@@ -53,7 +53,7 @@ def test_it_counts_its_bytes(adapter: Adapter) -> None:
     parameters = Parameters({"bias": torch.zeros(5, 7), "norm": torch.zeros(3, dtype=torch.bfloat16)}, TOKENS)
     plain = replace(adapter, parameters=parameters, visual_prompt=None)
     assert plain.nbytes == 35 * 4 + 3 * 2 + 3 * 8 + 6 * 2
-    assert replace(plain, memory=MEMORY).nbytes == plain.nbytes + 4 * (15 + 3 + 15 + 3 + 3)
+    assert replace(plain, memory=MEMORY).nbytes == plain.nbytes + 4 * (3 * (15 + 3) + 3)
 
 
 class TestCheck:

@@ -62,7 +62,7 @@ def test_together_each_group_is_as_alone(blip: Blip, image: EncodedImage, groups
 
 def test_an_example_memory_is_no_concern_of_the_prompts(blip: Blip, image: EncodedImage) -> None:
     directions, shares = torch.ones(2, 5), torch.ones(2)
-    memory = ExampleMemory(directions, shares, directions, shares, torch.ones(3))
+    memory = ExampleMemory(directions, shares, directions, shares, directions, shares, torch.ones(3))
     dog = random_adapter(blip, "dog")
     for plain in (dog, replace(dog, parameters=None, visual_prompt=None)):
         with_it = replace(plain, memory=memory)

@@ -11,7 +11,15 @@ import torch
 
 from app.backbones.blip import Blip
 from app.method.pipeline import Pipeline
-from app.method.presence import WORD_FACTS, LogisticModel, best_means, uncalibrated, word_facts
+from app.method.presence import (
+    WORD_FACTS,
+    LogisticModel,
+    best_means,
+    calibrated_bias,
+    shifted,
+    uncalibrated,
+    word_facts,
+)
 from app.method.prompts import Query
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (37, 101, 3), dtype=np.uint8)
@@ -74,6 +82,28 @@ def test_without_a_model_the_image_text_score_is_the_presence_or_the_best_patche
     scores = torch.tensor([[0.2], [0.6], [0.1]])
     assert uncalibrated(scores, torch.tensor([0.25, 0.5])).tolist() == pytest.approx([0.25, 0.5])
     assert uncalibrated(scores, torch.ones(2)).tolist() == pytest.approx([0.75, 1 / 3])
+
+
+class TestBias:
+    """Posterior mode: bias / 4 = number of examples with the category, less the sum of their probabilities."""
+
+    @pytest.mark.parametrize(
+        ("logits", "present"),
+        [([0.0], [False]), ([3.0, 2.0, -1.0], [False] * 3), ([4.0, 1.0], [True, False]), ([-2.0], [True])],
+    )
+    def test_it_solves_the_equation(self, logits: list[float], present: list[bool]) -> None:
+        bias = calibrated_bias(torch.tensor(logits), torch.tensor(present))
+        expected = sum(present) - sum(1 / (1 + math.exp(-logit - bias)) for logit in logits)
+        assert bias / 4 == pytest.approx(expected, abs=1e-3)
+
+    def test_more_photos_without_it_move_it_further(self) -> None:
+        one, five = (calibrated_bias(torch.full((n,), 2.0), torch.zeros(n, dtype=torch.bool)) for n in (1, 5))
+        assert five < one < -1
+
+    def test_it_shifts_log_odds_and_without_one_nothing_changes(self) -> None:
+        found = shifted(torch.tensor([0.5, 0.2]), torch.tensor([-math.log(3), 0.0]))
+        assert found.tolist() == pytest.approx([0.25, 0.2])
+        assert found[1] == torch.tensor(0.2)
 
 
 class TestPipeline:

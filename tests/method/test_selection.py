@@ -69,7 +69,7 @@ class TestDecisions:
 
 class TestOutcome:
     def outcome(self, tuning: CategoryTuning, iou: float, words: float) -> Outcome:
-        return Outcome(tuning.tuned(), None, None, iou, words)
+        return Outcome(tuning.tuned(), None, None, 0.0, iou, words)
 
     def test_an_adapter_tells_what_it_was_made_of(self, blip: Blip, shots: list[Shot]) -> None:
         tuning = tuning_of(blip, shots, words=("dog", "hound"))
@@ -82,7 +82,7 @@ class TestOutcome:
         assert {tensor.dtype for tensor in adapter.tensors} == {torch.float16, torch.int64}
         adapter.check(blip)
 
-    def test_where_the_words_are_better_no_tensor_is_kept_and_the_scores_say_so(
+    def test_where_the_words_are_better_they_are_kept_and_the_scores_say_so(
         self, blip: Blip, shots: list[Shot]
     ) -> None:
         tuning = tuning_of(blip, shots)
@@ -138,9 +138,12 @@ class TestMemory:
         labels[:160, :224] = 1
         return Shot.of(embedded, encode_one(embedded, rgb), labels)
 
-    def tuning(self, embedded, shot: Shot, recipe: Recipe = TUNED, word: str = "gribble") -> CategoryTuning:
+    def tuning(
+        self, embedded, shots: Shot | list[Shot], recipe: Recipe = TUNED, word: str = "gribble"
+    ) -> CategoryTuning:
+        shots = [shots] if isinstance(shots, Shot) else shots
         others = Prompts.of((), BACKGROUND, taken=[word])
-        return CategoryTuning(embedded, [shot], [word], others=others, layers=embedded.default_layers, recipe=recipe)
+        return CategoryTuning(embedded, shots, [word], others=others, layers=embedded.default_layers, recipe=recipe)
 
     def test_a_word_that_means_nothing_is_found_by_its_looks(self, embedded, red: Shot) -> None:
         outcome = finished(select(self.tuning(embedded, red)))
@@ -161,6 +164,22 @@ class TestMemory:
         after = finished(select(tuning)).memory
         assert torch.equal(before.inside, after.inside)
         assert torch.equal(before.outside, after.outside)
+
+    def test_where_the_words_are_better_the_looks_stay_for_presence(self, embedded, red: Shot) -> None:
+        tuning = self.tuning(embedded, red)
+        outcome = replace(finished(select(tuning)), example_iou=0.3, zero_shot_example_iou=0.5)
+        adapter = outcome.adapter(tuning, "gribble", version=1, created_at="")
+        assert (adapter.kept, adapter.parameters, adapter.mask_memory) == ("words", None, None)
+        assert adapter.memory is not None
+
+    def test_a_photo_without_it_is_remembered_and_counts_for_presence(self, embedded, red: Shot) -> None:
+        noise = torch.rand(3, 384, 384, generator=torch.Generator().manual_seed(1))
+        without = Shot.of(embedded, encode_one(embedded, noise), torch.zeros(384, 384))
+        before = finished(select(self.tuning(embedded, red)))
+        after = finished(select(self.tuning(embedded, [red, without])))
+        assert (before.presence_bias, float(before.memory.absent_share.sum())) == (0, 0)
+        assert after.presence_bias != 0
+        assert float(after.memory.absent_share.sum()) == pytest.approx(1)
 
     def test_parameters_that_do_harm_are_left_out_and_the_looks_stay(self, embedded, monkeypatch) -> None:
         """The words know a cat; a few steps at an absurd rate ruin that."""

@@ -135,10 +135,18 @@ def test_what_tuning_hands_out_does_not_change_with_further_steps(blip: Blip, sh
 
 
 @pytest.mark.parametrize(
-    ("examples", "turns"), [(6, [[0, 1, 2, 3], [4, 5, 0, 1], [2, 3, 4, 5]]), (3, [[0, 1, 2], [0, 1, 2]])]
+    ("shows", "turns"),
+    [
+        ([True] * 6, [[0, 1, 2, 3], [4, 5, 0, 1], [2, 3, 4, 5]]),
+        ([True] * 3, [[0, 1, 2], [0, 1, 2]]),
+        ([False, True, False, False], [[1, 0], [1, 2], [1, 3], [1, 0]]),
+        ([True, True, False], [[0, 1, 2], [0, 1, 2]]),
+    ],
 )
-def test_examples_take_turns_four_at_a_time(examples: int, turns: list[list[int]]) -> None:
-    assert list(itertools.islice(tuning_module._turns(examples), len(turns))) == turns
+def test_examples_take_turns_four_at_a_time_and_no_more_without_the_category(
+    shows: list[bool], turns: list[list[int]]
+) -> None:
+    assert list(itertools.islice(tuning_module._turns(shows), len(turns))) == turns
 
 
 def test_the_same_example_gives_the_same_losses(blip: Blip, shots: list[Shot]) -> None:
@@ -148,11 +156,11 @@ def test_the_same_example_gives_the_same_losses(blip: Blip, shots: list[Shot]) -
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 @pytest.mark.parametrize("recipe", [TUNED, PAPER], ids=lambda recipe: recipe.name)
-def test_a_mask_of_nothing_or_everything_gives_numbers(
+def test_a_mask_of_everything_and_a_photo_without_the_category_give_numbers(
     blip: Blip, shots: list[Shot], share: float, recipe: Recipe
 ) -> None:
     shot = replace(shots[0], target=torch.full_like(shots[0].target, share))
-    tuning = tuning_of(blip, [shot], recipe)
+    tuning = tuning_of(blip, [shots[1], shot], recipe)
     tuning.step()
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tuning.parameters.trained)
 
@@ -160,3 +168,8 @@ def test_a_mask_of_nothing_or_everything_gives_numbers(
 def test_no_example_is_refused(blip: Blip) -> None:
     with pytest.raises(ValueError, match="at least one shot"):
         tuning_of(blip, [])
+
+
+def test_photos_without_the_category_alone_are_refused(blip: Blip, shots: list[Shot]) -> None:
+    with pytest.raises(ValueError, match="shows the category"):
+        tuning_of(blip, [replace(shots[0], target=torch.zeros_like(shots[0].target))])

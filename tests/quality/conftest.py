@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -38,23 +38,25 @@ def marked(pipeline: Pipeline) -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def taught(pipeline: Pipeline) -> Callable[[str, str], Query]:
-    """A category taught from one photo."""
-    made: dict[tuple[str, str], Adapter] = {}
+def taught(pipeline: Pipeline) -> Callable[..., Query]:
+    """A category taught from one photo that shows it, and perhaps from others that do not."""
+    made: dict[tuple[str, ...], Adapter] = {}
 
-    def teach(category: str, name: str) -> Query:
-        if (category, name) not in made:
-            made[category, name] = tune(pipeline, category, name)
-        return Query((category,), made[category, name])
+    def teach(category: str, name: str, *absent: str) -> Query:
+        key = (category, name, *absent)
+        if key not in made:
+            made[key] = tune(pipeline, category, name, absent)
+        return Query((category,), made[key])
 
     return teach
 
 
-def tune(pipeline: Pipeline, category: str, name: str) -> Adapter:
+def tune(pipeline: Pipeline, category: str, name: str, absent: Sequence[str]) -> Adapter:
     backbone = pipeline.backbone
-    shot = make_shot(backbone, photo(name), mask(name))
+    masks = {name: mask(name)} | {other: np.zeros(photo(other).shape[:2], bool) for other in absent}
+    shots = [make_shot(backbone, photo(shown), marked) for shown, marked in masks.items()]
     others = Prompts.of((), taken=[category])
-    tuning = CategoryTuning(backbone, [shot], [category], others=others, layers=backbone.default_layers, recipe=TUNED)
+    tuning = CategoryTuning(backbone, shots, [category], others=others, layers=backbone.default_layers, recipe=TUNED)
     for _ in range(TUNED.steps):
         tuning.step()
     return finished(select(tuning)).adapter(tuning, category, version=1, created_at="2026-01-02T03:04:05Z")

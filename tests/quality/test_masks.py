@@ -80,3 +80,14 @@ def test_a_taught_category_is_marked_in_few_photos_without_it(
     others = [name for name in PHOTOS if SHOWN.get(name) != category]
     shares = [marked(name, taught(category, example)).mean() for name in others]
     assert sum(share > MARKED for share in shares) <= photos
+
+
+def test_a_look_alike_that_is_shown_as_absent_is_not_marked_again_and_the_category_is_still_found(
+    marked: Callable, taught: Callable
+) -> None:
+    """Taught from a kitten, the cat is marked on the dog, until somebody says that the dog is none."""
+    assert marked("dog", taught("cat", "kitten")).mean() > MARKED
+    corrected = taught("cat", "kitten", "dog")
+    assert marked("dog", corrected).mean() <= MARKED
+    assert iou(marked("chelsea", corrected), mask("chelsea")) > 0.9
+    assert iou(marked("kitten", corrected), mask("kitten")) > 0.8

@@ -79,10 +79,9 @@ class TestAdapters:
         own = random_adapter(embedded, "dog", layers=(0, 1))
         check_adapter(replace(own, memory=memory), embedded)
         check_adapter(replace(own, memory=memory, parameters=None, visual_prompt=None), embedded)
+        narrow = {name: torch.zeros(32, 7) for name in ("inside", "outside", "absent")}
         with pytest.raises(InvalidInputError, match="shape"):
-            check_adapter(
-                replace(own, memory=replace(memory, inside=torch.zeros(32, 7), outside=torch.zeros(32, 7))), embedded
-            )
+            check_adapter(replace(own, memory=replace(memory, **narrow)), embedded)
 
     def test_a_memory_is_refused_where_there_is_no_mask_decoder(self, adapter, tiny, embedded) -> None:
         with pytest.raises(InvalidInputError, match="no mask decoder"):

@@ -209,7 +209,7 @@ class TestOutcome:
             def measured(tuning: CategoryTuning) -> Pieces[Outcome]:
                 """The measurements of a category that its words mark better; the decision is the service's own."""
                 yield
-                return Outcome(tuning.tuned(), None, None, example_iou=0.25, zero_shot_example_iou=0.5)
+                return Outcome(tuning.tuned(), None, None, 0.0, example_iou=0.25, zero_shot_example_iou=0.5)
 
             monkeypatch.setattr("app.services.tuning_job.select", measured)
             job, _ = await live.teaching.teach(lesson())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import struct
 from dataclasses import replace
 from typing import Any
@@ -51,8 +52,20 @@ WITH_VISUAL_PROMPT = replace(TAUGHT, visual_prompt=VisualPrompt(numbers(11), tor
 MEMORY_ALONE = replace(
     TAUGHT,
     parameters=None,
-    memory=ExampleMemory(numbers(3, 5), numbers(3), numbers(3, 5, seed=1), numbers(3), numbers(3)),
+    memory=ExampleMemory(
+        numbers(3, 5),
+        numbers(3),
+        numbers(3, 5, seed=1),
+        numbers(3),
+        numbers(3, 5, seed=2),
+        numbers(3, seed=2),
+        numbers(3),
+    ),
 )
+NO_PHOTO_WITHOUT_IT = replace(
+    MEMORY_ALONE, memory=replace(MEMORY_ALONE.memory, absent=torch.zeros(3, 5), absent_share=torch.zeros(3))
+)
+WORDS_KEPT = replace(NO_PHOTO_WITHOUT_IT, kept="words", presence_bias=-1.25)
 RAW = adapter_to_bytes(TAUGHT)
 HEADER: dict[str, Any] = {
     "format": FORMAT,
@@ -102,7 +115,11 @@ def stored(adapter: Adapter) -> dict[str, torch.Tensor]:
     return load(adapter_to_bytes(adapter))
 
 
-@pytest.mark.parametrize("adapter", [TAUGHT, WITH_VISUAL_PROMPT, MEMORY_ALONE], ids=["parameters", "visual", "memory"])
+@pytest.mark.parametrize(
+    "adapter",
+    [TAUGHT, WITH_VISUAL_PROMPT, MEMORY_ALONE, NO_PHOTO_WITHOUT_IT, WORDS_KEPT],
+    ids=["parameters", "visual", "memory", "no photo without it", "words"],
+)
 def test_the_way_through_bytes_is_exact(adapter: Adapter) -> None:
     read = adapter_from_bytes(adapter_to_bytes(adapter))
     assert tensorless(read) == tensorless(adapter)
@@ -126,7 +143,7 @@ def test_names_of_tensors_are_those_of_files_written_before() -> None:
         "visual.direction",
         "visual.bias",
     }
-    assert set(stored(MEMORY_ALONE)) == {
+    assert set(stored(NO_PHOTO_WITHOUT_IT)) == {
         "example.inside",
         "example.inside_share",
         "example.outside",
@@ -136,7 +153,7 @@ def test_names_of_tensors_are_those_of_files_written_before() -> None:
 
 
 def test_an_adapter_without_tensors_survives_too() -> None:
-    words_alone = replace(TAUGHT, parameters=None)
+    words_alone = replace(TAUGHT, parameters=None, kept="words")
     assert adapter_from_bytes(adapter_to_bytes(words_alone)) == words_alone
 
 
@@ -247,3 +264,22 @@ def test_a_deeply_nested_header_is_refused() -> None:
     head = json.dumps({"__metadata__": {"exemplar": nested}}).encode()
     with pytest.raises(ValueError, match="expected an adapter"):
         adapter_from_bytes(struct.pack("<Q", len(head)) + head)
+
+
+def test_a_file_without_photos_that_lack_the_category_is_as_earlier_releases_wrote_it() -> None:
+    names = set(stored(NO_PHOTO_WITHOUT_IT))
+    assert not {name for name in names if "absent" in name}
+    assert {name for name in stored(MEMORY_ALONE) if "absent" in name} == {"example.absent", "example.absent_share"}
+
+
+def test_earlier_releases_kept_no_tensor_where_the_words_were_better() -> None:
+    assert adapter_from_bytes(save({}, metadata={"exemplar": json.dumps(HEADER)})).kept == "words"
+    assert adapter_from_bytes(written(HEADER)).kept == "adapter"
+
+
+@pytest.mark.parametrize(
+    "header", [{"kept": "both"}, {"kept": None}, {"presence_bias": math.inf}, {"presence_bias": "x"}]
+)
+def test_what_presence_needs_is_checked(header: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected|convert"):
+        adapter_from_bytes(written(HEADER | header))

@@ -59,11 +59,11 @@ def job(job_id: str = "j", name: str = "cat") -> Job:
 
 async def teach(
     store: CategoryStore, name: str = "cat", *, job_id: str | None = None, **options
-) -> tuple[int, str | None] | None:
-    """Adds an example; returns the generation and the job that was superseded."""
+) -> tuple[int, str | None] | str:
+    """Adds an example; returns the generation and the job that was superseded, or why it was refused."""
     new = new_job("tune", category=name, steps=3, id=job_id)
     taught = await store.teach(CategoryName(name), example(), **{"prompts": [], "replace": False, "job": new} | options)
-    return taught and (taught[0].generation, taught[1])
+    return taught if isinstance(taught, str) else (taught[0].generation, taught[1])
 
 
 async def commit(store: CategoryStore, *, generation: int, name: str = "cat") -> bool:
@@ -116,7 +116,7 @@ class TestTeaching:
         for _ in range(3):
             await teach(store)
         before = await contents()
-        assert await teach(store) is None
+        assert await teach(store) == "full"
         assert await contents() == before
         assert (await teach(store, replace=True))[0] == 4
         assert len(await redis.keys("*:example:*")) == 1

@@ -1,7 +1,8 @@
 """Memory of a category's examples for the mask decoder: appearance of their patches, and error of the words.
 
 Patches are compared in a space that was trained for it. Examples are kept as a few directions in that space, inside
-their masks and outside, with the share of the patches that each stands for: eight kilobytes, however many examples.
+their masks, outside, and of photos without the category, with the share of the patches that each stands for: twelve
+kilobytes, however many examples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,23 +43,33 @@ def remember(
     Args:
         weights: Of the mask decoder.
         features: Of the photos' patches.
-        inside: Share of each patch that the category covers.
+        inside: Share of each patch that the category covers; 0 everywhere in a photo without it.
         outside: Share of each patch that it does not cover.
         log_odds: Of the category against everything else, without its memory.
+
+    Raises:
+        ValueError: If no photo shows the category.
     """
+    shown = [bool(each.any()) for each in inside]
+    if not any(shown):
+        raise ValueError("expected an example that shows the category, got none")
     places = torch.cat([place(weights, photo) for photo in features])
-    (inner, inner_share), (outer, outer_share) = (
-        directions(places, torch.cat([each / each.sum().clamp_min(1e-6) for each in side]) / len(side), _DIRECTIONS)
-        for side in (inside, outside)
-    )
-    facts = [example_facts(*each) for each in zip(log_odds, inside, outside, strict=True)]
-    return ExampleMemory(inner, inner_share, outer, outer_share, torch.stack(facts).mean(dim=0))
+    absent = [side * (not there) for side, there in zip(outside, shown, strict=True)]
+    inner, outer, nowhere = (directions(places, _weights(side), _DIRECTIONS) for side in (inside, outside, absent))
+    examples = zip(shown, log_odds, inside, outside, strict=True)
+    facts = [example_facts(*each) for there, *each in examples if there]
+    return ExampleMemory(*inner, *outer, *nowhere, torch.stack(facts).mean(dim=0))
 
 
 def empty_memory(weights: Mapping[str, Tensor]) -> ExampleMemory:
     """Memory of no example; every other has its shapes."""
     kept, share = torch.zeros(_DIRECTIONS, len(weights["example.bias"])), torch.zeros(_DIRECTIONS)
-    return ExampleMemory(kept, share, kept, share, torch.zeros(3))
+    return ExampleMemory(kept, share, kept, share, kept, share, torch.zeros(3))
+
+
+def _weights(side: Sequence[Float[Tensor, "patch"]]) -> Float[Tensor, "patches"]:
+    """Weight of every patch of several photos: each photo counts the same."""
+    return torch.cat([each / each.sum().clamp_min(1e-6) for each in side]) / len(side)
 
 
 def example_facts(

@@ -115,7 +115,8 @@ def example_facts(
 ) -> Float[Tensor, "category fact"]:
     """`EXAMPLE_FACTS` of each taught category.
 
-    The ratio of a place is the logarithm of the density of the examples' inside over that of all photos.
+    The ratio of a place is the logarithm of the density of the examples' inside over that of all photos or, if it is
+    larger, of the photos that are known to lack the category.
 
     Args:
         bank: Photos to stand out from.
@@ -128,7 +129,8 @@ def example_facts(
     parts = []
     for start in range(0, len(memories.facts), _CATEGORIES_PER_PASS):
         some = _part(memories, slice(start, start + _CATEGORIES_PER_PASS))
-        ratio = best_means(density(places, some.inside, some.inside_share, sharpness) - everywhere)
+        elsewhere = density(places, some.absent, some.absent_share, sharpness).maximum(everywhere)
+        ratio = best_means(density(places, some.inside, some.inside_share, sharpness) - elsewhere)
         likeness = density(of_bank, some.inside, some.inside_share, sharpness) - density_of_bank
         best = likeness.view(-1, *bank.density.shape).amax(dim=2)
         median, upper = best.quantile(torch.tensor([0.5, _UPPER_QUANTILE]).to(ratio), dim=1)[..., None]

@@ -1,18 +1,19 @@
--- Removes an example and, if others are left, records the job that tunes on them; a category without examples has no
--- adapter. Sent again because its answer was lost, it changes nothing.
+-- Removes an example and, if others that show the category are left, records the job that tunes on them; a category
+-- without such examples has no adapter. Sent again because its answer was lost, it changes nothing.
 --
 -- KEYS    1 category  2 counters  3 example ids  4 example  5 job  6 jobs
--- ARGV    1 JSON: example_id, job (see add_job), superseded (see supersede_job)
--- Returns {examples left, generation, id of the job that was superseded or ''}; nil if there is no such example.
--- Needs   job
+-- ARGV    1 JSON: example_id, example_prefix, job (see add_job), superseded (see supersede_job)
+-- Returns {examples left that show the category, generation, id of the job that was superseded or ''}; nil if there is
+--         no such example.
+-- Needs   job, examples
 local given = cjson.decode(ARGV[1])
 
 local written = redis.call('HGET', KEYS[5], 'generation')
-if written then return {redis.call('LLEN', KEYS[3]), tonumber(written), ''} end
+if written then return {examples_that_show_it(KEYS[3], given.example_prefix), tonumber(written), ''} end
 if redis.call('LREM', KEYS[3], 1, given.example_id) == 0 then return false end
 redis.call('DEL', KEYS[4])
 
-local left = redis.call('LLEN', KEYS[3])
+local left = examples_that_show_it(KEYS[3], given.example_prefix)
 local superseded = supersede_job(KEYS[1], given.superseded)
 local generation = redis.call('HINCRBY', KEYS[2], 'generation', 1)
 if left > 0 then

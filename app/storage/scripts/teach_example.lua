@@ -3,17 +3,19 @@
 -- nothing.
 --
 -- KEYS    1 category  2 counters  3 example ids  4 example  5 categories  6 job  7 jobs
--- ARGV    1 JSON: category_id, name, prompts, created_at, time, example_id, example_prefix, replace, max_examples,
---           job (see add_job), superseded (see supersede_job)
+-- ARGV    1 JSON: category_id, name, prompts, created_at, time, example_id, example_prefix, absent (true for a photo
+--           without the category), replace, max_examples, job (see add_job), superseded (see supersede_job)
 --         2… names and values of the example's fields
--- Returns {generation, id of the job that was superseded or ''}; nil if the category has as many examples as it may.
--- Needs   job
+-- Returns {generation, id of the job that was superseded or ''}, or why it is refused: 'full' if the category has as
+--         many examples as it may, 'unknown' for a photo without the category if no example shows it.
+-- Needs   job, examples
 local given = cjson.decode(ARGV[1])
 
 local written = redis.call('HGET', KEYS[6], 'generation')
 if written then return {tonumber(written), ''} end
 local old_ids = redis.call('LRANGE', KEYS[3], 0, -1)
-if not given.replace and #old_ids >= given.max_examples then return false end
+if given.absent and examples_that_show_it(KEYS[3], given.example_prefix) == 0 then return 'unknown' end
+if not given.replace and #old_ids >= given.max_examples then return 'full' end
 
 redis.call('HSETNX', KEYS[1], 'name', given.name)
 redis.call('HSETNX', KEYS[1], 'created_at', given.created_at)

@@ -96,11 +96,36 @@ def test_every_memory_has_the_shapes_of_an_empty_one() -> None:
     assert shapes[0] == shapes[1]
 
 
-def test_a_mask_of_nothing_or_of_everything_makes_finite_numbers() -> None:
-    nothing, everything = torch.zeros(3), torch.ones(3)
-    for inside, outside in ((nothing, everything), (everything, nothing)):
-        kept = remember(weights(), [PHOTO], [inside], [outside], [LOG_ODDS])
-        assert all(torch.isfinite(tensor).all() for tensor in vars(kept).values())
-        assert torch.isfinite(resemblance(weights(), PHOTO, ExampleMemory.stack([kept]))).all()
+def test_a_mask_of_everything_makes_finite_numbers() -> None:
+    kept = remember(weights(), [PHOTO], [torch.ones(3)], [torch.zeros(3)], [LOG_ODDS])
+    assert all(torch.isfinite(tensor).all() for tensor in vars(kept).values())
+    assert torch.isfinite(resemblance(weights(), PHOTO, ExampleMemory.stack([kept]))).all()
     assert kept.facts[2] == pytest.approx(math.log(1 + 1e-4) / 4, rel=0.01)
     assert not kept.outside.any()
+
+
+class TestPhotosWithoutIt:
+    NOWHERE, EVERYWHERE = torch.zeros(3), torch.ones(3)
+
+    def kept(self) -> ExampleMemory:
+        return remember(
+            weights(),
+            [PHOTO, -PHOTO],
+            [INSIDE_OF, self.NOWHERE],
+            [OUTSIDE_OF, self.EVERYWHERE],
+            [LOG_ODDS, torch.full((3,), 5.0)],
+        )
+
+    def test_their_patches_are_outside_and_kept_apart(self) -> None:
+        kept = self.kept()
+        # The example's patch around the thing counts as much as all three of the photo without it.
+        torch.testing.assert_close(kept.outside_share @ kept.outside, torch.tensor([[-1 / 3, 0.5 - 1 / 6]])[0])
+        torch.testing.assert_close(kept.absent_share @ kept.absent, torch.tensor([-2 / 3, -1 / 3]))
+        torch.testing.assert_close(kept.inside_share @ kept.inside, torch.tensor([1.0, 0.0]))
+
+    def test_they_say_nothing_about_how_the_words_see_the_thing(self) -> None:
+        torch.testing.assert_close(self.kept().facts, memory(weights()).facts)
+
+    def test_one_example_must_show_it(self) -> None:
+        with pytest.raises(ValueError, match="shows the category"):
+            remember(weights(), [PHOTO], [self.NOWHERE], [self.EVERYWHERE], [LOG_ODDS])

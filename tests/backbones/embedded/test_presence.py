@@ -27,7 +27,9 @@ def bank_of(photos: torch.Tensor) -> Bank:
 def memory_of(inside: torch.Tensor) -> ExampleMemory:
     share = torch.full((len(inside),), 1 / len(inside))
     outside = directions(len(inside), seed=9)
-    return ExampleMemory(inside, share, outside, share, torch.tensor([0.5, -1.0, 0.25])).map(lambda t: t[None])
+    facts = torch.tensor([0.5, -1.0, 0.25])
+    alone = ExampleMemory(inside, share, outside, share, 0 * outside, 0 * share, facts)
+    return alone.map(lambda tensor: tensor[None])
 
 
 def test_density_of_one_kernel_is_its_cosine() -> None:
