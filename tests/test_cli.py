@@ -184,6 +184,14 @@ def test_an_address_of_another_service(words: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("words", [[], ["README.md", "--absent"]], ids=["neither", "both"])
+def test_an_example_has_a_mask_or_lacks_the_category(words: list[str]) -> None:
+    done = run("register", "cat", "examples/dog.jpg", *words)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "Give a mask of the category, or --absent" in done.stderr
+
+
 def test_demo_teaches_segments_and_leaves_nothing_running(tmp_path: Path) -> None:
     out = tmp_path / "new folder" / "result"
     done = run("demo", "--out", str(out))

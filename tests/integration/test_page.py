@@ -176,6 +176,20 @@ def test_paint_teach_and_segment_another_photo(page: Page) -> None:
     assert np.count_nonzero(alphas(drawn)) == cat["area"] + sofa["area"] > 0
 
 
+def test_a_category_that_was_marked_in_error_is_shown_as_absent(page: Page) -> None:
+    choose(page).draw("Brush", (200, 200), (280, 240), (420, 260))
+    taught(page)
+    segmented(page, names="sofa")
+    cat, sofa = page.locator(".legend li").all()
+    expect(sofa.get_by_text("Not in this photo")).to_have_count(0)
+    cat.get_by_role("button", name="cat is not in this photo").click()
+    expect(cat).to_contain_text("Learnt: segment again.")
+    expect(page.locator("#taught li")).to_contain_text("cat2 examples, version 2")
+    shown, absent = page.request.get("/categories/cat/examples").json()
+    assert (shown["absent"], absent["absent"]) == (False, True)
+    assert absent["sha256"] == hashlib.sha256(CHELSEA.read_bytes()).hexdigest()
+
+
 def test_a_legend_entry_shows_its_mask_alone(page: Page) -> None:
     answer = segmented(page, names="cat, sofa, dog")
     found = next(index for index, category in enumerate(answer["categories"]) if category["area"])
