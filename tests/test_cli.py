@@ -1,4 +1,4 @@
-"""The command line, run as a subprocess; every error is one sentence."""
+"""The command line; every error is one sentence."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from safetensors import safe_open
@@ -22,6 +24,34 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "case_a.safetensors"
 
 pytestmark = pytest.mark.timeout(300)  # each starts processes, which import torch
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command in this process: a new one would spend seconds on imports."""
+
+    def run_here(*words: str, **environment: str) -> Ended:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", ["app", *words])
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as end:
+            main()
+        code = end.value.code
+        return Ended(code if isinstance(code, int) else int(code is not None), *capsys.readouterr())
+
+    return run_here
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -50,21 +80,21 @@ def test_backbones_lists_every_family_and_what_the_loaded_model_takes() -> None:
     assert "24 × 24" in done.stdout
 
 
-def test_parity_prints_a_table_and_succeeds() -> None:
-    done = run("parity", str(GOLDEN))
+def test_parity_prints_a_table_and_succeeds(command: Command) -> None:
+    done = command("parity", str(GOLDEN))
     assert done.returncode == 0, done.stderr
     for output in ("unary", "attention_head_max.0", "itm_scores", "infoscore", "tune_losses", "tuned_unary", "crf"):
         assert output in done.stdout
     assert "TOO FAR" not in done.stdout
 
 
-def test_parity_fails_where_an_output_is_too_far_off(tmp_path: Path) -> None:
+def test_parity_fails_where_an_output_is_too_far_off(command: Command, tmp_path: Path) -> None:
     with safe_open(GOLDEN, "pt") as stored:
         facts = stored.metadata()
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # not a dict
     tensors["out.crf"] = tensors["out.crf"] + 0.01
     save_file(tensors, tmp_path / "changed.safetensors", metadata=facts)
-    done = run("parity", str(tmp_path / "changed.safetensors"), str(GOLDEN))
+    done = command("parity", str(tmp_path / "changed.safetensors"), str(GOLDEN))
     assert done.returncode == 1
     assert done.stdout.count("TOO FAR") == 1
 
@@ -97,21 +127,11 @@ def test_parity_fails_where_an_output_is_too_far_off(tmp_path: Path) -> None:
     ],
 )
 def test_an_error_is_one_sentence_and_no_traceback(
-    words: list[str],
-    environment: dict[str, str],
-    told: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], environment: dict[str, str], told: str, command: Command
 ) -> None:
-    """In this process: a new one would spend seconds on imports."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["app", *words])
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code not in (0, None)
-    assert told in capsys.readouterr().err
+    done = command(*words, **environment)
+    assert done.returncode
+    assert told in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -185,8 +205,8 @@ def test_an_address_of_another_service(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", [[], ["README.md", "--absent"]], ids=["neither", "both"])
-def test_an_example_has_a_mask_or_lacks_the_category(words: list[str]) -> None:
-    done = run("register", "cat", "examples/dog.jpg", *words)
+def test_an_example_has_a_mask_or_lacks_the_category(command: Command, words: list[str]) -> None:
+    done = command("register", "cat", "examples/dog.jpg", *words)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "Give a mask of the category, or --absent" in done.stderr

@@ -281,5 +281,5 @@ def test_earlier_releases_kept_no_tensor_where_the_words_were_better() -> None:
     "header", [{"kept": "both"}, {"kept": None}, {"presence_bias": math.inf}, {"presence_bias": "x"}]
 )
 def test_what_presence_needs_is_checked(header: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected|convert"):
+    with pytest.raises(ValueError, match=r"expected|convert"):
         adapter_from_bytes(written(HEADER | header))
