@@ -51,6 +51,7 @@ weights: install
 	MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=536870912 \
 	    $(PY) -m training --data $(DATA) --out build/embedded.safetensors
 	cp build/embedded.safetensors app/backbones/embedded/weights/
+	$(PY) -m training.presence --data $(DATA) --out app/backbones/embedded/weights/presence.safetensors
 
 clean:
 	rm -rf $(VENV) build var .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -273,7 +273,10 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
     pictures: Annotated[
         Path | None,
-        typer.Option(help="Draw good, middling and failed cases to this file, as PNG; not for interference."),
+        typer.Option(
+            help="Draw cases to this file, as PNG: good, middling and failed ones; of open, ten categories in photos "
+            "that show them and photos that do not. Not for interference."
+        ),
     ] = None,
 ) -> None:
     """Measure mIoU on a folder of photos with masks; every protocol also measures the words alone."""
@@ -288,7 +291,7 @@ def evaluate(
     from app.method.prompts import BACKGROUND_WORDS
     from app.research.dataset import joined, read_dataset
     from app.research.evaluation import Evaluation
-    from app.research.open_set import open_set
+    from app.research.open_set import open_set, sights
     from app.research.subject import Options, Subject
     from app.wiring import backbone_loaders, compute_threads, recipe_of, uses_mask_decoder
 
@@ -322,11 +325,12 @@ def evaluate(
         )
         progress = partial(_show_progress, bar, task)
         if protocol == "open":
-            opened = open_set(Subject(model, dataset, options, progress))
+            subject = Subject(model, dataset, options, progress)
+            opened = open_set(subject)
         else:
             evaluation = Evaluation(model, dataset, options, progress)
             report = evaluation.run()
-    from app.research.report import as_json, as_open_json, as_open_table, as_picture, as_table
+    from app.research.report import as_json, as_open_json, as_open_picture, as_open_table, as_picture, as_table
 
     console.print(as_open_table(opened) if protocol == "open" else as_table(report))
     if json_file:
@@ -339,13 +343,16 @@ def evaluate(
         }
         json_file.write_text(json.dumps(facts | scores, indent=2))
     if pictures:
-        as_picture(evaluation.cases(9), dataset.classes).save(pictures, format="PNG")
+        sheet = (
+            as_open_picture(sights(subject, opened.draws[-1], 10))
+            if protocol == "open"
+            else as_picture(evaluation.cases(9), dataset.classes)
+        )
+        sheet.save(pictures, format="PNG")
 
 
 def _check_evaluation(protocol: str, method: str, pictures: Path | None) -> None:
     """Refuse options that have no meaning together."""
-    if pictures and protocol == "open":
-        raise InvalidInputError("--pictures does not work with --protocol open: leave it out.")
     if pictures and protocol == "interference":
         raise InvalidInputError(
             "--pictures does not work with --protocol interference, which finds other masks for every class that it "

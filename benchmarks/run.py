@@ -16,6 +16,7 @@ from rich.console import Console
 
 from .measure import table
 from .method import crf_rows, large_rows
+from .presence import presence_row
 from .service import service_rows
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -28,7 +29,7 @@ def main() -> None:
     stages, service = service_rows(console)
     console.print(table("The service, embedded backbone", service))
     with console.status("measuring the baseline takes minutes"):
-        method = [*crf_rows(), *large_rows()]
+        method = [*crf_rows(), presence_row(), *large_rows()]
     console.print(table("The method against the baseline", method))
     results = {
         "cores": os.cpu_count(),

@@ -108,7 +108,6 @@ def test_parity_fails_where_an_output_is_too_far_off(command: Command, tmp_path:
         (["evaluate", "--data", "app", "--protocol", "none"], {}, "--protocol"),
         (["evaluate", "--data", "app", "--protocol", "interference", "--pictures", "out.png"], {}, "--pictures"),
         (["evaluate", "--data", "app", "--protocol", "joint", "--method", "prototype"], {}, "--method prototype"),
-        (["evaluate", "--data", "app", "--protocol", "open", "--pictures", "out.png"], {}, "--pictures"),
         (["evaluate", "--data", "app", "--protocol", "open", "--categories", "many"], {}, "--categories"),
         (["evaluate", "--data", "app", "--data", "examples", "--protocol", "open"], {}, "index.json"),
         (["segment", "README.md", "--url", "http://127.0.0.1:9"], {}, "make serve"),

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from app.errors import InvalidInputError
 from app.method.adapter import Adapter
@@ -29,6 +29,8 @@ COLUMNS = ("words", "taught")
 
 _RESAMPLES, _INTERVAL = 1000, (2.5, 97.5)
 _CALIBRATION_BINS = 10
+# Photos with a category, and as many without it, that `sights` gives.
+_SIGHTS = 3
 
 Photos = Int[np.ndarray, "some"]
 
@@ -141,10 +143,38 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Draw:
-    """One seed: the names of the categories, and the counts of each column on the same photos."""
+    """One seed.
+
+    Attributes:
+        categories: Their names.
+        counts: Of each column, on the same photos.
+        numbers: Class of each category in the data set.
+        taught: Adapter of each of these classes.
+        supports: Photos that each was taught from.
+        photos: Those that were measured.
+    """
 
     categories: tuple[str, ...]
     counts: Mapping[str, Counts]
+    numbers: Sequence[int] = ()
+    taught: Mapping[int, Adapter] = field(default_factory=dict, repr=False)
+    supports: Mapping[int, Sequence[LabelledPhoto]] = field(default_factory=dict, repr=False)
+    photos: Sequence[LabelledPhoto] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A category in a photo, to be looked at.
+
+    Attributes:
+        photo: RGB.
+        title: "taught", or if it is shown, and its presence.
+        mask: Marked pixels.
+    """
+
+    photo: UInt8[np.ndarray, "height width 3"]
+    title: str
+    mask: Bool[np.ndarray, "height width"]
 
 
 @dataclass(frozen=True)
@@ -232,7 +262,45 @@ def _draw(subject: Subject, seed: int) -> Draw:
             rows[column].append(_count(subject, photo, numbers, known))
     subject.progress(len(photos), len(photos), f"seed {seed}: segmenting")
     counts = {column: _together(each) for column, each in rows.items()}
-    return Draw(tuple(subject.dataset.classes[number] for number in numbers), counts)
+    names = tuple(subject.dataset.classes[number] for number in numbers)
+    return Draw(names, counts, numbers, taught, {number: supports[number] for number in numbers}, photos)
+
+
+def sights(subject: Subject, draw: Draw, count: int) -> dict[str, list[Sight]]:
+    """Per category, of so many: its example, photos that show it, and the absent ones with the highest presence."""
+    found: dict[str, list[Sight]] = {}
+    for row, (name, number) in enumerate(zip(draw.categories[:count], draw.numbers, strict=False)):
+        counts = draw.counts["taught"]
+        presence, present = counts.presence[:, row], counts.present[:, row]
+        # Photos that show it in the order of its area there, and the others in the order of their presence.
+        order = np.argsort(-np.where(present, counts.true[:, row + 1] / counts.pixels, presence), kind="stable")
+        chosen = [*order[present[order]][:_SIGHTS], *order[~present[order]][:_SIGHTS]]
+        example = draw.supports[number][0]
+        found[name] = [Sight(example.read(), "taught", example.read_labels() == number)]
+        for index in chosen:
+            title = f"{'shown' if present[index] else 'absent'}, presence {presence[index]:.2f}"
+            photo = draw.photos[index]
+            found[name].append(Sight(photo.read(), title, _labels(subject, photo, draw, number) == row + 1))
+    return found
+
+
+def _labels(subject: Subject, photo: LabelledPhoto, draw: Draw, number: int) -> np.ndarray:
+    """Labels of a photo, requested as it was measured."""
+    request = [number] if subject.options.single else list(draw.numbers)
+    predicted, _ = _segment(subject, photo, request, draw.taught)
+    places = np.zeros(256, np.uint8)
+    places[number] = draw.numbers.index(number) + 1
+    marked: np.ndarray = places[predicted]
+    return marked
+
+
+def _segment(
+    subject: Subject, photo: LabelledPhoto, request: Sequence[int], taught: Mapping[int, Adapter]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Classes of the data set at each pixel, and the presence of the requested ones."""
+    found = subject.refined(subject.predict(photo, request, taught), photo)
+    predicted, _ = Prediction(found.cpu(), subject.see(photo).frame).labels()
+    return predicted, found.presence.cpu().numpy()
 
 
 def _count(subject: Subject, photo: LabelledPhoto, numbers: Sequence[int], taught: Mapping[int, Adapter]) -> Counts:
@@ -241,9 +309,7 @@ def _count(subject: Subject, photo: LabelledPhoto, numbers: Sequence[int], taugh
     true = photo.read_labels()
     parts = []
     for request in requests:
-        found = subject.refined(subject.predict(photo, request, taught), photo)
-        predicted, _ = Prediction(found.cpu(), subject.see(photo).frame).labels()
-        presence = found.presence.cpu().numpy()
+        predicted, presence = _segment(subject, photo, request, taught)
         parts.append(_compared(_renumbered(predicted, request), _renumbered(true, request), presence))
     if not subject.options.single:
         return parts[0]

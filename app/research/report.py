@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -18,6 +18,9 @@ from app.method.shot import IGNORE
 from .evaluation import Case
 from .open_set import COLUMNS, METRICS, Estimate, OpenReport
 from .scores import Report
+
+if TYPE_CHECKING:
+    from .open_set import Sight
 
 
 def as_table(report: Report) -> Table:
@@ -110,26 +113,46 @@ def as_json(report: Report) -> dict[str, Any]:
 
 def as_picture(cases: Sequence[Case], classes: Sequence[str], height: int = 240) -> Image.Image:
     """One row per case: the photo, the true labels, and the labels of each column."""
-    rows = [_row(case, classes, height) for case in cases]
-    sheet = Image.new("RGB", (max(row.width for row in rows), height * len(rows)), "white")
-    for number, row in enumerate(rows):
-        sheet.paste(row, (0, height * number))
-    return sheet
+    return _below([_row(case, classes, height) for case in cases])
+
+
+def as_open_picture(rows: Mapping[str, Sequence[Sight]], height: int = 160) -> Image.Image:
+    """One row per category: its example, photos that show it, and photos that do not, each with its mask."""
+    pictures = []
+    for name, sights in rows.items():
+        tiles = [overlay(sight.photo, [sight.mask], [name]) for sight in sights]
+        pictures.append(_beside(tiles, [sight.title for sight in sights], height))
+    return _below(pictures)
 
 
 def _row(case: Case, classes: Sequence[str], height: int) -> Image.Image:
     numbers = sorted({int(n) for labels in case.labels.values() for n in np.unique(labels)} - {0, IGNORE})
     names = [classes[number] for number in numbers]
     painted = [overlay(case.photo, [labels == n for n in numbers], names) for labels in case.labels.values()]
-    tiles = [Image.fromarray(picture) for picture in (case.photo, *painted)]
+    return _beside([case.photo, *painted], ["", *case.labels], height)
+
+
+def _beside(pictures: Sequence[np.ndarray], titles: Sequence[str], height: int) -> Image.Image:
+    """Pictures of one height from left to right, each with its title."""
+    tiles = [Image.fromarray(picture) for picture in pictures]
     tiles = [tile.resize((round(tile.width * height / tile.height), height)) for tile in tiles]
     row = Image.new("RGB", (sum(tile.width for tile in tiles), height))
     left = 0
-    for title, tile in zip(("", *case.labels), tiles, strict=True):
+    for title, tile in zip(titles, tiles, strict=True):
         row.paste(tile, (left, 0))
         ImageDraw.Draw(row).text((left + 4, height - 14), title, fill="white", stroke_width=2, stroke_fill="black")
         left += tile.width
     return row
+
+
+def _below(rows: Sequence[Image.Image]) -> Image.Image:
+    """Rows of one height, one below the other."""
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
 
 
 def _estimate(estimate: Estimate, metric: str = "") -> str:

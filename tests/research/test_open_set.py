@@ -21,8 +21,9 @@ from app.research.open_set import (
     miou,
     open_set,
     present_missed,
+    sights,
 )
-from app.research.report import as_open_json, as_open_table
+from app.research.report import as_open_json, as_open_picture, as_open_table
 from app.research.subject import Options, Subject
 
 OPTIONS = Options(crf=False, recipe=replace(TUNED, steps=2))
@@ -133,3 +134,21 @@ def test_a_set_without_a_second_photo_of_any_category_is_refused(dataset: Datase
     alone = Dataset(dataset.classes, dataset.photos[:1])
     with pytest.raises(InvalidInputError, match="No category has a photo to be taught from"):
         open_set(Subject(embedded, alone, replace(OPTIONS, protocol="open"), quiet))
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_categories_are_drawn_in_photos_that_show_them_and_in_photos_that_do_not(
+    dataset: Dataset, embedded, single: bool
+) -> None:
+    options = replace(OPTIONS, protocol="open", categories=None, single=single)
+    subject = Subject(embedded, dataset, options, quiet)
+    (draw,) = open_set(subject).draws
+    drawn = sights(subject, draw, 10)
+    assert list(drawn) == ["person", "cat"]
+    for example, shown, absent in drawn.values():
+        assert example.title == "taught"
+        assert shown.title.startswith("shown, presence ")
+        assert absent.title.startswith("absent, presence ")
+        assert shown.mask.mean() > 0.1
+        assert shown.mask.shape == shown.photo.shape[:2]
+    assert as_open_picture(drawn, height=60).height == 2 * 60
