@@ -11,9 +11,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from app.method.pipeline import Pipeline
 from app.method.prompts import Query
 from app.research.open_set import MARKED
-from tests.quality.photos import PHOTOS, SHOWN, mask
+from tests.quality.photos import PHOTOS, SHOWN, mask, photo
 
 
 def iou(found: np.ndarray, true: np.ndarray) -> float:
@@ -71,23 +72,26 @@ def test_a_named_category_that_no_photo_shows_is_marked_in_few(marked: Callable,
     assert sum(share > MARKED for share in shares) <= photos
 
 
-@pytest.mark.parametrize(("example", "photos"), [("giraffes", 1), ("kitten", 1), ("teacup", 2)])
+@pytest.mark.parametrize(("example", "photos"), [("giraffes", 1), ("kitten", 1), ("teacup", 1)])
 def test_a_taught_category_is_marked_in_few_photos_without_it(
     marked: Callable, taught: Callable, example: str, photos: int
 ) -> None:
-    """A look-alike may still be taken for it: the dog for the cat."""
+    """None is; a look-alike comes near the bound, as the dog to the cat."""
     category = SHOWN[example]
     others = [name for name in PHOTOS if SHOWN.get(name) != category]
     shares = [marked(name, taught(category, example)).mean() for name in others]
     assert sum(share > MARKED for share in shares) <= photos
 
 
-def test_a_look_alike_that_is_shown_as_absent_is_not_marked_again_and_the_category_is_still_found(
-    marked: Callable, taught: Callable
+def test_a_look_alike_that_is_shown_as_absent_is_far_less_present_and_the_category_is_still_found(
+    pipeline: Pipeline, marked: Callable, taught: Callable
 ) -> None:
-    """Taught from a kitten, the cat is marked on the dog, until somebody says that the dog is none."""
-    assert marked("dog", taught("cat", "kitten")).mean() > MARKED
+    """Taught from a kitten, the cat may nearly be in the dog's photo, until somebody says that the dog is none."""
+    before, after = (
+        pipeline.run(photo("dog"), [query]).presence[0]
+        for query in (taught("cat", "kitten"), taught("cat", "kitten", "dog"))
+    )
+    assert after < before / 5
     corrected = taught("cat", "kitten", "dog")
-    assert marked("dog", corrected).mean() <= MARKED
     assert iou(marked("chelsea", corrected), mask("chelsea")) > 0.9
     assert iou(marked("kitten", corrected), mask("kitten")) > 0.8
