@@ -34,8 +34,9 @@ from app.method.tuning import COMPETING_CATEGORIES
 BANK_PHOTOS, DIRECTIONS, CENTROIDS = 256, 16, 512
 # Sizes of the requests that samples are drawn from, and requests per photo.
 REQUEST_SIZES, REQUESTS = (1, 1, 3, 10, 20, 40, 100), 7
-# Who requests a single category expects it: it is present in this share of the photos, and by chance in the others.
-SINGLE_PRESENT = 0.15
+# Who requests a single category expects it: it is present in this share of the photos, and by chance in the others. Who
+# names one looks at the photo; a taught one is looked for in folders of photos that mostly lack it.
+SINGLE_NAMED, SINGLE_TAUGHT = 0.3, 0.15
 # Categories of a request that are taught in turn.
 TAUGHT_AT_ONCE = 12
 # A photo teaches a category that covers at least this share of it.
@@ -174,10 +175,11 @@ def samples(weights: dict[str, Tensor], bank: Bank, seen: Sequence[Scene], rng: 
     for scene in seen:
         places = example_memory.place(weights, scene.features)
         for size in rng.sample(REQUEST_SIZES, REQUESTS):
-            request = _request(scene, size, rng)
-            facts = word_facts(*_scores(scene, request))
-            truth = torch.tensor([float(name in scene.share) for name in request])
-            named.append((facts, truth))
+            request = _request(scene, size, rng, single=SINGLE_NAMED)
+            named.append(_named(scene, request))
+            if size == 1:
+                request = _request(scene, size, rng, single=SINGLE_TAUGHT)
+            facts, truth = _named(scene, request)
             rows = [row for row, name in enumerate(request) if len(supports.get(name, [])) > 1]
             rows = rng.sample(rows, min(TAUGHT_AT_ONCE, len(rows)))
             if rows:
@@ -187,9 +189,14 @@ def samples(weights: dict[str, Tensor], bank: Bank, seen: Sequence[Scene], rng: 
     return (*map(torch.cat, zip(*named, strict=True)), *map(torch.cat, zip(*taught, strict=True)))
 
 
-def _request(scene: Scene, size: int, rng: random.Random) -> list[str]:
+def _named(scene: Scene, request: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Facts and truth of a request's names."""
+    return word_facts(*_scores(scene, request)), torch.tensor([float(name in scene.share) for name in request])
+
+
+def _request(scene: Scene, size: int, rng: random.Random, *, single: float) -> list[str]:
     """Names of one request, present as often as in photos that mostly lack them; a single one more often."""
-    if size == 1 and scene.share and rng.random() < SINGLE_PRESENT:
+    if size == 1 and scene.share and rng.random() < single:
         return [rng.choice(sorted(scene.share))]
     return rng.sample(scene.names, min(size, len(scene.names)))
 

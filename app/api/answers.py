@@ -75,6 +75,7 @@ def segment_json(photo: Photo, segmented: Segmented, *, output: str, heatmaps: b
                 bbox=found.bbox,
                 segmentation=write(found.mask) if found.area else empty(),
                 heatmap=heatmap,
+                note=found.note,
             )
         )
     answer = SegmentOut(

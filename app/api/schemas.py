@@ -156,6 +156,7 @@ class FoundOut(BaseModel):
     bbox: list[int]
     segmentation: Segmentation
     heatmap: str | None = None
+    note: str | None = Field(None, description="What went wrong with this category, if anything did.")
 
 
 class SegmentOut(BaseModel):

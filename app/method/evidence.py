@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .adapter import Adapter
 from .backbone import Backbone, EncodedImage, TextToImage, TextTokens
 from .parameters import Parameters, VisualPrompt
 from .prompts import Prompts, Query
@@ -17,6 +18,9 @@ from .visual_prompt import visual_logits
 # Prompts of one pass: bounds the logits [prompt, head, token, patch] to some tens of megabytes however many categories
 # are asked for.
 PROMPTS_PER_PASS = 128
+# Logits of trained models, summed over a prompt's tokens, stay within some hundreds. An imported adapter may hold any
+# finite numbers, and one category's huge logits would leave nothing to the others of a request.
+_LARGEST_LOGIT = 1e4
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,13 @@ class Evidence:
         patch_logits: Head-max, token-summed attention logits.
         match_score: Image-text score, in [0, 1].
         spans: Per class the half-open range of its prompts; the background first.
+        unusable: Classes whose adapter gave no number or one beyond all measure; theirs is the evidence of the words.
     """
 
     patch_logits: Float[Tensor, "layer prompt patch"]
     match_score: Float[Tensor, "prompt"]
     spans: tuple[tuple[int, int], ...]
+    unusable: tuple[int, ...] = ()
 
     def only(self, classes: Sequence[int]) -> "Evidence":
         """The evidence as it would be if the other classes had not been requested."""
@@ -85,8 +91,39 @@ def prompt_evidence(backbone: Backbone, image: EncodedImage, prompts: Prompts, l
     """Run all prompts over an image.
 
     Queries without tuned parameters share passes; those with parameters are batched with those of the same form, their
-    adapters stacked.
+    adapters stacked. An adapter that gives unusable numbers costs its own category alone, which is read by its words.
     """
+    evidence = _evidence(backbone, image, prompts, layers)
+    unusable = _unusable(evidence, prompts.queries)
+    if not unusable:
+        return evidence
+    words = Prompts(tuple(Query(prompts.queries[number].words) for number in unusable))
+    plain = _evidence(backbone, image, words, layers)
+    logits, match = evidence.patch_logits.clone(), evidence.match_score.clone()
+    for number, (start, stop) in zip(unusable, plain.spans, strict=True):
+        rows = slice(*evidence.spans[number])
+        logits[:, rows], match[rows] = plain.patch_logits[:, start:stop], plain.match_score[start:stop]
+    return Evidence(logits, match, evidence.spans, unusable)
+
+
+def usable(adapter: Adapter, backbone: Backbone, image: EncodedImage) -> bool:
+    """True if an adapter gives numbers on this image that a trained model can give."""
+    query = Query(adapter.prompts, adapter)
+    return not _unusable(_evidence(backbone, image, Prompts((query,)), adapter.layers), (query,))
+
+
+def _unusable(evidence: Evidence, queries: Sequence[Query]) -> tuple[int, ...]:
+    """Classes with an adapter whose logits or image-text score are no number, or huge."""
+    adapted = [number for number, query in enumerate(queries) if query.adapter and query.adapter.parameters]
+    if not adapted:
+        return ()
+    # Comparisons with NaN are false.
+    fine = (evidence.patch_logits.abs().amax(dim=(0, 2)) <= _LARGEST_LOGIT) & evidence.match_score.isfinite()
+    usable = fine.tolist()
+    return tuple(number for number in adapted if not all(usable[slice(*evidence.spans[number])]))
+
+
+def _evidence(backbone: Backbone, image: EncodedImage, prompts: Prompts, layers: Sequence[int]) -> Evidence:
     queries = prompts.queries
     logits: list[Tensor | None] = [None] * len(queries)
     match: list[Tensor | None] = [None] * len(queries)

@@ -125,7 +125,9 @@ class Pipeline:
         prompts = Prompts.of(queries, self.background)
         weights = layer_weights(prompts.queries, self.layers or self.backbone.default_layers)
         evidence = prompt_evidence(self.backbone, image, prompts, weights.layers)
-        adapters = [query.adapter for query in prompts.queries]
+        adapters = [
+            None if number in evidence.unusable else query.adapter for number, query in enumerate(prompts.queries)
+        ]
         scores, match_score = evidence.class_scores(weights), evidence.best_match()
         presence = category_presence(self.backbone, image, scores, match_score, adapters[1:])
         kept = [0, *(n for n, p in enumerate(presence.tolist(), 1) if p >= self.min_presence)]
@@ -146,6 +148,7 @@ class Pipeline:
             match_score=match_score,
             presence=presence,
             layers=weights.layers,
+            unusable=evidence.unusable,
         )
 
     def refine(self, class_map: ClassMap, rgb: Float[Tensor, "3 size size"]) -> ClassMap:

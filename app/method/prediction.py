@@ -23,6 +23,7 @@ class ClassMap:
         match_score: Per query the best image-text score of its prompts, in [0, 1].
         presence: Per query the probability that the photo shows it.
         layers: The layers that were read.
+        unusable: Classes whose adapter gave no usable numbers, so that their words were read.
     """
 
     classes: tuple[int, ...]
@@ -30,6 +31,7 @@ class ClassMap:
     match_score: Float[Tensor, "category"]
     presence: Float[Tensor, "category"]
     layers: tuple[int, ...]
+    unusable: tuple[int, ...] = ()
 
     @staticmethod
     def of(
@@ -41,6 +43,7 @@ class ClassMap:
         match_score: Float[Tensor, "category"],
         presence: Float[Tensor, "category"],
         layers: tuple[int, ...],
+        unusable: tuple[int, ...] = (),
     ) -> "ClassMap":
         """Probabilities of the classes that have enough of the best class's score somewhere.
 
@@ -52,6 +55,7 @@ class ClassMap:
             match_score: As above.
             presence: As above.
             layers: As above.
+            unusable: As above.
         """
         values = scores.values
         kept = (values >= min_relative_score * values.amax(dim=0)).any(dim=1)
@@ -61,7 +65,8 @@ class ClassMap:
         with_total = replace(scores, values=torch.cat([values[classes], values.sum(dim=0, keepdim=True)]))
         *_, total = maps = with_total.at((size, size))
         probabilities = maps[:-1] / total.clamp_min(torch.finfo(maps.dtype).tiny)
-        return ClassMap(tuple(numbers[row] for row in classes.tolist()), probabilities, match_score, presence, layers)
+        shown = tuple(numbers[row] for row in classes.tolist())
+        return ClassMap(shown, probabilities, match_score, presence, layers, unusable)
 
     def cpu(self) -> "ClassMap":
         """The same values in the processor's memory."""
@@ -98,6 +103,11 @@ class Prediction:
     def layers(self) -> tuple[int, ...]:
         """The layers that were read."""
         return self.class_map.layers
+
+    @property
+    def unusable(self) -> tuple[int, ...]:
+        """Classes whose adapter gave no usable numbers, so that their words were read."""
+        return self.class_map.unusable
 
     @cached_property
     def match_score(self) -> list[float]:

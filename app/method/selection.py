@@ -48,7 +48,8 @@ class Outcome:
 
     def adapter(self, tuning: CategoryTuning, category: str, *, version: int, created_at: str) -> Adapter:
         """The adapter; where the words alone mark the examples better, with the memory alone."""
-        keep = helps(self.example_iou, self.zero_shot_example_iou)
+        # A large change may overflow in the format in which it is kept.
+        keep = helps(self.example_iou, self.zero_shot_example_iou) and self._finite()
         example_iou, words_iou = round(self.example_iou, 4), round(self.zero_shot_example_iou, 4)
         if not keep:
             # The two scores tell which was kept, so rounding must not make them equal.
@@ -70,6 +71,10 @@ class Outcome:
             visual_prompt=self.visual_prompt.map(_kept) if keep and self.visual_prompt else None,
             memory=self.memory.map(_kept) if self.memory else None,
         )
+
+    def _finite(self) -> bool:
+        tensors = self.parameters.map(_kept).trained if self.parameters else []
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 def helps(iou: float, words_iou: float) -> bool:

@@ -6,9 +6,13 @@ import asyncio
 from dataclasses import replace
 from functools import partial
 
+import torch
+
 from app.errors import ConflictError, InvalidInputError, NotFoundError
 from app.method.adapter import Adapter, OtherBackboneError
-from app.method.backbone import Backbone
+from app.method.backbone import Backbone, EncodedImage
+from app.method.evidence import usable
+from app.method.pipeline import encode_one
 from app.services.job_engine import JobEngine
 from app.services.models import Models
 from app.storage.adapter_file import adapter_from_bytes
@@ -142,3 +146,13 @@ def check_adapter(adapter: Adapter, backbone: Backbone) -> None:
         raise InvalidInputError(
             f"The adapter does not fit the backbone: {error}. Export it again.", field="body"
         ) from error
+    if not usable(adapter, backbone, _trial_image(backbone)):
+        raise InvalidInputError(
+            "The adapter's numbers are so large that it gives no usable scores: export it again.", field="body"
+        )
+
+
+def _trial_image(backbone: Backbone) -> EncodedImage:
+    """An image of noise."""
+    generator = torch.Generator().manual_seed(0)
+    return encode_one(backbone, torch.rand(3, backbone.input_size, backbone.input_size, generator=generator))

@@ -12,6 +12,10 @@ from app.masks.boxes import bbox_of
 from app.method.prediction import Prediction
 from app.method.prompts import Query
 
+_UNUSABLE = (
+    "Its adapter gives no usable scores, so its words were used: roll back to another version, or teach it again."
+)
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -40,6 +44,7 @@ class CategoryPrediction:
         area: Pixels of the mask.
         bbox: `[x, y, width, height]` of the mask.
         number: Its class in `photo`.
+        note: What the caller should know, in one sentence.
         photo: The photo that it belongs to.
     """
 
@@ -52,6 +57,7 @@ class CategoryPrediction:
     area: int
     bbox: list[int]
     number: int
+    note: str | None
     photo: PhotoPrediction = field(repr=False)
 
     @property
@@ -110,7 +116,10 @@ class PhotoPrediction:
             mask = self.labels == number if self.threshold is None else probability >= self.threshold
             area, bbox = int(mask.sum()), bbox_of(mask)
             mean = float(probability[mask].mean()) if area else 0.0
-        adapter = one.query.adapter if one.query.adapter and one.query.adapter.kept == "adapter" else None
+        unusable = number in self.prediction.unusable
+        adapter = one.query.adapter
+        if adapter and (unusable or adapter.kept == "words"):
+            adapter = None
         return CategoryPrediction(
             name=one.name,
             adapted=adapter is not None,
@@ -121,5 +130,6 @@ class PhotoPrediction:
             area=area,
             bbox=bbox,
             number=number,
+            note=_UNUSABLE if unusable else None,
             photo=self,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from app.services.models import Models
 from app.services.prediction import Asked, CategoryPrediction, PhotoPrediction
 from app.storage.categories import CategoryRecord, CategoryStore
 from app.storage.names import CategoryName
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,9 @@ class Segmentation:
         with clock.stage("masks"):
             categories = await asyncio.to_thread(on_photo.categories, asked)
         clock.record(self._metrics, backbone.name)
+        for found in categories:
+            if found.note:
+                _log.warning("%s: %s", found.name, found.note)
         return Segmented(backbone, on_photo, categories, clock.rounded())
 
     async def _look_up(self, request: Request, backbone: Backbone) -> list[Asked]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from math import isfinite
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -129,7 +130,8 @@ class TuningJob:
         lane, steps = self._models.default.lane, self._recipe.steps
         for step in range(1, steps + 1):
             loss = await lane.run(tuning.step, kind="tune")
-            if not await self._engine.step(job, step=step, steps=steps, loss=loss):
+            # JSON has no NaN; parameters that come of it mark nothing, so the words are kept.
+            if not await self._engine.step(job, step=step, steps=steps, loss=loss if isfinite(loss) else None):
                 return None
         selection = select(tuning)
         while (outcome := await lane.run(partial(advance, selection), kind="tune")) is None:

@@ -7,14 +7,19 @@ import io
 import json
 import re
 import unicodedata
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 import httpx2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco
+
+from app.storage import keys
+from app.storage.adapter_file import adapter_from_bytes, adapter_to_bytes
 
 JOB = {
     "id", "kind", "category", "status", "progress", "step", "steps", "loss", "example_iou", "error", "adapter_version",
@@ -338,6 +343,31 @@ class TestExportAndImport:
             assert api.http.put("/categories/cat/adapter", content=exported).status_code == 200
             assert api.wait(job["id"])["status"] == "superseded"
             assert api.category()["adapter"]["version"] == 1
+
+    def test_huge_numbers_are_refused_and_where_they_are_stored_they_cost_that_category_alone(self, api) -> None:
+        api.taught()
+        api.taught("dog", photo=api.other_photo)
+        before = api.segment("cat", "dog").json()["categories"]
+        adapter = adapter_from_bytes(api.http.get("/categories/cat/adapter").content)
+        blown_up = replace(adapter, parameters=adapter.parameters.map(lambda tensor: torch.full_like(tensor, 3e4)))
+        raw = adapter_to_bytes(blown_up)
+        refused = api.http.put("/categories/cat/adapter", content=raw)
+        assert refused.status_code == 422
+        assert "no usable scores" in refused.json()["detail"]
+        # As an earlier release, which did not look, left it in the store.
+        api.redis.set(keys.adapter("cat", 2), raw)
+        info = json.loads(api.redis.hget(keys.versions("cat"), 1))
+        api.redis.hset(keys.versions("cat"), 2, json.dumps(info | {"version": 2}))
+        api.redis.hset(keys.category("cat"), "adapter_version", 2)
+        cat, dog = api.segment("cat", "dog").json()["categories"]
+        assert (cat["adapted"], cat["adapter_version"]) == (False, None)
+        assert "roll back" in cat["note"]
+        assert dog["adapter_version"] == before[1]["adapter_version"]
+        assert "note" not in dog
+        lines = api.http.post(
+            "/segment/batch", files=[("images", api.photo), ("images", api.other_photo)], data={"categories": "cat"}
+        )
+        assert [json.loads(line)["categories"][0]["adapted"] for line in lines.text.splitlines()] == [False, False]
 
     def test_an_untuned_category_has_nothing_to_export(self, start) -> None:
         with start(worker=False) as api:

@@ -13,7 +13,7 @@ from torch import Tensor
 from app.backbones.blip import Blip
 from app.method import evidence
 from app.method.backbone import EncodedImage, TextToImage, TextTokens
-from app.method.evidence import Evidence, batches, layer_weights, prompt_evidence
+from app.method.evidence import Evidence, batches, layer_weights, prompt_evidence, usable
 from app.method.parameters import ExampleMemory
 from app.method.prompts import Prompts, Query
 from app.method.scores import LayerWeights, ScoreMap
@@ -196,3 +196,20 @@ class TestClassScores:
 
 def pixels(seen: Evidence, weights: LayerWeights) -> Tensor:
     return ScoreMap(seen.class_scores(weights), (2, 3), align_corners=True).at((11, 13))
+
+
+@pytest.mark.parametrize("value", [math.nan, 3e4])
+def test_an_adapter_of_absurd_numbers_costs_its_own_category_alone(
+    blip: Blip, image: EncodedImage, groups: list[Query], value: float
+) -> None:
+    broken = random_adapter(blip, "cat", "kitten", "tom")
+    broken = replace(broken, parameters=broken.parameters.map(lambda tensor: torch.full_like(tensor, value)))
+    among = [*groups[:3], Query(broken.prompts, broken), *groups[4:]]
+    found = prompt_evidence(blip, image, Prompts(tuple(among)), LAYERS)
+    assert found.unusable == (3,)
+    words = [*groups[:3], Query(broken.prompts), *groups[4:]]
+    expected = prompt_evidence(blip, image, Prompts(tuple(words)), LAYERS)
+    torch.testing.assert_close(found.patch_logits, expected.patch_logits, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found.match_score, expected.match_score, rtol=0, atol=1e-5)
+    assert not usable(broken, blip, image)
+    assert usable(groups[1].adapter, blip, image)

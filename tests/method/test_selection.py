@@ -91,6 +91,12 @@ class TestOutcome:
         assert adapter.tensors == []
         assert adapter.example_iou < adapter.zero_shot_example_iou == 0.5
 
+    def test_what_overflows_in_the_format_in_which_it_is_kept_is_not_kept(self, blip: Blip, shots: list[Shot]) -> None:
+        tuning = tuning_of(blip, shots)
+        huge = tuning.tuned().map(lambda tensor: torch.full_like(tensor, 7e4))
+        adapter = Outcome(huge, None, None, 0.0, 0.7, 0.5).adapter(tuning, "dog", version=1, created_at="")
+        assert (adapter.kept, adapter.parameters) == ("words", None)
+
 
 class TestSelect:
     @pytest.mark.parametrize("recipe", [TUNED, PAPER], ids=lambda recipe: recipe.name)

@@ -87,6 +87,11 @@ class TestAdapters:
         with pytest.raises(InvalidInputError, match="no mask decoder"):
             check_adapter(replace(adapter, memory=embedded.mask_decoder.empty_memory()), tiny)
 
+    def test_numbers_beyond_all_measure(self, adapter, tiny) -> None:
+        huge = adapter.parameters.map(lambda tensor: torch.full_like(tensor, 3e4))
+        with pytest.raises(InvalidInputError, match="no usable scores"):
+            check_adapter(replace(adapter, parameters=huge), tiny)
+
     def test_a_visual_prompt_alone_is_refused(self, tiny) -> None:
         own = random_adapter(tiny, "dog")
         with pytest.raises(InvalidInputError, match="parameters beside"):
