@@ -55,8 +55,8 @@ class Settings(BaseSettings):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="Number format of the network. `auto` times matrix products at the start and takes bfloat16 "
-        "where they are at least 1.5 times as fast as in float32.",
+        description="Number format of the network. `auto` is bfloat16 where the device multiplies matrices of it in "
+        "hardware (CUDA, or AMX of a CPU), else float32.",
     )
     threads: int = Field(
         0,

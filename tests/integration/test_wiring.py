@@ -14,7 +14,7 @@ from app.errors import AppError, InvalidInputError, UnavailableError
 from app.method.tuning import PAPER, TUNED
 from app.settings import Settings
 from app.storage.jobs import MAX_STREAMS, Job
-from app.wiring import backbone_loaders, compute_threads, recipe_of, service, uses_mask_decoder
+from app.wiring import backbone_loaders, compute_threads, fastest_dtype, recipe_of, service, uses_mask_decoder
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +97,10 @@ class TestBackbones:
         assert named in refused.value.detail
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+    def test_the_number_format_is_the_same_every_time_and_what_the_cpu_has(self) -> None:
+        has = "amx_bf16" in Path("/proc/cpuinfo").read_text().split()
+        assert {fastest_dtype("cpu") for _ in range(3)} == {"bfloat16" if has else "float32"}
+
     @pytest.mark.parametrize("dtype", ["auto", "float32"])
     def test_a_gpu_where_there_is_none(self, dtype: str) -> None:
         with pytest.raises(InvalidInputError, match="EXEMPLAR_DEVICE=cuda can't be used"):
