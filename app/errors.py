@@ -84,6 +84,13 @@ class OverloadedError(AppError):
         super().__init__(detail, field=field, retry_after_s=retry_after_s)
 
 
+class TooManyRequestsError(AppError):
+    """The caller sent more requests than its limit; the same call may succeed later."""
+
+    status = 429
+    title = "Too many requests"
+
+
 class UnavailableError(AppError):
     """A component that the service needs (the store, a model) does not answer."""
 

@@ -13,6 +13,7 @@ import app as package
 from app.api import categories, docs, health, jobs, layers, page, problems, segment
 from app.api.access import Access, scope_of
 from app.api.middleware import BodyLimit, Identified, Measured, WholeNames
+from app.api.rate_limit import RateLimited
 from app.api.schemas import BatchLine
 from app.method.backbone import Backbone
 from app.settings import MEBIBYTE, Settings
@@ -72,6 +73,7 @@ def create_app(
     # The middleware added last sees a request first.
     app.add_middleware(WholeNames)
     app.add_middleware(BodyLimit, max_upload_bytes=resolved.max_upload_bytes, many_images_paths=_MANY_IMAGES)
+    app.add_middleware(RateLimited)
     app.add_middleware(Access, keys=resolved.key_scopes, allow_anonymous=resolved.allow_anonymous)
     app.add_middleware(Measured)
     app.add_middleware(Identified)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+import limits
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -142,6 +143,22 @@ class Settings(BaseSettings):
     allow_anonymous: bool = Field(
         False, description="Without keys, also answer callers on other machines. Has no effect if keys are set."
     )
+
+    rate_limit: str = Field(
+        "",
+        description="Most requests of each API key, and of each address where no key is sent, such as `100/minute` or "
+        "`10/second`, counted for all replicas together; more are answered with 429. Empty: no limit.",
+    )
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _rate_limit_is_one(cls, value: str) -> str:
+        try:
+            if value:
+                limits.parse(value)
+        except ValueError as error:
+            raise ValueError("expected a number of requests and a period, such as 100/minute") from error
+        return value
 
     @field_validator("layers")
     @classmethod

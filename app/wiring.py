@@ -45,6 +45,7 @@ from app.storage.idempotency import IdempotencyStore
 from app.storage.jobs import MAX_STREAMS, JobStore
 from app.storage.layers import LayerStore
 from app.storage.rankings import RankingStore
+from app.storage.rate_limits import RateLimits, rate_limits
 from app.storage.server import EmbeddedServer
 
 # Pause before a failed worker is restarted, so that an error that recurs at once does not fill the log.
@@ -72,6 +73,7 @@ class Service:
     ranking: Ranking
     health: Health
     idempotency: Idempotency
+    rate_limits: RateLimits | None
 
 
 @asynccontextmanager
@@ -173,6 +175,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             ),
             health=Health(client, models, metrics),
             idempotency=Idempotency(IdempotencyStore(client)),
+            rate_limits=await stack.enter_async_context(rate_limits(url, settings.rate_limit)),
         )
         await stack.enter_async_context(_in_background(models.warm_up(), "warm-up"))
         await engine.recover()

@@ -49,7 +49,7 @@ class Access:
         needed = scope_of(connection["method"], connection["path"])
         if needed is None:
             return None
-        sent = _sent_key(Headers(scope=connection))
+        sent = sent_key(Headers(scope=connection))
         if sent is None:
             return UnauthorizedError("An API key is required: send it as X-API-Key or as Authorization: Bearer.")
         held = self._keys.get(hashlib.sha256(sent.encode()).hexdigest())
@@ -122,7 +122,8 @@ def _is_of_this_machine(host: str) -> bool:
     return True
 
 
-def _sent_key(headers: Headers) -> str | None:
+def sent_key(headers: Headers) -> str | None:
+    """The API key of a request, or None."""
     if key := headers.get("x-api-key"):
         return key
     kind, _, key = headers.get("authorization", "").partition(" ")

@@ -28,6 +28,9 @@ def category_id(name: str) -> str:
     return quote(folded, safe="")
 
 
+# Prefix of the counts of the rate limit, each with a time to live of two periods.
+RATE_LIMIT = f"{PREFIX}:limit"
+
 # Written by the readiness probe; expires after a second.
 PROBE = f"{PREFIX}:probe"
 
