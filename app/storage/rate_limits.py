@@ -67,7 +67,7 @@ async def rate_limits(url: str, limit: str) -> AsyncIterator[RateLimits | None]:
         implementation="redispy",
         key_prefix=keys.RATE_LIMIT,
         wrap_exceptions=True,
-        connection_pool=pool,
+        connection_pool=pool,  # type: ignore[arg-type]  # documented, but missing in the types
     )
     try:
         yield RateLimits(storage, parse(limit))
