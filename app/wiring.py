@@ -52,6 +52,9 @@ from app.storage.server import EmbeddedServer
 # Pause before a failed worker is restarted, so that an error that recurs at once does not fill the log.
 _WORKER_PAUSE_S = 1.0
 
+# An event stream outlives the restart of a killed embedded server, but does not wait for a store that is away.
+_STREAMS_RESTART_S = 1.0
+
 # Matrix products that measure which number format is faster. They are small, because a CPU without bfloat16 takes 100
 # times as long.
 _TRIED_SIZE = 256
@@ -100,7 +103,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         url = settings.redis_url or await _embedded_server(settings, stack)
         outages = _Outages(metrics)
         client = await stack.enter_async_context(connect_with_breaker(url, on_change=outages.note))
-        streams = await stack.enter_async_context(connect(url, connections=MAX_STREAMS))
+        streams = await stack.enter_async_context(connect(url, connections=MAX_STREAMS, restart_s=_STREAMS_RESTART_S))
         docket = await stack.enter_async_context(
             Docket(name="exemplar:docket", url=url, execution_ttl=timedelta(seconds=settings.job_ttl_s))
         )

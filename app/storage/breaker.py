@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -98,7 +99,8 @@ class Breaker:
             self._check = asyncio.create_task(self._answers_within(CHECK_S))
         answers = await asyncio.shield(self._check)
         if not answers and not self.is_open:
-            self._prober = asyncio.create_task(self._wait_for_an_answer())
+            # In a context of its own: its log lines are not those of the request that found the server away.
+            self._prober = asyncio.create_task(self._wait_for_an_answer(), context=Context())
             self._on_change(True)
         return answers
 

@@ -45,7 +45,11 @@ _patient: ContextVar[bool] = ContextVar("patient", default=False)
 
 
 class _Retry(Retry):
-    """Retries for as long as a restart takes. A number of retries won't do: on a hung server each takes a timeout."""
+    """Retries for a time. A number of retries won't do: on a hung server each takes a timeout."""
+
+    def __init__(self, time_s: float) -> None:
+        super().__init__(ExponentialBackoff(cap=0.5, base=0.05), -1, (ConnectionError, BusyLoadingError))
+        self._time_s = time_s
 
     async def call_with_retry(
         self,
@@ -54,7 +58,7 @@ class _Retry(Retry):
         is_retryable: Callable[[Exception], bool] | None = None,
         with_failure_count: bool = False,
     ) -> Any:
-        deadline = time.monotonic() + _RESTART_S
+        deadline = time.monotonic() + self._time_s
 
         def may_try_again(error: Exception) -> bool:
             return time.monotonic() < deadline and (is_retryable is None or is_retryable(error))
@@ -63,12 +67,15 @@ class _Retry(Retry):
 
 
 @asynccontextmanager
-async def connect(url: str, *, connections: int = _CONNECTIONS) -> AsyncIterator[Client]:
+async def connect(
+    url: str, *, connections: int = _CONNECTIONS, restart_s: float | None = None
+) -> AsyncIterator[Client]:
     """A client that returns bytes, survives a restart of the server, and gives up on a server that hangs.
 
     Args:
         url: Of the server.
         connections: Most at a time; a command that finds none free waits for one.
+        restart_s: Time for which commands are tried again; None for the time that a restart takes.
 
     Raises:
         InvalidInputError: If the address is malformed.
@@ -79,7 +86,7 @@ async def connect(url: str, *, connections: int = _CONNECTIONS) -> AsyncIterator
             url,
             max_connections=connections,
             timeout=_TIMEOUT_S,
-            retry=_Retry(ExponentialBackoff(cap=0.5, base=0.05), -1, (ConnectionError, BusyLoadingError)),
+            retry=_Retry(_RESTART_S if restart_s is None else restart_s),
             socket_connect_timeout=_TIMEOUT_S,
             socket_timeout=_TIMEOUT_S,
         )
