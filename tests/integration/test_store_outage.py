@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx2
@@ -277,3 +278,13 @@ def test_a_running_job_waits_for_a_store_that_is_away(outage) -> None:
     store.end()
     fresh(api, lambda: api.http.get("/jobs"))
     assert api.wait(job_id)["status"] == "succeeded"
+
+
+def test_an_event_stream_ends_when_the_store_goes_away(start_on) -> None:
+    with start_on(None, worker=False) as api, ThreadPoolExecutor(1) as pool:
+        job_id = api.teach("cat").json()["job"]["id"]
+        stream = pool.submit(api.follow, job_id)
+        time.sleep(0.5)
+        with hanging(server_pid(api)):
+            (event,) = stream.result(timeout=10)
+        assert event["status"] == "queued"
