@@ -14,10 +14,13 @@ Result = TypeVar("Result")
 Command = Callable[[], Awaitable[Result]]
 
 # A command that takes longer is not stopped, but the server is probed. Most commands take a millisecond.
-PATIENCE_S = 0.35
-# The server must answer a probe in this time; a killed server may be back in it. With the time above, the first command
-# of an outage fails within a second.
-CHECK_S = 0.45
+PATIENCE_S = 0.3
+# The server must answer a probe in this time; a killed server may be back in it. With the times above and below, the
+# first command of an outage fails within a second.
+CHECK_S = 0.4
+# Added to every wait for a probe, as a second wait: if this process was held up, the first ends before an answer that
+# is there could be read.
+GRACE_S = 0.1
 # Probes of a server that is away: one waits this long for its answer, and the next follows after the pause.
 PROBE_S = 1.0
 PAUSE_S = 0.25
@@ -113,7 +116,8 @@ class Breaker:
     async def _answers_within(self, seconds: float) -> bool:
         probe = asyncio.ensure_future(self._probe())
         try:
-            return await self._ends(probe, within_s=seconds) and probe.exception() is None
+            ended = await self._ends(probe, within_s=seconds) or await self._ends(probe, within_s=GRACE_S)
+            return ended and probe.exception() is None
         finally:
             await _cancel(probe)
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable
 import pytest
 from redis.exceptions import ConnectionError
 
-from app.storage.breaker import CHECK_S, PATIENCE_S, PAUSE_S, PROBE_S, Breaker, StoreAwayError
+from app.storage.breaker import CHECK_S, GRACE_S, PATIENCE_S, PAUSE_S, PROBE_S, Breaker, StoreAwayError
 
 
 class FakeClock:
@@ -96,7 +96,7 @@ class Bench:
     async def open(self) -> None:
         """Have the server hang, and the breaker find out."""
         self.server.state = "hangs"
-        await self.fails_after(self.ask(), PATIENCE_S, CHECK_S)
+        await self.fails_after(self.ask(), PATIENCE_S, CHECK_S, GRACE_S)
 
     async def fails_after(self, asked: Awaitable[str], *times_s: float) -> None:
         for time_s in times_s:
@@ -113,8 +113,8 @@ async def bench() -> AsyncIterator[Bench]:
 
 
 def test_the_first_command_of_an_outage_fails_within_a_second() -> None:
-    assert PATIENCE_S + CHECK_S < 1
-    assert PROBE_S + PAUSE_S < 5
+    assert PATIENCE_S + CHECK_S + GRACE_S < 1
+    assert PROBE_S + GRACE_S + PAUSE_S < 5
 
 
 async def test_a_server_that_answers_is_not_probed(bench: Bench) -> None:
@@ -154,15 +154,26 @@ async def test_one_probe_answers_all_who_wait(bench: Bench) -> None:
     await bench.clock.advance(PATIENCE_S)
     assert bench.server.probes == 1
     await bench.clock.advance(CHECK_S)
+    await bench.clock.advance(GRACE_S)
     for one in asked:
         await bench.fails_after(one)
     assert bench.changes == [True]
 
 
+async def test_an_answer_that_could_not_be_read_in_time_counts(bench: Bench) -> None:
+    bench.server.state = "hangs"
+    asked = bench.ask()
+    await bench.clock.advance(PATIENCE_S)
+    await bench.clock.advance(CHECK_S)
+    bench.server.resume()
+    assert await asked == "reply"
+    assert bench.changes == []
+
+
 async def test_the_first_answer_closes_it(bench: Bench) -> None:
     await bench.open()
-    await bench.clock.advance(PROBE_S)
-    await bench.clock.advance(PAUSE_S)
+    for time_s in (PROBE_S, GRACE_S, PAUSE_S):
+        await bench.clock.advance(time_s)
     assert (bench.breaker.is_open, bench.server.probes) == (True, 3)
     bench.server.resume()
     await settle()
@@ -177,7 +188,8 @@ async def test_a_server_that_refuses_is_probed_again_after_each_pause(bench: Ben
     assert not bench.breaker.is_open  # its client has tried again for as long as it may; nobody probed
     await bench.open()
     bench.server.state = "gone"
-    await bench.clock.advance(PROBE_S)
+    for time_s in (PROBE_S, GRACE_S):
+        await bench.clock.advance(time_s)
     probes = bench.server.probes
     for _ in range(3):
         await bench.clock.advance(PAUSE_S)
