@@ -150,6 +150,19 @@ class Metrics:
             registry=on,
         )
         self.redis_up = Gauge("exemplar_redis_up", "1 if the store answered the last probe.", registry=on)
+        self.redis_away = Gauge(
+            "exemplar_redis_away",
+            "1 while requests do not wait for the store, because it did not answer (circuit breaker open).",
+            registry=on,
+        )
+        self.redis_outages = Counter(
+            "exemplar_redis_outages", "Times that the store stopped answering requests.", registry=on
+        )
+        self.lookups_from_memory = Counter(
+            "exemplar_lookups_from_memory",
+            "Look-ups of categories answered from memory, because the store did not answer.",
+            registry=on,
+        )
         self.ready = Gauge("exemplar_ready", "1 if the last `/readyz` was answered with 200.", registry=on)
         self.build_info = Gauge(
             "exemplar_build_info", "Always 1; the label holds the version.", ["version"], registry=on
@@ -159,6 +172,12 @@ class Metrics:
         """Count one request for each of these taught categories."""
         for name in categories:
             self._of(self.category_requests, name).inc()
+
+    def store_away(self, away: bool) -> None:
+        """Record that the store stopped answering requests, or answers again."""
+        self.redis_away.set(away)
+        if away:
+            self.redis_outages.inc()
 
     def taught(self, category: str, *, gain: float) -> None:
         """Record the IoU gain of a new adapter over the words alone."""

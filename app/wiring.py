@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -28,6 +28,7 @@ from app.method.tuning import PAPER, TUNED, Recipe
 from app.metrics import Metrics
 from app.services.adapter_cache import AdapterCache
 from app.services.categories import Categories
+from app.services.category_lookup import CategoryLookup
 from app.services.health import Health
 from app.services.idempotency import Idempotency
 from app.services.image_cache import ImageCache
@@ -40,7 +41,7 @@ from app.services.teaching import Teaching
 from app.services.tuning_job import TuningJob
 from app.settings import Settings
 from app.storage.categories import CategoryStore
-from app.storage.connection import Client, connect
+from app.storage.connection import Client, StoreError, connect, connect_with_breaker, patience
 from app.storage.idempotency import IdempotencyStore
 from app.storage.jobs import MAX_STREAMS, JobStore
 from app.storage.layers import LayerStore
@@ -50,6 +51,9 @@ from app.storage.server import EmbeddedServer
 
 # Pause before a failed worker is restarted, so that an error that recurs at once does not fill the log.
 _WORKER_PAUSE_S = 1.0
+
+# An event stream outlives the restart of a killed embedded server, but does not wait for a store that is away.
+_STREAMS_RESTART_S = 1.0
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -91,8 +95,9 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
     metrics.build_info.labels(app.__version__).set(1)
     async with AsyncExitStack() as stack:
         url = settings.redis_url or await _embedded_server(settings, stack)
-        client = await stack.enter_async_context(connect(url))
-        streams = await stack.enter_async_context(connect(url, connections=MAX_STREAMS))
+        outages = _Outages(metrics)
+        client = await stack.enter_async_context(connect_with_breaker(url, on_change=outages.note))
+        streams = await stack.enter_async_context(connect(url, connections=MAX_STREAMS, restart_s=_STREAMS_RESTART_S))
         docket = await stack.enter_async_context(
             Docket(name="exemplar:docket", url=url, execution_ttl=timedelta(seconds=settings.job_ttl_s))
         )
@@ -129,9 +134,11 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             concurrency=settings.job_concurrency,
             redelivery_s=settings.job_redelivery_s,
             metrics=metrics,
+            guard=client.guard,
         )
         recipe = recipe_of(settings)
         background = settings.background_words or BACKGROUND_WORDS
+        lookup = CategoryLookup(store, most=settings.max_categories, metrics=metrics)
         cache = AdapterCache(store, max_bytes=settings.adapter_cache_bytes, metrics=metrics)
         live = Service(
             settings=settings,
@@ -143,11 +150,10 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             engine=engine,
             segmentation=Segmentation(
                 models,
-                store,
+                lookup,
                 cache,
                 ImageCache(max_bytes=settings.image_cache_bytes, metrics=metrics),
                 background=background,
-                max_categories=settings.max_categories,
                 min_presence=settings.min_presence,
                 use_mask_decoder=uses_mask_decoder(settings),
                 use_tiles=settings.tiles,
@@ -178,9 +184,12 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             rate_limits=await stack.enter_async_context(rate_limits(url, settings.rate_limit)),
         )
         await stack.enter_async_context(_in_background(models.warm_up(), "warm-up"))
-        await engine.recover()
-        if settings.worker:
-            await stack.enter_async_context(_in_background(_unending(engine.work), "worker"))
+        await stack.enter_async_context(_in_background(_fill_memory(lookup, models), "memory"))
+        await stack.enter_async_context(_in_background(_recover_after(outages, engine), "recovery"))
+        with patience():
+            await engine.recover()
+            if settings.worker:
+                await stack.enter_async_context(_in_background(_unending(engine.work), "worker"))
         yield live
 
 
@@ -300,6 +309,40 @@ async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIte
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+class _Outages:
+    """Tells the metrics and the log of outages of the store, and others of their ends."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.ended = asyncio.Event()
+        self._metrics = metrics
+
+    def note(self, away: bool) -> None:
+        """Record that the store is away, or back."""
+        self._metrics.store_away(away)
+        if away:
+            _log.error("the store does not answer: until it does, requests do not wait for it")
+        else:
+            _log.info("the store answers again")
+            self.ended.set()
+
+
+async def _recover_after(outages: _Outages, engine: JobEngine) -> None:
+    """Queue what an outage kept from the queue: the store may execute a command whose caller no longer waits for it."""
+    while True:
+        await outages.ended.wait()
+        outages.ended.clear()
+        with suppress(StoreError):  # the end of the next outage brings the next try
+            await engine.recover()
+
+
+async def _fill_memory(lookup: CategoryLookup, models: Models) -> None:
+    """Read what requests need while the store is away."""
+    with suppress(InvalidInputError):  # more categories than one request may have: those asked for are remembered
+        await lookup.taught()
+    for model in models:
+        await models.layers_of(model)
 
 
 async def _unending(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

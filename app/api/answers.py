@@ -19,6 +19,16 @@ from app.services.segmentation import Segmented
 
 LINES_MEDIA_TYPE = "application/x-ndjson"
 
+# Only in answers given while the store is away.
+AGE_HEADER = "X-Categories-Age"
+_AGE_HEADER = {
+    AGE_HEADER: {
+        "schema": {"type": "integer", "minimum": 0},
+        "description": "Present only if the store did not answer and the categories came from memory: seconds since "
+        "the oldest of them was read.",
+    }
+}
+
 # OpenAPI description of status 200 of the two routes.
 SEGMENT_ANSWER = {
     "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
@@ -27,12 +37,14 @@ SEGMENT_ANSWER = {
             "schema": {"type": "string"},
             "description": "Of a label map: its categories as a JSON list; the i-th one has the pixel value i. Omitted "
             "if longer than 8 KiB; the PNG's iTXt chunk `categories` always has the list.",
-        }
+        },
+        **_AGE_HEADER,
     },
     "description": "JSON; a label map with `Accept: image/png`; the photo with masks and names with `overlay`.",
 }
 BATCH_ANSWER = {
     "content": {LINES_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/BatchLine"}}},
+    "headers": _AGE_HEADER,
     "description": "One line per photo.",
 }
 
@@ -113,6 +125,11 @@ def check_label_count(count: int) -> None:
             f"A label map holds at most {MAX_LABELS} categories, got {count}: request fewer, or request JSON.",
             field="categories",
         )
+
+
+def age_headers(memory_age_s: float | None) -> dict[str, str]:
+    """Headers that tell the age of categories from memory; none if the store answered."""
+    return {} if memory_age_s is None else {AGE_HEADER: str(int(memory_age_s))}
 
 
 def label_map(segmented: Segmented) -> Response:

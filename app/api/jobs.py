@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -12,10 +13,13 @@ from app.api.context import Live, Maybe
 from app.api.problems import documented
 from app.api.schemas import JobOut
 from app.errors import ConflictError, NotFoundError
+from app.storage.connection import StoreError
 from app.storage.jobs import Job, Status
 from app.storage.names import CategoryName
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+_log = logging.getLogger(__name__)
 
 
 @router.get("", responses=documented(422))
@@ -72,6 +76,12 @@ async def states_of_job(job: ExistingJob, live: Live) -> AsyncIterator[AsyncIter
 
 @router.get("/{id}/events", response_class=EventSourceResponse, responses=documented(404, 422))
 async def follow_job(states: Annotated[AsyncIterator[Job], Depends(states_of_job)]) -> AsyncIterator[JobOut]:
-    """Stream the job as server-sent events: its current state, every change, and its final state."""
-    async for state in states:
-        yield JobOut.of(state)
+    """Stream the job as server-sent events: its current state, every change, and its final state.
+
+    A stream that ends without a final state was cut off, because the store does not answer.
+    """
+    try:
+        async for state in states:
+            yield JobOut.of(state)
+    except StoreError as error:  # its status is sent, so that it can only end
+        _log.warning("an event stream was cut off: the store does not answer: %s", error)

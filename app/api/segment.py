@@ -118,6 +118,7 @@ async def segment(
         else:
             write = partial(answers.segment_json, photo, segmented, output=output, heatmaps=heatmaps)
             answer = JSONResponse(await asyncio.to_thread(write))
+    answer.headers.update(answers.age_headers(segmented.memory_age_s))
     clock.record(live.metrics, segmented.backbone.name)
     return answer
 
@@ -137,17 +138,18 @@ async def segment_batch(
 ) -> StreamingResponse:
     """Segment several photos with the same options; return one JSON line per photo as soon as it is ready.
 
-    The lines come in any order; `index` and `filename` identify the photo. A photo that can't be read has a `problem`
-    instead of categories; the others are not affected.
+    The categories are looked up once for all photos. The lines come in any order; `index` and `filename` identify the
+    photo. A photo that can't be read has a `problem` instead of categories; the others are not affected.
     """
     check_count(images, live)
     live.segmentation.admit(request)
+    found = await live.segmentation.look_up(request)
 
     async def line(index: int, image: UploadFile) -> str:
         clock = Clock()
         try:
             photo = await _read(live, image, "images", clock)
-            segmented = await patiently(partial(live.segmentation.segment, photo, request))
+            segmented = await patiently(partial(live.segmentation.segment, photo, request, found))
             segmented.timings_ms.update(clock.rounded())
             with clock.stage("answer"):
                 write = partial(answers.segment_json, photo, segmented, output=output, heatmaps=heatmaps)
@@ -158,7 +160,8 @@ async def segment_batch(
         return answers.batch_line(index, image.filename, body)
 
     lines = as_ready((partial(line, *each) for each in enumerate(images)), at_once=_AT_ONCE)
-    return StreamingResponse(lines, media_type=answers.LINES_MEDIA_TYPE)
+    headers = answers.age_headers(found.age_s)
+    return StreamingResponse(lines, media_type=answers.LINES_MEDIA_TYPE, headers=headers)
 
 
 async def _read(live: Service, image: UploadFile, field: str, clock: Clock) -> Photo:

@@ -34,6 +34,13 @@ class AdapterCache:
         """Adapters in use by these categories; None for a category without one."""
         return list(await asyncio.gather(*(self._get(category) for category in categories)))
 
+    def in_memory(self, categories: Sequence[CategoryRecord | None]) -> list[Adapter | None]:
+        """Those of these adapters that are in memory; None for the others."""
+        return [
+            self._adapters.get((category.id, category.adapter.version)) if category and category.adapter else None
+            for category in categories
+        ]
+
     async def _get(self, category: CategoryRecord | None) -> Adapter | None:
         if category is None or category.adapter is None:
             return None

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Awaitable, Callable, Iterable
+from uuid import uuid4
 
 from app.errors import ConflictError, InvalidInputError
+from app.storage import keys
+from app.storage.breaker import StoreAwayError
 from app.storage.idempotency import Answer, IdempotencyStore
+
+Work = Callable[[str | None], Awaitable[Answer]]
 
 _MAX_KEY_LENGTH = 255
 # Hex digits of a UUID, as in other ids.
@@ -23,10 +29,10 @@ class Idempotency:
 
     def __init__(self, store: IdempotencyStore) -> None:
         self._store = store
+        # Attempts that an outage ended, by the hash of their key, and when their slots expire at the latest.
+        self._stranded: dict[str, tuple[str, float]] = {}
 
-    async def once(
-        self, key: str | None, parts: Iterable[bytes], work: Callable[[str | None], Awaitable[Answer]]
-    ) -> Answer:
+    async def once(self, key: str | None, parts: Iterable[bytes], work: Work) -> Answer:
         """Do the work once per key; without a key, always.
 
         Args:
@@ -47,8 +53,17 @@ class Idempotency:
             )
         key_hash = hashlib.sha256(key.encode()).hexdigest()
         request = await asyncio.to_thread(digest, parts)  # 160 MiB take a tenth of a second
-        if not await self._store.claim(key_hash, request):
-            return await self._known_answer(key_hash, request)
+        attempt = uuid4().hex
+        await self._free_if_stranded(key_hash)
+        try:
+            if await self._store.claim(key_hash, request, attempt=attempt):
+                return await self._first_answer(key_hash, request, work)
+        except StoreAwayError:
+            self._strand(key_hash, attempt)
+            raise
+        return await self._known_answer(key_hash, request)
+
+    async def _first_answer(self, key_hash: str, request: str, work: Work) -> Answer:
         try:
             answer = await work(digest([key_hash.encode(), request.encode()])[:_ID_LENGTH])
         except BaseException:
@@ -57,6 +72,28 @@ class Idempotency:
             raise
         await self._store.answer(key_hash, request, answer)
         return answer
+
+    def _strand(self, key_hash: str, attempt: str) -> None:
+        """Remember an attempt whose claim the store may hold, or receive only now, although it has ended.
+
+        Without this, a retry would be told for two minutes that the first request is still at work.
+        """
+        now = time.monotonic()
+        self._stranded = {key: held for key, held in self._stranded.items() if held[1] > now}
+        self._stranded.setdefault(key_hash, (attempt, now + keys.IDEMPOTENCY_RUNNING_TTL_S))
+
+    async def _free_if_stranded(self, key_hash: str) -> None:
+        """Free a slot if it is held by an attempt of this process that has ended."""
+        held = self._stranded.pop(key_hash, None)
+        if held is None:
+            return
+        try:
+            slot = await self._store.get(key_hash)
+            if slot and slot.answer is None and slot.attempt == held[0]:
+                await self._store.release(key_hash)
+        except StoreAwayError:
+            self._stranded[key_hash] = held
+            raise
 
     async def _known_answer(self, key_hash: str, request: str) -> Answer:
         slot = await self._store.get(key_hash)

@@ -18,6 +18,7 @@ from app.errors import AppError
 from app.metrics import Metrics
 from app.storage.jobs import Job, JobStore, Kind, Status
 
+Guard = Callable[[Callable[[], Awaitable[object]]], Awaitable[object]]
 Work = Callable[[Job], Awaitable[None]]
 Withdraw = Callable[[Job], Awaitable[bool]]
 Clear = Callable[[Job], Awaitable[None]]
@@ -26,6 +27,10 @@ Clear = Callable[[Job], Awaitable[None]]
 _MAX_DEATHS = 5
 
 _log = logging.getLogger(__name__)
+
+
+async def _unguarded(command: Callable[[], Awaitable[object]]) -> object:
+    return await command()
 
 
 class JobEngine:
@@ -40,16 +45,25 @@ class JobEngine:
         concurrency: Concurrent jobs of this process.
         redelivery_s: Seconds after which the job of a dead worker is delivered to another worker.
         metrics: Counts outcomes.
+        guard: Runs a command of the queue, which itself would wait without limit for a store that is away.
     """
 
     def __init__(
-        self, docket: Docket, jobs: JobStore, *, concurrency: int, redelivery_s: float, metrics: Metrics
+        self,
+        docket: Docket,
+        jobs: JobStore,
+        *,
+        concurrency: int,
+        redelivery_s: float,
+        metrics: Metrics,
+        guard: Guard = _unguarded,
     ) -> None:
         self._docket = docket
         self._jobs = jobs
         self._concurrency = concurrency
         self._redelivery = timedelta(seconds=redelivery_s)
         self._metrics = metrics
+        self._guard = guard
         self._work: dict[Kind, Work] = {}
         self._withdraw: dict[Kind, Withdraw] = {}
         self._clear: dict[Kind, Clear] = {}
@@ -75,7 +89,7 @@ class JobEngine:
 
     async def add(self, job: Job) -> None:
         """Queue a job. To queue it again while it has not ended has no effect."""
-        await self._docket.add("run_job", key=job_key(job))(job.id)
+        await self._guard(lambda: self._docket.add("run_job", key=job_key(job))(job.id))
 
     async def cancel(self, job: Job) -> bool:
         """Cancel a queued or running job. False if it has ended, or its result is in use."""

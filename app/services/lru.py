@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 
@@ -39,6 +39,14 @@ class LruCache(Generic[Key, Value]):
         if key in self._values:
             self._values.move_to_end(key)
         return self._values.get(key)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(tuple(self._values))
+
+    def discard(self, key: Key) -> None:
+        """Drop a value, if it is there."""
+        if key in self._values:
+            self.nbytes -= self._values.pop(key).nbytes
 
     def put(self, key: Key, value: Value) -> int:
         """Add a value unless its key is present; return the number of evicted values."""

@@ -19,7 +19,7 @@ from app.method.pipeline import Pipeline
 from app.method.prompts import Query
 from app.metrics import Metrics
 from app.services.lane import Lane
-from app.storage.layers import LayerStore
+from app.storage.layers import LayerStore, StoredRanking
 
 ChosenBy = Literal["InfoScore", "setting", "default"]
 
@@ -133,6 +133,7 @@ class Models:
         self._layers = layers
         self._max_bytes = max_bytes
         self._metrics = metrics
+        self._last_rankings: dict[str, StoredRanking | None] = {}  # by revision
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._listed)
@@ -217,6 +218,14 @@ class Models:
     async def layers_of(self, model: Model) -> LayerChoice:
         """Layers read on a model: those of the settings, else the best by InfoScore, else the backbone's default."""
         ranking = await self._layer_store.ranking(model.info.revision)
+        self._last_rankings[model.info.revision] = ranking
+        return self._choice(model, ranking)
+
+    def last_layers_of(self, model: Model) -> LayerChoice:
+        """The same by the ranking that was read last, for requests while the store is away."""
+        return self._choice(model, self._last_rankings.get(model.info.revision))
+
+    def _choice(self, model: Model, ranking: StoredRanking | None) -> LayerChoice:
         scores, images = (ranking.scores, ranking.images) if ranking else (None, 0)
         if self._layers is not None:
             return LayerChoice(self._layers, "setting", scores, images)

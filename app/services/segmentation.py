@@ -12,7 +12,6 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor
 
-from app.errors import InvalidInputError
 from app.images.photo import Photo
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone, EncodedImage
@@ -22,11 +21,13 @@ from app.method.prompts import Query
 from app.method.refinement import REFINEMENTS
 from app.metrics import Metrics
 from app.services.adapter_cache import AdapterCache
+from app.services.category_lookup import CategoryLookup, Found
 from app.services.clock import Clock
 from app.services.image_cache import ImageCache
-from app.services.models import Models
+from app.services.models import Model, Models
 from app.services.prediction import Asked, CategoryPrediction, PhotoPrediction
-from app.storage.categories import CategoryRecord, CategoryStore
+from app.storage.breaker import StoreAwayError
+from app.storage.categories import CategoryRecord
 from app.storage.names import CategoryName
 
 _log = logging.getLogger(__name__)
@@ -64,12 +65,14 @@ class Segmented:
         photo: Labels and probabilities.
         categories: Every requested category, in order.
         timings_ms: Time of each stage in milliseconds.
+        memory_age_s: Age of the categories in seconds if they came from memory, because the store was away; else None.
     """
 
     backbone: Backbone
     photo: PhotoPrediction
     categories: list[CategoryPrediction]
     timings_ms: dict[str, float]
+    memory_age_s: float | None = None
 
 
 class Segmentation:
@@ -77,11 +80,10 @@ class Segmentation:
 
     Args:
         models: The loaded backbones.
-        store: Store of categories.
+        lookup: Looks the categories up.
         cache: Cache of adapters.
         images: Cache of encoded photos.
         background: Background words of requests that bring none.
-        max_categories: Largest number of categories in a request.
         min_presence: Least presence of a category that gets a mask, for requests that name none. It is not applied to
             a model without calibrated presence.
         use_mask_decoder: As in `Pipeline`.
@@ -92,23 +94,21 @@ class Segmentation:
     def __init__(
         self,
         models: Models,
-        store: CategoryStore,
+        lookup: CategoryLookup,
         cache: AdapterCache,
         images: ImageCache,
         *,
         background: tuple[str, ...],
-        max_categories: int,
         min_presence: float,
         use_mask_decoder: bool,
         use_tiles: bool,
         metrics: Metrics,
     ) -> None:
         self._models = models
-        self._store = store
+        self._lookup = lookup
         self._cache = cache
         self._images = images
         self._background = background
-        self._max_categories = max_categories
         self._min_presence = min_presence
         self._use_mask_decoder = use_mask_decoder
         self._use_tiles = use_tiles
@@ -123,20 +123,37 @@ class Segmentation:
         """
         self._models.get(request.backbone).lane.admit()
 
-    async def segment(self, photo: Photo, request: Request) -> Segmented:
-        """Segment a photo.
+    async def look_up(self, request: Request) -> Found:
+        """The requested categories, from memory while the store is away.
 
         Raises:
-            InvalidInputError: If the backbone is not known, or the request names no categories and more are taught than
-                one request may have.
+            InvalidInputError: If the request names no categories and more are taught than one request may have.
+            StoreAwayError: If the request names no categories, and the store is away and was never asked for all.
+        """
+        if request.categories:
+            return await self._lookup.named([name.id for name in request.categories])
+        return await self._lookup.taught()
+
+    async def segment(self, photo: Photo, request: Request, found: Found | None = None) -> Segmented:
+        """Segment a photo.
+
+        Args:
+            photo: The photo.
+            request: Options.
+            found: Its categories, if they were looked up already.
+
+        Raises:
+            InvalidInputError: If the backbone is not known; and as `look_up`.
             OverloadedError: If too many requests wait for the model.
+            StoreAwayError: As `look_up`.
         """
         model = self._models.get(request.backbone)
         clock = Clock()
         with clock.stage("load"):
             backbone = await self._models.loaded(model)
-            asked = await self._look_up(request, backbone)
-            layers = (await self._models.layers_of(model)).layers
+            found = found or await self.look_up(request)
+            asked, complete = await self._with_adapters(found, request, backbone)
+            layers = await self._layers(model)
         pipeline = self._pipeline(backbone, request, layers)
         asked_at = time.perf_counter()
         prediction, spent = await model.lane.run(partial(self._predict, pipeline, photo, asked), kind="segment")
@@ -147,35 +164,39 @@ class Segmentation:
         with clock.stage("masks"):
             categories = await asyncio.to_thread(on_photo.categories, asked)
         clock.record(self._metrics, backbone.name)
-        for found in categories:
-            if found.note:
-                _log.warning("%s: %s", found.name, found.note)
-        return Segmented(backbone, on_photo, categories, clock.rounded())
+        for one in categories:
+            if one.note:
+                _log.warning("%s: %s", one.name, one.note)
+        memory_age_s = found.age_s if complete else found.age_s or 0.0
+        return Segmented(backbone, on_photo, categories, clock.rounded(), memory_age_s)
 
-    async def _look_up(self, request: Request, backbone: Backbone) -> list[Asked]:
-        """The requested categories, each with its adapter if this backbone can use it."""
-        records: list[CategoryRecord | None]
-        if request.categories:
-            records = await self._store.get_many([name.id for name in request.categories])
-            names = tuple(name.text for name in request.categories)
-        else:
-            taught = await self._store.count()
-            if taught > self._max_categories:
-                raise InvalidInputError(
-                    f"{taught} categories are taught, at most {self._max_categories} can be asked for in one "
-                    "request (EXEMPLAR_MAX_CATEGORIES): name those you want.",
-                    field="categories",
-                )
-            records = list(await self._store.all())
-            names = tuple(record.name for record in records if record)
+    async def _with_adapters(self, found: Found, request: Request, backbone: Backbone) -> tuple[list[Asked], bool]:
+        """The categories, each with its adapter if this backbone can use it.
+
+        Returns:
+            The categories, and False if the store was away, so that only adapters in memory could be used.
+        """
+        records = found.records
         self._metrics.asked_for(record.name for record in records if record)
         adapters: list[Adapter | None] = [None] * len(records)
+        complete = True
         if request.adapters:
-            adapters = await self._cache.get_many(records)
-        return [
+            try:
+                adapters = await self._cache.get_many(records)
+            except StoreAwayError:
+                adapters, complete = self._cache.in_memory(records), False
+        names = [name.text for name in request.categories] or [record.name for record in records if record]
+        asked = [
             _asked(name, record, adapter, backbone)
             for name, record, adapter in zip(names, records, adapters, strict=True)
         ]
+        return asked, complete
+
+    async def _layers(self, model: Model) -> tuple[int, ...]:
+        try:
+            return (await self._models.layers_of(model)).layers
+        except StoreAwayError:
+            return self._models.last_layers_of(model).layers
 
     def _pipeline(self, backbone: Backbone, request: Request, layers: tuple[int, ...]) -> Pipeline:
         threshold, min_presence = request.threshold, request.min_presence

@@ -1,25 +1,36 @@
-"""Connections to Redis or Valkey: a client that survives a restart of the server, and a probe of its health."""
+"""Connections to Redis or Valkey: clients that survive a restart of the server, and a probe of its health.
+
+Jobs wait for a server that is away for as long as a restart takes. Requests don't: their commands run behind a circuit
+breaker (`breaker.py`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, TypeVar
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import BusyLoadingError, ConnectionError, RedisError
+from redis.exceptions import TimeoutError as ReplyTimeoutError
 
 from app.errors import InvalidInputError, UnavailableError
 
 from . import keys
+from .breaker import Breaker, Command, StoreAwayError
 
 # Names for the other packages, which do not import redis.
 Client = Redis
 StoreError = RedisError
+
+Result = TypeVar("Result")
 
 # Far longer than any command takes, that of the largest upload included.
 _TIMEOUT_S = 5.0
@@ -30,9 +41,15 @@ _RESTART_S = 5.0
 # A probe must answer even if the server does not.
 _PROBE_TIMEOUT_S = 2.0
 
+_patient: ContextVar[bool] = ContextVar("patient", default=False)
+
 
 class _Retry(Retry):
-    """Retries for as long as a restart takes. A number of retries won't do: on a hung server each takes a timeout."""
+    """Retries for a time. A number of retries won't do: on a hung server each takes a timeout."""
+
+    def __init__(self, time_s: float) -> None:
+        super().__init__(ExponentialBackoff(cap=0.5, base=0.05), -1, (ConnectionError, BusyLoadingError))
+        self._time_s = time_s
 
     async def call_with_retry(
         self,
@@ -41,7 +58,7 @@ class _Retry(Retry):
         is_retryable: Callable[[Exception], bool] | None = None,
         with_failure_count: bool = False,
     ) -> Any:
-        deadline = time.monotonic() + _RESTART_S
+        deadline = time.monotonic() + self._time_s
 
         def may_try_again(error: Exception) -> bool:
             return time.monotonic() < deadline and (is_retryable is None or is_retryable(error))
@@ -50,12 +67,15 @@ class _Retry(Retry):
 
 
 @asynccontextmanager
-async def connect(url: str, *, connections: int = _CONNECTIONS) -> AsyncIterator[Client]:
+async def connect(
+    url: str, *, connections: int = _CONNECTIONS, restart_s: float | None = None
+) -> AsyncIterator[Client]:
     """A client that returns bytes, survives a restart of the server, and gives up on a server that hangs.
 
     Args:
         url: Of the server.
         connections: Most at a time; a command that finds none free waits for one.
+        restart_s: Time for which commands are tried again; None for the time that a restart takes.
 
     Raises:
         InvalidInputError: If the address is malformed.
@@ -66,7 +86,7 @@ async def connect(url: str, *, connections: int = _CONNECTIONS) -> AsyncIterator
             url,
             max_connections=connections,
             timeout=_TIMEOUT_S,
-            retry=_Retry(ExponentialBackoff(cap=0.5, base=0.05), -1, (ConnectionError, BusyLoadingError)),
+            retry=_Retry(_RESTART_S if restart_s is None else restart_s),
             socket_connect_timeout=_TIMEOUT_S,
             socket_timeout=_TIMEOUT_S,
         )
@@ -85,11 +105,88 @@ async def connect(url: str, *, connections: int = _CONNECTIONS) -> AsyncIterator
         await client.aclose()
 
 
-async def takes_writes(client: Client) -> bool:
-    """True if the server takes a write within two seconds."""
+@contextmanager
+def patience() -> Iterator[None]:
+    """In the body and in tasks begun there, commands of a `BreakerClient` wait for a server that is away."""
+    before = _patient.set(True)
     try:
-        async with asyncio.timeout(_PROBE_TIMEOUT_S):
-            await client.set(keys.PROBE, "1", px=1000)
+        yield
+    finally:
+        _patient.reset(before)
+
+
+class BreakerClient(Redis):
+    """Client whose commands fail within a second once the server is away, and then at once.
+
+    Args:
+        pool: Its connections.
+        breaker: Decides whether the server is away.
+    """
+
+    def __init__(self, pool: ConnectionPool, breaker: Breaker) -> None:
+        super().__init__(connection_pool=pool)
+        self._breaker = breaker
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Run a command and return its reply."""
+        return await self.guard(partial(super().execute_command, *args, **options))
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """Start a pipeline, whose commands run as one."""
+        return _GuardedPipeline(self, transaction=transaction)
+
+    async def guard(self, command: Command[Result]) -> Result:
+        """Run a command, of this client or another one of the same server.
+
+        Raises:
+            StoreAwayError: If the server does not answer.
+        """
+        try:
+            if not _patient.get():
+                return await self._breaker.run(command)
+            result = await command()
+        except (ConnectionError, ReplyTimeoutError) as error:
+            raise StoreAwayError(str(error)) from error
+        self._breaker.answered()
+        return result
+
+
+class _GuardedPipeline(Pipeline):
+    def __init__(self, client: BreakerClient, *, transaction: bool) -> None:
+        super().__init__(client.connection_pool, client.response_callbacks, transaction, None)
+        self._guard = client.guard
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Run the commands and return their replies."""
+        return await self._guard(partial(super().execute, raise_on_error))
+
+
+@asynccontextmanager
+async def connect_with_breaker(url: str, *, on_change: Callable[[bool], None]) -> AsyncIterator[BreakerClient]:
+    """A client as from `connect`, behind a circuit breaker.
+
+    Args:
+        url: Of the server.
+        on_change: Called with True when the breaker opens and with False when it closes.
+
+    Raises:
+        InvalidInputError: If the address is malformed.
+        UnavailableError: If nothing answers there.
+    """
+    async with (
+        connect(url) as client,
+        connect(url, connections=1) as prober,
+        Breaker(prober.ping, on_change=on_change) as breaker,
+    ):
+        yield BreakerClient(client.connection_pool, breaker)
+
+
+async def takes_writes(client: Client) -> bool:
+    """True if the server takes a write within two seconds. It is asked even if it was away a moment ago."""
+    try:
+        with patience():
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                await client.set(keys.PROBE, "1", px=1000)
     except (RedisError, TimeoutError):
         return False
     return True

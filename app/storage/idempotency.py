@@ -20,10 +20,12 @@ class Slot:
     Attributes:
         request: Hash of the request.
         answer: JSON values; None while the first request with the key is in work.
+        attempt: Id of the attempt that holds the slot while it has no answer.
     """
 
     request: str
     answer: Answer | None
+    attempt: str = ""
 
 
 class IdempotencyStore:
@@ -36,9 +38,9 @@ class IdempotencyStore:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    async def claim(self, key_hash: str, request: str) -> bool:
-        """Take a free slot for a request. False if it is taken."""
-        slot = json.dumps({"request": request})
+    async def claim(self, key_hash: str, request: str, *, attempt: str = "") -> bool:
+        """Take a free slot for an attempt at a request. False if it is taken."""
+        slot = json.dumps({"request": request, "attempt": attempt})
         return bool(await self._redis.set(keys.idempotency(key_hash), slot, nx=True, ex=keys.IDEMPOTENCY_RUNNING_TTL_S))
 
     async def get(self, key_hash: str) -> Slot | None:
@@ -47,7 +49,7 @@ class IdempotencyStore:
         if raw is None:
             return None
         values = json.loads(raw)
-        return Slot(values["request"], values.get("answer"))
+        return Slot(values["request"], values.get("answer"), values.get("attempt", ""))
 
     async def answer(self, key_hash: str, request: str, answer: Answer) -> None:
         """Store the answer of a request."""

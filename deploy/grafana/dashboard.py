@@ -100,12 +100,16 @@ SERVICE = Dashboard(
             ),
             Panel(
                 title="Store up",
-                description="Yes if the store answered the last probe of every selected instance.",
+                description="Up: the store answered the last probe of every selected instance. Used: no instance has "
+                "stopped waiting for it.",
                 unit="bool_yes_no",
                 kind="stat",
                 width=6,
                 height=4,
-                queries={f"min({now('exemplar_redis_up')})": "up"},
+                queries={
+                    f"min({now('exemplar_redis_up')})": "up",
+                    f"1 - max({now('exemplar_redis_away')})": "used",
+                },
             ),
             Panel(
                 title="Requests per second",
@@ -191,15 +195,23 @@ SERVICE = Dashboard(
                 title="Rejected requests",
                 description="Requests per second refused before any model work, by reason.",
                 unit="reqps",
-                width=12,
                 queries={rate("exemplar_rejected_total", by="reason"): "{{reason}}"},
             ),
             Panel(
                 title="Store probe, p95",
                 description="Duration of the test write to the store by /readyz.",
                 unit="s",
-                width=12,
                 queries={quantile(0.95, "exemplar_redis_probe_seconds"): "p95"},
+            ),
+            Panel(
+                title="Outages of the store",
+                description="Times that the store stopped answering requests, and look-ups of categories that were "
+                "answered from memory meanwhile.",
+                unit="short",
+                queries={
+                    increase("exemplar_redis_outages_total"): "outages",
+                    increase("exemplar_lookups_from_memory_total"): "from memory",
+                },
             ),
         ],
     },

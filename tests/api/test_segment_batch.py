@@ -58,11 +58,11 @@ class TestAnswer:
     def test_a_store_that_fails_for_one_photo_is_told_in_its_line(self, api, monkeypatch) -> None:
         calls, segment = [], Segmentation.segment
 
-        async def fails_once(self, photo, request):
+        async def fails_once(self, photo, request, found):
             calls.append(photo)
             if len(calls) == 1:
                 raise ConnectionError("gone")
-            return await segment(self, photo, request)
+            return await segment(self, photo, request, found)
 
         monkeypatch.setattr(Segmentation, "segment", fails_once)
         found = lines(batch(api, [api.photo, api.photo], "cat"))

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import httpx2
+import pytest
+
 from app.storage import connection
+from app.storage.server import EmbeddedServer
+
+PLAIN = {"background": ["sky"], "refine": "none"}
+AGE = "x-categories-age"
+# Bounds of the first answer in an outage and of the later ones, with room for a busy machine: what a service promises
+# is one second, and none.
+FIRST_S = 3.0
+LATER_S = 1.0
+# What is promised, with the same room.
+BACK_S = 8.0
 
 
 def server_pid(api) -> int:
@@ -56,3 +71,220 @@ def test_a_hanging_server_is_told_and_not_waited_for(start_on, monkeypatch) -> N
             assert "redis" not in answer.text.lower()
         assert api.http.get("/readyz").status_code == 200
         assert api.category("cat")["examples"] == 1
+
+
+class Outage:
+    """A store that a test sends away and calls back."""
+
+    def __init__(self, server: EmbeddedServer | None = None, pid: int = 0) -> None:
+        self._server = server
+        self._pid = pid
+
+    def begin(self) -> None:
+        if self._server:
+            self._server.stop()
+        else:
+            os.kill(self._pid, signal.SIGSTOP)
+
+    def end(self) -> None:
+        if self._server:
+            self._server = EmbeddedServer.start(self._server._data_dir)
+        else:
+            os.kill(self._pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        if self._server:
+            self._server.stop()
+        else:
+            os.kill(self._pid, signal.SIGCONT)
+
+
+@pytest.fixture(params=["hangs", "gone"])
+def outage(request, start_on, tmp_path) -> Iterator[tuple[object, Outage]]:
+    """A running application, and the outage of its store: the server hangs, or it was stopped."""
+    server = EmbeddedServer.start(tmp_path) if request.param == "gone" else None
+    # A worker whose connection broke may get its job back only after the time of a redelivery.
+    with start_on(server.url if server else None, job_redelivery_s=1.0) as api:
+        outage = Outage(server, server_pid(api))
+        try:
+            yield api, outage
+        finally:
+            outage.close()
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < seconds
+
+
+def masks(answer: httpx2.Response) -> list[dict]:
+    assert answer.status_code == 200, answer.text
+    return answer.json()["categories"]
+
+
+def metric(api, name: str) -> float:
+    return api.http.app_state["service"].metrics.registry.get_sample_value(name)
+
+
+def fresh(api, ask) -> httpx2.Response:
+    """The first answer that does not come from memory."""
+    deadline = time.monotonic() + BACK_S
+    while True:
+        answer = ask()
+        if answer.status_code == 200 and AGE not in answer.headers:
+            return answer
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_segmentation_goes_on_while_the_store_is_away(outage) -> None:
+    api, store = outage
+    for name in ("cat", "dog"):
+        api.taught(name)
+    before = api.segment("cat", "sofa", **PLAIN)
+    everything = api.segment(**PLAIN)
+    assert AGE not in before.headers
+    assert [(one["name"], one["adapted"]) for one in masks(before)] == [("cat", True), ("sofa", False)]
+    store.begin()
+
+    with within(FIRST_S):
+        during = api.segment("cat", "sofa", **PLAIN)
+    assert masks(during) == masks(before)
+    assert 0 <= int(during.headers[AGE]) < 60
+    with within(LATER_S):
+        assert masks(api.segment("cat", "sofa", **PLAIN)) == masks(before)
+    with within(LATER_S):
+        answer = api.segment("never asked for", **PLAIN)
+    assert [one["adapted"] for one in masks(answer)] == [False]
+    with within(LATER_S):
+        answer = api.segment(**PLAIN)
+    assert masks(answer) == masks(everything)
+    assert AGE in answer.headers
+    for query, headers in (("?overlay=true", {}), ("", {"accept": "image/png"})):
+        with within(LATER_S):
+            answer = api.segment("cat", query=query, headers=headers, **PLAIN)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+        assert AGE in answer.headers
+    assert metric(api, "exemplar_redis_away") == 1
+    assert metric(api, "exemplar_redis_outages_total") == 1
+    assert metric(api, "exemplar_lookups_from_memory_total") == 6
+
+    store.end()
+    answer = fresh(api, lambda: api.segment("cat", "sofa", **PLAIN))
+    assert masks(answer) == masks(before)
+    assert metric(api, "exemplar_redis_away") == 0
+    assert api.taught("cat")["adapter_version"] == 2
+    assert [one["adapter_version"] for one in masks(api.segment("cat", **PLAIN))] == [2]
+
+
+def test_an_adapter_that_is_not_in_memory_gives_way_to_the_words(outage) -> None:
+    api, store = outage
+    api.taught("cat")
+    masks(api.segment("cat", adapters="none", **PLAIN))  # its record is read, its adapter not
+    store.begin()
+    answer = api.segment("cat", **PLAIN)
+    assert [(one["name"], one["adapted"]) for one in masks(answer)] == [("cat", False)]
+    assert AGE in answer.headers
+    store.end()
+    assert [one["adapted"] for one in masks(fresh(api, lambda: api.segment("cat", **PLAIN)))] == [True]
+
+
+def test_a_batch_goes_on_while_the_store_is_away(outage) -> None:
+    api, store = outage
+    api.taught("cat")
+
+    def batch() -> httpx2.Response:
+        files = [("images", ("a.png", api.photo)), ("images", ("b.png", api.other_photo))]
+        return api.http.post("/segment/batch", files=files, data={"categories": ["cat", "sofa"], **PLAIN})
+
+    def found(answer: httpx2.Response) -> list[list[dict]]:
+        assert answer.status_code == 200
+        lines = sorted(map(json.loads, answer.text.splitlines()), key=lambda line: line["index"])
+        return [line["categories"] for line in lines]
+
+    before = batch()
+    assert AGE not in before.headers
+    store.begin()
+    for limit_s in (FIRST_S, LATER_S):
+        with within(limit_s):
+            during = batch()
+        assert found(during) == found(before)
+        assert AGE in during.headers
+    store.end()
+    assert found(fresh(api, batch)) == found(before)
+
+
+def test_everything_else_is_refused_at_once_and_works_afterwards(outage) -> None:
+    api, store = outage
+    job_id = api.taught("cat")["id"]
+    key = {"Idempotency-Key": "k"}
+    calls = [
+        lambda: api.teach("dog", headers=key),
+        lambda: api.teach("dog"),
+        lambda: api.http.get("/categories"),
+        lambda: api.http.get("/categories/cat"),
+        lambda: api.http.delete("/categories/cat"),
+        lambda: api.http.get("/jobs"),
+        lambda: api.http.get(f"/jobs/{job_id}"),
+        lambda: api.http.delete(f"/jobs/{job_id}"),
+        lambda: api.http.get(f"/jobs/{job_id}/events"),
+        lambda: api.http.get("/layers"),
+        lambda: api.http.post("/layers/rank", files={"images": api.photo}, headers={"Idempotency-Key": "l"}),
+    ]
+    store.begin()
+    for number, call in enumerate(calls):
+        with within(FIRST_S if number == 0 else LATER_S):
+            answer = call()
+        assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert "redis" not in answer.text.lower()
+    ready = api.http.get("/readyz")
+    assert (ready.status_code, ready.json()["detail"]) == (503, "The store does not take writes.")
+    assert api.http.get("/healthz").status_code == 200
+    store.end()
+
+    assert [one["name"] for one in fresh(api, lambda: api.http.get("/categories")).json()] == ["cat"]
+    # The key is free at once, although the server that hung receives the first claim only now.
+    assert api.wait(api.teach("dog", headers=key).json()["job"]["id"])["status"] == "succeeded"
+    assert api.category("dog")["examples"] == 1
+    assert api.http.get("/readyz").status_code == 200
+
+
+def test_a_job_that_an_outage_kept_from_the_queue_is_queued_afterwards(outage, monkeypatch) -> None:
+    api, store = outage
+    engine = api.http.app_state["service"].engine
+
+    async def lost(_: object) -> None:
+        """The store has recorded the job, but takes no more commands."""
+        store.begin()
+        await api.http.app_state["service"].redis.get("anything")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "add", lost)
+        with within(FIRST_S):
+            assert api.teach("cat").status_code == 503
+    store.end()
+    (job,) = fresh(api, lambda: api.http.get("/jobs")).json()
+    assert api.wait(job["id"])["status"] == "succeeded"
+
+
+def test_a_running_job_waits_for_a_store_that_is_away(outage) -> None:
+    api, store = outage
+    job_id = api.teach("cat", photo=api.photo).json()["job"]["id"]
+    store.begin()
+    time.sleep(1.5)
+    store.end()
+    fresh(api, lambda: api.http.get("/jobs"))
+    assert api.wait(job_id)["status"] == "succeeded"
+
+
+def test_an_event_stream_ends_when_the_store_goes_away(start_on) -> None:
+    with start_on(None, worker=False) as api, ThreadPoolExecutor(1) as pool:
+        job_id = api.teach("cat").json()["job"]["id"]
+        stream = pool.submit(api.follow, job_id)
+        time.sleep(0.5)
+        with hanging(server_pid(api)):
+            (event,) = stream.result(timeout=10)
+        assert event["status"] == "queued"

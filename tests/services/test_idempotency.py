@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from app.errors import ConflictError, InvalidInputError
 from app.services.idempotency import Idempotency, digest
+from app.storage.breaker import StoreAwayError
 from app.storage.idempotency import IdempotencyStore
 
 
@@ -114,3 +115,64 @@ def test_a_digest_knows_where_a_part_ends() -> None:
     assert digest([b"ab", b"c"]) != digest([b"a", b"bc"])
     assert digest([b"ab", b""]) != digest([b"", b"ab"])
     assert digest([b"a"]) == digest([b"a"])
+
+
+class Away(IdempotencyStore):
+    """A store that goes away before or after it has carried out certain calls."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis)
+        self.loses_reply_to: set[str] = set()
+
+    async def claim(self, key_hash: str, request: str, *, attempt: str = "") -> bool:
+        return self._reply("claim", await super().claim(key_hash, request, attempt=attempt))
+
+    async def answer(self, key_hash: str, request: str, answer: dict[str, object]) -> None:
+        if "answer" in self.loses_reply_to:
+            raise StoreAwayError
+        await super().answer(key_hash, request, answer)
+
+    async def release(self, key_hash: str) -> None:
+        if "release" in self.loses_reply_to:
+            raise StoreAwayError
+        await super().release(key_hash)
+
+    def _reply(self, call: str, reply: bool) -> bool:
+        if call in self.loses_reply_to:
+            raise StoreAwayError
+        return reply
+
+
+@pytest.mark.parametrize("lost", ["claim", "answer"])
+async def test_a_request_that_an_outage_ended_leaves_the_key_free(redis, lost: str) -> None:
+    store = Away(redis)
+    idempotency, work = Idempotency(store), Work()
+    store.loses_reply_to = {lost}
+    with pytest.raises(StoreAwayError):
+        await idempotency.once("k", [b"x"], work)
+    assert await redis.keys("*")  # the store holds the claim
+    store.loses_reply_to = {"release"}
+    with pytest.raises(StoreAwayError):
+        await idempotency.once("k", [b"x"], work)
+    store.loses_reply_to = set()
+    answer = await idempotency.once("k", [b"x"], work)
+    assert await idempotency.once("k", [b"x"], work) == answer
+    assert len(set(work.ids)) == 1
+
+
+async def test_after_an_outage_the_key_of_another_attempt_is_not_freed(redis) -> None:
+    store = Away(redis)
+    here, elsewhere = Idempotency(store), Idempotency(IdempotencyStore(redis))
+    work = Work()
+    work.may_end.clear()
+    at_work = asyncio.create_task(elsewhere.once("k", [b"x"], work))
+    while not work.times:
+        await asyncio.sleep(0.001)
+    store.loses_reply_to = {"claim"}
+    with pytest.raises(StoreAwayError):
+        await here.once("k", [b"x"], work)
+    store.loses_reply_to = set()
+    with pytest.raises(ConflictError):
+        await here.once("k", [b"x"], work)
+    work.may_end.set()
+    assert await at_work == await here.once("k", [b"x"], work) == {"answer": 1}

@@ -34,3 +34,12 @@ def test_one_that_two_have_made_at_once_counts_once() -> None:
 
 def bytes_of(size: int) -> torch.Tensor:
     return torch.zeros(size, dtype=torch.uint8)
+
+
+def test_a_value_can_be_dropped() -> None:
+    cache: LruCache[str, torch.Tensor] = LruCache(max_bytes=11)
+    cache.put("a", bytes_of(3))
+    cache.put("b", bytes_of(5))
+    cache.discard("a")
+    cache.discard("a")
+    assert (list(cache), cache.nbytes) == (["b"], 5)
