@@ -47,15 +47,16 @@ class Idempotency:
             )
         key_hash = hashlib.sha256(key.encode()).hexdigest()
         request = await asyncio.to_thread(digest, parts)  # 160 MiB take a tenth of a second
-        if not await self._store.claim(key_hash, request):
+        claim = await self._store.claim(key_hash, request)
+        if claim is None:
             return await self._known_answer(key_hash, request)
         try:
             answer = await work(digest([key_hash.encode(), request.encode()])[:_ID_LENGTH])
         except BaseException:
-            # The key is free again, for the same request or a corrected one.
-            await self._store.release(key_hash)
+            # The key is free again, for the same request or a corrected one, unless it was lost to another by its age.
+            await self._store.release(claim)
             raise
-        await self._store.answer(key_hash, request, answer)
+        await self._store.answer(claim, answer)
         return answer
 
     async def _known_answer(self, key_hash: str, request: str) -> Answer:
