@@ -47,6 +47,7 @@ from app.storage.jobs import MAX_STREAMS, JobStore
 from app.storage.layers import LayerStore
 from app.storage.rankings import RankingStore
 from app.storage.server import EmbeddedServer
+from app.storage.unreadable import RECORD_KINDS, Unreadable
 
 # Pause before a failed worker is restarted, so that an error that recurs at once does not fill the log.
 _WORKER_PAUSE_S = 1.0
@@ -122,12 +123,16 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 _watch_gpu(backbone.device, metrics)
             del backbone  # no other reference, so that unloading the model frees its memory
         torch.set_num_threads(1)
-        jobs = JobStore(client, streams, ttl_s=settings.job_ttl_s)
+        for kind in RECORD_KINDS:
+            metrics.unreadable.labels(kind)
+        unreadable = Unreadable(lambda kind, number: metrics.unreadable.labels(kind).set(number))
+        jobs = JobStore(client, streams, ttl_s=settings.job_ttl_s, unreadable=unreadable)
         store = CategoryStore(
             client,
             versions_kept=settings.versions_kept,
             max_examples=settings.max_examples,
             job_ttl_s=settings.job_ttl_s,
+            unreadable=unreadable,
         )
         engine = JobEngine(
             docket,
@@ -179,7 +184,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 background=background,
                 max_pixels=settings.max_image_pixels,
             ),
-            health=Health(client, models, metrics),
+            health=Health(client, models, metrics, unreadable),
             idempotency=Idempotency(IdempotencyStore(client)),
         )
         await stack.enter_async_context(_in_background(models.warm_up(), "warm-up"))

@@ -75,6 +75,7 @@ def segment_json(photo: Photo, segmented: Segmented, *, output: str, heatmaps: b
                 bbox=found.bbox,
                 segmentation=write(found.mask) if found.area else empty(),
                 heatmap=heatmap,
+                adapter_problem=found.adapter_problem,
             )
         )
     answer = SegmentOut(

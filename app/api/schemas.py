@@ -156,6 +156,9 @@ class FoundOut(BaseModel):
     bbox: list[int]
     segmentation: Segmentation
     heatmap: str | None = None
+    adapter_problem: str | None = Field(
+        default=None, description="Only if the category's adapter could not be used: why, and what to do."
+    )
 
 
 class SegmentOut(BaseModel):
@@ -215,8 +218,17 @@ class Healthy(BaseModel):
     status: Literal["ok"] = "ok"
 
 
+class UnreadableOut(BaseModel):
+    """A stored record that can't be read and is skipped: what it is, and what is wrong with it."""
+
+    kind: Literal["job", "category", "example", "adapter"]
+    id: str
+    detail: str
+
+
 class Ready(BaseModel):
-    """The process is ready for requests."""
+    """The process is ready for requests. `unreadable` names stored records that it skips."""
 
     status: Literal["ready"] = "ready"
     reasons: list[str] = []
+    unreadable: list[UnreadableOut] = []

@@ -20,10 +20,12 @@ class Asked:
     Attributes:
         name: Name as stored, or as requested if it was not taught.
         query: Its words and, if the model can use it, its adapter.
+        adapter_problem: Why its adapter was not used although it was to be; None if it was, or there is none.
     """
 
     name: str
     query: Query
+    adapter_problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class CategoryPrediction:
         bbox: `[x, y, width, height]` of the mask.
         number: Its class in `photo`.
         photo: The photo that it belongs to.
+        adapter_problem: As in `Asked`.
     """
 
     name: str
@@ -53,6 +56,7 @@ class CategoryPrediction:
     bbox: list[int]
     number: int
     photo: PhotoPrediction = field(repr=False)
+    adapter_problem: str | None = None
 
     @property
     def mask(self) -> Bool[np.ndarray, "height width"]:
@@ -122,4 +126,5 @@ class PhotoPrediction:
             bbox=bbox,
             number=number,
             photo=self,
+            adapter_problem=one.adapter_problem,
         )

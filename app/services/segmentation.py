@@ -21,6 +21,7 @@ from app.method.prompts import Query
 from app.method.refinement import REFINEMENTS
 from app.metrics import Metrics
 from app.services.adapter_cache import AdapterCache
+from app.services.categories import UNREADABLE_ADAPTER
 from app.services.clock import Clock
 from app.services.image_cache import ImageCache
 from app.services.models import Models
@@ -167,7 +168,7 @@ class Segmentation:
         if request.adapters:
             adapters = await self._cache.get_many(records)
         return [
-            _asked(name, record, adapter, backbone)
+            _asked(name, record, adapter, backbone, adapters=request.adapters)
             for name, record, adapter in zip(names, records, adapters, strict=True)
         ]
 
@@ -199,8 +200,22 @@ class Segmentation:
         return prediction, clock.ms
 
 
-def _asked(name: str, record: CategoryRecord | None, adapter: Adapter | None, backbone: Backbone) -> Asked:
-    name = record.name if record else name
+def _asked(
+    name: str, record: CategoryRecord | None, adapter: Adapter | None, backbone: Backbone, *, adapters: bool
+) -> Asked:
+    if record is None:
+        return Asked(name, Query((name,)))
     if adapter and adapter.fits(backbone):
-        return Asked(name, Query(adapter.prompts, adapter))
-    return Asked(name, Query(record.words if record else (name,)))
+        return Asked(record.name, Query(adapter.prompts, adapter))
+    problem = _adapter_problem(record, adapter, backbone) if adapters else None
+    return Asked(record.name, Query(record.words), problem)
+
+
+def _adapter_problem(record: CategoryRecord, adapter: Adapter | None, backbone: Backbone) -> str | None:
+    """Why the words alone are used for a category, told to the caller; None if it has no adapter."""
+    if adapter:
+        return (
+            f"its adapter was tuned on {adapter.backbone} ({adapter.revision}), this is {backbone.name} "
+            f"({backbone.revision}); teach the category on this model."
+        )
+    return UNREADABLE_ADAPTER if record.adapter or record.adapter_problem else None

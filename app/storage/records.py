@@ -69,10 +69,13 @@ def json_value(name: str, raw: bytes) -> Any:
     """Stored JSON of a field.
 
     Raises:
-        ValueError: If it is not JSON.
+        ValueError: If it is not JSON, or a text in it has half a surrogate pair, which no response can carry.
     """
     try:
-        return json.loads(raw)
+        value = json.loads(raw)
+        if b"\\u" in raw:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError):
         raise ValueError(f"{name}: not JSON") from None
 

@@ -191,15 +191,20 @@ SERVICE = Dashboard(
                 title="Rejected requests",
                 description="Requests per second refused before any model work, by reason.",
                 unit="reqps",
-                width=12,
                 queries={rate("exemplar_rejected_total", by="reason"): "{{reason}}"},
             ),
             Panel(
                 title="Store probe, p95",
                 description="Duration of the test write to the store by /readyz.",
                 unit="s",
-                width=12,
                 queries={quantile(0.95, "exemplar_redis_probe_seconds"): "p95"},
+            ),
+            Panel(
+                title="Unreadable records",
+                description="Stored records that an instance skips because it can't read them, by kind; "
+                "/readyz names them.",
+                unit="short",
+                queries={f"max by (kind) ({now('exemplar_unreadable_records')})": "{{kind}}"},
             ),
         ],
     },
