@@ -108,7 +108,10 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         # together have more members than there are cores, the members sleep between operations: 1,800 times per photo,
         # which took a third more time.
         torch.set_num_threads(1)
-        layer_store = LayerStore(client)
+        for kind in RECORD_KINDS:
+            metrics.unreadable.labels(kind)
+        unreadable = Unreadable(lambda kind, number: metrics.unreadable.labels(kind).set(number))
+        layer_store = LayerStore(client, unreadable=unreadable)
         models = Models(
             layer_store=layer_store,
             layers=settings.layer_numbers,
@@ -123,9 +126,6 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 _watch_gpu(backbone.device, metrics)
             del backbone  # no other reference, so that unloading the model frees its memory
         torch.set_num_threads(1)
-        for kind in RECORD_KINDS:
-            metrics.unreadable.labels(kind)
-        unreadable = Unreadable(lambda kind, number: metrics.unreadable.labels(kind).set(number))
         jobs = JobStore(client, streams, ttl_s=settings.job_ttl_s, unreadable=unreadable)
         store = CategoryStore(
             client,

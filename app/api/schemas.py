@@ -221,7 +221,7 @@ class Healthy(BaseModel):
 class UnreadableOut(BaseModel):
     """A stored record that can't be read and is skipped: what it is, and what is wrong with it."""
 
-    kind: Literal["job", "category", "example", "adapter"]
+    kind: Literal["job", "category", "example", "adapter", "ranking"]
     id: str
     detail: str
 

@@ -217,6 +217,8 @@ class Models:
     async def layers_of(self, model: Model) -> LayerChoice:
         """Layers read on a model: those of the settings, else the best by InfoScore, else the backbone's default."""
         ranking = await self._layer_store.ranking(model.info.revision)
+        if ranking and len(ranking.scores.infoscore) != model.info.layer_count:
+            ranking = None  # what is stored is not of this model
         scores, images = (ranking.scores, ranking.images) if ranking else (None, 0)
         if self._layers is not None:
             return LayerChoice(self._layers, "setting", scores, images)

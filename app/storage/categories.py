@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 from uuid import uuid4
@@ -37,6 +38,10 @@ Refusal = Literal["full", "unknown"]
 Finite = Annotated[float, AllowInfNan(False)]
 # Sent to callers as a header.
 MediaType = Annotated[str, Field(pattern=r"^[a-z]+/[a-z0-9.+-]+$")]
+
+# Descriptions of adapters kept in memory, half a kilobyte each: they never change, and a request that names no
+# categories reads those of all.
+_INFOS_REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
@@ -641,6 +646,7 @@ def _info(adapter: Adapter, size: int) -> AdapterInfo:
     )
 
 
+@lru_cache(maxsize=_INFOS_REMEMBERED)
 def _read_info(version: str, raw: bytes) -> AdapterInfo:
     fields = json_value("description", raw)
     if not isinstance(fields, dict):

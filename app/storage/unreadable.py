@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from .records import replies_of
 
-RecordKind = Literal["job", "category", "example", "adapter"]
+RecordKind = Literal["job", "category", "example", "adapter", "ranking"]
 RECORD_KINDS: tuple[RecordKind, ...] = get_args(RecordKind)
 
 _log = logging.getLogger(__name__)

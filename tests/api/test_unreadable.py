@@ -392,3 +392,16 @@ class TestExamples:
             job = api.http.delete(f"/categories/cat/examples/{first}").json()["job"]["id"]
             assert api.wait(job)["status"] == "succeeded"
             assert skipped(api) == []
+
+
+class TestRanking:
+    @pytest.mark.parametrize("junk", ["{{{", '{"images": 2, "infoscore": [1], "entropy_ratio": [1], "cov": [1]}'])
+    def test_without_it_the_default_layers_are_read(self, start, tiny, junk) -> None:
+        with start() as api:
+            layers = api.segment("cat", refine="none").json()["layers"]
+            api.redis.set(keys.layer_ranking(tiny.revision), junk)
+            assert api.segment("cat", refine="none").json()["layers"] == layers
+            assert {each["chosen_by"] for each in api.http.get("/layers").json()} == {"default"}
+            job = api.http.post("/layers/rank", files={"images": api.photo}).json()["job"]["id"]
+            assert api.wait(job)["status"] == "succeeded"
+            assert skipped(api) == []
