@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -280,12 +280,7 @@ class CategoryStore:
         Raises:
             ConflictError: If it met something that it can't read.
         """
-        try:
-            return await script(keys=keys, args=args)
-        except ResponseError as error:
-            if not damaged(error):
-                raise
-            raise _unreadable_category(category_id, str(error)) from error
+        return await _guarded(category_id, script(keys=keys, args=args))
 
     async def teach(
         self, name: CategoryName, example: Example, *, prompts: Sequence[str], replace: bool, job: Job
@@ -460,7 +455,7 @@ class CategoryStore:
 
     async def next_version(self, category_id: str) -> int:
         """A version number that this name has never used."""
-        return int(await self._redis.hincrby(keys.counters(category_id), "version", 1))
+        return int(await _guarded(category_id, self._redis.hincrby(keys.counters(category_id), "version", 1)))
 
     async def commit(self, category_id: str, adapter: Adapter, *, generation: int) -> bool:
         """Put an adapter in use if the category still waits for this generation. False if it does not."""
@@ -613,6 +608,20 @@ def _stored(category_id: str, fields: Mapping[bytes, bytes]) -> _Stored:
     if keys.category_id(stored.name) != category_id:
         raise ValueError("name: it is that of another category")
     return stored
+
+
+async def _guarded(category_id: str, change: Awaitable[Any]) -> Any:
+    """Reply of a change of a category.
+
+    Raises:
+        ConflictError: If it met something that it can't read.
+    """
+    try:
+        return await change
+    except ResponseError as error:
+        if not damaged(error):
+            raise
+        raise _unreadable_category(category_id, "one of its values has another type") from error
 
 
 def _unreadable_category(category_id: str, detail: str) -> ConflictError:

@@ -169,7 +169,12 @@ class JobStore:
                     pipe.hget(keys.job(job_id), "status")
                 statuses = await replies_of(pipe)
             queued = [job_id for job_id, status in zip(some, statuses, strict=True) if status == _QUEUED]
-            found += [job for job in [await self.get(job_id) for job_id in queued] if job and job.status == "queued"]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in queued:
+                    pipe.hgetall(keys.job(job_id))
+                records = await replies_of(pipe)
+            jobs = [self._read(job_id, fields) for job_id, fields in zip(queued, records, strict=True)]
+            found += [job for job in jobs if job and job.status == "queued"]
         return found
 
     async def _ids(self, *, until: float = float("inf")) -> Sequence[str]:

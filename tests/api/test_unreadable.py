@@ -220,6 +220,18 @@ class TestCategories:
             assert api.http.delete("/categories/cat").status_code == 204
             assert api.taught("cat")["status"] == "succeeded"
 
+    def test_a_counter_of_versions_that_is_no_number_is_no_outage(self, start) -> None:
+        with start() as api:
+            api.taught("cat")
+            exported = api.http.get("/categories/cat/adapter").content
+            api.redis.hset(keys.counters("cat"), "version", "junk")
+            answer = api.http.put("/categories/cat/adapter", content=exported)
+            assert (answer.status_code, "DELETE" in answer.json()["detail"]) == (409, True)
+            job = api.wait(api.teach("cat").json()["job"]["id"])
+            assert (job["status"], "DELETE" in job["error"]) == ("failed", True)
+            assert api.http.delete("/categories/cat").status_code == 204
+            assert api.taught("cat")["adapter_version"] > 1_700_000_000
+
     def test_a_list_of_versions_of_another_type_fails_the_job_that_says_what_to_do(self, start) -> None:
         with start() as api:
             api.taught("cat")
