@@ -229,11 +229,11 @@ def evaluate(
         ),
     ],
     protocol: Annotated[
-        Literal["words", "one-shot", "joint", "interference", "open"],
+        Literal["words", "one-shot", "joint", "interference", "open", "single"],
         typer.Option(
             help="words: names only; one-shot: an adapter per class from --shots photos; joint: the authors' joint "
             "tuning; interference: change of the other classes when one class is taught; open: --categories are taught "
-            "and requested in every photo, shown or not."
+            "and requested in every photo, shown or not; single: open, and every category is requested alone."
         ),
     ] = "words",
     method: Annotated[
@@ -245,7 +245,7 @@ def evaluate(
     categories: Annotated[
         str, typer.Option(help="Number of categories that open draws for each seed, or all.", metavar="NUMBER|all")
     ] = "20",
-    single: Annotated[bool, typer.Option("--single", help="open: request every category alone.")] = False,
+    single: Annotated[bool, typer.Option("--single", help="As --protocol single.")] = False,
     min_presence: Annotated[
         float | None,
         typer.Option(
@@ -280,6 +280,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure mIoU on a folder of photos with masks; every protocol also measures the words alone."""
+    if protocol == "single":
+        protocol, single = "open", True
     _check_evaluation(protocol, method, pictures)
     category_count = _category_count(categories)
     for file in (json_file, pictures):

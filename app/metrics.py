@@ -164,6 +164,12 @@ class Metrics:
             registry=on,
         )
         self.ready = Gauge("exemplar_ready", "1 if the last `/readyz` was answered with 200.", registry=on)
+        self.unreadable = Gauge(
+            "exemplar_unreadable_records",
+            "Stored records that this process met, can't read and skips, by kind; `/readyz` names them.",
+            ["kind"],
+            registry=on,
+        )
         self.build_info = Gauge(
             "exemplar_build_info", "Always 1; the label holds the version.", ["version"], registry=on
         )

@@ -48,6 +48,7 @@ from app.storage.layers import LayerStore
 from app.storage.rankings import RankingStore
 from app.storage.rate_limits import RateLimits, rate_limits
 from app.storage.server import EmbeddedServer
+from app.storage.unreadable import RECORD_KINDS, Unreadable
 
 # Pause before a failed worker is restarted, so that an error that recurs at once does not fill the log.
 _WORKER_PAUSE_S = 1.0
@@ -106,7 +107,10 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         # together have more members than there are cores, the members sleep between operations: 1,800 times per photo,
         # which took a third more time.
         torch.set_num_threads(1)
-        layer_store = LayerStore(client)
+        for kind in RECORD_KINDS:
+            metrics.unreadable.labels(kind)
+        unreadable = Unreadable(lambda kind, number: metrics.unreadable.labels(kind).set(number))
+        layer_store = LayerStore(client, unreadable=unreadable)
         models = Models(
             layer_store=layer_store,
             layers=settings.layer_numbers,
@@ -121,12 +125,13 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 _watch_gpu(backbone.device, metrics)
             del backbone  # no other reference, so that unloading the model frees its memory
         torch.set_num_threads(1)
-        jobs = JobStore(client, streams, ttl_s=settings.job_ttl_s)
+        jobs = JobStore(client, streams, ttl_s=settings.job_ttl_s, unreadable=unreadable)
         store = CategoryStore(
             client,
             versions_kept=settings.versions_kept,
             max_examples=settings.max_examples,
             job_ttl_s=settings.job_ttl_s,
+            unreadable=unreadable,
         )
         engine = JobEngine(
             docket,
@@ -179,7 +184,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 background=background,
                 max_pixels=settings.max_image_pixels,
             ),
-            health=Health(client, models, metrics),
+            health=Health(client, models, metrics, unreadable),
             idempotency=Idempotency(IdempotencyStore(client)),
             rate_limits=await stack.enter_async_context(rate_limits(url, settings.rate_limit)),
         )

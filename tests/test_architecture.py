@@ -42,8 +42,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "app.research": ("app.method", "app.masks", "app.errors", "app.backbones.shared.family"),
     # Golden cases are of BLIP, whatever else is loaded.
     "app.research.parity": ("app.research", "app.method", "app.errors", "app.backbones.blip"),
-    # Of the store, HTTP knows the records that it shows, its error and the names of categories; of the wiring, the type
-    # of the service.
+    # Of the store, HTTP knows the records that it shows, its errors and the names of categories; of the wiring, the
+    # type of the service.
     "app.api": (
         "app.services",
         "app.errors",
@@ -51,6 +51,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "app.storage.connection.StoreError",
         "app.storage.jobs",
         "app.storage.names",
+        "app.storage.records.wrong_type",
         "app.masks",
         "app.images",
         "app.wiring.Service",

@@ -50,9 +50,14 @@ def test_what_would_break_a_log_line_is_replaced(api, sent: str) -> None:
     assert len(answer.headers["x-request-id"]) == 32
 
 
-def test_a_fault_is_logged_once_under_the_id_that_its_answer_carries(api, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_is_logged_once_under_the_id_that_its_answer_carries(
+    api, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def bug(_: str) -> None:
+        raise KeyError("bug")
+
     logs.configure("text")
-    api.redis.hset("exemplar:job:broken", "no field of a job", 1)
+    monkeypatch.setattr(api.http.app_state["service"].jobs, "get", bug)
     answer = api.http.get("/jobs/broken", headers={"X-Request-ID": "order-8"})
     assert (answer.status_code, answer.headers["x-request-id"]) == (500, "order-8")
     assert (answer.headers["content-type"], answer.json()["title"]) == ("application/problem+json", "Internal error")

@@ -81,13 +81,14 @@ def segment_json(photo: Photo, segmented: Segmented, *, output: str, heatmaps: b
                 adapted=found.adapted,
                 adapter_version=found.adapter_version,
                 presence=round(found.presence, 4),
+                found=found.area > 0,
                 match_score=round(found.match_score, 4),
                 mean_probability=round(found.mean_probability, 4),
                 area=found.area,
                 bbox=found.bbox,
                 segmentation=write(found.mask) if found.area else empty(),
                 heatmap=heatmap,
-                note=found.note,
+                adapter_problem=found.adapter_problem,
             )
         )
     answer = SegmentOut(

@@ -117,19 +117,19 @@ async def list_categories(live: Live) -> list[CategoryOut]:
     return [CategoryOut.of(record) for record in await live.categories.all()]
 
 
-@router.get("/{name}", responses=documented(404, 422))
+@router.get("/{name}", responses=documented(404, 409, 422))
 async def get_category(name: Name, live: Live) -> CategoryOut:
     """Return one category."""
     return CategoryOut.of(await live.categories.get(name))
 
 
-@router.delete("/{name}", status_code=204, responses=documented(404, 422))
+@router.delete("/{name}", status_code=204, responses=documented(404, 409, 422))
 async def delete_category(name: Name, live: Live) -> None:
-    """Delete a category with its examples and adapter versions."""
+    """Delete a category with its examples and adapter versions, also one that can't be read."""
     await live.categories.delete(name)
 
 
-@router.get("/{name}/versions", responses=documented(404, 422))
+@router.get("/{name}/versions", responses=documented(404, 409, 422))
 async def list_versions(name: Name, live: Live) -> list[VersionOut]:
     """List the adapter versions that are kept, the newest first."""
     record = await live.categories.get(name)
@@ -140,7 +140,7 @@ async def list_versions(name: Name, live: Live) -> list[VersionOut]:
     ]
 
 
-@router.post("/{name}/rollback", responses=documented(400, 404, 413, 422))
+@router.post("/{name}/rollback", responses=documented(400, 404, 409, 413, 422))
 async def rollback(name: Name, body: Rollback, live: Live) -> CategoryOut:
     """Use an older adapter version again."""
     return CategoryOut.of(await live.categories.rollback(name, body.version))
@@ -149,7 +149,7 @@ async def rollback(name: Name, body: Rollback, live: Live) -> CategoryOut:
 @router.get(
     "/{name}/adapter",
     response_class=Response,
-    responses=documented(404, 422) | {200: {"content": {ADAPTER_MEDIA_TYPE: _BINARY}}},
+    responses=documented(404, 409, 422) | {200: {"content": {ADAPTER_MEDIA_TYPE: _BINARY}}},
 )
 async def export_adapter(name: Name, live: Live) -> Response:
     """Export the adapter in use, as safetensors."""
@@ -172,7 +172,7 @@ async def import_adapter(name: Name, request: Request, live: Live) -> CategoryOu
     return CategoryOut.of(await live.categories.import_(name, await request.body()))
 
 
-@router.get("/{name}/examples", responses=documented(404, 422))
+@router.get("/{name}/examples", responses=documented(404, 409, 422))
 async def list_examples(name: Name, live: Live) -> list[ExampleOut]:
     """List the examples that the category was taught from."""
     return [ExampleOut.of(example) for example in await live.categories.examples(name)]
@@ -181,7 +181,7 @@ async def list_examples(name: Name, live: Live) -> list[ExampleOut]:
 @router.get(
     "/{name}/examples/{id}/image",
     response_class=Response,
-    responses=documented(404, 422) | {200: {"content": {"image/*": _BINARY}}},
+    responses=documented(404, 409, 422) | {200: {"content": {"image/*": _BINARY}}},
 )
 async def example_image(name: Name, id: str, live: Live) -> Response:
     """Return the photo file of an example as it was sent."""
@@ -192,7 +192,7 @@ async def example_image(name: Name, id: str, live: Live) -> Response:
 @router.get(
     "/{name}/examples/{id}/mask",
     response_class=Response,
-    responses=documented(404, 422) | {200: {"content": {"image/png": _BINARY}}},
+    responses=documented(404, 409, 422) | {200: {"content": {"image/png": _BINARY}}},
 )
 async def example_mask(name: Name, id: str, live: Live) -> Response:
     """Return the mask of an example as a PNG of the photo's size after EXIF rotation; white = the category."""
@@ -203,7 +203,7 @@ async def example_mask(name: Name, id: str, live: Live) -> Response:
     "/{name}/examples/{id}",
     status_code=202,
     response_model=Taught,
-    responses=documented(404, 422) | {204: {"description": "No example is left, so the category has no adapter."}},
+    responses=documented(404, 409, 422) | {204: {"description": "No example is left, so the category has no adapter."}},
 )
 async def delete_example(name: Name, id: str, live: Live) -> Response:
     """Remove an example and tune the category again on the remaining ones."""

@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.api.context import Live
 from app.api.problems import documented
-from app.api.schemas import Healthy, Ready
+from app.api.schemas import Healthy, Ready, UnreadableOut
 from app.errors import UnavailableError
 
 router = APIRouter(tags=["health"])
@@ -21,11 +21,15 @@ async def healthz() -> Healthy:
 
 @router.get("/readyz", responses=documented(503))
 async def readyz(live: Live) -> Ready:
-    """Return 200 if the model is warm, the store accepts writes and the queue has room; else 503 with the reasons."""
+    """Return 200 if the model is warm, the store accepts writes and the queue has room; else 503 with the reasons.
+
+    Stored records that can't be read are named in `unreadable`, up to a hundred; they are skipped and change no status.
+    """
     reasons = await live.health.reasons()
     if reasons:
         raise UnavailableError(" ".join(reasons), retry_after_s=1)
-    return Ready()
+    skipped = await live.health.unreadable()
+    return Ready(unreadable=[UnreadableOut(kind=one.kind, id=one.id, detail=one.detail) for one in skipped])
 
 
 @router.get(

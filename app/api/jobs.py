@@ -38,8 +38,13 @@ async def existing_job(id: str, live: Live) -> Job:
 
     Raises:
         NotFoundError: If there is none.
+        ConflictError: If its record can't be read.
     """
     job = await live.jobs.get(id)
+    if job is None and (fault := live.jobs.unreadable(id)):
+        raise ConflictError(
+            f"The record of the job {id} can't be read ({fault}): delete it with DELETE /jobs/{{id}}.", field="id"
+        )
     if job is None:
         raise NotFoundError(
             f"There is no job {id!r}: the id is wrong, or the record of the ended job expired (EXEMPLAR_JOB_TTL_S).",
@@ -51,15 +56,21 @@ async def existing_job(id: str, live: Live) -> Job:
 ExistingJob = Annotated[Job, Depends(existing_job)]
 
 
-@router.get("/{id}", responses=documented(404, 422))
+@router.get("/{id}", responses=documented(404, 409, 422))
 async def get_job(job: ExistingJob) -> JobOut:
     """Return one job."""
     return JobOut.of(job)
 
 
 @router.delete("/{id}", responses=documented(404, 409, 422))
-async def cancel_job(job: ExistingJob, live: Live) -> JobOut:
-    """Cancel a job; a running one stops before its next step. The adapter in use and the new example are kept."""
+async def cancel_job(id: str, live: Live) -> JobOut:
+    """Cancel a job; a running one stops before its next step. The adapter in use and the new example are kept.
+
+    A record that can't be read is deleted.
+    """
+    if await live.jobs.get(id) is None and live.jobs.unreadable(id):
+        return JobOut.of(await live.jobs.discard(id))
+    job = await existing_job(id, live)
     if not await live.engine.cancel(job):
         status = (await existing_job(job.id, live)).status
         raise ConflictError(
@@ -74,7 +85,7 @@ async def states_of_job(job: ExistingJob, live: Live) -> AsyncIterator[AsyncIter
         yield states
 
 
-@router.get("/{id}/events", response_class=EventSourceResponse, responses=documented(404, 422))
+@router.get("/{id}/events", response_class=EventSourceResponse, responses=documented(404, 409, 422))
 async def follow_job(states: Annotated[AsyncIterator[Job], Depends(states_of_job)]) -> AsyncIterator[JobOut]:
     """Stream the job as server-sent events: its current state, every change, and its final state.
 

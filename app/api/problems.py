@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from app.errors import AppError, InvalidInputError, TooLargeError, UnauthorizedError, UnavailableError
 from app.storage.connection import StoreError
+from app.storage.records import wrong_type
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +82,11 @@ def _answer(body: Problem, headers: dict[str, str] | None) -> JSONResponse:
 def _refusal(error: AppError | StoreError) -> AppError:
     if isinstance(error, AppError):
         return error
+    if wrong_type(error):
+        _log.error("a key of the store has another type than expected: %s", error)
+        return AppError(
+            "A key of the store has another type than this service gives it: delete it or restore the store."
+        )
     _log.error("the store does not answer: %s", error)
     return UnavailableError("The store does not answer: send the request again in a few seconds.")
 

@@ -148,6 +148,7 @@ class FoundOut(BaseModel):
     adapted: bool
     adapter_version: int | None
     presence: float = Field(description="Probability that the photo shows the category.")
+    found: bool = Field(description="True if the category has a mask: it is present enough, and has a pixel.")
     match_score: float = Field(
         description="Image-text score of the category's words and the whole photo, uncalibrated."
     )
@@ -156,7 +157,9 @@ class FoundOut(BaseModel):
     bbox: list[int]
     segmentation: Segmentation
     heatmap: str | None = None
-    note: str | None = Field(None, description="What went wrong with this category, if anything did.")
+    adapter_problem: str | None = Field(
+        default=None, description="Only if the category's adapter could not be used: why, and what to do."
+    )
 
 
 class SegmentOut(BaseModel):
@@ -216,8 +219,17 @@ class Healthy(BaseModel):
     status: Literal["ok"] = "ok"
 
 
+class UnreadableOut(BaseModel):
+    """A stored record that can't be read and is skipped: what it is, and what is wrong with it."""
+
+    kind: Literal["job", "category", "example", "adapter", "ranking"]
+    id: str
+    detail: str
+
+
 class Ready(BaseModel):
-    """The process is ready for requests."""
+    """The process is ready for requests. `unreadable` names stored records that it skips."""
 
     status: Literal["ready"] = "ready"
     reasons: list[str] = []
+    unreadable: list[UnreadableOut] = []

@@ -19,6 +19,11 @@ from app.storage.adapter_file import adapter_from_bytes
 from app.storage.categories import AdapterInfo, CategoryRecord, CategoryStore, Example, ExampleInfo
 from app.storage.names import CategoryName, other_words
 
+# What a caller is told of a category whose adapter is stored, but can't be read.
+UNREADABLE_ADAPTER = (
+    "its adapter can't be read; use an older one with POST /categories/{name}/rollback, or teach the category again."
+)
+
 
 class Categories:
     """Reads and changes categories and their adapter versions.
@@ -43,18 +48,22 @@ class Categories:
 
         Raises:
             NotFoundError: If it was never taught.
+            ConflictError: If its record can't be read.
         """
         record = await self._store.get(name.id)
         if record is None:
-            raise NotFoundError(
-                f"There is no category {name.text!r}: teach it with POST /categories/{{name}}/example.", field="name"
-            )
+            raise _unknown(name)
         return record
 
     async def delete(self, name: CategoryName) -> None:
-        """Delete a category with its examples and versions, and supersede its job."""
-        record = await self.get(name)
-        self._engine.note_superseded(await self._store.delete(record.id))
+        """Delete a category with its examples and versions, readable or not, and supersede its job.
+
+        Raises:
+            NotFoundError: If there is no such category.
+        """
+        if not await self._store.exists(name.id):
+            raise _unknown(name)
+        self._engine.note_superseded(await self._store.delete(name.id))
 
     async def versions(self, name: CategoryName) -> list[AdapterInfo]:
         """Adapter versions of a category that are kept, the newest first."""
@@ -67,9 +76,10 @@ class Categories:
             NotFoundError: If that version is not kept.
         """
         record = await self.get(name)
-        if not await self._store.rollback(record.id, version):
-            kept = ", ".join(str(info.version) for info in await self._store.versions(record.id)) or "none"
-            raise NotFoundError(f"{record.name} has no version {version}: kept are {kept}.", field="version")
+        kept = [info.version for info in await self._store.versions(record.id)]
+        if version not in kept or not await self._store.rollback(record.id, version):
+            told = ", ".join(map(str, kept)) or "none"
+            raise NotFoundError(f"{record.name} has no version {version}: kept are {told}.", field="version")
         return await self.get(name)
 
     async def export(self, name: CategoryName) -> bytes:
@@ -77,11 +87,17 @@ class Categories:
 
         Raises:
             NotFoundError: If the category has no adapter yet.
+            ConflictError: If its adapter can't be read.
         """
         record = await self.get(name)
-        raw = await self._store.adapter_bytes(record.id, record.adapter.version) if record.adapter else None
-        if raw is None:
+        if record.adapter is None and record.adapter_problem is None:
             raise NotFoundError(f"{record.name} has no adapter yet: wait for its job, or teach it.", field="name")
+        raw = None
+        if record.adapter:
+            version = record.adapter.version
+            raw = await self._store.adapter_bytes(record.id, version, sha256=record.adapter_sha256)
+        if raw is None:
+            raise ConflictError(f"{record.name}: {UNREADABLE_ADAPTER}", field="name")
         return raw
 
     async def import_(self, name: CategoryName, raw: bytes) -> CategoryRecord:
@@ -126,6 +142,12 @@ class Categories:
                 f"{record.name} has no example {example_id!r}: see GET /categories/{{name}}/examples.", field="id"
             )
         return example
+
+
+def _unknown(name: CategoryName) -> NotFoundError:
+    return NotFoundError(
+        f"There is no category {name.text!r}: teach it with POST /categories/{{name}}/example.", field="name"
+    )
 
 
 def check_adapter(adapter: Adapter, backbone: Backbone) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from app.metrics import Metrics
 from app.services.models import Models
-from app.storage.connection import Client, takes_writes
+from app.storage.connection import Client, StoreError, takes_writes
+from app.storage.unreadable import Unreadable, UnreadableRecord
+
+# Unreadable records named in one answer.
+_MOST_NAMED = 100
 
 
 class Health:
@@ -16,12 +21,20 @@ class Health:
         client: Client of the store.
         models: The loaded backbones.
         metrics: Records the result of the probe and its time.
+        unreadable: Register of the records that can't be read.
     """
 
-    def __init__(self, client: Client, models: Models, metrics: Metrics) -> None:
+    def __init__(self, client: Client, models: Models, metrics: Metrics, unreadable: Unreadable) -> None:
         self._client = client
         self._models = models
         self._metrics = metrics
+        self._unreadable = unreadable
+
+    async def unreadable(self) -> list[UnreadableRecord]:
+        """Stored records that this process met, can't read and skips, up to a hundred."""
+        with suppress(StoreError):  # the probe tells an outage
+            await self._unreadable.refresh(self._client)
+        return list(self._unreadable)[:_MOST_NAMED]
 
     async def reasons(self) -> list[str]:
         """Reasons for which this process is not ready; empty if it is ready."""

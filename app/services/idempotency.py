@@ -6,12 +6,11 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from uuid import uuid4
 
 from app.errors import ConflictError, InvalidInputError
 from app.storage import keys
 from app.storage.breaker import StoreAwayError
-from app.storage.idempotency import Answer, IdempotencyStore
+from app.storage.idempotency import Answer, Claim, IdempotencyStore
 
 Work = Callable[[str | None], Awaitable[Answer]]
 
@@ -29,8 +28,8 @@ class Idempotency:
 
     def __init__(self, store: IdempotencyStore) -> None:
         self._store = store
-        # Attempts that an outage ended, by the hash of their key, and when their slots expire at the latest.
-        self._stranded: dict[str, tuple[str, float]] = {}
+        # Claims of requests that an outage ended, by the hash of their key, and when their slots expire at the latest.
+        self._stranded: dict[str, tuple[Claim, float]] = {}
 
     async def once(self, key: str | None, parts: Iterable[bytes], work: Work) -> Answer:
         """Do the work once per key; without a key, always.
@@ -53,44 +52,42 @@ class Idempotency:
             )
         key_hash = hashlib.sha256(key.encode()).hexdigest()
         request = await asyncio.to_thread(digest, parts)  # 160 MiB take a tenth of a second
-        attempt = uuid4().hex
+        claim = Claim(key_hash, request)
         await self._free_if_stranded(key_hash)
         try:
-            if await self._store.claim(key_hash, request, attempt=attempt):
-                return await self._first_answer(key_hash, request, work)
+            if await self._store.claim(claim):
+                return await self._first_answer(claim, work)
         except StoreAwayError:
-            self._strand(key_hash, attempt)
+            self._strand(claim)
             raise
         return await self._known_answer(key_hash, request)
 
-    async def _first_answer(self, key_hash: str, request: str, work: Work) -> Answer:
+    async def _first_answer(self, claim: Claim, work: Work) -> Answer:
         try:
-            answer = await work(digest([key_hash.encode(), request.encode()])[:_ID_LENGTH])
+            answer = await work(digest([claim.key_hash.encode(), claim.request.encode()])[:_ID_LENGTH])
         except BaseException:
-            # The key is free again, for the same request or a corrected one.
-            await self._store.release(key_hash)
+            # The key is free again, for the same request or a corrected one, unless it was lost to another by its age.
+            await self._store.release(claim)
             raise
-        await self._store.answer(key_hash, request, answer)
+        await self._store.answer(claim, answer)
         return answer
 
-    def _strand(self, key_hash: str, attempt: str) -> None:
-        """Remember an attempt whose claim the store may hold, or receive only now, although it has ended.
+    def _strand(self, claim: Claim) -> None:
+        """Remember a claim that the store may hold, or receive only now, although its request has ended.
 
         Without this, a retry would be told for two minutes that the first request is still at work.
         """
         now = time.monotonic()
         self._stranded = {key: held for key, held in self._stranded.items() if held[1] > now}
-        self._stranded.setdefault(key_hash, (attempt, now + keys.IDEMPOTENCY_RUNNING_TTL_S))
+        self._stranded.setdefault(claim.key_hash, (claim, now + keys.IDEMPOTENCY_RUNNING_TTL_S))
 
     async def _free_if_stranded(self, key_hash: str) -> None:
-        """Free a slot if it is held by an attempt of this process that has ended."""
+        """Free a slot if it is held by a claim of this process whose request has ended."""
         held = self._stranded.pop(key_hash, None)
         if held is None:
             return
         try:
-            slot = await self._store.get(key_hash)
-            if slot and slot.answer is None and slot.attempt == held[0]:
-                await self._store.release(key_hash)
+            await self._store.release(held[0])
         except StoreAwayError:
             self._stranded[key_hash] = held
             raise

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from docket import Docket, Retry, Worker
 from docket.dependencies import CurrentExecution
-from docket.execution import Execution
+from docket.execution import Disposition, Execution
 
 from app import logs
 from app.errors import AppError
@@ -25,6 +25,11 @@ Clear = Callable[[Job], Awaitable[None]]
 
 # Deaths of workers after which the job itself is the cause, most likely by its memory.
 _MAX_DEATHS = 5
+
+# Seconds between two looks for jobs that were recorded but not queued, and the least age of such a job: the process
+# that recorded it needs far less to queue it.
+_SWEEP_PAUSE_S = 15.0
+_OVERDUE_S = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -121,6 +126,13 @@ class JobEngine:
             if not job.ended:
                 await self.add(job)
 
+    async def sweep(self) -> None:
+        """Queue every job that has waited for a while: queueing may have failed after its record was made."""
+        for job in await self._jobs.overdue(_OVERDUE_S):
+            execution = await self._docket.add("run_job", key=job_key(job))(job.id)
+            if execution.disposition is Disposition.SCHEDULED:
+                _log.warning("job %s was recorded but not queued: it is queued now", job.id)
+
     async def step(self, job: Job, *, step: int, steps: int, loss: float | None = None) -> bool:
         """Record a step. False if the job was cancelled or superseded: the work must return at once.
 
@@ -159,13 +171,24 @@ class JobEngine:
             reconnection_delay=timedelta(seconds=1),
         ) as worker:
             running = asyncio.create_task(worker.run_forever(), name="job-worker")
+            sweeping = asyncio.create_task(self._sweep_forever(), name="job-sweep")
             try:
                 await asyncio.shield(running)
             finally:
                 self._stopping = True
+                sweeping.cancel()
                 running.cancel()
+                await asyncio.wait([sweeping])
                 with suppress(asyncio.CancelledError):
                     await running
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_PAUSE_S)
+            try:
+                await self.sweep()
+            except Exception as error:  # an outage of the store, or a bug: the next sweep tries again
+                _log.warning("jobs that were not queued could not be looked for: %r", error)
 
     async def _run(
         self,

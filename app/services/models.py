@@ -218,6 +218,8 @@ class Models:
     async def layers_of(self, model: Model) -> LayerChoice:
         """Layers read on a model: those of the settings, else the best by InfoScore, else the backbone's default."""
         ranking = await self._layer_store.ranking(model.info.revision)
+        if ranking and len(ranking.scores.infoscore) != model.info.layer_count:
+            ranking = None  # what is stored is not of this model
         self._last_rankings[model.info.revision] = ranking
         return self._choice(model, ranking)
 

@@ -12,9 +12,7 @@ from app.masks.boxes import bbox_of
 from app.method.prediction import Prediction
 from app.method.prompts import Query
 
-_UNUSABLE = (
-    "Its adapter gives no usable scores, so its words were used: roll back to another version, or teach it again."
-)
+_UNUSABLE = "its adapter gives no usable scores; roll back to another version, or teach the category again."
 
 
 @dataclass(frozen=True)
@@ -24,10 +22,12 @@ class Asked:
     Attributes:
         name: Name as stored, or as requested if it was not taught.
         query: Its words and, if the model can use it, its adapter.
+        adapter_problem: Why its adapter was not used although it was to be; None if it was, or there is none.
     """
 
     name: str
     query: Query
+    adapter_problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class CategoryPrediction:
         area: Pixels of the mask.
         bbox: `[x, y, width, height]` of the mask.
         number: Its class in `photo`.
-        note: What the caller should know, in one sentence.
         photo: The photo that it belongs to.
+        unusable: True if its adapter gave no usable scores.
+        adapter_problem: Why an adapter that it has was not used; None if it was, or it has none.
     """
 
     name: str
@@ -57,8 +58,9 @@ class CategoryPrediction:
     area: int
     bbox: list[int]
     number: int
-    note: str | None
     photo: PhotoPrediction = field(repr=False)
+    unusable: bool = False
+    adapter_problem: str | None = None
 
     @property
     def mask(self) -> Bool[np.ndarray, "height width"]:
@@ -130,6 +132,7 @@ class PhotoPrediction:
             area=area,
             bbox=bbox,
             number=number,
-            note=_UNUSABLE if unusable else None,
             photo=self,
+            unusable=unusable,
+            adapter_problem=_UNUSABLE if unusable else one.adapter_problem,
         )

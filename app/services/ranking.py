@@ -86,7 +86,7 @@ class Ranking:
             # The same request sent again: its photos are stored, its job may not have been queued.
             await self._engine.add(known)
             return known
-        job_id = uuid4().hex if id is None or known else id
+        job_id = self._jobs.free(id, known) or uuid4().hex
         # Photos first: a process that starts meanwhile queues every job that has a record.
         await self._rankings.put(job_id, images=images, names=names)
         job = await self._jobs.create("rank", category=None, steps=len(images), id=job_id)

@@ -21,6 +21,7 @@ from app.method.prompts import Query
 from app.method.refinement import REFINEMENTS
 from app.metrics import Metrics
 from app.services.adapter_cache import AdapterCache
+from app.services.categories import UNREADABLE_ADAPTER
 from app.services.category_lookup import CategoryLookup, Found
 from app.services.clock import Clock
 from app.services.image_cache import ImageCache
@@ -29,6 +30,8 @@ from app.services.prediction import Asked, CategoryPrediction, PhotoPrediction
 from app.storage.breaker import StoreAwayError
 from app.storage.categories import CategoryRecord
 from app.storage.names import CategoryName
+
+_ADAPTER_AWAY = "the store does not answer, and its adapter is not in memory; send the request again later."
 
 _log = logging.getLogger(__name__)
 
@@ -165,8 +168,8 @@ class Segmentation:
             categories = await asyncio.to_thread(on_photo.categories, asked)
         clock.record(self._metrics, backbone.name)
         for one in categories:
-            if one.note:
-                _log.warning("%s: %s", one.name, one.note)
+            if one.unusable:
+                _log.warning("%s: %s", one.name, one.adapter_problem)
         memory_age_s = found.age_s if complete else found.age_s or 0.0
         return Segmented(backbone, on_photo, categories, clock.rounded(), memory_age_s)
 
@@ -185,9 +188,10 @@ class Segmentation:
                 adapters = await self._cache.get_many(records)
             except StoreAwayError:
                 adapters, complete = self._cache.in_memory(records), False
+        without = (UNREADABLE_ADAPTER if complete else _ADAPTER_AWAY) if request.adapters else None
         names = [name.text for name in request.categories] or [record.name for record in records if record]
         asked = [
-            _asked(name, record, adapter, backbone)
+            _asked(name, record, adapter, backbone, without=without)
             for name, record, adapter in zip(names, records, adapters, strict=True)
         ]
         return asked, complete
@@ -226,8 +230,28 @@ class Segmentation:
         return prediction, clock.ms
 
 
-def _asked(name: str, record: CategoryRecord | None, adapter: Adapter | None, backbone: Backbone) -> Asked:
-    name = record.name if record else name
+def _asked(
+    name: str, record: CategoryRecord | None, adapter: Adapter | None, backbone: Backbone, *, without: str | None
+) -> Asked:
+    """A category of a request.
+
+    Args:
+        name: As requested.
+        record: The stored category.
+        adapter: Its adapter, if it could be read.
+        backbone: The model of the request.
+        without: What to tell the caller of a category that has an adapter which could not be read.
+    """
+    if record is None:
+        return Asked(name, Query((name,)))
     if adapter and adapter.fits(backbone):
-        return Asked(name, Query(adapter.prompts, adapter))
-    return Asked(name, Query(record.words if record else (name,)))
+        return Asked(record.name, Query(adapter.prompts, adapter))
+    problem = None
+    if adapter:
+        problem = (
+            f"its adapter was tuned on {adapter.backbone} ({adapter.revision}), this is {backbone.name} "
+            f"({backbone.revision}); teach the category on this model."
+        )
+    elif record.adapter or record.adapter_problem:
+        problem = without
+    return Asked(record.name, Query(record.words), problem)

@@ -74,7 +74,7 @@ class Teaching:
             await asyncio.to_thread(_example_of, lesson),
             prompts=_new_words(lesson, known),
             replace=lesson.replace,
-            job=new_job("tune", category=name, steps=self._steps, id=None if known_job else lesson.id),
+            job=new_job("tune", category=name, steps=self._steps, id=self._jobs.free(lesson.id, known_job)),
         )
         if scheduled == "full":
             raise ConflictError(

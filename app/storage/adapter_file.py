@@ -170,6 +170,8 @@ def _check_header(adapter: Adapter, *, known_format: bool) -> None:
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise TypeError("expected text")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise TypeError("expected text without half a surrogate pair")
     return value
 
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 from uuid import uuid4
 
+from pydantic import AllowInfNan, Field, TypeAdapter
 from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+from redis.exceptions import ResponseError
 
+from app.errors import ConflictError
 from app.method.adapter import Adapter
 
 from . import keys
@@ -20,24 +27,38 @@ from .adapter_file import adapter_from_bytes, adapter_to_bytes
 from .jobs import Job, final_fields, job_argument, now
 from .lua import script
 from .names import CategoryName
+from .records import damaged, json_value, replies_of, reply_of, sound, text, validated
 from .replies import as_bytes, as_fields, as_texts
+from .unreadable import RecordKind, Unreadable, UnreadableRecord
 
 # Why an example was not added.
 Refusal = Literal["full", "unknown"]
 
+# Numbers that JSON can tell to a caller.
+Finite = Annotated[float, AllowInfNan(False)]
+# Sent to callers as a header.
+MediaType = Annotated[str, Field(pattern=r"^[a-z]+/[a-z0-9.+-]+$")]
+
+# Descriptions of adapters kept in memory, half a kilobyte each: they never change, and a request that names no
+# categories reads those of all.
+_INFOS_REMEMBERED = 4096
+
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """Description of an adapter. The HTTP API returns the same fields under the same names."""
+    """Description of an adapter. The HTTP API returns the same fields under the same names.
+
+    The fields with defaults may be missing in the store: other releases may not know them.
+    """
 
     version: int
-    backbone: str
-    layers: tuple[int, ...]
-    ensemble: tuple[float, ...]
-    example_iou: float
-    zero_shot_example_iou: float
-    bytes: int
-    created_at: str
+    backbone: str = ""
+    layers: tuple[int, ...] = ()
+    ensemble: tuple[Finite, ...] = ()
+    example_iou: Finite = 0.0
+    zero_shot_example_iou: Finite = 0.0
+    bytes: int = 0
+    created_at: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,8 @@ class CategoryRecord:
         adapter_generation: Generation of the adapter committed last. After a rollback another adapter is in use.
         result: Adapter committed last, or None if that version was deleted.
         created_at: Time of its first example or import.
+        adapter_sha256: Hash of the file of the adapter in use; empty if an earlier release stored it.
+        adapter_problem: Why the adapter in use can't be read; then `adapter` is None. Else None.
     """
 
     id: str
@@ -67,6 +90,8 @@ class CategoryRecord:
     adapter_generation: int | None
     result: AdapterInfo | None
     created_at: str
+    adapter_sha256: str = ""
+    adapter_problem: str | None = None
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -82,12 +107,12 @@ class ExampleInfo:
     """
 
     id: str
-    media_type: str
+    media_type: MediaType
     width: int
     height: int
     area: int
-    sha256: str
-    created_at: str
+    sha256: str = ""
+    created_at: str = ""
 
     @property
     def absent(self) -> bool:
@@ -99,10 +124,25 @@ class ExampleInfo:
 class Example(ExampleInfo):
     """An example with its files: the photo as sent, and the mask as a PNG of the photo's size."""
 
-    image: bytes = field(repr=False)
-    mask: bytes = field(repr=False)
+    image: bytes = field(repr=False, kw_only=True)
+    mask: bytes = field(repr=False, kw_only=True)
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """The fields of a category's hash. Those with defaults may be missing: other releases may not know them."""
+
+    name: str
+    prompts: tuple[str, ...] = ()
+    generation: int = 0
+    job: str | None = None
+    adapter_version: str | None = None
+    adapter_generation: int | None = None
+    result_version: str | None = None
+    created_at: str = ""
+
+
+_CATEGORY, _ADAPTER, _EXAMPLE = TypeAdapter(_Stored), TypeAdapter(AdapterInfo), TypeAdapter(ExampleInfo)
 _INFO_FIELDS = tuple(name for name in ExampleInfo.__dataclass_fields__ if name != "id")
 
 
@@ -114,10 +154,20 @@ class CategoryStore:
         versions_kept: Adapter versions kept per category.
         max_examples: Largest number of examples of a category.
         job_ttl_s: Seconds that a superseded job can be read.
+        unreadable: Register of the records that can't be read.
     """
 
-    def __init__(self, redis: Redis, *, versions_kept: int, max_examples: int, job_ttl_s: float) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        versions_kept: int,
+        max_examples: int,
+        job_ttl_s: float,
+        unreadable: Unreadable | None = None,
+    ) -> None:
         self._redis = redis
+        self._unreadable = unreadable or Unreadable()
         self._versions_kept = versions_kept
         self._max_examples = max_examples
         self._job_ttl_s = int(job_ttl_s)
@@ -130,11 +180,26 @@ class CategoryStore:
         self._roll_back = script(redis, "roll_back")
 
     async def get(self, category_id: str) -> CategoryRecord | None:
-        """The category, or None."""
-        return (await self.get_many([category_id]))[0]
+        """The category, or None.
+
+        Raises:
+            ConflictError: If its record can't be read.
+        """
+        record = (await self.get_many([category_id]))[0]
+        if record is None and (found := self._unreadable.find(keys.category(category_id))):
+            raise _unreadable_category(category_id, found.detail)
+        return record
+
+    async def exists(self, category_id: str) -> bool:
+        """True if there is something of this category, readable or not."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.exists(keys.category(category_id))
+            pipe.zscore(keys.CATEGORIES, category_id)
+            stored, listed = await replies_of(pipe)
+        return bool(stored) or isinstance(listed, float)
 
     async def all(self) -> list[CategoryRecord]:
-        """All categories, the oldest first."""
+        """All categories that can be read, the oldest first."""
         return await self._between(0, -1)
 
     async def latest(self, count: int) -> list[CategoryRecord]:
@@ -150,18 +215,72 @@ class CategoryStore:
         return [record for record in await self.get_many(ids) if record is not None]
 
     async def get_many(self, category_ids: Sequence[str]) -> list[CategoryRecord | None]:
-        """Categories by id, in one round trip; None for an unknown id."""
+        """Categories by id, in one round trip; None for one that is unknown or can't be read."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for category_id in category_ids:
                 pipe.hgetall(keys.category(category_id))
                 pipe.llen(keys.example_ids(category_id))
                 pipe.hgetall(keys.versions(category_id))
-            answers = await pipe.execute()
+            answers = await replies_of(pipe)
         triples = zip(answers[::3], answers[1::3], answers[2::3], strict=True)
         return [
-            _category(category_id, fields, examples, versions) if fields else None
+            self._category(category_id, fields, examples, versions)
             for category_id, (fields, examples, versions) in zip(category_ids, triples, strict=True)
         ]
+
+    def _category(self, category_id: str, fields: Any, examples: Any, versions: Any) -> CategoryRecord | None:
+        """The category of three replies; None if there is none, or it can't be read, which is noted."""
+        key = keys.category(category_id)
+        try:
+            record = self._record(category_id, as_fields(sound(fields)), sound(examples), versions) if fields else None
+        except ValueError as error:
+            self._note("category", unquote(category_id), error, key)
+            return None
+        self._unreadable.forget(key)
+        return record
+
+    def _record(self, category_id: str, fields: Mapping[bytes, bytes], examples: int, versions: Any) -> CategoryRecord:
+        stored = _stored(category_id, fields)
+        in_use = stored.adapter_version or ""
+        adapter, problem = self._info(category_id, in_use, versions)
+        result = self._info(category_id, stored.result_version or "", versions)[0]
+        return CategoryRecord(
+            id=category_id,
+            name=stored.name,
+            prompts=stored.prompts,
+            examples=examples,
+            generation=stored.generation,
+            job=stored.job,
+            adapter=adapter,
+            adapter_generation=stored.adapter_generation,
+            result=result,
+            created_at=stored.created_at,
+            adapter_sha256=fields.get(f"sha256_{in_use}".encode(), b"").decode(errors="replace"),
+            adapter_problem=problem,
+        )
+
+    def _info(self, category_id: str, version: str, versions: Any) -> tuple[AdapterInfo | None, str | None]:
+        """Description of a version; None if it is not kept, or can't be read, and then what is wrong with it."""
+        key = keys.versions(category_id)
+        try:
+            raw = sound(versions).get(version.encode()) if version else None
+            info = _read_info(version, as_bytes(raw)) if raw is not None else None
+        except ValueError as error:
+            self._note("adapter", f"{unquote(category_id)}, version {version}", error, key, version)
+            return None, str(error)
+        self._unreadable.forget(key, version)
+        return info, None
+
+    def _note(self, kind: RecordKind, id: str, error: ValueError, key: str, member: str = "") -> None:
+        self._unreadable.note(UnreadableRecord(kind, id, str(error), key, member))
+
+    async def _run(self, script: AsyncScript, category_id: str, *, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run a script that changes a category.
+
+        Raises:
+            ConflictError: If it met something that it can't read.
+        """
+        return await _guarded(category_id, script(keys=keys, args=args))
 
     async def teach(
         self, name: CategoryName, example: Example, *, prompts: Sequence[str], replace: bool, job: Job
@@ -194,7 +313,9 @@ class CategoryStore:
             "job": job_argument(job),
             "superseded": self._superseded("A newer example came in."),
         }
-        reply = await self._teach_example(
+        reply = await self._run(
+            self._teach_example,
+            category_id,
             keys=[
                 keys.category(category_id),
                 keys.counters(category_id),
@@ -225,7 +346,9 @@ class CategoryStore:
             "job": job_argument(job),
             "superseded": self._superseded("An example was deleted."),
         }
-        reply = await self._forget_example(
+        reply = await self._run(
+            self._forget_example,
+            category_id,
             keys=[
                 keys.category(category_id),
                 keys.counters(category_id),
@@ -242,56 +365,103 @@ class CategoryStore:
         return dataclasses.replace(job, generation=generation) if left else None, _id(superseded)
 
     async def delete(self, category_id: str) -> str | None:
-        """Delete a category with its examples and versions; no version number is used again.
+        """Delete a category with its examples and versions, readable or not; no version number is used again.
 
         Returns:
             Id of the job that was superseded.
         """
+        strays = await self._strays(category_id)
         category = {
             "category_id": category_id,
+            "time": int(time.time()),
             "example_prefix": keys.example_prefix(category_id),
             "adapter_prefix": keys.adapter_prefix(category_id),
             "superseded": self._superseded("The category was deleted."),
         }
-        superseded = await self._delete_category(
+        superseded = await self._run(
+            self._delete_category,
+            category_id,
             keys=[
                 keys.category(category_id),
                 keys.example_ids(category_id),
                 keys.versions(category_id),
                 keys.CATEGORIES,
+                keys.counters(category_id),
+                *strays,
             ],
             args=[json.dumps(category)],
         )
+        self._unreadable.forget(keys.category(category_id))
         return _id(superseded)
+
+    async def _strays(self, category_id: str) -> list[str]:
+        """Keys of examples and adapters whose list is of another type; all keys of the store are looked through."""
+        lists = {keys.example_ids(category_id): b"list", keys.versions(category_id): b"hash"}
+        kinds = [await self._redis.type(key) for key in lists]
+        if all(found in (kind, b"none") for found, kind in zip(kinds, lists.values(), strict=True)):
+            return []
+        prefixes = (keys.example_prefix(category_id), keys.adapter_prefix(category_id))
+        return [found for prefix in prefixes async for found in self._redis.scan_iter(f"{prefix}*", count=1000)]
 
     async def example_ids(self, category_id: str) -> list[str]:
         """Ids of a category's examples, in the order in which they were added."""
         return as_texts(await self._redis.lrange(keys.example_ids(category_id), 0, -1))
 
     async def example(self, category_id: str, example_id: str) -> Example | None:
-        """One example, or None."""
-        fields = as_fields(await self._redis.hgetall(keys.example(category_id, example_id)))
+        """One example, or None.
+
+        Raises:
+            ConflictError: If it can't be read.
+        """
+        fields = await reply_of(self._redis.hgetall(keys.example(category_id, example_id)))
         if not fields:
             return None
-        info = _example_info(example_id, [fields[name.encode()] for name in _INFO_FIELDS])
-        return Example(**asdict(info), image=fields[b"image"], mask=fields[b"mask"])
+        try:
+            stored = as_fields(sound(fields))
+            info = _example_info(example_id, [stored.get(name.encode()) for name in _INFO_FIELDS])
+            return Example(**asdict(info), image=_file(stored, "image"), mask=_file(stored, "mask"))
+        except ValueError as error:
+            self._note_example(category_id, example_id, error)
+            raise ConflictError(
+                f"The stored example {example_id} of {unquote(category_id)!r} can't be read ({error}): delete it with "
+                "DELETE /categories/{name}/examples/{id}.",
+                field="id",
+            ) from error
 
     async def example_infos(self, category_id: str) -> list[ExampleInfo]:
-        """Descriptions of a category's examples. The files are not read: those of one category may take a gigabyte."""
+        """Descriptions of the readable examples. The files are not read: those of one category may take a gigabyte."""
         ids = await self.example_ids(category_id)
         async with self._redis.pipeline(transaction=False) as pipe:
             for example_id in ids:
                 pipe.hmget(keys.example(category_id, example_id), _INFO_FIELDS)
-            answers = await pipe.execute()
-        return [_example_info(id_, values) for id_, values in zip(ids, answers, strict=True) if None not in values]
+            answers = await replies_of(pipe)
+        infos = [self._example_info(category_id, id_, reply) for id_, reply in zip(ids, answers, strict=True)]
+        return [info for info in infos if info]
+
+    def _example_info(self, category_id: str, example_id: str, reply: Any) -> ExampleInfo | None:
+        """The description of a reply; None if there is none, or it can't be read, which is noted."""
+        try:
+            values = sound(reply)
+            info = _example_info(example_id, values) if any(value is not None for value in values) else None
+        except ValueError as error:
+            self._note_example(category_id, example_id, error)
+            return None
+        self._unreadable.forget(keys.example(category_id, example_id))
+        return info
+
+    def _note_example(self, category_id: str, example_id: str, error: ValueError) -> None:
+        id = f"{unquote(category_id)}, example {example_id}"
+        self._note("example", id, error, keys.example(category_id, example_id))
 
     async def next_version(self, category_id: str) -> int:
         """A version number that this name has never used."""
-        return int(await self._redis.hincrby(keys.counters(category_id), "version", 1))
+        return int(await _guarded(category_id, self._redis.hincrby(keys.counters(category_id), "version", 1)))
 
     async def commit(self, category_id: str, adapter: Adapter, *, generation: int) -> bool:
         """Put an adapter in use if the category still waits for this generation. False if it does not."""
-        committed = await self._commit_adapter(
+        committed = await self._run(
+            self._commit_adapter,
+            category_id,
             keys=_adapter_keys(category_id, adapter),
             args=[*await asyncio.to_thread(self._adapter_args, category_id, adapter), generation],
         )
@@ -299,8 +469,11 @@ class CategoryStore:
 
     async def withdraw(self, category_id: str, *, generation: int) -> bool:
         """Refuse a generation's adapter from now on. False if it is in use, or the category waits for another one."""
-        withdrawn = await self._withdraw_generation(
-            keys=[keys.category(category_id), keys.counters(category_id)], args=[generation]
+        withdrawn = await self._run(
+            self._withdraw_generation,
+            category_id,
+            keys=[keys.category(category_id), keys.counters(category_id)],
+            args=[generation],
         )
         return bool(withdrawn)
 
@@ -319,7 +492,9 @@ class CategoryStore:
             "time": time.time(),
             "superseded": self._superseded("An adapter was imported."),
         }
-        superseded = await self._adopt_adapter(
+        superseded = await self._run(
+            self._adopt_adapter,
+            category_id,
             keys=[*_adapter_keys(category_id, adapter), keys.counters(category_id), keys.CATEGORIES],
             args=[*await asyncio.to_thread(self._adapter_args, category_id, adapter), json.dumps(category)],
         )
@@ -334,31 +509,51 @@ class CategoryStore:
             "ttl_s": self._job_ttl_s,
         }
 
-    def _adapter_args(self, category_id: str, adapter: Adapter) -> tuple[int, str, bytes, int, str]:
+    def _adapter_args(self, category_id: str, adapter: Adapter) -> tuple[int, str, bytes, int, str, str]:
         """First arguments of a script that uses `use_adapter`; call it in a thread, an adapter may be tens of MiB."""
         raw = adapter_to_bytes(adapter)
         info = json.dumps(asdict(_info(adapter, len(raw))))
-        return adapter.version, info, raw, self._versions_kept, keys.adapter_prefix(category_id)
+        return adapter.version, info, raw, self._versions_kept, keys.adapter_prefix(category_id), _sha256(raw)
 
-    async def adapter_bytes(self, category_id: str, version: int) -> bytes | None:
-        """File of an adapter, or None."""
-        raw = await self._redis.get(keys.adapter(category_id, version))
-        return as_bytes(raw) if raw is not None else None
+    async def adapter_bytes(self, category_id: str, version: int, *, sha256: str = "") -> bytes | None:
+        """File of an adapter that `adapter` can read, or None."""
+        loaded = await self._load(category_id, version, sha256)
+        return loaded[0] if loaded else None
 
-    async def adapter(self, category_id: str, version: int) -> Adapter | None:
-        """An adapter, or None."""
-        raw = await self.adapter_bytes(category_id, version)
-        return adapter_from_bytes(raw) if raw is not None else None
+    async def adapter(self, category_id: str, version: int, *, sha256: str = "") -> Adapter | None:
+        """An adapter, or None if there is none or it can't be read.
+
+        Args:
+            category_id: Its category.
+            version: Its number.
+            sha256: Hash that its file must have; empty if it is not known.
+        """
+        loaded = await self._load(category_id, version, sha256)
+        return loaded[1] if loaded else None
+
+    async def _load(self, category_id: str, version: int, sha256: str) -> tuple[bytes, Adapter] | None:
+        key = keys.adapter(category_id, version)
+        raw = await reply_of(self._redis.get(key))
+        try:
+            loaded = (raw, await asyncio.to_thread(_adapter_of, sound(raw), sha256)) if raw is not None else None
+        except ValueError as error:
+            self._note("adapter", f"{unquote(category_id)}, version {version}", error, key)
+            return None
+        self._unreadable.forget(key)
+        return loaded
 
     async def versions(self, category_id: str) -> list[AdapterInfo]:
-        """Versions of a category that are kept, the newest first."""
-        described = as_fields(await self._redis.hgetall(keys.versions(category_id)))
-        found = [_read_info(raw) for raw in described.values()]
-        return sorted(found, key=lambda info: info.version, reverse=True)
+        """Versions of a category that are kept and described readably, the newest first."""
+        described = await reply_of(self._redis.hgetall(keys.versions(category_id)))
+        names = [] if isinstance(described, Exception) else as_texts(described)
+        found = [self._info(category_id, name, described)[0] for name in names]
+        return sorted((info for info in found if info), key=lambda info: info.version, reverse=True)
 
     async def rollback(self, category_id: str, version: int) -> bool:
         """Use an older version again. False if it is not kept."""
-        found = await self._roll_back(keys=[keys.category(category_id), keys.versions(category_id)], args=[version])
+        found = await self._run(
+            self._roll_back, category_id, keys=[keys.category(category_id), keys.versions(category_id)], args=[version]
+        )
         return bool(found)
 
 
@@ -392,35 +587,59 @@ def _flat(example: Example) -> list[Any]:
     return [part for item in fields.items() for part in item]
 
 
-def _example_info(example_id: str, values: Sequence[bytes]) -> ExampleInfo:
-    fields = dict(zip(_INFO_FIELDS, (value.decode() for value in values), strict=True))
-    return ExampleInfo(
-        id=example_id,
-        media_type=fields["media_type"],
-        width=int(fields["width"]),
-        height=int(fields["height"]),
-        area=int(fields["area"]),
-        sha256=fields["sha256"],
-        created_at=fields["created_at"],
+def _example_info(example_id: str, values: Sequence[bytes | None]) -> ExampleInfo:
+    given = zip(_INFO_FIELDS, values, strict=True)
+    fields = {name: text(name, value) for name, value in given if value is not None}
+    return validated(_EXAMPLE, {**fields, "id": example_id})
+
+
+def _file(stored: Mapping[bytes, bytes], name: str) -> bytes:
+    if name.encode() not in stored:
+        raise ValueError(f"{name}: Field required")
+    return stored[name.encode()]
+
+
+def _stored(category_id: str, fields: Mapping[bytes, bytes]) -> _Stored:
+    known = [name for name in _Stored.__dataclass_fields__ if name != "prompts"]
+    values: dict[str, Any] = {name: text(name, fields[name.encode()]) for name in known if name.encode() in fields}
+    if b"prompts" in fields:
+        values["prompts"] = json_value("prompts", fields[b"prompts"])
+    stored = validated(_CATEGORY, values)
+    if keys.category_id(stored.name) != category_id:
+        raise ValueError("name: it is that of another category")
+    return stored
+
+
+async def _guarded(category_id: str, change: Awaitable[Any]) -> Any:
+    """Reply of a change of a category.
+
+    Raises:
+        ConflictError: If it met something that it can't read.
+    """
+    try:
+        return await change
+    except ResponseError as error:
+        if not damaged(error):
+            raise
+        raise _unreadable_category(category_id, "one of its values has another type") from error
+
+
+def _unreadable_category(category_id: str, detail: str) -> ConflictError:
+    return ConflictError(
+        f"What is stored of the category {unquote(category_id)!r} can't be read ({detail}): delete it with DELETE "
+        "/categories/{name}, and teach it again.",
+        field="name",
     )
 
 
-def _category(
-    category_id: str, fields: Mapping[bytes, bytes], examples: int, versions: Mapping[bytes, bytes]
-) -> CategoryRecord:
-    adapter, result = (versions.get(fields.get(name, b"")) for name in (b"adapter_version", b"result_version"))
-    return CategoryRecord(
-        id=category_id,
-        name=fields[b"name"].decode(),
-        prompts=tuple(json.loads(fields.get(b"prompts", b"[]"))),
-        examples=examples,
-        generation=int(fields.get(b"generation", 0)),
-        job=fields[b"job"].decode() if b"job" in fields else None,
-        adapter=_read_info(adapter) if adapter else None,
-        adapter_generation=int(fields[b"adapter_generation"]) if b"adapter_generation" in fields else None,
-        result=_read_info(result) if result else None,
-        created_at=fields[b"created_at"].decode(),
-    )
+def _adapter_of(raw: bytes, sha256: str) -> Adapter:
+    if sha256 and _sha256(raw) != sha256:
+        raise ValueError("its file was changed: the hash differs")
+    return adapter_from_bytes(raw)
+
+
+def _sha256(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
 
 
 def _info(adapter: Adapter, size: int) -> AdapterInfo:
@@ -436,6 +655,9 @@ def _info(adapter: Adapter, size: int) -> AdapterInfo:
     )
 
 
-def _read_info(raw: bytes) -> AdapterInfo:
-    fields = json.loads(raw)
-    return AdapterInfo(**{**fields, "layers": tuple(fields["layers"]), "ensemble": tuple(fields["ensemble"])})
+@lru_cache(maxsize=_INFOS_REMEMBERED)
+def _read_info(version: str, raw: bytes) -> AdapterInfo:
+    fields = json_value("description", raw)
+    if not isinstance(fields, dict):
+        raise ValueError("description: not a JSON object")
+    return validated(_ADAPTER, {"version": version, **fields})

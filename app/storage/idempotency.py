@@ -1,16 +1,22 @@
-"""Slots of Idempotency-Keys: the request that a key stands for, and its answer."""
+"""Slots of Idempotency-Keys: the request that a key stands for, its answer, and who may change it."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 from redis.asyncio import Redis
 
 from . import keys
+from .lua import script
+from .records import reply_of
 
 Answer = dict[str, Any]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,12 +26,30 @@ class Slot:
     Attributes:
         request: Hash of the request.
         answer: JSON values; None while the first request with the key is in work.
-        attempt: Id of the attempt that holds the slot while it has no answer.
     """
 
     request: str
     answer: Answer | None
-    attempt: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A taken slot. Only its holder can answer or free the slot, and only while nobody else has taken it.
+
+    Attributes:
+        key_hash: Hash of the key.
+        request: Hash of the request.
+        token: Tells this claim from all others, also from a later one of the same request.
+    """
+
+    key_hash: str
+    request: str
+    token: str = field(default_factory=lambda: uuid4().hex)
+
+    @property
+    def slot(self) -> str:
+        """Content of the slot until it is answered."""
+        return json.dumps({"request": self.request, "token": self.token})
 
 
 class IdempotencyStore:
@@ -37,25 +61,33 @@ class IdempotencyStore:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._answer_slot = script(redis, "answer_slot")
+        self._free_slot = script(redis, "free_slot")
 
-    async def claim(self, key_hash: str, request: str, *, attempt: str = "") -> bool:
-        """Take a free slot for an attempt at a request. False if it is taken."""
-        slot = json.dumps({"request": request, "attempt": attempt})
-        return bool(await self._redis.set(keys.idempotency(key_hash), slot, nx=True, ex=keys.IDEMPOTENCY_RUNNING_TTL_S))
+    async def claim(self, claim: Claim) -> bool:
+        """Take a free slot. False if it is taken."""
+        key = keys.idempotency(claim.key_hash)
+        return bool(await self._redis.set(key, claim.slot, nx=True, ex=keys.IDEMPOTENCY_RUNNING_TTL_S))
 
     async def get(self, key_hash: str) -> Slot | None:
-        """Content of a slot, or None if it is free."""
-        raw = await self._redis.get(keys.idempotency(key_hash))
+        """Content of a slot, or None if it is free. A slot that can't be read is freed."""
+        raw = await reply_of(self._redis.get(keys.idempotency(key_hash)))
         if raw is None:
             return None
-        values = json.loads(raw)
-        return Slot(values["request"], values.get("answer"), values.get("attempt", ""))
+        try:
+            values = json.loads(raw)
+            return Slot(values["request"], values.get("answer"))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            _log.warning("a stored answer to an Idempotency-Key can't be read and is deleted")
+            await self._redis.delete(keys.idempotency(key_hash))
+            return None
 
-    async def answer(self, key_hash: str, request: str, answer: Answer) -> None:
-        """Store the answer of a request."""
-        slot = json.dumps({"request": request, "answer": answer})
-        await self._redis.set(keys.idempotency(key_hash), slot, ex=keys.IDEMPOTENCY_TTL_S)
+    async def answer(self, claim: Claim, answer: Answer) -> bool:
+        """Store the answer of a claim. False if its slot is another's by now."""
+        slot = json.dumps({"request": claim.request, "answer": answer})
+        key = keys.idempotency(claim.key_hash)
+        return bool(await self._answer_slot(keys=[key], args=[claim.slot, slot, keys.IDEMPOTENCY_TTL_S]))
 
-    async def release(self, key_hash: str) -> None:
-        """Free a slot."""
-        await self._redis.delete(keys.idempotency(key_hash))
+    async def release(self, claim: Claim) -> bool:
+        """Free the slot of a claim. False if it is free, or another's by now."""
+        return bool(await self._free_slot(keys=[keys.idempotency(claim.key_hash)], args=[claim.slot]))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
 
+from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
@@ -19,7 +20,9 @@ from app.errors import OverloadedError
 from . import keys
 from .lua import script
 from .names import CategoryName
+from .records import json_value, replies_of, reply_of, sound, validated
 from .replies import as_fields, as_texts
+from .unreadable import Unreadable, UnreadableRecord
 
 Kind = Literal["tune", "rank"]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "superseded"]
@@ -33,10 +36,17 @@ _LOOK_AGAIN_S = 2.0
 MAX_STREAMS = 200
 _STREAMS_FULL_RETRY_S = 5
 
+_QUEUED = json.dumps("queued").encode()
+
+# Records whose status is read in one round trip.
+_STATUSES_AT_ONCE = 500
+
 
 @dataclass(frozen=True)
 class Job:
     """Record of a job. The HTTP API returns the same fields under the same names, except the last two.
+
+    The fields with defaults may be missing in a record: other releases may not know them.
 
     Attributes:
         generation: Generation of the category that a tuning job works for; 0 for other jobs.
@@ -45,18 +55,18 @@ class Job:
 
     id: str
     kind: Kind
-    category: str | None
     status: Status
-    progress: float
-    step: int
-    steps: int
-    loss: float | None
-    example_iou: float | None
-    error: str | None
-    adapter_version: int | None
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
+    category: str | None = None
+    progress: float = 0.0
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    example_iou: float | None = None
+    error: str | None = None
+    adapter_version: int | None = None
+    created_at: str = ""
+    started_at: str | None = None
+    finished_at: str | None = None
     generation: int = 0
     deaths: int = 0
 
@@ -71,6 +81,9 @@ class Job:
         return CategoryName(self.category).id if self.category else ""
 
 
+_JOB = TypeAdapter(Job)
+
+
 def now() -> str:
     """RFC 3339 time in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -83,11 +96,13 @@ class JobStore:
         redis: Client that returns bytes.
         streams: Client for event streams, which hold a connection each until they end; others would wait for them.
         ttl_s: Seconds for which an ended job can be read.
+        unreadable: Register of the records that can't be read.
     """
 
-    def __init__(self, redis: Redis, streams: Redis, *, ttl_s: float) -> None:
+    def __init__(self, redis: Redis, streams: Redis, *, ttl_s: float, unreadable: Unreadable | None = None) -> None:
         self._redis = redis
         self._streams = streams
+        self._unreadable = unreadable or Unreadable()
         self._open_streams = 0
         self._ttl_s = int(ttl_s)
         self._update_job = script(redis, "update_job", needs=("job",))
@@ -102,25 +117,87 @@ class JobStore:
         return job
 
     async def get(self, job_id: str) -> Job | None:
-        """The record, or None."""
-        fields = await self._redis.hgetall(keys.job(job_id))
-        return _parse(as_fields(fields)) if fields else None
+        """The record, or None if there is none or it can't be read; `unreadable` tells which."""
+        return self._read(job_id, await reply_of(self._redis.hgetall(keys.job(job_id))))
+
+    def unreadable(self, job_id: str) -> str | None:
+        """What is wrong with a record that `get` or `list` could not read, else None."""
+        record = self._unreadable.find(keys.job(job_id))
+        return record.detail if record else None
+
+    def free(self, job_id: str | None, known: Job | None) -> str | None:
+        """The id if a new job may have it: `get` found no record under it, not even one that can't be read."""
+        return None if known or job_id is None or self.unreadable(job_id) else job_id
+
+    async def discard(self, job_id: str) -> Job:
+        """Delete a record that can't be read, and return what is known of the job."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(keys.job(job_id))
+            pipe.zrem(keys.JOBS, job_id)
+            pipe.publish(keys.job_channel(job_id), "changed")
+            await pipe.execute()
+        self._unreadable.forget(keys.job(job_id))
+        return Job(job_id, "tune", "cancelled", error="Its record could not be read and was deleted.")
 
     async def list(self, *, category_id: str | None = None, status: Status | None = None) -> list[Job]:
-        """Records, the newest first, optionally of one category or one status."""
-        ids = as_texts(await self._redis.zrevrange(keys.JOBS, 0, -1))
+        """Records that can be read, the newest first, optionally of one category or one status."""
+        ids = await self._ids()
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hgetall(keys.job(job_id))
-            records = await pipe.execute()
+            records = await replies_of(pipe)
         expired = [job_id for job_id, fields in zip(ids, records, strict=True) if not fields]
         if expired:
             await self._redis.zrem(keys.JOBS, *expired)
+        jobs = [self._read(job_id, fields) for job_id, fields in zip(ids, records, strict=True)]
         return [
             job
-            for job in map(_parse, filter(None, records))
-            if (status is None or job.status == status) and (category_id is None or job.category_id == category_id)
+            for job in jobs
+            if job
+            and (status is None or job.status == status)
+            and (category_id is None or job.category_id == category_id)
         ]
+
+    async def overdue(self, age_s: float) -> Sequence[Job]:
+        """Jobs that are queued and were recorded at least so many seconds ago."""
+        found: list[Job] = []
+        ids = await self._ids(until=time.time() - age_s)
+        for first in range(0, len(ids), _STATUSES_AT_ONCE):
+            some = ids[first : first + _STATUSES_AT_ONCE]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in some:
+                    pipe.hget(keys.job(job_id), "status")
+                statuses = await replies_of(pipe)
+            queued = [job_id for job_id, status in zip(some, statuses, strict=True) if status == _QUEUED]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in queued:
+                    pipe.hgetall(keys.job(job_id))
+                records = await replies_of(pipe)
+            jobs = [self._read(job_id, fields) for job_id, fields in zip(queued, records, strict=True)]
+            found += [job for job in jobs if job and job.status == "queued"]
+        return found
+
+    async def _ids(self, *, until: float = float("inf")) -> Sequence[str]:
+        """Ids of the jobs that were recorded until a time, the newest first."""
+        reply = await reply_of(self._redis.zrevrangebyscore(keys.JOBS, until, "-inf"))
+        try:
+            ids = as_texts(sound(reply))
+        except ValueError as error:
+            self._unreadable.note(UnreadableRecord("job", "list of all jobs", str(error), keys.JOBS))
+            return []
+        self._unreadable.forget(keys.JOBS)
+        return ids
+
+    def _read(self, job_id: str, fields: Any) -> Job | None:
+        """The job of a reply; None if there is no record, or it can't be read, which is noted."""
+        key = keys.job(job_id)
+        try:
+            job = _parse(job_id, as_fields(sound(fields))) if fields else None
+        except ValueError as error:
+            self._unreadable.note(UnreadableRecord("job", job_id, str(error), key))
+            return None
+        self._unreadable.forget(key)
+        return job
 
     async def start(self, job_id: str, *, steps: int) -> bool:
         """Mark a job as running. False if it has ended."""
@@ -227,10 +304,12 @@ def record_fields(**fields: object) -> list[str]:
     return [text for name, value in fields.items() for text in (name, json.dumps(value))]
 
 
-def _parse(fields: Mapping[bytes, bytes]) -> Job:
-    """Job of a stored record. Unknown fields are ignored: a newer replica may have written them."""
+def _parse(job_id: str, fields: dict[bytes, bytes]) -> Job:
+    """Job of a stored record. Unknown fields are ignored: a newer replica may have written them.
+
+    Raises:
+        ValueError: If a field has no JSON of its type, or is missing and has no default.
+    """
     known = Job.__dataclass_fields__
-    values: dict[str, Any] = {
-        name: json.loads(value) for raw, value in fields.items() if (name := raw.decode()) in known
-    }
-    return Job(**values)
+    values = {name: json_value(name, raw) for name in known if (raw := fields.get(name.encode())) is not None}
+    return validated(_JOB, {**values, "id": job_id})

@@ -42,7 +42,10 @@ JOBS = f"{PREFIX}:jobs"
 
 
 def category(id_: str) -> str:
-    """Hash: name, prompts, generation, job, adapter_version, adapter_generation, result_version, created_at."""
+    """Hash: name, prompts, generation, job, adapter_version, adapter_generation, result_version, created_at.
+
+    Also `sha256_<version>`, the hash of an adapter's file, for every version that is kept.
+    """
     return f"{PREFIX}:category:{{{id_}}}"
 
 

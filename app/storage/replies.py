@@ -17,8 +17,8 @@ def as_bytes(reply: object) -> bytes:
 
 
 def as_texts(replies: Iterable[object]) -> list[str]:
-    """Replies as texts: ids or names."""
-    return [as_bytes(reply).decode() for reply in replies]
+    """Replies as texts: ids or names. Bytes that are not UTF-8 are escaped: nothing is stored under such an id."""
+    return [as_bytes(reply).decode(errors="backslashreplace") for reply in replies]
 
 
 def as_fields(reply: Mapping[bytes | str, bytes | str]) -> dict[bytes, bytes]:

@@ -213,6 +213,13 @@ SERVICE = Dashboard(
                     increase("exemplar_lookups_from_memory_total"): "from memory",
                 },
             ),
+            Panel(
+                title="Unreadable records",
+                description="Stored records that an instance skips because it can't read them, by kind; "
+                "/readyz names them.",
+                unit="short",
+                queries={f"max by (kind) ({now('exemplar_unreadable_records')})": "{{kind}}"},
+            ),
         ],
     },
 )

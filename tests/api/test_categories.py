@@ -385,6 +385,23 @@ class TestExportAndImport:
         assert tiny.revision in answer.json()["detail"]
         assert api.stored() == before
 
+    @pytest.mark.parametrize("field", ["backbone", "revision", "category", "prompts", "created_at"])
+    def test_half_a_surrogate_pair_is_refused(self, api, field: str) -> None:
+        api.taught()
+        raw = api.http.get("/categories/cat/adapter").content
+        head = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        header = json.loads(head["__metadata__"]["exemplar"])
+        header[field] = ["\ud800"] if field == "prompts" else "\ud800"
+        head["__metadata__"]["exemplar"] = json.dumps(header)
+        changed = json.dumps(head).encode()
+        body = len(changed).to_bytes(8, "little") + changed + raw[8 + int.from_bytes(raw[:8], "little") :]
+        before = api.stored()
+        answer = api.http.put("/categories/dog/adapter", content=body)
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["errors"][0]["field"] == "body"
+        assert "surrogate" in answer.json()["detail"]
+        assert api.stored() == before
+
     def test_garbage_is_refused(self, api) -> None:
         api.taught()
         exported = api.http.get("/categories/cat/adapter").content

@@ -30,7 +30,7 @@ class TestHealth:
 
     def test_it_is_ready_when_warm_and_the_store_takes_writes(self, api) -> None:
         answer = api.http.get("/readyz")
-        assert (answer.status_code, answer.json()) == (200, {"status": "ready", "reasons": []})
+        assert (answer.status_code, answer.json()) == (200, {"status": "ready", "reasons": [], "unreadable": []})
         assert value(api, "exemplar_ready") == 1
         assert value(api, "exemplar_redis_up") == 1
         assert 0 < api.redis.pttl("exemplar:probe") <= 1000

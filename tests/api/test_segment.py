@@ -17,7 +17,8 @@ from app.backbones.blip import Blip
 from app.masks.pictures import probability_to_png
 
 FOUND = {
-    "name", "adapted", "adapter_version", "presence", "match_score", "mean_probability", "area", "bbox", "segmentation",
+    "name", "adapted", "adapter_version", "presence", "found", "match_score", "mean_probability", "area", "bbox",
+    "segmentation",
 }  # fmt: skip
 # One background word and no refinement give masks of the random model that are neither empty nor everything.
 PLAIN = {"background": ["sky"], "refine": "none"}
@@ -122,7 +123,7 @@ class TestOptions:
         asked = api.segment("cat", "dog", min_presence=str(bound), **PLAIN).json()["categories"]
         assert [found["presence"] for found in asked] == [found["presence"] for found in both]
         assert sorted(found["area"] > 0 for found in asked) == [False, True]
-        assert all((found["area"] > 0) == (found["presence"] >= bound) for found in asked)
+        assert all((found["area"] > 0) == found["found"] == (found["presence"] >= bound) for found in asked)
 
     @pytest.mark.parametrize("value", ["-0.1", "1.1", "nan", "likely"])
     def test_a_least_presence_out_of_range_is_refused(self, api, value: str) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import httpx2
 import pytest
 
+from app.services import job_engine
 from app.storage import connection
 from app.storage.server import EmbeddedServer
 
@@ -288,3 +289,21 @@ def test_an_event_stream_ends_when_the_store_goes_away(start_on) -> None:
         with hanging(server_pid(api)):
             (event,) = stream.result(timeout=10)
         assert event["status"] == "queued"
+
+
+def test_a_job_that_could_not_be_queued_ends_all_the_same(start_on, monkeypatch) -> None:
+    """Its record is written together with the example; the queue may be out of reach a moment later."""
+    monkeypatch.setattr(connection, "_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connection, "_RESTART_S", 0.3)
+    monkeypatch.setattr(job_engine, "_SWEEP_PAUSE_S", 0.1)
+    monkeypatch.setattr(job_engine, "_OVERDUE_S", 0.5)
+    with start_on(None) as api:
+        api.taught("dog")
+        api.redis.set("exemplar:docket:runs:tune:cat:1", "of another type")  # so that the queue refuses the job
+        assert api.teach("cat").status_code >= 500
+        (job,) = api.http.get("/jobs?category=cat").json()
+        assert job["status"] == "queued"
+        with hanging(server_pid(api)):
+            time.sleep(2)  # several sweeps fail
+        api.redis.delete("exemplar:docket:runs:tune:cat:1")
+        assert api.wait(job["id"])["status"] == "succeeded"

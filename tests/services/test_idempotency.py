@@ -95,6 +95,25 @@ async def test_work_that_came_to_nothing_leaves_the_key_free(idempotency, redis,
     assert await idempotency.once("k", [b"other"], Work()) == {"answer": 1}
 
 
+async def test_a_request_that_took_longer_than_its_lock_leaves_the_next_one_alone(idempotency, redis) -> None:
+    slow, next_one = Work(), Work()
+    slow.may_end.clear()
+    next_one.may_end.clear()
+    first = asyncio.create_task(idempotency.once("k", [b"x"], slow))
+    while not slow.times:
+        await asyncio.sleep(0.001)
+    await redis.delete(*await redis.keys("exemplar:idempotency:*"))  # as if it had expired
+    second = asyncio.create_task(idempotency.once("k", [b"x"], next_one))
+    while not next_one.times:
+        await asyncio.sleep(0.001)
+    first.cancel()
+    await asyncio.wait([first])
+    with pytest.raises(ConflictError):  # still the second one's
+        await idempotency.once("k", [b"x"], Work())
+    next_one.may_end.set()
+    assert await second == await idempotency.once("k", [b"x"], Work()) == {"answer": 1}
+
+
 async def test_what_a_request_makes_has_the_same_id_at_every_try(idempotency) -> None:
     work, refused = Work(), []
 

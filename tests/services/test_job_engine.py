@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from app.errors import InvalidInputError
 from app.metrics import Metrics
+from app.services import job_engine
 from app.services.job_engine import JobEngine
 from app.storage.jobs import Job, JobStore
 
@@ -19,8 +20,8 @@ from app.storage.jobs import Job, JobStore
 class Bench:
     """An engine with its store."""
 
-    def __init__(self, engine: JobEngine, jobs: JobStore, metrics: Metrics) -> None:
-        self.engine, self.jobs, self.metrics = engine, jobs, metrics
+    def __init__(self, engine: JobEngine, jobs: JobStore, metrics: Metrics, url: str) -> None:
+        self.engine, self.jobs, self.metrics, self.url = engine, jobs, metrics, url
 
     async def add(self) -> Job:
         job = await self.jobs.create("rank", category=None, steps=5)
@@ -50,7 +51,7 @@ async def bench(database: str) -> AsyncIterator[Bench]:
     metrics = Metrics()
     async with Redis.from_url(database) as redis, Docket(name="exemplar:docket", url=database) as docket:
         jobs = JobStore(redis, redis, ttl_s=60)
-        yield Bench(JobEngine(docket, jobs, concurrency=2, redelivery_s=1, metrics=metrics), jobs, metrics)
+        yield Bench(JobEngine(docket, jobs, concurrency=2, redelivery_s=1, metrics=metrics), jobs, metrics, database)
 
 
 async def test_a_job_runs_and_ends_once(bench: Bench) -> None:
@@ -106,6 +107,53 @@ async def test_what_was_recorded_but_not_queued_is_recovered(bench: Bench) -> No
         await bench.engine.recover()
         assert (await bench.ended(job)).status == "succeeded"
     assert (await bench.jobs.get(done.id)).status == "cancelled"
+
+
+async def test_a_sweep_queues_what_was_recorded_but_not_queued(bench: Bench, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(job_engine, "_SWEEP_PAUSE_S", 0.05)
+    monkeypatch.setattr(job_engine, "_OVERDUE_S", 0.0)
+    ran: list[str] = []
+
+    async def work(job: Job) -> None:
+        ran.append(job.id)
+        await asyncio.sleep(0.3)  # several sweeps
+        await bench.engine.end(job, "succeeded")
+
+    bench.engine.register("rank", work)
+    async with bench.working():
+        lost = await bench.jobs.create("rank", category=None, steps=5)
+        assert (await bench.ended(lost)).status == "succeeded"
+        queued = [await bench.add() for _ in range(4)]  # two of which wait for the others
+        assert [(await bench.ended(job)).status for job in queued] == ["succeeded"] * 4
+    assert sorted(ran) == sorted([lost.id, *(job.id for job in queued)])
+    assert [record.message for record in caplog.records if "queued" in record.message] == [
+        f"job {lost.id} was recorded but not queued: it is queued now"
+    ]
+
+
+async def test_a_sweep_leaves_a_job_time_to_be_queued(bench: Bench) -> None:
+    young = await bench.jobs.create("rank", category=None, steps=5)
+    assert await bench.jobs.overdue(10) == []
+    assert await bench.jobs.overdue(0) == [young]
+    await bench.engine.sweep()
+    async with Redis.from_url(bench.url) as redis:
+        assert not await redis.keys("exemplar:docket:*rank:*")
+
+
+async def test_a_sweep_survives_whatever_it_meets(bench: Bench, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(job_engine, "_SWEEP_PAUSE_S", 0.05)
+    monkeypatch.setattr(job_engine, "_OVERDUE_S", 0.0)
+
+    async def work(job: Job) -> None:
+        await bench.engine.end(job, "succeeded")
+
+    bench.engine.register("rank", work)
+    async with bench.working(), Redis.from_url(bench.url) as redis:
+        await redis.set("exemplar:jobs", "no list of jobs")
+        await asyncio.sleep(0.2)
+        await redis.delete("exemplar:jobs")
+        lost = await bench.jobs.create("rank", category=None, steps=5)
+        assert (await bench.ended(lost)).status == "succeeded"
 
 
 async def test_a_cancelled_job_never_begins(bench: Bench) -> None:

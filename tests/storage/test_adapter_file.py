@@ -196,6 +196,11 @@ def test_what_is_written_here_by_hand_is_an_adapter() -> None:
         {"example_iou": 1.01},
         {"zero_shot_example_iou": float("nan")},
         {"created_at": None},
+        {"backbone": "\ud800"},
+        {"revision": "a\udfff"},
+        {"category": "\ud800"},
+        {"prompts": ["dog", "\ud83d"]},
+        {"created_at": "\ud800"},
     ],
     ids=str,
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 
+import pytest
 import torch
 from redis.asyncio import Redis
 
 from app.method.infoscore import LayerScores, LayerStatistics, infoscore
 from app.storage import keys
 from app.storage.layers import LayerStore, StoredStatistics
+from app.storage.unreadable import Unreadable
 
 
 def of_job(number: int, *, prompts: tuple[str, ...] = ("sky", "cat")) -> StoredStatistics:
@@ -100,3 +102,44 @@ def drawn(seed: int, *, prompts: int) -> StoredStatistics:
 
 def same(one: LayerScores, other: LayerScores) -> bool:
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("infoscore", "entropy_ratio", "cov"))
+
+
+JUNK = {
+    "no JSON": "{{{",
+    "a list": "[]",
+    "a number": "7",
+    "null": "null",
+    "nothing": "{}",
+    "a field": '{"images": 1}',
+    "bytes": b"\xff",
+    "deep": "[" * 100_000,
+    "uneven": '{"images": 2, "infoscore": [1], "entropy_ratio": [1, 2], "cov": [1]}',
+    "no lists": '{"images": 2, "infoscore": 1, "entropy_ratio": 1, "cov": 1}',
+    "no photos": '{"images": 0, "prompts": ["a"], "job_id": "1", "entropy_sum": [1], "share_sum": [1], '
+    '"share_square_sum": [1]}',
+    "no prompts": '{"images": 1, "prompts": 5, "job_id": "1", "entropy_sum": [1], "share_sum": [1], '
+    '"share_square_sum": [1]}',
+}
+
+
+@pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
+async def test_what_cannot_be_read_counts_as_absent_and_is_replaced(redis: Redis, junk: str) -> None:
+    unreadable = Unreadable()
+    store = LayerStore(redis, unreadable=unreadable)
+    await redis.set(keys.layer_statistics("r"), junk)
+    assert await store.ranking("r") is await store.get("r") is None
+    await redis.set(keys.layer_ranking("r"), junk)
+    assert await store.ranking("r") is None
+    assert {record.key for record in unreadable} == {keys.layer_statistics("r"), keys.layer_ranking("r")}
+    await store.add("r", of_job(1))
+    assert ((await store.get("r")).statistics.images, (await store.ranking("r")).images) == (1, 1)
+    assert not list(unreadable)
+
+
+async def test_so_does_a_key_of_another_type(redis: Redis) -> None:
+    store = LayerStore(redis)
+    for key in (keys.layer_statistics("r"), keys.layer_ranking("r")):
+        await redis.rpush(key, "x")
+    assert await store.ranking("r") is await store.get("r") is None
+    await store.add("r", of_job(1))
+    assert ((await store.get("r")).statistics.images, (await store.ranking("r")).images) == (1, 1)

@@ -2,10 +2,10 @@
 --
 -- KEYS    1 category  2 versions  3 adapter  4 counters  5 categories
 -- ARGV    1 version  2 info (JSON)  3 safetensors  4 versions kept  5 prefix of the adapters' keys
---         6 JSON: category_id, name, prompts (as JSON text), created_at, time, superseded (see supersede_job)
+--         6 sha256  7 JSON: category_id, name, prompts (as JSON text), created_at, time, superseded (see supersede_job)
 -- Returns the id of the job that was superseded, or ''.
 -- Needs   job, use_adapter
-local given = cjson.decode(ARGV[6])
+local given = cjson.decode(ARGV[7])
 local generation = redis.call('HINCRBY', KEYS[4], 'generation', 1)
 redis.call('HSETNX', KEYS[1], 'name', given.name)
 redis.call('HSETNX', KEYS[1], 'created_at', given.created_at)
@@ -13,6 +13,7 @@ redis.call('HSET', KEYS[1], 'generation', generation, 'prompts', given.prompts)
 redis.call('ZADD', KEYS[5], 'NX', given.time, given.category_id)
 use_adapter(
   {category = KEYS[1], versions = KEYS[2], adapter = KEYS[3]},
-  {version = ARGV[1], info = ARGV[2], tensors = ARGV[3], kept = ARGV[4], prefix = ARGV[5]},
+  {version = ARGV[1], info = ARGV[2], tensors = ARGV[3], kept = ARGV[4], prefix = ARGV[5],
+   sha256 = ARGV[6]},
   generation)
 return supersede_job(KEYS[1], given.superseded)

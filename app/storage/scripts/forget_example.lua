@@ -10,12 +10,14 @@ local given = cjson.decode(ARGV[1])
 
 local written = redis.call('HGET', KEYS[5], 'generation')
 if written then return {examples_that_show_it(KEYS[3], given.example_prefix), tonumber(written), ''} end
-if redis.call('LREM', KEYS[3], 1, given.example_id) == 0 then return false end
+if not redis.call('LPOS', KEYS[3], given.example_id) then return false end
+-- Before the other changes: it fails if the counter can't be read.
+local generation = redis.call('HINCRBY', KEYS[2], 'generation', 1)
+redis.call('LREM', KEYS[3], 1, given.example_id)
 redis.call('DEL', KEYS[4])
 
 local left = examples_that_show_it(KEYS[3], given.example_prefix)
 local superseded = supersede_job(KEYS[1], given.superseded)
-local generation = redis.call('HINCRBY', KEYS[2], 'generation', 1)
 if left > 0 then
   add_job({category = KEYS[1], job = KEYS[5], jobs = KEYS[6]}, given.job, generation)
 else

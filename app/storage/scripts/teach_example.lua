@@ -17,29 +17,28 @@ local old_ids = redis.call('LRANGE', KEYS[3], 0, -1)
 if given.absent and examples_that_show_it(KEYS[3], given.example_prefix) == 0 then return 'unknown' end
 if not given.replace and #old_ids >= given.max_examples then return 'full' end
 
-redis.call('HSETNX', KEYS[1], 'name', given.name)
-redis.call('HSETNX', KEYS[1], 'created_at', given.created_at)
-redis.call('ZADD', KEYS[5], 'NX', given.time, given.category_id)
-
-local prompts = {}
-if given.replace then
-  for _, id in ipairs(old_ids) do redis.call('DEL', given.example_prefix .. id) end
-  redis.call('DEL', KEYS[3])
-else
-  prompts = cjson.decode(redis.call('HGET', KEYS[1], 'prompts') or '[]')
-end
+-- What may be unreadable comes first: the changes of a script that fails are not undone.
+local prompts = given.replace and {} or cjson.decode(redis.call('HGET', KEYS[1], 'prompts') or '[]')
 local known = {}
 for _, word in ipairs(prompts) do known[word] = true end
 for _, word in ipairs(given.prompts) do
   if not known[word] then prompts[#prompts + 1] = word end
 end
+local generation = redis.call('HINCRBY', KEYS[2], 'generation', 1)
+
+redis.call('HSETNX', KEYS[1], 'name', given.name)
+redis.call('HSETNX', KEYS[1], 'created_at', given.created_at)
+redis.call('ZADD', KEYS[5], 'NX', given.time, given.category_id)
 -- cjson writes an empty table as an object.
 redis.call('HSET', KEYS[1], 'prompts', #prompts == 0 and '[]' or cjson.encode(prompts))
 
+if given.replace then
+  for _, id in ipairs(old_ids) do redis.call('DEL', given.example_prefix .. id) end
+  redis.call('DEL', KEYS[3])
+end
 redis.call('RPUSH', KEYS[3], given.example_id)
 redis.call('HSET', KEYS[4], unpack(ARGV, 2))
 
 local superseded = supersede_job(KEYS[1], given.superseded)
-local generation = redis.call('HINCRBY', KEYS[2], 'generation', 1)
 add_job({category = KEYS[1], job = KEYS[6], jobs = KEYS[7]}, given.job, generation)
 return {generation, superseded}
