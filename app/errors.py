@@ -74,6 +74,13 @@ class ConflictError(AppError):
     title = "Conflict"
 
 
+class PreconditionFailedError(AppError):
+    """What the caller wants to change has changed meanwhile."""
+
+    status = 412
+    title = "Precondition failed"
+
+
 class OverloadedError(AppError):
     """The queue is full; the same call may succeed later."""
 

@@ -9,7 +9,9 @@ import numpy as np
 from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 
+from app.api.conditional import TAGGED, IfMatch, IfNoneMatch, check_if_match, etag_of, matches
 from app.api.context import Live, Maybe, Name, SingleFieldsOnce, check_text, read_upload
+from app.api.pages import LINKED, WantedPage
 from app.api.problems import documented
 from app.api.schemas import AdapterOut, CategoryOut, ExampleOut, JobOut, Rollback, Taught, VersionOut
 from app.errors import InvalidInputError
@@ -17,7 +19,8 @@ from app.images.masks import read_mask
 from app.images.photo import Photo, decode_photo
 from app.masks import Mask
 from app.services.teaching import Lesson
-from app.storage.names import other_words, parse_names
+from app.storage.names import CategoryName, other_words, parse_names
+from app.storage.pages import page_of
 from app.wiring import Service
 
 router = APIRouter(prefix="/categories", tags=["categories"])
@@ -111,71 +114,104 @@ def _read_example(
     )
 
 
-@router.get("", responses=documented())
-async def list_categories(live: Live) -> list[CategoryOut]:
-    """List all categories, the oldest first."""
-    return [CategoryOut.of(record) for record in await live.categories.all()]
+@router.get("", responses=documented(422) | LINKED)
+async def list_categories(request: Request, response: Response, wanted: WantedPage, live: Live) -> list[CategoryOut]:
+    """List the categories, the oldest first, a page at a time."""
+    page = await live.categories.page(limit=wanted.limit, cursor=wanted.cursor)
+    wanted.link_next(request, response, page.cursor)
+    return [CategoryOut.of(record) for record in page.items]
 
 
-@router.get("/{name}", responses=documented(404, 409, 422))
-async def get_category(name: Name, live: Live) -> CategoryOut:
+@router.get("/{name}", responses=documented(404, 409, 422) | TAGGED, response_model=CategoryOut)
+async def get_category(name: Name, live: Live, response: Response, if_none_match: IfNoneMatch = None) -> Any:
     """Return one category."""
-    return CategoryOut.of(await live.categories.get(name))
+    category = CategoryOut.of(await live.categories.get(name))
+    response.headers["ETag"] = etag = etag_of(category)
+    return (
+        Response(status_code=304, headers={"ETag": etag})
+        if if_none_match and matches(if_none_match, etag)
+        else category
+    )
 
 
-@router.delete("/{name}", status_code=204, responses=documented(404, 409, 422))
-async def delete_category(name: Name, live: Live) -> None:
+@router.delete("/{name}", status_code=204, responses=documented(404, 409, 412, 422))
+async def delete_category(name: Name, live: Live, if_match: IfMatch = None) -> None:
     """Delete a category with its examples and adapter versions, also one that can't be read."""
+    await _check_unchanged(if_match, name, live)
     await live.categories.delete(name)
 
 
-@router.get("/{name}/versions", responses=documented(404, 409, 422))
-async def list_versions(name: Name, live: Live) -> list[VersionOut]:
+async def _check_unchanged(if_match: str | None, name: CategoryName, live: Service) -> None:
+    """Refuse a change of a category that is no longer what the caller knows."""
+    if if_match is None:
+        return
+    record = await live.categories.get(name)
+    etags = [etag_of(CategoryOut.of(record))]
+    if record.adapter:
+        etags.append(etag_of(await live.categories.export(name)))
+    check_if_match(if_match, *etags)
+
+
+@router.get("/{name}/versions", responses=documented(404, 409, 422) | LINKED)
+async def list_versions(
+    name: Name, request: Request, response: Response, wanted: WantedPage, live: Live
+) -> list[VersionOut]:
     """List the adapter versions that are kept, the newest first."""
     record = await live.categories.get(name)
     current = record.adapter.version if record.adapter else None
-    return [
-        VersionOut(**AdapterOut.of(info).model_dump(), current=info.version == current)
-        for info in await live.categories.versions(name)
-    ]
+    versions = await live.categories.versions(name)
+    page = page_of(versions, lambda info: str(info.version), limit=wanted.limit, cursor=wanted.cursor)
+    wanted.link_next(request, response, page.cursor)
+    return [VersionOut(**AdapterOut.of(info).model_dump(), current=info.version == current) for info in page.items]
 
 
-@router.post("/{name}/rollback", responses=documented(400, 404, 409, 413, 422))
-async def rollback(name: Name, body: Rollback, live: Live) -> CategoryOut:
+@router.post("/{name}/rollback", responses=documented(400, 404, 409, 412, 413, 422))
+async def rollback(name: Name, body: Rollback, live: Live, if_match: IfMatch = None) -> CategoryOut:
     """Use an older adapter version again."""
+    await _check_unchanged(if_match, name, live)
     return CategoryOut.of(await live.categories.rollback(name, body.version))
 
 
 @router.get(
     "/{name}/adapter",
     response_class=Response,
-    responses=documented(404, 409, 422) | {200: {"content": {ADAPTER_MEDIA_TYPE: _BINARY}}},
+    responses=documented(404, 409, 422) | TAGGED | {200: TAGGED[200] | {"content": {ADAPTER_MEDIA_TYPE: _BINARY}}},
 )
-async def export_adapter(name: Name, live: Live) -> Response:
+async def export_adapter(name: Name, live: Live, if_none_match: IfNoneMatch = None) -> Response:
     """Export the adapter in use, as safetensors."""
+    raw = await live.categories.export(name)
+    etag = await asyncio.to_thread(etag_of, raw)  # it may be tens of MiB
+    if if_none_match and matches(if_none_match, etag):
+        return Response(status_code=304, headers={"ETag": etag})
     return Response(
-        await live.categories.export(name),
+        raw,
         media_type=ADAPTER_MEDIA_TYPE,
-        headers={"Content-Disposition": 'attachment; filename="adapter.safetensors"'},
+        headers={"Content-Disposition": 'attachment; filename="adapter.safetensors"', "ETag": etag},
     )
 
 
 @router.put(
     "/{name}/adapter",
-    responses=documented(404, 409, 413, 422),
+    responses=documented(404, 409, 412, 413, 422),
     openapi_extra={"requestBody": {"required": True, "content": {ADAPTER_MEDIA_TYPE: _BINARY}}},
 )
-async def import_adapter(name: Name, request: Request, live: Live) -> CategoryOut:
+async def import_adapter(name: Name, request: Request, live: Live, if_match: IfMatch = None) -> CategoryOut:
     """Import an adapter that another deployment of the same backbone exported."""
+    await _check_unchanged(if_match, name, live)
     # Limited by the request size, not by the upload size: full-rank adapters of a large model (EXEMPLAR_METHOD=paper)
     # exceed one upload.
     return CategoryOut.of(await live.categories.import_(name, await request.body()))
 
 
-@router.get("/{name}/examples", responses=documented(404, 409, 422))
-async def list_examples(name: Name, live: Live) -> list[ExampleOut]:
-    """List the examples that the category was taught from."""
-    return [ExampleOut.of(example) for example in await live.categories.examples(name)]
+@router.get("/{name}/examples", responses=documented(404, 409, 422) | LINKED)
+async def list_examples(
+    name: Name, request: Request, response: Response, wanted: WantedPage, live: Live
+) -> list[ExampleOut]:
+    """List the examples that the category was taught from, the oldest first."""
+    examples = await live.categories.examples(name)
+    page = page_of(examples, lambda example: example.id, limit=wanted.limit, cursor=wanted.cursor)
+    wanted.link_next(request, response, page.cursor)
+    return [ExampleOut.of(example) for example in page.items]
 
 
 @router.get(

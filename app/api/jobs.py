@@ -6,10 +6,11 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.sse import EventSourceResponse
 
 from app.api.context import Live, Maybe
+from app.api.pages import LINKED, WantedPage
 from app.api.problems import documented
 from app.api.schemas import JobOut
 from app.errors import ConflictError, NotFoundError
@@ -22,15 +23,20 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 _log = logging.getLogger(__name__)
 
 
-@router.get("", responses=documented(422))
+@router.get("", responses=documented(422) | LINKED)
 async def list_jobs(
+    request: Request,
+    response: Response,
+    wanted: WantedPage,
     live: Live,
     category: Annotated[Maybe[str], Query(description="Only jobs of this category.")] = None,
     status: Annotated[Maybe[Status], Query(description="Only jobs with this status.")] = None,
 ) -> list[JobOut]:
-    """List jobs, the newest first."""
+    """List jobs, the newest first, a page at a time."""
     category_id = CategoryName.parse(category, field="category").id if category is not None else None
-    return [JobOut.of(job) for job in await live.jobs.list(category_id=category_id, status=status)]
+    page = await live.jobs.page(limit=wanted.limit, cursor=wanted.cursor, category_id=category_id, status=status)
+    wanted.link_next(request, response, page.cursor)
+    return [JobOut.of(job) for job in page.items]
 
 
 async def existing_job(id: str, live: Live) -> Job:

@@ -18,6 +18,7 @@ from app.services.models import Models
 from app.storage.adapter_file import adapter_from_bytes
 from app.storage.categories import AdapterInfo, CategoryRecord, CategoryStore, Example, ExampleInfo
 from app.storage.names import CategoryName, other_words
+from app.storage.pages import Page
 
 # What a caller is told of a category whose adapter is stored, but can't be read.
 UNREADABLE_ADAPTER = (
@@ -39,9 +40,9 @@ class Categories:
         self._engine = engine
         self._models = models
 
-    async def all(self) -> list[CategoryRecord]:
-        """All categories, the oldest first."""
-        return await self._store.all()
+    async def page(self, *, limit: int, cursor: str | None) -> Page[CategoryRecord]:
+        """Some of the categories, the oldest first."""
+        return await self._store.page(limit=limit, cursor=cursor)
 
     async def get(self, name: CategoryName) -> CategoryRecord:
         """One category.

@@ -27,6 +27,7 @@ from .adapter_file import adapter_from_bytes, adapter_to_bytes
 from .jobs import Job, final_fields, job_argument, now
 from .lua import script
 from .names import CategoryName
+from .pages import Page, read_page
 from .records import damaged, json_value, replies_of, reply_of, sound, text, validated
 from .replies import as_bytes, as_fields, as_texts
 from .unreadable import RecordKind, Unreadable, UnreadableRecord
@@ -201,6 +202,16 @@ class CategoryStore:
     async def all(self) -> list[CategoryRecord]:
         """All categories that can be read, the oldest first."""
         return await self._between(0, -1)
+
+    async def page(self, *, limit: int, cursor: str | None) -> Page[CategoryRecord]:
+        """Some of the categories that can be read, the oldest first.
+
+        Raises:
+            InvalidInputError: If no page gave this cursor.
+        """
+        return await read_page(
+            self._redis, keys.CATEGORIES, self.get_many, limit=limit, cursor=cursor, newest_first=False
+        )
 
     async def latest(self, count: int) -> list[CategoryRecord]:
         """At most `count` of the newest categories, the oldest of them first."""

@@ -20,6 +20,7 @@ from app.errors import OverloadedError
 from . import keys
 from .lua import script
 from .names import CategoryName
+from .pages import Page, read_page
 from .records import json_value, replies_of, reply_of, sound, validated
 from .replies import as_fields, as_texts
 from .unreadable import Unreadable, UnreadableRecord
@@ -141,7 +142,11 @@ class JobStore:
 
     async def list(self, *, category_id: str | None = None, status: Status | None = None) -> list[Job]:
         """Records that can be read, the newest first, optionally of one category or one status."""
-        ids = await self._ids()
+        jobs = await self._records(await self._ids())
+        return [job for job in jobs if job and _is_wanted(job, category_id, status)]
+
+    async def _records(self, ids: Sequence[str]) -> Sequence[Job | None]:
+        """Records by id, in one round trip; None for one that can't be read or has expired, whose id is dropped."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hgetall(keys.job(job_id))
@@ -149,14 +154,22 @@ class JobStore:
         expired = [job_id for job_id, fields in zip(ids, records, strict=True) if not fields]
         if expired:
             await self._redis.zrem(keys.JOBS, *expired)
-        jobs = [self._read(job_id, fields) for job_id, fields in zip(ids, records, strict=True)]
-        return [
-            job
-            for job in jobs
-            if job
-            and (status is None or job.status == status)
-            and (category_id is None or job.category_id == category_id)
-        ]
+        return [self._read(job_id, fields) for job_id, fields in zip(ids, records, strict=True)]
+
+    async def page(
+        self, *, limit: int, cursor: str | None, category_id: str | None = None, status: Status | None = None
+    ) -> Page[Job]:
+        """Some of the records that can be read, the newest first, optionally of one category or one status.
+
+        Raises:
+            InvalidInputError: If no page gave this cursor.
+        """
+
+        async def read(ids: Sequence[str]) -> Sequence[Job | None]:
+            found = await self._records(ids)
+            return [job if job and _is_wanted(job, category_id, status) else None for job in found]
+
+        return await read_page(self._redis, keys.JOBS, read, limit=limit, cursor=cursor, newest_first=True)
 
     async def overdue(self, age_s: float) -> Sequence[Job]:
         """Jobs that are queued and were recorded at least so many seconds ago."""
@@ -264,6 +277,10 @@ class JobStore:
         if ttl_s is not None:
             change["ttl_s"] = ttl_s
         return bool(await self._update_job(keys=[keys.job(job_id)], args=[json.dumps(change)]))
+
+
+def _is_wanted(job: Job, category_id: str | None, status: Status | None) -> bool:
+    return (status is None or job.status == status) and (category_id is None or job.category_id == category_id)
 
 
 def new_job(kind: Kind, *, category: str | None, steps: int, id: str | None = None) -> Job:

@@ -20,6 +20,17 @@ export async function call(path, { headers = {}, ...options } = {}) {
   throw new Error(problem.detail ?? `The service answered with status ${answer.status}.`);
 }
 
+// All items of a list, page by page.
+export async function allOf(path) {
+  const items = [];
+  while (path) {
+    const answer = await call(path);
+    items.push(...(await answer.json()));
+    path = answer.headers.get("Link")?.match(/<([^>]*)>; rel="next"/)?.[1];
+  }
+  return items;
+}
+
 export const json = async (path, options) => (await call(path, options)).json();
 
 // The job when it has ended; `tell` gets it at every change.

@@ -1,11 +1,11 @@
 // List of the taught categories, and suggestions of names.
 
 import { $, busy, element, showProblem } from "./form.js";
-import { call, json } from "./service.js";
+import { allOf, call } from "./service.js";
 
 export async function showTaught() {
   try {
-    const categories = await json("/categories");
+    const categories = await allOf("/categories?limit=1000");
     showProblem($("taught-problem"), "");
     $("none-taught").hidden = categories.length > 0;
     $("taught").replaceChildren(...categories.map(row));

@@ -1,0 +1,140 @@
+"""Pages of a long list: a sorted set of ids by time, read from a place on."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
+
+from redis.asyncio import Redis
+
+from app.errors import InvalidInputError
+
+Item = TypeVar("Item")
+
+# Ids read at once: of a filtered list most items may be left out.
+_CHUNK = 200
+
+
+@dataclass(frozen=True)
+class Place:
+    """Place in a sorted set: after an id with its score, whether the id is still there or not."""
+
+    score: float
+    id: str
+
+    @property
+    def cursor(self) -> str:
+        """The place as text for a caller."""
+        return base64.urlsafe_b64encode(f"{self.score!r} {self.id}".encode()).decode().rstrip("=")
+
+    @staticmethod
+    def of(cursor: str) -> Place:
+        """The place that a caller sent back.
+
+        Raises:
+            InvalidInputError: If no list gave this cursor.
+        """
+        try:
+            text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+            score, _, id_ = text.partition(" ")
+            place = Place(float(score), id_)
+        except ValueError as error:
+            raise _unknown_cursor() from error
+        if not math.isfinite(place.score):
+            raise _unknown_cursor()
+        return place
+
+
+@dataclass(frozen=True)
+class Page(Generic[Item]):
+    """Some items of a list, and the cursor of the next page; None on the last one."""
+
+    items: Sequence[Item]
+    cursor: str | None
+
+
+async def read_page(
+    redis: Redis,
+    key: str,
+    read: Callable[[list[str]], Awaitable[Sequence[Item | None]]],
+    *,
+    limit: int,
+    cursor: str | None,
+    newest_first: bool,
+) -> Page[Item]:
+    """Read a page.
+
+    Args:
+        redis: Client that returns bytes.
+        key: Sorted set of ids by time.
+        read: Gives the item of each id, None for those to leave out.
+        limit: Most items of the page.
+        cursor: Of the page before; None for the first page.
+        newest_first: Order of the list.
+
+    Raises:
+        InvalidInputError: If no list gave this cursor.
+    """
+    after = Place.of(cursor) if cursor else None
+    items: list[Item] = []
+    last = after
+    while True:
+        places = await _places(redis, key, after, newest_first=newest_first)
+        for place, item in zip(places, await read([place.id for place in places]), strict=True):
+            if item is None:
+                continue
+            if len(items) == limit and last:
+                return Page(items, last.cursor)
+            items.append(item)
+            last = place
+        if not places:
+            return Page(items, None)
+        after = places[-1]
+
+
+async def _places(redis: Redis, key: str, after: Place | None, *, newest_first: bool) -> list[Place]:
+    first, last = ("+inf", "-inf") if newest_first else ("-inf", "+inf")
+    found = await redis.zrange(
+        key,
+        repr(after.score) if after else first,
+        last,
+        desc=newest_first,
+        byscore=True,
+        offset=0,
+        num=_CHUNK,
+        withscores=True,
+    )
+    pairs = cast("list[tuple[bytes, float]]", found)
+    places = [Place(score, id_.decode()) for id_, score in pairs]
+    if after is None:
+        return places
+    # Ids of one score are in the order of their bytes.
+    order = (after.score, after.id.encode())
+    if newest_first:
+        return [place for place in places if (place.score, place.id.encode()) < order]
+    return [place for place in places if (place.score, place.id.encode()) > order]
+
+
+def page_of(items: Sequence[Item], id_of: Callable[[Item], str], *, limit: int, cursor: str | None) -> Page[Item]:
+    """A page of a short list that was read as a whole; the cursor is the id of its last item.
+
+    Raises:
+        InvalidInputError: If no item has this id.
+    """
+    start = 0
+    if cursor:
+        ids = [id_of(item) for item in items]
+        if cursor not in ids:
+            raise _unknown_cursor()
+        start = ids.index(cursor) + 1
+    some = items[start : start + limit]
+    return Page(some, id_of(some[-1]) if some and start + limit < len(items) else None)
+
+
+def _unknown_cursor() -> InvalidInputError:
+    return InvalidInputError(
+        "No list gave this cursor: send the one of the Link header, or none for the first page.", field="cursor"
+    )

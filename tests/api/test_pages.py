@@ -1,0 +1,133 @@
+"""Long lists come in pages, each with a link to the next; and conditional requests on categories and adapters."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from app.storage import keys
+
+
+def follow(api, path: str) -> list[list[dict]]:
+    """All pages of a list."""
+    pages = []
+    while path:
+        answer = api.http.get(path)
+        assert answer.status_code == 200, answer.text
+        pages.append(answer.json())
+        link = answer.headers.get("link")
+        path = re.fullmatch(r'<(/[^>]*)>; rel="next"', link)[1] if link else ""
+        assert len(pages) < 50
+    return pages
+
+
+@pytest.fixture
+def many(start):
+    """Seven categories, taught without a worker, so that there are as many queued jobs."""
+    with start(worker=False) as api:
+        for number in range(7):
+            assert api.teach(f"c{number}").status_code == 202
+        yield api
+
+
+class TestPages:
+    @pytest.mark.parametrize("limit", [1, 3, 7, 1000])
+    def test_categories_the_oldest_first(self, many, limit: int) -> None:
+        pages = follow(many, f"/categories?limit={limit}")
+        assert [one["name"] for page in pages for one in page] == [f"c{number}" for number in range(7)]
+        assert all(len(page) == limit for page in pages[:-1])
+        assert len(pages) == -(-7 // limit)
+
+    def test_jobs_the_newest_first_with_their_filter(self, many) -> None:
+        many.http.delete(f"/jobs/{many.category('c3')['job']}")
+        pages = follow(many, "/jobs?limit=2&status=queued")
+        assert [job["category"] for page in pages for job in page] == ["c6", "c5", "c4", "c2", "c1", "c0"]
+        assert [len(page) for page in pages] == [2, 2, 2]
+
+    def test_categories_of_one_moment(self, many) -> None:
+        """Imports of several replicas may bear the same time."""
+        many.redis.zadd(keys.CATEGORIES, {f"c{number}": 5.0 for number in range(7)})
+        assert [one["name"] for page in follow(many, "/categories?limit=2") for one in page] == [
+            f"c{number}" for number in range(7)
+        ]
+
+    def test_what_was_deleted_since_ends_no_page(self, many) -> None:
+        answer = many.http.get("/categories?limit=3")
+        for name in ("c2", "c3"):
+            many.http.delete(f"/categories/{name}")
+        rest = follow(many, re.search("<(.*)>", answer.headers["link"])[1])
+        assert [one["name"] for page in rest for one in page] == ["c4", "c5", "c6"]
+
+    def test_examples_and_versions(self, api) -> None:
+        for photo in (api.photo, api.other_photo, api.photo):
+            api.taught(photo=photo, box="[1, 2, 5, 6]" if photo is api.photo else "[1, 2, 7, 8]")
+        ids = [one["id"] for one in api.http.get("/categories/cat/examples").json()]
+        assert [[one["id"] for one in page] for page in follow(api, "/categories/cat/examples?limit=1")] == [
+            [id_] for id_ in ids
+        ]
+        versions = [[one["version"] for one in page] for page in follow(api, "/categories/cat/versions?limit=2")]
+        assert versions == [[3, 2], [1]]
+
+    @pytest.mark.parametrize("path", ["/categories", "/jobs", "/categories/c0/examples", "/categories/c0/versions"])
+    @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=many", "cursor=nonsense", "cursor=bmFuIHg"])
+    def test_what_is_no_page_is_refused(self, many, path: str, query: str) -> None:
+        answer = many.http.get(f"{path}?{query}")
+        assert answer.status_code == 422
+        assert answer.json()["errors"][0]["field"] == query.partition("=")[0]
+
+    def test_by_default_a_hundred(self, many) -> None:
+        record = many.redis.hgetall(keys.category("c0"))
+        for number in range(100):
+            many.redis.hset(keys.category(f"n{number}"), mapping=record | {b"name": f"n{number}"})
+            many.redis.zadd(keys.CATEGORIES, {f"n{number}": 1.0})
+        assert [len(page) for page in follow(many, "/categories")] == [100, 7]
+
+
+class TestConditions:
+    def test_an_answer_that_is_known_is_not_sent_again(self, api) -> None:
+        api.taught()
+        for path in ("/categories/cat", "/categories/cat/adapter"):
+            first = api.http.get(path)
+            again = api.http.get(path, headers={"If-None-Match": first.headers["etag"]})
+            assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
+        api.taught(photo=api.other_photo)
+        assert api.http.get(path, headers={"If-None-Match": first.headers["etag"]}).status_code == 200
+
+    def test_a_change_by_somebody_who_saw_an_older_state_is_refused(self, api) -> None:
+        api.taught()
+        raw = api.http.get("/categories/cat/adapter").content
+        etags = [api.http.get(path).headers["etag"] for path in ("/categories/cat", "/categories/cat/adapter")]
+        api.taught(photo=api.other_photo)
+        before = api.stored()
+        for etag in etags:
+            changes = [
+                api.http.put("/categories/cat/adapter", content=raw, headers={"If-Match": etag}),
+                api.http.post("/categories/cat/rollback", json={"version": 1}, headers={"If-Match": etag}),
+                api.http.delete("/categories/cat", headers={"If-Match": etag}),
+            ]
+            assert [answer.status_code for answer in changes] == [412] * 3
+            assert "has changed" in changes[0].json()["detail"]
+        assert api.stored() == before
+
+    @pytest.mark.parametrize("path", ["/categories/cat", "/categories/cat/adapter"])
+    def test_a_change_of_what_was_seen_is_made(self, api, path: str) -> None:
+        api.taught()
+        api.taught(photo=api.other_photo)
+        etag = api.http.get(path).headers["etag"]
+        answer = api.http.post("/categories/cat/rollback", json={"version": 1}, headers={"If-Match": etag})
+        assert answer.json()["adapter"]["version"] == 1
+        current = api.http.get(path).headers["etag"]
+        assert api.http.delete("/categories/cat", headers={"If-Match": f'"other", {current}'}).status_code == 204
+
+    def test_any_state_but_it_must_exist(self, api) -> None:
+        assert api.http.delete("/categories/cat", headers={"If-Match": "*"}).status_code == 404
+        api.taught()
+        assert api.http.delete("/categories/cat", headers={"If-Match": "*"}).status_code == 204
+
+
+def test_the_example_of_a_link_in_the_documentation_is_one(many) -> None:
+    described = json.dumps(many.http.get("/openapi.json").json()["paths"]["/categories"]["get"])
+    assert '"Link"' in described
+    assert '"cursor"' in described
