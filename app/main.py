@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.types import Scope
 
 import app as package
 from app.api import categories, docs, health, jobs, layers, page, problems, segment
 from app.api.access import Access, scope_of
+from app.api.forms import check_fields
 from app.api.middleware import BodyLimit, Identified, Measured, WholeNames
 from app.api.schemas import BatchLine
 from app.method.backbone import Backbone
@@ -54,6 +55,7 @@ def create_app(
         version=package.__version__,
         description="Learns to segment a category from one example.",
         lifespan=lifespan,
+        dependencies=[Depends(check_fields)],
         docs_url=None,  # app/api/docs.py serves it without external files
         redoc_url=None,
         # One span per request, without spans for the framework's own operations; Prometheus has the metrics.

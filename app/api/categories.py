@@ -9,7 +9,8 @@ import numpy as np
 from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 
-from app.api.context import Live, Maybe, Name, SingleFieldsOnce, check_text, read_upload
+from app.api.context import Live, Maybe, Name, check_text, read_upload
+from app.api.forms import names_in
 from app.api.problems import documented
 from app.api.schemas import AdapterOut, CategoryOut, ExampleOut, JobOut, Rollback, Taught, VersionOut
 from app.errors import InvalidInputError
@@ -17,7 +18,7 @@ from app.images.masks import read_mask
 from app.images.photo import Photo, decode_photo
 from app.masks import Mask
 from app.services.teaching import Lesson
-from app.storage.names import other_words, parse_names
+from app.storage.names import other_words
 from app.wiring import Service
 
 router = APIRouter(prefix="/categories", tags=["categories"])
@@ -32,7 +33,6 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 @router.post(
     "/{name}/example",
-    dependencies=[SingleFieldsOnce],
     status_code=202,
     response_model=Taught,
     responses=documented(400, 409, 413, 415, 422)
@@ -63,7 +63,7 @@ async def teach(
         raise InvalidInputError(
             "A photo without the category can't replace the examples that show it: send mode=append.", field="mode"
         )
-    words = parse_names(prompts or [], field="prompts", limit=live.settings.max_categories)
+    words = names_in(prompts, field="prompts", limit=live.settings.max_categories)
     check_text(segmentation, field="segmentation", service=live)
     check_text(box, field="box", service=live)
     raw_image = await read_upload(image, field="image", service=live)

@@ -1,8 +1,7 @@
-"""Shared parts of the routes: the service of a request, form fields, uploads."""
+"""Shared parts of the routes: the service of a request, names in paths, uploads."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, TypeVar, cast
 
@@ -16,12 +15,6 @@ from app.storage.names import CategoryName
 from app.wiring import Service
 
 Value = TypeVar("Value")
-
-# Form fields that may be sent once; the others are lists.
-_SINGLE_FIELDS = frozenset(
-    {"image", "mask", "segmentation", "box", "absent", "mode"}
-    | {"threshold", "min_presence", "refine", "adapters", "backbone", "output", "heatmaps"}
-)
 
 
 def live_service(request: Request) -> Service:
@@ -51,21 +44,6 @@ class _NeverNull:
 
 # An optional field.
 Maybe = Annotated[Value | None, _NeverNull()]
-
-
-async def single_fields_once(request: Request) -> None:
-    """Refuse a form that repeats a field that is not a list: FastAPI would silently use the last value.
-
-    Raises:
-        InvalidInputError: If a field is repeated.
-    """
-    times = Counter(field for field, _ in (await request.form()).multi_items())
-    for field in sorted(_SINGLE_FIELDS & times.keys()):
-        if times[field] > 1:
-            raise InvalidInputError(f"{field} was sent {times[field]} times: send it once.", field=field)
-
-
-SingleFieldsOnce = Depends(single_fields_once)
 
 
 def check_text(text: str | None, *, field: str, service: Service) -> None:

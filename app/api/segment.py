@@ -10,7 +10,8 @@ from fastapi import APIRouter, Depends, File, Form, Header, Query, Response, Upl
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from app.api import answers, problems
-from app.api.context import Live, Maybe, SingleFieldsOnce, check_count, read_upload
+from app.api.context import Live, Maybe, check_count, read_upload
+from app.api.forms import names_in
 from app.api.problems import documented
 from app.api.schemas import SegmentOut
 from app.errors import AppError
@@ -20,7 +21,6 @@ from app.services.batch import as_ready, patiently
 from app.services.clock import Clock
 from app.services.segmentation import Request
 from app.storage.connection import StoreError
-from app.storage.names import parse_names
 from app.wiring import Service
 
 router = APIRouter(tags=["segment"])
@@ -68,8 +68,8 @@ async def asked(
     """Read the options of a segmentation from the form."""
     limit = live.settings.max_categories
     return Request(
-        categories=parse_names(categories or [], field="categories", limit=limit),
-        background=tuple(word.text for word in parse_names(background or [], field="background", limit=limit)),
+        categories=names_in(categories, field="categories", limit=limit),
+        background=tuple(word.text for word in names_in(background, field="background", limit=limit)),
         threshold=threshold,
         min_presence=min_presence,
         refine=refine,
@@ -85,7 +85,6 @@ Heatmaps = Annotated[bool, Form(description="Add each category's probability as 
 
 @router.post(
     "/segment",
-    dependencies=[SingleFieldsOnce],
     response_model=SegmentOut,
     responses=documented(400, 413, 415, 422) | {200: answers.SEGMENT_ANSWER},
 )
@@ -124,9 +123,8 @@ async def segment(
 
 @router.post(
     "/segment/batch",
-    dependencies=[SingleFieldsOnce],
     response_class=StreamingResponse,
-    responses=documented(400, 413, 422) | {200: answers.BATCH_ANSWER},
+    responses=documented(400, 413, 415, 422) | {200: answers.BATCH_ANSWER},
 )
 async def segment_batch(
     live: Live,

@@ -27,7 +27,8 @@ async function segmentAll() {
     const form = new FormData();
     form.append("image", photo);
     form.append("refine", refine);
-    for (const name of names) form.append("categories", name);
+    // As JSON: a name may have a comma.
+    if (names.length) form.append("categories", JSON.stringify(names));
     const card = element("figure", {}, element("figcaption", {}, photo.name));
     $("results").append(card);
     try {

@@ -1,0 +1,177 @@
+"""Requests as people and other services' clients send them: understood, or refused with the right form in the message.
+
+One situation a line. Nothing that was sent is ignored without a word.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import Api
+
+PHOTO, MASK = Api.photo, Api.mask
+
+
+@pytest.fixture(scope="module")
+def shared(new_database, start_on) -> Iterator[Api]:
+    """The application with the categories cat and "salt, pepper"."""
+    with new_database() as database, start_on(database) as api:
+        api.taught("cat")
+        api.taught("salt, pepper", photo=Api.other_photo)
+        yield api
+
+
+def names(answer: Any) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return [found["name"] for found in answer.json()["categories"]]
+
+
+def refusal(answer: Any, status: int, *words: str) -> str:
+    """The sentence of a refusal, which has these words."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    detail: str = answer.json()["detail"]
+    for word in words:
+        assert word in detail
+    return detail
+
+
+class TestLists:
+    """`categories`, `background` and `prompts` as lists of every kind."""
+
+    @pytest.mark.parametrize(
+        ("sent", "understood"),
+        [
+            (["cat", "dog"], ["cat", "dog"]),
+            (["cat,dog"], ["cat", "dog"]),
+            (["cat, dog , cow"], ["cat", "dog", "cow"]),
+            (["cat,dog", "cow"], ["cat", "dog", "cow"]),
+            (['["cat", "dog"]'], ["cat", "dog"]),
+            ([' ["cat"]'], ["cat"]),
+            (['["cat"]', '["dog"]', "cow"], ["cat", "dog", "cow"]),
+            (["cat,Cat"], ["cat"]),
+            (['["salt, pepper"]'], ["salt, pepper"]),  # a name with a comma of its own
+            (['["a,b", "cat"]'], ["a,b", "cat"]),
+            (["[]"], ["cat", "salt, pepper"]),  # as if it were not sent
+            (["traffic light"], ["traffic light"]),
+        ],
+        ids=str,
+    )
+    def test_that_are_understood(self, shared: Api, sent: list[str], understood: list[str]) -> None:
+        assert names(shared.segment(*sent)) == understood
+
+    @pytest.mark.parametrize(
+        "sent",
+        ["[cat, dog]", "['cat', 'dog']", '["cat", 1]', '[["cat"]]', '{"cat": 1}', '"cat","dog"', '"cat"', '["cat"',
+         "[" * 9000],
+        ids=lambda text: text[:12],
+    )  # fmt: skip
+    @pytest.mark.parametrize("field", ["categories", "background"])
+    def test_json_that_is_no_list_of_texts(self, shared: Api, field: str, sent: str) -> None:
+        detail = refusal(shared.segment(**{field: sent}), 422, field, 'a,b or ["a", "b"]')
+        assert len(detail) < 200
+
+    @pytest.mark.parametrize("sent", ["cat,", ",", "cat,,dog", '["cat", ""]', '["cat", "\\ud800"]'])
+    def test_with_a_name_that_is_none(self, shared: Api, sent: str) -> None:
+        refusal(shared.segment(sent), 422, "A name")
+
+    def test_too_long_ones(self, shared: Api) -> None:
+        refusal(shared.segment(",".join("c" * 1001)), 422, "1001 categories", "MAX_CATEGORIES")
+
+    def test_of_other_words(self, shared: Api) -> None:
+        for sent in ("kitten,tom", '["kitten", "tom"]', ["kitten", "tom"]):
+            name = f"words {len(sent)}"
+            shared.teach(name, prompts=sent)
+            assert shared.category(name)["prompts"] == [name, "kitten", "tom"]
+            shared.http.delete(f"/categories/{name}")
+
+    def test_of_the_background(self, shared: Api) -> None:
+        one_by_one, by_comma, by_json = (
+            shared.segment("cat", background=sent).json()["categories"]
+            for sent in (["sofa", "rug"], "sofa,rug", '["sofa", "rug"]')
+        )
+        assert one_by_one == by_comma == by_json
+
+    def test_of_names_to_rank_with(self, shared: Api) -> None:
+        answer = shared.http.post("/layers/rank", files={"images": PHOTO}, data={"categories": "[cat]"})
+        refusal(answer, 422, "list of texts")
+
+
+class TestUnknown:
+    """Fields and parameters that a call does not have."""
+
+    @pytest.mark.parametrize(
+        ("path", "data", "words"),
+        [
+            ("/segment", {"categories[]": "cat"}, ["send categories once for each value"]),
+            ("/segment", {"categories[0]": "cat"}, ["send categories once for each value"]),
+            ("/segment", {"output[]": "rle"}, ["send output once."]),
+            ("/segment", {"catgories": "cat"}, ["no field 'catgories'", "did you mean categories?"]),
+            ("/segment", {"Categories": "cat"}, ["did you mean categories?"]),
+            ("/segment", {"minPresence": "0"}, ["did you mean min_presence?"]),
+            ("/segment", {"zebra": "1"}, ["no field 'zebra'", "It has", "image", "categories", "threshold"]),
+            ("/segment", {"overlay": "true"}, ["send it in the query (overlay=…)"]),
+            ("/segment", {"x" * 1000: "1"}, ["no field"]),
+            ("/segment?categories=cat", {}, ["categories is not a query parameter", "curl: -F categories=…"]),
+            ("/segment?overlays=true", {}, ["no query parameter 'overlays'", "did you mean overlay?"]),
+            ("/segment?overlay=false&overlay=true", {}, ["overlay was sent 2 times"]),
+            ("/categories/dog/example", {"prompt": "hound"}, ["did you mean prompts?"]),
+            ("/categories/dog/example", {"name": "hound"}, ["no field 'name'"]),
+            ("/categories/dog/example?mode=replace", {}, ["mode is not a query parameter", "-F mode=…"]),
+        ],
+        ids=lambda value: str(value)[:40],
+    )
+    def test_is_refused_by_name(self, shared: Api, path: str, data: dict[str, str], words: list[str]) -> None:
+        files = {"image": PHOTO, **({"mask": MASK} if "example" in path else {})}
+        answer = shared.http.post(path, files=files, data=data)
+        assert len(refusal(answer, 422, *words)) < 400
+        assert answer.json()["errors"][0]["field"]
+        assert "dog" not in [category["name"] for category in shared.http.get("/categories").json()]
+
+    def test_file_of_another_name(self, shared: Api) -> None:
+        refusal(shared.http.post("/segment", files={"file": PHOTO}), 422, "no field 'file'", "It has", "image")
+        refusal(shared.http.post("/segment/batch", files={"image": PHOTO}), 422, "did you mean images?")
+        refusal(shared.http.post("/layers/rank", files={"image": PHOTO}), 422, "did you mean images?")
+
+    def test_query_of_any_call(self, shared: Api) -> None:
+        (example,) = shared.http.get("/categories/cat/examples").json()
+        ids = {"{name}": "cat", "/examples/{id}": f"/examples/{example['id']}", "{id}": shared.category()["job"]}
+        for template, operations in shared.http.get("/openapi.json").json()["paths"].items():
+            path = template
+            for placeholder, value in ids.items():
+                path = path.replace(placeholder, value)
+            for method in operations:
+                refusal(shared.http.request(method, f"{path}?zebra=1"), 422, "query parameter 'zebra'")
+
+    def test_parameter_sent_twice(self, shared: Api) -> None:
+        refusal(shared.http.get("/jobs?category=cat&category=dog"), 422, "category was sent 2 times")
+
+    def test_query_of_the_page_is_its_own(self, shared: Api) -> None:
+        assert shared.http.get("/?lang=en").status_code == 200
+
+
+class TestBodies:
+    """Bodies that are no form."""
+
+    @pytest.mark.parametrize("path", ["/segment", "/segment/batch", "/categories/cat/example", "/layers/rank"])
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            {"content": PHOTO, "headers": {"Content-Type": "image/jpeg"}},
+            {"content": PHOTO, "headers": {"Content-Type": "application/octet-stream"}},
+            {"content": PHOTO, "headers": {"Content-Type": "application/x-www-form-urlencoded"}},  # curl --data-binary
+            {"content": PHOTO},
+            {"content": [PHOTO]},  # in pieces, without a length
+            {"json": {"image": b64encode(PHOTO).decode(), "categories": ["cat"]}},
+        ],
+        ids=["raw", "bytes", "curl --data-binary", "no type", "pieces", "base64"],
+    )
+    def test_the_right_form_is_told(self, shared: Api, path: str, sent: dict[str, Any]) -> None:
+        field = "image" if path in ("/segment", "/categories/cat/example") else "images"
+        detail = refusal(shared.http.post(path, **sent), 415, f"-F {field}=@photo.jpg", f"{shared.http.base_url}{path}")
+        assert "multipart/form-data" in detail
+        assert ("-F mask=@mask.png" in detail) == ("example" in path)
