@@ -12,12 +12,13 @@ from fastapi.responses import JSONResponse
 from app.api.context import Live, Maybe, Name, check_text, read_upload
 from app.api.forms import names_in
 from app.api.problems import documented
-from app.api.schemas import AdapterOut, CategoryOut, ExampleOut, JobOut, Rollback, Taught, VersionOut
+from app.api.schemas import AdapterOut, CategoryOut, Doubt, ExampleOut, JobOut, Rollback, Taught, VersionOut
 from app.errors import InvalidInputError
+from app.images.doubts import mask_doubts
 from app.images.masks import read_mask
 from app.images.photo import Photo, decode_photo
 from app.masks import Mask
-from app.services.teaching import Lesson
+from app.services.teaching import Accepted, Lesson
 from app.storage.names import other_words
 from app.wiring import Service
 
@@ -70,7 +71,7 @@ async def teach(
     raw_mask = await read_upload(mask, field="mask", service=live) if mask is not None else None
 
     async def work(id: str | None) -> dict[str, Any]:
-        photo, marked = await asyncio.to_thread(
+        photo, marked, doubts = await asyncio.to_thread(
             _read_example, live, raw_image, mask=raw_mask, segmentation=segmentation, box=box, absent=absent
         )
         lesson = Lesson(
@@ -81,9 +82,14 @@ async def teach(
             replace=mode == "replace",
             id=id,
         )
-        job, category = await live.teaching.teach(lesson)
-        taught = Taught(job=JobOut.of(job), category=CategoryOut.of(category), note=lesson.photo.note)
-        return taught.model_dump(exclude={"note"} if taught.note is None else None)
+        accepted = await live.teaching.accept(lesson)
+        taught = Taught(
+            job=JobOut.of(accepted.job),
+            category=CategoryOut.of(accepted.category),
+            note=lesson.photo.note,
+            warnings=_warnings(doubts, accepted),
+        )
+        return taught.model_dump(exclude_defaults=True)
 
     form = "absent" if absent else mode
     fields = [request.url.path, segmentation or "", box or "", form, *(word.text for word in words)]
@@ -95,8 +101,8 @@ async def teach(
 
 def _read_example(
     live: Service, image: bytes, *, mask: bytes | None, segmentation: str | None, box: str | None, absent: bool
-) -> tuple[Photo, Mask]:
-    """The photo and the mask of a request; the mask of a photo without the category is empty."""
+) -> tuple[Photo, Mask, dict[str, str]]:
+    """The photo and the mask of a request, and what looks wrong; the mask of a photo without the category is empty."""
     max_pixels = live.settings.max_image_pixels
     if absent and (mask or segmentation or box):
         raise InvalidInputError(
@@ -105,10 +111,19 @@ def _read_example(
     photo = decode_photo(image, max_pixels=max_pixels)
     height, width = photo.rgb.shape[:2]
     if absent:
-        return photo, np.zeros((height, width), bool)
-    return photo, read_mask(
-        mask=mask, segmentation=segmentation, box=box, photo_hw=(height, width), max_pixels=max_pixels
-    )
+        return photo, np.zeros((height, width), bool), {}
+    marked = read_mask(mask=mask, segmentation=segmentation, box=box, photo_hw=(height, width), max_pixels=max_pixels)
+    return photo, marked, mask_doubts(marked)
+
+
+def _warnings(doubts: dict[str, str], accepted: Accepted) -> list[Doubt]:
+    if accepted.repeated:
+        repeated = (
+            f"{accepted.category.name} has this photo with this mask already, and it is kept once: it teaches nothing "
+            "new, send another photo."
+        )
+        doubts = doubts | {"duplicate-example": repeated}
+    return [Doubt.model_validate({"code": code, "detail": detail}) for code, detail in doubts.items()]
 
 
 @router.get("", responses=documented())
@@ -212,4 +227,6 @@ async def delete_example(name: Name, id: str, live: Live) -> Response:
         return Response(status_code=204)
     category = CategoryOut.of(await live.categories.get(name))
     taught = Taught(job=JobOut.of(job), category=category)
-    return JSONResponse(taught.model_dump(exclude={"note"}), status_code=202, headers={"Location": f"/jobs/{job.id}"})
+    return JSONResponse(
+        taught.model_dump(exclude_defaults=True), status_code=202, headers={"Location": f"/jobs/{job.id}"}
+    )

@@ -130,8 +130,10 @@ function notHere(name, photo, problem) {
       const form = new FormData();
       form.append("image", photo);
       form.append("absent", "true");
-      const { job } = await json(`/categories/${encodeURIComponent(name)}/example`, { method: "POST", body: form });
+      const path = `/categories/${encodeURIComponent(name)}/example`;
+      const { job, warnings = [] } = await json(path, { method: "POST", body: form });
       button.textContent = "Learning …";
+      showProblem(problem, warnings.map(({ detail }) => detail).join(" "));
       const { status, error } = await follow(job.id, () => {}).finally(() => (button.textContent = label));
       await showTaught();
       if (status === "failed") throw new Error(`Teaching failed: ${error}`);

@@ -9,9 +9,10 @@ from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.conftest import Api
+from tests.conftest import Api, png
 
 PHOTO, MASK = Api.photo, Api.mask
 
@@ -175,3 +176,108 @@ class TestBodies:
         detail = refusal(shared.http.post(path, **sent), 415, f"-F {field}=@photo.jpg", f"{shared.http.base_url}{path}")
         assert "multipart/form-data" in detail
         assert ("-F mask=@mask.png" in detail) == ("example" in path)
+
+
+def marked(rows: slice, columns: slice, *, inverted: bool = False) -> bytes:
+    """A mask file of the photo's size with a rectangle, or with all but the rectangle."""
+    mask = np.zeros(Api.hw, dtype=bool)
+    mask[rows, columns] = True
+    return png((mask ^ inverted).astype(np.uint8) * 255)
+
+
+class TestWarnings:
+    """Examples that are taken, and say in the answer what was probably not meant."""
+
+    @pytest.mark.parametrize(
+        ("sent", "code", "words"),
+        [
+            ({"files": {"mask": marked(slice(5, 20), slice(10, 30), inverted=True)}}, "mask-looks-inverted", "79.4 %"),
+            ({"files": {"mask": marked(slice(5, 7), slice(10, 12), inverted=True)}}, "mask-looks-inverted", "99.7 %"),
+            ({"files": {"mask": marked(slice(0, 1), slice(0, 2), inverted=True)}}, "mask-looks-inverted", "inverted"),
+            ({"files": {"mask": marked(slice(0, 31), slice(0, 1), inverted=True)}}, "mask-covers-most", "97.9 %"),
+            ({"box": "[0, 0, 46, 31]"}, "mask-covers-most", "97.9 %"),
+            ({"segmentation": "[[10, 10, 11, 10, 11, 11, 10, 11]]"}, "mask-very-small", "1 pixel,"),
+            ({"box": "[10, 10, 3, 5]"}, "mask-very-small", "15 pixels"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_about_a_mask(self, start: Any, sent: dict[str, Any], code: str, words: str) -> None:
+        with start(worker=False) as api:
+            answer = api.teach("cat", **sent)
+            assert answer.status_code == 202
+            (warning,) = answer.json()["warnings"]
+            assert warning["code"] == code
+            assert words in warning["detail"]
+
+    def test_about_nothing(self, start: Any) -> None:
+        with start(worker=False) as api:
+            answers = [
+                api.teach("cat"),
+                api.teach("cat", photo=api.other_photo),
+                api.teach("cat", photo=api.other_photo, files={}, absent="true"),
+                api.teach("dog"),
+                api.teach("large", box="[1, 1, 40, 30]"),  # most of the photo, but not all of its edges
+                api.teach("cat", box="[10, 5, 20, 14]"),  # the same photo with another mask
+            ]
+            assert [answer.status_code for answer in answers] == [202] * 6
+            assert not [answer.text for answer in answers if "warnings" in answer.json()]
+
+    def test_the_same_example_again(self, start: Any) -> None:
+        with start() as api:
+            job = api.taught("cat")
+            again = api.teach("cat")
+            assert (again.status_code, again.headers["location"]) == (202, f"/jobs/{job['id']}")
+            assert again.json()["job"] == job
+            (warning,) = again.json()["warnings"]
+            assert warning["code"] == "duplicate-example"
+            assert "cat has this photo with this mask already" in warning["detail"]
+            assert api.category("cat")["examples"] == 1
+            assert len(api.http.get("/jobs").json()) == 1
+
+    def test_the_same_example_in_another_form(self, start: Any) -> None:
+        with start(worker=False) as api:
+            first = api.teach("cat", box="[10, 5, 20, 15]").json()
+            second = api.teach("cat").json()
+            assert second["job"]["id"] == first["job"]["id"]
+            assert api.category("cat")["examples"] == 1
+
+    def test_the_same_photo_without_the_category_again(self, start: Any) -> None:
+        with start(worker=False) as api:
+            api.teach("cat")
+            absent = {"photo": api.other_photo, "files": {}, "absent": "true"}
+            first, second = (api.teach("cat", **absent).json() for _ in range(2))
+            assert second["job"]["id"] == first["job"]["id"]
+            assert api.category("cat")["examples"] == 2
+
+    def test_the_same_example_after_its_job_was_cancelled(self, start: Any) -> None:
+        with start(worker=False) as api:
+            cancelled = api.teach("cat").json()["job"]["id"]
+            api.http.delete(f"/jobs/{cancelled}")
+        with start() as api:
+            again = api.teach("cat").json()
+            assert again["warnings"][0]["code"] == "duplicate-example"
+            assert again["category"]["job"] == again["job"]["id"] != cancelled
+            assert api.wait(again["job"]["id"])["status"] == "succeeded"
+            assert api.category("cat")["examples"] == 1
+
+    def test_the_same_example_with_new_words(self, start: Any) -> None:
+        with start(worker=False) as api:
+            api.teach("cat", prompts="kitten")
+            again = api.teach("cat", prompts="kitten,tom").json()
+            assert again["category"]["prompts"] == ["cat", "kitten", "tom"]
+            assert again["category"]["examples"] == 1
+
+    def test_the_same_example_in_place_of_all(self, start: Any) -> None:
+        with start(worker=False) as api:
+            api.teach("cat")
+            api.teach("cat", photo=api.other_photo)
+            replaced = api.teach("cat", mode="replace").json()
+            assert "warnings" not in replaced
+            assert replaced["category"]["examples"] == 1
+
+    def test_are_repeated_with_the_answer(self, start: Any) -> None:
+        with start(worker=False) as api:
+            sent = {"box": "[10, 10, 3, 5]", "headers": {"Idempotency-Key": "k"}}
+            first, second = (api.teach("cat", **sent) for _ in range(2))
+            assert first.json() == second.json()
+            assert [warning["code"] for warning in second.json()["warnings"]] == ["mask-very-small"]
