@@ -13,7 +13,7 @@ import app as package
 from app.api import categories, docs, health, jobs, layers, page, problems, segment
 from app.api.access import Access, scope_of
 from app.api.forms import check_fields
-from app.api.middleware import BodyLimit, Identified, Measured, WholeNames
+from app.api.middleware import BodyLimit, Heads, Identified, Measured, PlainBodies, WholeNames
 from app.api.schemas import BatchLine
 from app.method.backbone import Backbone
 from app.settings import MEBIBYTE, Settings
@@ -60,7 +60,7 @@ def create_app(
         redoc_url=None,
         # One span per request, without spans for the framework's own operations; Prometheus has the metrics.
         telemetry={"metrics": False, "logs": False, "operation_spans": False, "exclude": _is_probe},
-        # A path with an extra slash is answered with 404, not with a redirect.
+        # A path with an extra slash is answered with 404 and a hint: many clients lose the body at a redirect.
         redirect_slashes=False,
         form_limits={
             "max_fields": _MAX_FORM_FIELDS,
@@ -72,7 +72,9 @@ def create_app(
         app.include_router(module.router)
     problems.install(app)
     # The middleware added last sees a request first.
+    app.add_middleware(Heads)
     app.add_middleware(WholeNames)
+    app.add_middleware(PlainBodies)
     app.add_middleware(BodyLimit, max_upload_bytes=resolved.max_upload_bytes, many_images_paths=_MANY_IMAGES)
     app.add_middleware(Access, keys=resolved.key_scopes, allow_anonymous=resolved.allow_anonymous)
     app.add_middleware(Measured)

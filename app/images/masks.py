@@ -104,10 +104,11 @@ def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int) -> Ma
 
 
 def parse_segmentation(text: str, *, photo_hw: tuple[int, int]) -> Mask:
-    """Reads a mask from JSON: COCO run lengths, polygons, or one flat polygon.
+    """Reads a mask from JSON: COCO run lengths, polygons, one flat polygon, or a COCO annotation with one of them.
 
     Args:
-        text: `{"size": [height, width], "counts": …}`, `[[x, y, …], …]` or `[x, y, …]`, in pixels of the photo.
+        text: `{"size": [height, width], "counts": …}`, `[[x, y, …], …]` or `[x, y, …]`, in pixels of the photo, or
+            `{"segmentation": …, "bbox": …, …}`, of which only `segmentation` is read.
         photo_hw: (height, width) of the photo after EXIF rotation.
 
     Returns:
@@ -117,6 +118,8 @@ def parse_segmentation(text: str, *, photo_hw: tuple[int, int]) -> Mask:
         InvalidInputError: Not JSON, or none of these, or run lengths of another size than the photo.
     """
     value = _parsed(text, field="segmentation")
+    if isinstance(value, dict) and "counts" not in value:
+        value = value.get("segmentation", value)
     try:
         if isinstance(value, dict):
             return _sized_rle_to_mask(value, photo_hw=photo_hw)

@@ -5,6 +5,7 @@ One situation a line. Nothing that was sent is ignored without a word.
 
 from __future__ import annotations
 
+import gzip
 from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
@@ -176,6 +177,64 @@ class TestBodies:
         detail = refusal(shared.http.post(path, **sent), 415, f"-F {field}=@photo.jpg", f"{shared.http.base_url}{path}")
         assert "multipart/form-data" in detail
         assert ("-F mask=@mask.png" in detail) == ("example" in path)
+
+    def test_compressed_ones(self, shared: Api) -> None:
+        request = shared.http.build_request("POST", "/segment", files={"image": PHOTO})
+        headers = {"Content-Type": request.headers["content-type"], "Content-Encoding": "gzip"}
+        for body in (gzip.compress(request.read()), [b"some", b"pieces"]):
+            refusal(
+                shared.http.post("/segment", content=body, headers=headers), 415, "Content-Encoding: gzip", "as it is"
+            )
+        plain = {**headers, "Content-Encoding": "identity"}
+        assert shared.http.post("/segment", content=request.read(), headers=plain).status_code == 200
+
+
+class TestPaths:
+    @pytest.mark.parametrize(
+        ("sent", "meant"),
+        [("/segment/", "/segment"), ("//segment", "/segment"), ("/categories/", "/categories"), ("/docs/", "/docs"),
+         ("/categories/big cat/", "/categories/big cat"), ("/healthz//", "/healthz")],
+    )  # fmt: skip
+    def test_with_a_slash_too_many(self, shared: Api, sent: str, meant: str) -> None:
+        url = f"{str(shared.http.base_url).rstrip('/')}{sent}"
+        for method in ("GET", "POST"):
+            refusal(shared.http.request(method, url), 404, f"nothing at {sent}: call {meant}, without the extra slash")
+
+    def test_that_lead_nowhere_get_no_such_hint(self, shared: Api) -> None:
+        assert "slash" not in refusal(shared.http.get("/nowhere/"), 404, "/docs")
+
+
+class TestHead:
+    def test_is_get_without_the_body(self, shared: Api) -> None:
+        for path in ("/healthz", "/readyz", "/categories", "/categories/cat", "/categories/cat/adapter", "/", "/docs"):
+            got, head = shared.http.get(path), shared.http.head(path)
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["content-type"] == got.headers["content-type"]
+            assert head.headers["content-length"] == got.headers["content-length"]
+
+    def test_of_what_is_not_there(self, shared: Api) -> None:
+        for path, status in (("/nowhere", 404), ("/categories/nobody", 404), ("/segment", 405), ("/jobs?zebra=1", 422)):
+            head = shared.http.head(path)
+            assert (head.status_code, head.content) == (status, b"")
+
+    def test_of_events_does_not_wait_for_the_job(self, start: Any) -> None:
+        with start(worker=False) as api:
+            job = api.teach("cat").json()["job"]["id"]
+            head = api.http.head(f"/jobs/{job}/events")
+            assert (head.status_code, head.headers["content-type"].partition(";")[0]) == (200, "text/event-stream")
+            assert api.job(job)["status"] == "queued"
+
+    def test_is_counted_by_its_route(self, shared: Api) -> None:
+        shared.http.head("/categories/cat/versions")
+        labels = 'method="HEAD",route="/categories/{name}/versions",status="200"'
+        assert f"exemplar_requests_total{{{labels}}} 1.0" in shared.http.get("/metrics").text
+
+    def test_a_fault_is_told(self, api: Api) -> None:
+        @api.http.app.get("/bug")  # type: ignore[attr-defined]
+        async def bug() -> None:
+            raise KeyError("secret")
+
+        assert api.http.head("/bug").status_code == 500
 
 
 def marked(rows: slice, columns: slice, *, inverted: bool = False) -> bytes:

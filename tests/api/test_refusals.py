@@ -325,7 +325,7 @@ class TestRequests:
         assert answer.headers["allow"]
 
     def test_allowed_methods_are_all_of_the_path(self, untouched) -> None:
-        for path, methods in (("/categories/cat", "DELETE, GET"), ("/categories/cat/adapter", "GET, PUT")):
+        for path, methods in (("/categories/cat", "DELETE, GET, HEAD"), ("/categories/cat/adapter", "GET, HEAD, PUT")):
             assert untouched.http.post(path).headers["allow"] == methods
 
     @pytest.mark.parametrize(

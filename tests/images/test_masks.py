@@ -146,6 +146,20 @@ class TestSegmentations:
         assert self.read(json.dumps(ring)).sum() == 17 * 11
         assert self.read(json.dumps([ring, [0, 0, 2, 0, 2, 2, 0, 2]])).sum() == 17 * 11 + 4
 
+    def test_a_whole_annotation(self) -> None:
+        ring = [3, 5, 20, 5, 20, 16, 3, 16]
+        rest = {"id": 7, "image_id": 3, "category_id": 17, "bbox": [3, 5, 17, 11], "area": 187, "iscrowd": 0}
+        for segmentation in ([ring], {"size": HW, "counts": [23, 7, 683]}, mask_to_rle(MARKED)):
+            alone = self.read(json.dumps(segmentation))
+            assert np.array_equal(self.read(json.dumps(rest | {"segmentation": segmentation})), alone)
+
+    @pytest.mark.parametrize(
+        "value", [{"segmentation": {"segmentation": []}}, {"bbox": [3, 5, 17, 11]}, {"annotations": []}]
+    )
+    def test_an_object_without_a_segmentation(self, value: Any) -> None:
+        with pytest.raises(InvalidInputError, match="size"):
+            self.read(json.dumps(value))
+
     @pytest.mark.parametrize(
         ("text", "words"),
         [
