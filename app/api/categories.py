@@ -43,7 +43,7 @@ async def teach(
     name: Name,
     live: Live,
     request: Request,
-    image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, BMP or TIFF.")],
+    image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF.")],
     mask: Annotated[Maybe[UploadFile], File(description="Image of the photo's size; non-zero = the category.")] = None,
     segmentation: Annotated[Maybe[str], Form(description="COCO RLE or polygons, as JSON.")] = None,
     box: Annotated[Maybe[str], Form(description="[x, y, width, height] in pixels, as JSON; a coarse mask.")] = None,

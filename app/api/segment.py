@@ -91,7 +91,7 @@ Heatmaps = Annotated[bool, Form(description="Add each category's probability as 
 async def segment(
     live: Live,
     request: Asked,
-    image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, BMP or TIFF.")],
+    image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF.")],
     output: Output = DEFAULT_OUTPUT_FORM,
     heatmaps: Heatmaps = False,
     with_overlay: Annotated[
@@ -129,7 +129,7 @@ async def segment(
 async def segment_batch(
     live: Live,
     request: Asked,
-    images: Annotated[list[UploadFile], File(description="JPEG, PNG, WebP, BMP or TIFF.")],
+    images: Annotated[list[UploadFile], File(description="JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF.")],
     output: Output = DEFAULT_OUTPUT_FORM,
     heatmaps: Heatmaps = False,
 ) -> StreamingResponse:

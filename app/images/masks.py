@@ -16,6 +16,9 @@ from app.masks.rle import rle_size, rle_to_mask
 
 from .files import ImageFile, open_image, size_text
 
+# Formats whose compression rarely or never keeps exact zeros.
+_LOSSY = frozenset({"image/jpeg", "image/heic", "image/avif"})
+
 
 def read_mask(
     *,
@@ -69,11 +72,11 @@ def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int) -> Ma
        the object's own and may be black.
     3. Palette: index 0, as in label maps (VOC), where colour 0 is black. If colour 0 is *not* black, an optimiser has
        ordered the colours: then black, if a pixel has it, else index 0.
-    4. JPEG and lossy WebP, whose compression leaves no exact zeros: up to half of the brightest value.
+    4. JPEG, HEIC, AVIF and lossy WebP, whose compression leaves no exact zeros: up to half of the brightest value.
     5. Any other: black, every channel 0.
 
     Args:
-        raw: The file: JPEG, PNG, WebP, BMP or TIFF.
+        raw: The file, of a format that `open_image` reads.
         photo_hw: (height, width) of the photo after EXIF rotation.
         max_pixels: Largest width × height.
 
@@ -92,7 +95,7 @@ def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int) -> Ma
             "16-bit grey without alpha, or 8 bits.",
             field="mask",
         )
-    mask = np.array(file.upright(_marked(file, is_lossy=_is_lossy(raw))), order="C")
+    mask = np.array(file.upright(_marked(file, is_lossy=_is_lossy(raw, file.media_type))), order="C")
     if mask.shape != tuple(photo_hw):
         is_turned = mask.shape == tuple(reversed(photo_hw))
         raise InvalidInputError(
@@ -213,8 +216,8 @@ def _is_png_of_16_bits(raw: bytes) -> bool:
     return raw.startswith(b"\x89PNG") and raw[24:25] == b"\x10"
 
 
-def _is_lossy(raw: bytes) -> bool:
-    return raw.startswith(b"\xff\xd8") or (raw.startswith(b"RIFF") and raw[12:16] == b"VP8 ")
+def _is_lossy(raw: bytes, media_type: str) -> bool:
+    return media_type in _LOSSY or (media_type == "image/webp" and raw[12:16] == b"VP8 ")
 
 
 def _parsed(text: str, *, field: str) -> Any:

@@ -33,7 +33,7 @@ def decode_photo(raw: bytes, *, max_pixels: int, field: str = "image") -> Photo:
     or a value is negative, from their lowest to their highest value.
 
     Args:
-        raw: The file: JPEG, PNG, WebP, BMP or TIFF.
+        raw: The file, of a format that `open_image` reads.
         max_pixels: Largest width × height; checked before any pixel is decoded.
         field: The form field that an error names.
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import Api, png
+from tests.conftest import Api, noise, png
+from tests.images.cases import heic_of, turned
 
 PHOTO, MASK = Api.photo, Api.mask
 
@@ -187,6 +188,23 @@ class TestBodies:
             )
         plain = {**headers, "Content-Encoding": "identity"}
         assert shared.http.post("/segment", content=request.read(), headers=plain).status_code == 200
+
+
+class TestPhones:
+    """Photos as phones keep them."""
+
+    @pytest.mark.parametrize("file_format", ["HEIC", "AVIF"])
+    def test_are_taught_and_segmented_upright(self, start: Any, file_format: str) -> None:
+        pixels = noise(40, 60)
+        raw = heic_of(pixels, 6) if file_format == "HEIC" else png(pixels, "AVIF", exif=turned(6))
+        with start() as api:
+            api.taught("cat", photo=raw, box="[5, 10, 20, 30]")
+            (example,) = api.http.get("/categories/cat/examples").json()
+            assert (example["height"], example["width"], example["area"]) == (60, 40, 600)
+            stored = api.http.get(f"/categories/cat/examples/{example['id']}/image")
+            assert (stored.content, stored.headers["content-type"]) == (raw, f"image/{file_format.lower()}")
+            image = api.segment("cat", photo=raw).json()["image"]
+            assert (image["height"], image["width"]) == (60, 40)
 
 
 class TestPaths:

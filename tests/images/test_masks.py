@@ -19,7 +19,7 @@ from app.images.masks import decode_mask, parse_box, parse_segmentation, read_ma
 from app.masks.boxes import bbox_of
 from app.masks.pictures import label_map_to_png, mask_to_png, palette
 from app.masks.rle import mask_to_rle
-from tests.images.cases import COLOURED, HW, MARKED, MAX_PIXELS, file_of, png_header, turned
+from tests.images.cases import COLOURED, HW, MARKED, MAX_PIXELS, file_of, heic_of, png_header, turned
 
 
 def mask_of(raw: bytes, photo_hw: tuple[int, int] = HW) -> np.ndarray:
@@ -122,6 +122,15 @@ class TestMaskImages:
         assert refusal.value.field == "mask"
         with pytest.raises(InvalidInputError, match="before its EXIF rotation"):
             mask_of(file_of(MARKED), (31, 23))
+
+    @pytest.mark.parametrize(
+        "write", [heic_of, lambda pixels: file_of(pixels, "AVIF", quality=40)], ids=["HEIC", "AVIF"]
+    )
+    def test_lossy_heif_has_no_exact_zeros(self, write: Callable[[np.ndarray], bytes]) -> None:
+        block = np.zeros(HW, dtype=bool)
+        block[8:16, 8:24] = True
+        grey = np.where(block, 250, 3).astype(np.uint8)
+        assert np.array_equal(mask_of(write(np.dstack([grey] * 3))), block)
 
     def test_unreadable_ones_name_the_field(self) -> None:
         for raw, kind in ((b"", InvalidInputError), (file_of(MARKED, "GIF"), UnsupportedMediaError)):
