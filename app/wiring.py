@@ -35,6 +35,7 @@ from app.services.image_cache import ImageCache
 from app.services.job_engine import JobEngine
 from app.services.lane import Lane
 from app.services.models import Model, Models, check_layers
+from app.services.photo_memory import PhotoMemory
 from app.services.ranking import Ranking
 from app.services.segmentation import Segmentation
 from app.services.teaching import Teaching
@@ -79,6 +80,7 @@ class Service:
     tuning_job: TuningJob
     ranking: Ranking
     health: Health
+    photo_memory: PhotoMemory
     idempotency: Idempotency
 
 
@@ -180,6 +182,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 max_pixels=settings.max_image_pixels,
             ),
             health=Health(client, models, metrics),
+            photo_memory=PhotoMemory(max_bytes=settings.photo_memory_bytes, metrics=metrics),
             idempotency=Idempotency(IdempotencyStore(client)),
         )
         await stack.enter_async_context(_in_background(models.warm_up(), "warm-up"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from app.api.problems import documented
 from app.api.schemas import AdapterOut, CategoryOut, Doubt, ExampleOut, JobOut, Rollback, Taught, VersionOut
 from app.errors import InvalidInputError
 from app.images.doubts import mask_doubts
+from app.images.files import TakeBytes
 from app.images.masks import read_mask
 from app.images.photo import Photo, decode_photo
 from app.masks import Mask
@@ -71,22 +73,24 @@ async def teach(
     raw_mask = await read_upload(mask, field="mask", service=live) if mask is not None else None
 
     async def work(id: str | None) -> dict[str, Any]:
-        photo, marked, doubts = await asyncio.to_thread(
-            _read_example, live, raw_image, mask=raw_mask, segmentation=segmentation, box=box, absent=absent
-        )
-        lesson = Lesson(
-            name=name,
-            photo=photo,
-            mask=marked,
-            prompts=other_words(words, name),
-            replace=mode == "replace",
-            id=id,
-        )
-        accepted = await live.teaching.accept(lesson)
+        with live.photo_memory.request() as take_bytes:
+            read = partial(_read_example, live, raw_image, take_bytes=take_bytes)
+            photo, marked, doubts = await asyncio.to_thread(
+                read, mask=raw_mask, segmentation=segmentation, box=box, absent=absent
+            )
+            lesson = Lesson(
+                name=name,
+                photo=photo,
+                mask=marked,
+                prompts=other_words(words, name),
+                replace=mode == "replace",
+                id=id,
+            )
+            accepted = await live.teaching.accept(lesson)
         taught = Taught(
             job=JobOut.of(accepted.job),
             category=CategoryOut.of(accepted.category),
-            note=lesson.photo.note,
+            note=photo.note,
             warnings=_warnings(doubts, accepted),
         )
         return taught.model_dump(exclude_defaults=True)
@@ -100,7 +104,14 @@ async def teach(
 
 
 def _read_example(
-    live: Service, image: bytes, *, mask: bytes | None, segmentation: str | None, box: str | None, absent: bool
+    live: Service,
+    image: bytes,
+    *,
+    mask: bytes | None,
+    segmentation: str | None,
+    box: str | None,
+    absent: bool,
+    take_bytes: TakeBytes,
 ) -> tuple[Photo, Mask, dict[str, str]]:
     """The photo and the mask of a request, and what looks wrong; the mask of a photo without the category is empty."""
     max_pixels = live.settings.max_image_pixels
@@ -108,11 +119,18 @@ def _read_example(
         raise InvalidInputError(
             "The photo does not show the category (absent=true), but has a mask: send one or the other.", field="absent"
         )
-    photo = decode_photo(image, max_pixels=max_pixels)
+    photo = decode_photo(image, max_pixels=max_pixels, take_bytes=take_bytes)
     height, width = photo.rgb.shape[:2]
     if absent:
         return photo, np.zeros((height, width), bool), {}
-    marked = read_mask(mask=mask, segmentation=segmentation, box=box, photo_hw=(height, width), max_pixels=max_pixels)
+    marked = read_mask(
+        mask=mask,
+        segmentation=segmentation,
+        box=box,
+        photo_hw=(height, width),
+        max_pixels=max_pixels,
+        take_bytes=take_bytes,
+    )
     return photo, marked, mask_doubts(marked)
 
 

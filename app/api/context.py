@@ -62,6 +62,7 @@ async def read_upload(file: UploadFile, *, field: str, service: Service) -> byte
         TooLargeError: If it exceeds the limit of one upload.
     """
     _check_size(file.size or 0, field=field, unit="bytes", service=service)
+    await file.seek(0)  # a batch reads a photo again that had to wait
     return await file.read()
 
 

@@ -191,9 +191,12 @@ class BodyLimit:
             return await self._app(scope, receive, send)
         limit = self._limit_of_many if scope["path"] in self._many_images_paths else self._limit
         body = _Body(receive, limit=limit)
-        declared = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > limit:
-            return await self._refuse(body, scope, send)
+            # Who asks first (curl, above 1 MiB) has sent nothing yet, and sends nothing after a refusal.
+            asks_first = headers.get("expect", "").lower() == "100-continue"
+            return await self._refuse(body, scope, send, drain=not asks_first)
         answered = False
 
         async def watched(message: Message) -> None:
@@ -207,8 +210,9 @@ class BodyLimit:
             if not answered:
                 await self._refuse(body, scope, send)
 
-    async def _refuse(self, body: _Body, scope: Scope, send: Send) -> None:
-        await body.drain()
+    async def _refuse(self, body: _Body, scope: Scope, send: Send, *, drain: bool = True) -> None:
+        if drain:
+            await body.drain()
         error = TooLargeError(
             f"The request has more than {body.limit} bytes in total: send fewer or smaller files. A file may have "
             "EXEMPLAR_MAX_UPLOAD_BYTES, a request twice as much, a request with several photos eight times as much."

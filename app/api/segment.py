@@ -15,6 +15,7 @@ from app.api.forms import names_in
 from app.api.problems import documented
 from app.api.schemas import SegmentOut
 from app.errors import AppError
+from app.images.files import TakeBytes
 from app.images.photo import Photo, decode_photo
 from app.masks.formats import DEFAULT_OUTPUT_FORM, OUTPUT_FORMS
 from app.services.batch import as_ready, patiently
@@ -105,18 +106,19 @@ async def segment(
         answers.check_label_count(len(request.categories))
     live.segmentation.admit(request)
     clock = Clock()
-    photo = await _read(live, image, "image", clock)
-    segmented = await live.segmentation.segment(photo, request)
-    segmented.timings_ms.update(clock.rounded())
-    with clock.stage("answer"):
-        answer: Response
-        if with_overlay:
-            answer = await asyncio.to_thread(answers.overlay_picture, photo, segmented)
-        elif with_label_map:
-            answer = await asyncio.to_thread(answers.label_map, segmented)
-        else:
-            write = partial(answers.segment_json, photo, segmented, output=output, heatmaps=heatmaps)
-            answer = JSONResponse(await asyncio.to_thread(write))
+    with live.photo_memory.request() as take_bytes:
+        photo = await _read(live, image, "image", clock, take_bytes)
+        segmented = await live.segmentation.segment(photo, request)
+        segmented.timings_ms.update(clock.rounded())
+        with clock.stage("answer"):
+            answer: Response
+            if with_overlay:
+                answer = await asyncio.to_thread(answers.overlay_picture, photo, segmented)
+            elif with_label_map:
+                answer = await asyncio.to_thread(answers.label_map, segmented)
+            else:
+                write = partial(answers.segment_json, photo, segmented, output=output, heatmaps=heatmaps)
+                answer = JSONResponse(await asyncio.to_thread(write))
     clock.record(live.metrics, segmented.backbone.name)
     return answer
 
@@ -144,12 +146,13 @@ async def segment_batch(
     async def line(index: int, image: UploadFile) -> str:
         clock = Clock()
         try:
-            photo = await _read(live, image, "images", clock)
-            segmented = await patiently(partial(live.segmentation.segment, photo, request))
-            segmented.timings_ms.update(clock.rounded())
-            with clock.stage("answer"):
-                write = partial(answers.segment_json, photo, segmented, output=output, heatmaps=heatmaps)
-                body = await asyncio.to_thread(write)
+            with live.photo_memory.request() as take_bytes:
+                photo = await patiently(partial(_read, live, image, "images", clock, take_bytes))
+                segmented = await patiently(partial(live.segmentation.segment, photo, request))
+                segmented.timings_ms.update(clock.rounded())
+                with clock.stage("answer"):
+                    write = partial(answers.segment_json, photo, segmented, output=output, heatmaps=heatmaps)
+                    body = await asyncio.to_thread(write)
             clock.record(live.metrics, segmented.backbone.name)
         except (AppError, StoreError) as error:
             body = {"problem": problems.about(error).model_dump()}
@@ -159,7 +162,8 @@ async def segment_batch(
     return StreamingResponse(lines, media_type=answers.LINES_MEDIA_TYPE)
 
 
-async def _read(live: Service, image: UploadFile, field: str, clock: Clock) -> Photo:
+async def _read(live: Service, image: UploadFile, field: str, clock: Clock, take_bytes: TakeBytes) -> Photo:
     raw = await read_upload(image, field=field, service=live)
+    max_pixels = live.settings.max_image_pixels
     with clock.stage("decode"):
-        return await asyncio.to_thread(decode_photo, raw, max_pixels=live.settings.max_image_pixels, field=field)
+        return await asyncio.to_thread(decode_photo, raw, max_pixels=max_pixels, field=field, take_bytes=take_bytes)

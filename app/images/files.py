@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -94,6 +94,9 @@ _DAMAGE = (
     zlib.error,
     Warning,
 )
+
+# Told the bytes that something will take in memory.
+TakeBytes: TypeAlias = Callable[[int], None]
 
 # A single row or column has no shape: resized to a backbone's square input it is only stripes.
 MIN_SIDE_PX = 2
@@ -182,13 +185,15 @@ class ImageFile:
         return turn(stored) if turn else stored
 
 
-def open_image(raw: bytes, *, max_pixels: int, field: str) -> ImageFile:
+def open_image(raw: bytes, *, max_pixels: int, field: str, take_bytes: TakeBytes | None = None) -> ImageFile:
     """Decodes an image file; of an animation or a file of several pages the first picture.
 
     Args:
         raw: The file, of one of the formats above.
         max_pixels: Largest width × height; checked before any pixel is decoded.
         field: The form field that an error names.
+        take_bytes: Told the bytes of the file and of its picture as 8-bit RGB, before any pixel is decoded; it may
+            raise an error of its own.
 
     Returns:
         The decoded file.
@@ -206,6 +211,8 @@ def open_image(raw: bytes, *, max_pixels: int, field: str) -> ImageFile:
         # WebP's plugin allocates the canvas, so it checks the size before we can, against twice Pillow's own limit.
         raise _too_large(field=field, max_pixels=max_pixels) from error
     _check_size(image.size, max_pixels=max_pixels, field=field)
+    if take_bytes:
+        take_bytes(len(raw) + 3 * image.width * image.height)
     with _refusing_damage(field=field):
         # Now, and not with the first pixel that is read: EXIF and transparency may stand behind the pixels.
         image.load()

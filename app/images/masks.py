@@ -14,7 +14,7 @@ from app.masks.boxes import box_to_mask
 from app.masks.polygons import polygons_to_mask
 from app.masks.rle import rle_size, rle_to_mask
 
-from .files import ImageFile, open_image, size_text
+from .files import ImageFile, TakeBytes, open_image, size_text
 
 # Formats whose compression rarely or never keeps exact zeros.
 _LOSSY = frozenset({"image/jpeg", "image/heic", "image/avif"})
@@ -27,6 +27,7 @@ def read_mask(
     box: str | None,
     photo_hw: tuple[int, int],
     max_pixels: int,
+    take_bytes: TakeBytes | None = None,
 ) -> Mask:
     """Reads the one form of mask that a caller sent.
 
@@ -36,6 +37,7 @@ def read_mask(
         box: JSON box.
         photo_hw: (height, width) of the photo after EXIF rotation.
         max_pixels: Largest width × height of a mask image.
+        take_bytes: As in `open_image`.
 
     Returns:
         The mask `[height, width]`, with at least one pixel marked and one not.
@@ -52,7 +54,7 @@ def read_mask(
             field=given[1] if given else "mask",
         )
     if mask:
-        marked = decode_mask(mask, photo_hw=photo_hw, max_pixels=max_pixels)
+        marked = decode_mask(mask, photo_hw=photo_hw, max_pixels=max_pixels, take_bytes=take_bytes)
     elif segmentation:
         marked = parse_segmentation(segmentation, photo_hw=photo_hw)
     else:
@@ -61,7 +63,7 @@ def read_mask(
     return marked
 
 
-def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int) -> Mask:
+def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int, take_bytes: TakeBytes | None = None) -> Mask:
     """Reads a mask image: a pixel is marked if it is not zero; the file's EXIF rotation is applied.
 
     The first rule that fits the file defines "zero":
@@ -79,6 +81,7 @@ def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int) -> Ma
         raw: The file, of a format that `open_image` reads.
         photo_hw: (height, width) of the photo after EXIF rotation.
         max_pixels: Largest width × height.
+        take_bytes: As in `open_image`.
 
     Returns:
         The mask `[height, width]`; it may be empty (see `check_mask`).
@@ -88,7 +91,7 @@ def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int) -> Ma
         UnsupportedMediaError: An image of another format.
         TooLargeError: More pixels than `max_pixels`.
     """
-    file = open_image(raw, max_pixels=max_pixels, field="mask")
+    file = open_image(raw, max_pixels=max_pixels, field="mask", take_bytes=take_bytes)
     if _is_png_of_16_bits(raw) and not file.is_numeric:
         raise InvalidInputError(
             "The mask is a PNG of 16 bits in several channels, of which only the upper 8 could be read. Send "

@@ -6,6 +6,7 @@ One situation a line. Nothing that was sent is ignored without a word.
 from __future__ import annotations
 
 import gzip
+import json
 from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
@@ -205,6 +206,37 @@ class TestPhones:
             assert (stored.content, stored.headers["content-type"]) == (raw, f"image/{file_format.lower()}")
             image = api.segment("cat", photo=raw).json()["image"]
             assert (image["height"], image["width"]) == (60, 40)
+
+
+class TestLoad:
+    """Photos of several requests at once, where there is memory for one."""
+
+    @pytest.fixture
+    def full(self, start: Any) -> Iterator[Api]:
+        with start(photo_memory_bytes=1) as api:
+            api.taught("cat")
+            yield api
+
+    def test_of_one_at_a_time(self, full: Api) -> None:
+        for _ in range(3):
+            assert full.segment("cat").status_code == 200
+
+    def test_that_is_too_much_is_refused_until_there_is_room(self, full: Api) -> None:
+        with full.http.app_state["service"].photo_memory.request() as take:
+            take(1)
+            for answer in (full.segment("cat"), full.teach("dog")):
+                refusal(answer, 503, "EXEMPLAR_PHOTO_MEMORY_BYTES", "try again in a second")
+                assert answer.headers["retry-after"] == "1"
+            assert 'reason="photo_memory_full"' in full.http.get("/metrics").text
+        assert full.segment("cat").status_code == 200
+        assert full.teach("dog").status_code == 202
+
+    def test_a_batch_waits_for_its_turn(self, full: Api) -> None:
+        files = [("images", full.photo_number(number)) for number in range(4)]
+        answer = full.http.post("/segment/batch", files=files, data={"categories": "cat"})
+        lines = [json.loads(line) for line in answer.text.splitlines()]
+        assert sorted(line["index"] for line in lines) == [0, 1, 2, 3]
+        assert all("categories" in line for line in lines)
 
 
 class TestPaths:
