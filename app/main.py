@@ -13,7 +13,7 @@ import app as package
 from app.api import categories, docs, health, jobs, layers, page, problems, segment
 from app.api.access import Access, scope_of
 from app.api.forms import check_fields
-from app.api.middleware import BodyLimit, Heads, Identified, Measured, PlainBodies, WholeNames
+from app.api.middleware import BodyLimit, Guarded, Heads, Identified, Measured, PlainBodies, WholeNames
 from app.api.schemas import BatchLine
 from app.method.backbone import Backbone
 from app.settings import MEBIBYTE, Settings
@@ -79,6 +79,7 @@ def create_app(
     app.add_middleware(Access, keys=resolved.key_scopes, allow_anonymous=resolved.allow_anonymous)
     app.add_middleware(Measured)
     app.add_middleware(Identified)
+    app.add_middleware(Guarded)
     return app
 
 

@@ -104,6 +104,33 @@ class Identified:
                 await problems.fault()(scope, receive, named)
 
 
+class Guarded:
+    """Middleware that adds headers which limit what browsers do with an answer; those that an answer has stay."""
+
+    # Answers are data: no browser needs to show them as a page, in a frame, or under a guessed type.
+    _HEADERS = (
+        ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("X-Frame-Options", "DENY"),
+        ("Referrer-Policy", "no-referrer"),
+    )
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application and add the headers."""
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in self._HEADERS:
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, guarded)
+
+
 class WholeNames:
     """Middleware that refuses an encoded slash: decoded, it would split a name and select another route."""
 

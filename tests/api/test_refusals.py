@@ -459,7 +459,7 @@ class TestCallers:
         with start() as api:
             before = api.stored()
             api.http._transport.client = (address, 50007)
-            for method, path in (("GET", "/healthz"), ("GET", "/categories"), ("POST", "/segment"), ("GET", "/docs")):
+            for method, path in (("GET", "/metrics"), ("GET", "/categories"), ("POST", "/segment"), ("GET", "/docs")):
                 problem = check(api.http.request(method, path), 403)
                 assert "EXEMPLAR_ALLOW_ANONYMOUS" in problem["detail"]
             assert api.stored() == before
@@ -467,11 +467,11 @@ class TestCallers:
     @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
     def test_this_machine_is_served(self, start, address) -> None:
         with start(client=(address, 50007)) as api:
-            assert api.http.get("/healthz").status_code == 200
+            assert api.http.get("/categories").status_code == 200
 
     def test_others_are_served_where_it_is_allowed(self, start) -> None:
         with start(client=("10.0.0.7", 50007), allow_anonymous=True) as api:
-            assert api.http.get("/healthz").status_code == 200
+            assert api.http.get("/categories").status_code == 200
 
 
 class TestFaults:
