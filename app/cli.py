@@ -121,6 +121,8 @@ def register(
         raise InvalidInputError("Give a mask of the category, or --absent if the photo does not show it.")
     with Client(url, key=key) as client:
         job = client.teach(name, image, mask, prompts=prompt or [], replace=replace)
+        for warning in job["warnings"]:
+            errors.print(f"Warning: {warning['detail']}", markup=False, highlight=False, soft_wrap=True)
         with progress_bar(console) as bar:
             task = bar.add_task(f"teaching {name}", total=1.0)
             for state in client.follow(job["id"]):

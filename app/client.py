@@ -68,7 +68,9 @@ class Client:
     def teach(
         self, name: str, image: Path, mask: Path | None, *, prompts: Sequence[str] = (), replace: bool = False
     ) -> Json:
-        """Send an example and return its job; no mask = the photo does not show the category.
+        """Send an example and return its job, with the `warnings` about the example.
+
+        No mask = the photo does not show the category.
 
         Raises:
             AppError: If the service refuses it or can't be reached; this holds for every method.
@@ -84,7 +86,7 @@ class Client:
             },
         )
         job: Json = answer["job"]
-        return job
+        return job | {"warnings": answer.get("warnings", [])}
 
     def follow(self, job_id: str) -> Iterator[Json]:
         """Yield the job at every change, its final state last; reconnects if the stream is cut."""

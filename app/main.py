@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.types import Scope
 
 import app as package
 from app.api import categories, docs, health, jobs, layers, page, problems, segment
 from app.api.access import Access, scope_of
-from app.api.middleware import BodyLimit, Identified, Measured, WholeNames
+from app.api.forms import check_fields
+from app.api.middleware import BodyLimit, Guarded, Heads, Identified, Measured, PlainBodies, WholeNames
 from app.api.rate_limit import RateLimited
 from app.api.schemas import BatchLine
 from app.method.backbone import Backbone
@@ -55,11 +56,12 @@ def create_app(
         version=package.__version__,
         description="Learns to segment a category from one example.",
         lifespan=lifespan,
+        dependencies=[Depends(check_fields)],
         docs_url=None,  # app/api/docs.py serves it without external files
         redoc_url=None,
         # One span per request, without spans for the framework's own operations; Prometheus has the metrics.
         telemetry={"metrics": False, "logs": False, "operation_spans": False, "exclude": _is_probe},
-        # A path with an extra slash is answered with 404, not with a redirect.
+        # A path with an extra slash is answered with 404 and a hint: many clients lose the body at a redirect.
         redirect_slashes=False,
         form_limits={
             "max_fields": _MAX_FORM_FIELDS,
@@ -71,12 +73,15 @@ def create_app(
         app.include_router(module.router)
     problems.install(app)
     # The middleware added last sees a request first.
+    app.add_middleware(Heads)
     app.add_middleware(WholeNames)
+    app.add_middleware(PlainBodies)
     app.add_middleware(BodyLimit, max_upload_bytes=resolved.max_upload_bytes, many_images_paths=_MANY_IMAGES)
     app.add_middleware(RateLimited)
     app.add_middleware(Access, keys=resolved.key_scopes, allow_anonymous=resolved.allow_anonymous)
     app.add_middleware(Measured)
     app.add_middleware(Identified)
+    app.add_middleware(Guarded)
     return app
 
 
@@ -97,7 +102,8 @@ class _Application(FastAPI):
         for path, operations in document["paths"].items():
             for method, operation in operations.items():
                 if scope_of(method.upper(), path) is None:
-                    operation["responses"].pop("401", None)
+                    for status in ("401", "429"):
+                        operation["responses"].pop(status, None)
                     operation["security"] = []
         # Either header, or none where the service has no keys.
         document["components"]["securitySchemes"] = {

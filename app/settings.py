@@ -116,6 +116,12 @@ class Settings(BaseSettings):
     queue_limit: int = Field(
         64, ge=1, description="Requests that may wait for one model. Further requests are answered with 503."
     )
+    photo_memory_bytes: int = Field(
+        1024 * MEBIBYTE,
+        ge=1,
+        description="Memory limit for the photos and masks of all current requests: 3 bytes per pixel and the file. "
+        "Above it requests are answered with 503 before their photo is decoded. A single request may always be served.",
+    )
     versions_kept: int = Field(5, ge=1, description="Adapter versions kept per category.")
     adapter_cache_bytes: int = Field(512 * MEBIBYTE, ge=0, description="Size of the in-memory cache of adapters.")
     image_cache_bytes: int = Field(

@@ -35,6 +35,7 @@ from app.services.image_cache import ImageCache
 from app.services.job_engine import JobEngine
 from app.services.lane import Lane
 from app.services.models import Model, Models, check_layers
+from app.services.photo_memory import PhotoMemory
 from app.services.ranking import Ranking
 from app.services.segmentation import Segmentation
 from app.services.teaching import Teaching
@@ -77,6 +78,7 @@ class Service:
     tuning_job: TuningJob
     ranking: Ranking
     health: Health
+    photo_memory: PhotoMemory
     idempotency: Idempotency
     rate_limits: RateLimits | None
 
@@ -185,6 +187,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 max_pixels=settings.max_image_pixels,
             ),
             health=Health(client, models, metrics, unreadable),
+            photo_memory=PhotoMemory(max_bytes=settings.photo_memory_bytes, metrics=metrics),
             idempotency=Idempotency(IdempotencyStore(client)),
             rate_limits=await stack.enter_async_context(rate_limits(url, settings.rate_limit)),
         )

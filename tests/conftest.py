@@ -149,6 +149,11 @@ class Api:
         self.http = http
         self.redis = redis
 
+    @classmethod
+    def photo_number(cls, number: int) -> bytes:
+        """A photo unlike that of every other number: the same photo and mask again are no further example."""
+        return png(noise(*cls.hw, seed=1000 + number))
+
     def teach(
         self,
         name: str = "cat",
@@ -253,7 +258,7 @@ def start_on(tmp_path_factory: pytest.TempPathFactory, tiny: Backbone) -> Start:
         few_steps = {"tune_steps": 3, "threads": 1} | settings
         app = create_app(Settings(redis_url=database, data_dir=folder, **few_steps), loaded=loaded)
         store = database or f"unix://{folder}/valkey.sock"
-        with TestClient(app, client=client) as http, Redis.from_url(store) as redis:
+        with TestClient(app, base_url="http://localhost", client=client) as http, Redis.from_url(store) as redis:
             deadline = time.monotonic() + DEADLINE_S
             while http.get("/readyz").status_code != 200:
                 assert time.monotonic() < deadline

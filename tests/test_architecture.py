@@ -82,7 +82,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
 # The method is plain torch: no model library, no store, no HTTP.
 OUTSIDE_OF_METHOD = {"jaxtyping", "numpy", "PIL", "safetensors", "torch"}
 OUTSIDE_OF_MASKS = {"jaxtyping", "numpy", "PIL", "pycocotools"}
-OUTSIDE_OF_IMAGES = {"jaxtyping", "numpy", "PIL"}
+OUTSIDE_OF_IMAGES = {"PIL", "jaxtyping", "numpy", "pillow_heif"}
 OUTSIDE_OF_API = {
     "fastapi",
     "numpy",

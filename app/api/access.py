@@ -18,6 +18,8 @@ from app.settings import SCOPES, Scope
 # Paths that reveal nothing that was taught: probes, metrics, the API documentation and the page, which asks for a key.
 _OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/"})
 _OPEN_FOLDERS = ("/web/", "/docs/")
+# Load balancers and orchestrators ask these from other machines, without a key.
+_PROBES = frozenset({"/healthz", "/readyz"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _SEGMENTING = frozenset({"/segment", "/segment/batch"})
 
@@ -89,14 +91,16 @@ def is_loopback(client: tuple[str, int] | None) -> bool:
 
 
 def _not_from_here(connection: Connection) -> ForbiddenError | None:
-    """The refusal of a caller without a key: another machine, or another site's page in a browser on this machine."""
+    """The refusal of a caller without a key: another machine, or another origin's page in a browser on this machine."""
+    if connection["path"] in _PROBES and connection["method"] in _SAFE_METHODS:
+        return None
     if not is_loopback(connection.get("client")):
         return ForbiddenError(
             "This service answers only callers on its own machine: set EXEMPLAR_API_KEYS to admit callers with a key, "
             "or EXEMPLAR_ALLOW_ANONYMOUS=true to admit everybody."
         )
     headers = Headers(scope=connection)
-    host, origin = headers.get("host", ""), headers.get("origin")
+    host = headers.get("host", "")
     # DNS rebinding: a foreign host name can resolve to this machine; the browser then treats the foreign page and this
     # service as one origin.
     if not _is_of_this_machine(host):
@@ -104,22 +108,36 @@ def _not_from_here(connection: Connection) -> ForbiddenError | None:
             f"Without API keys the host name {host} is not accepted: use localhost, or set EXEMPLAR_API_KEYS."
         )
     # Any page can post a form to this machine: the browser hides the response from the page, but sends the request.
-    if scope_of(connection["method"], connection["path"]) != "read" and origin and origin.partition("://")[2] != host:
-        return ForbiddenError(
-            f"A page of {origin} can't change data without an API key: set EXEMPLAR_API_KEYS, and send a key."
-        )
+    # Segmenting changes nothing, but takes seconds of computing.
+    if connection["method"] not in _SAFE_METHODS and (page := _foreign_page(headers, host)):
+        return ForbiddenError(f"{page} can't use this service without an API key: set EXEMPLAR_API_KEYS, and send one.")
+    return None
+
+
+def _foreign_page(headers: Headers, host: str) -> str | None:
+    """The page of another origin that sent a request, as browsers tell it; None for the own page and for programs."""
+    origin = headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != host:
+        return f"A page of {origin}"
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return "A page of another site"
     return None
 
 
 def _is_of_this_machine(host: str) -> bool:
-    """True if a Host header is an IP address or a name that is not a public domain name."""
+    """True if a Host header names this machine from within: localhost, a name below it, or a loopback address.
+
+    Any other name could be given by a foreign name server, or by a proxy on this machine that passes on what other
+    machines ask for. 0.0.0.0 and [::] are loopback addresses where they are called. HTTP/1.0 has no Host header.
+    """
     try:
         name = urlsplit(f"//{host}").hostname or ""
-        if "." in name and not name.endswith(".localhost"):
-            ipaddress.ip_address(name)
-    except ValueError:  # a public domain name, or a malformed header
+        if name in ("", "localhost") or name.endswith(".localhost"):
+            return True
+        address = ipaddress.ip_address(name)
+    except ValueError:  # another name, or a malformed header
         return False
-    return True
+    return address.is_loopback or address.is_unspecified
 
 
 def sent_key(headers: Headers) -> str | None:

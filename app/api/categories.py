@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -10,16 +11,19 @@ from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 
 from app.api.conditional import TAGGED, IfMatch, IfNoneMatch, check_if_match, etag_of, matches
-from app.api.context import Live, Maybe, Name, SingleFieldsOnce, check_text, read_upload
+from app.api.context import Live, Maybe, Name, check_text, read_upload
+from app.api.forms import names_in
 from app.api.pages import LINKED, WantedPage
 from app.api.problems import documented
-from app.api.schemas import AdapterOut, CategoryOut, ExampleOut, JobOut, Rollback, Taught, VersionOut
+from app.api.schemas import AdapterOut, CategoryOut, Doubt, ExampleOut, JobOut, Rollback, Taught, VersionOut
 from app.errors import InvalidInputError
+from app.images.doubts import mask_doubts
+from app.images.files import TakeBytes
 from app.images.masks import read_mask
 from app.images.photo import Photo, decode_photo
 from app.masks import Mask
-from app.services.teaching import Lesson
-from app.storage.names import CategoryName, other_words, parse_names
+from app.services.teaching import Accepted, Lesson
+from app.storage.names import CategoryName, other_words
 from app.storage.pages import page_of
 from app.wiring import Service
 
@@ -35,7 +39,6 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 @router.post(
     "/{name}/example",
-    dependencies=[SingleFieldsOnce],
     status_code=202,
     response_model=Taught,
     responses=documented(400, 409, 413, 415, 422)
@@ -45,7 +48,7 @@ async def teach(
     name: Name,
     live: Live,
     request: Request,
-    image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, BMP or TIFF.")],
+    image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF.")],
     mask: Annotated[Maybe[UploadFile], File(description="Image of the photo's size; non-zero = the category.")] = None,
     segmentation: Annotated[Maybe[str], Form(description="COCO RLE or polygons, as JSON.")] = None,
     box: Annotated[Maybe[str], Form(description="[x, y, width, height] in pixels, as JSON; a coarse mask.")] = None,
@@ -66,27 +69,34 @@ async def teach(
         raise InvalidInputError(
             "A photo without the category can't replace the examples that show it: send mode=append.", field="mode"
         )
-    words = parse_names(prompts or [], field="prompts", limit=live.settings.max_categories)
+    words = names_in(prompts, field="prompts", limit=live.settings.max_categories)
     check_text(segmentation, field="segmentation", service=live)
     check_text(box, field="box", service=live)
     raw_image = await read_upload(image, field="image", service=live)
     raw_mask = await read_upload(mask, field="mask", service=live) if mask is not None else None
 
     async def work(id: str | None) -> dict[str, Any]:
-        photo, marked = await asyncio.to_thread(
-            _read_example, live, raw_image, mask=raw_mask, segmentation=segmentation, box=box, absent=absent
+        with live.photo_memory.request() as take_bytes:
+            read = partial(_read_example, live, raw_image, take_bytes=take_bytes)
+            photo, marked, doubts = await asyncio.to_thread(
+                read, mask=raw_mask, segmentation=segmentation, box=box, absent=absent
+            )
+            lesson = Lesson(
+                name=name,
+                photo=photo,
+                mask=marked,
+                prompts=other_words(words, name),
+                replace=mode == "replace",
+                id=id,
+            )
+            accepted = await live.teaching.accept(lesson)
+        taught = Taught(
+            job=JobOut.of(accepted.job),
+            category=CategoryOut.of(accepted.category),
+            note=photo.note,
+            warnings=_warnings(doubts, accepted),
         )
-        lesson = Lesson(
-            name=name,
-            photo=photo,
-            mask=marked,
-            prompts=other_words(words, name),
-            replace=mode == "replace",
-            id=id,
-        )
-        job, category = await live.teaching.teach(lesson)
-        taught = Taught(job=JobOut.of(job), category=CategoryOut.of(category), note=lesson.photo.note)
-        return taught.model_dump(exclude={"note"} if taught.note is None else None)
+        return taught.model_dump(exclude_defaults=True)
 
     form = "absent" if absent else mode
     fields = [request.url.path, segmentation or "", box or "", form, *(word.text for word in words)]
@@ -97,21 +107,44 @@ async def teach(
 
 
 def _read_example(
-    live: Service, image: bytes, *, mask: bytes | None, segmentation: str | None, box: str | None, absent: bool
-) -> tuple[Photo, Mask]:
-    """The photo and the mask of a request; the mask of a photo without the category is empty."""
+    live: Service,
+    image: bytes,
+    *,
+    mask: bytes | None,
+    segmentation: str | None,
+    box: str | None,
+    absent: bool,
+    take_bytes: TakeBytes,
+) -> tuple[Photo, Mask, dict[str, str]]:
+    """The photo and the mask of a request, and what looks wrong; the mask of a photo without the category is empty."""
     max_pixels = live.settings.max_image_pixels
     if absent and (mask or segmentation or box):
         raise InvalidInputError(
             "The photo does not show the category (absent=true), but has a mask: send one or the other.", field="absent"
         )
-    photo = decode_photo(image, max_pixels=max_pixels)
+    photo = decode_photo(image, max_pixels=max_pixels, take_bytes=take_bytes)
     height, width = photo.rgb.shape[:2]
     if absent:
-        return photo, np.zeros((height, width), bool)
-    return photo, read_mask(
-        mask=mask, segmentation=segmentation, box=box, photo_hw=(height, width), max_pixels=max_pixels
+        return photo, np.zeros((height, width), bool), {}
+    marked = read_mask(
+        mask=mask,
+        segmentation=segmentation,
+        box=box,
+        photo_hw=(height, width),
+        max_pixels=max_pixels,
+        take_bytes=take_bytes,
     )
+    return photo, marked, mask_doubts(marked)
+
+
+def _warnings(doubts: dict[str, str], accepted: Accepted) -> list[Doubt]:
+    if accepted.repeated:
+        repeated = (
+            f"{accepted.category.name} has this photo with this mask already, and it is kept once: it teaches nothing "
+            "new, send another photo."
+        )
+        doubts = doubts | {"duplicate-example": repeated}
+    return [Doubt.model_validate({"code": code, "detail": detail}) for code, detail in doubts.items()]
 
 
 @router.get("", responses=documented(422) | LINKED)
@@ -248,4 +281,6 @@ async def delete_example(name: Name, id: str, live: Live) -> Response:
         return Response(status_code=204)
     category = CategoryOut.of(await live.categories.get(name))
     taught = Taught(job=JobOut.of(job), category=category)
-    return JSONResponse(taught.model_dump(exclude={"note"}), status_code=202, headers={"Location": f"/jobs/{job.id}"})
+    return JSONResponse(
+        taught.model_dump(exclude_defaults=True), status_code=202, headers={"Location": f"/jobs/{job.id}"}
+    )

@@ -1,8 +1,7 @@
-"""Shared parts of the routes: the service of a request, form fields, uploads."""
+"""Shared parts of the routes: the service of a request, names in paths, uploads."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, TypeVar, cast
 
@@ -16,12 +15,6 @@ from app.storage.names import CategoryName
 from app.wiring import Service
 
 Value = TypeVar("Value")
-
-# Form fields that may be sent once; the others are lists.
-_SINGLE_FIELDS = frozenset(
-    {"image", "mask", "segmentation", "box", "absent", "mode"}
-    | {"threshold", "min_presence", "refine", "adapters", "backbone", "output", "heatmaps"}
-)
 
 
 def live_service(request: Request) -> Service:
@@ -53,21 +46,6 @@ class _NeverNull:
 Maybe = Annotated[Value | None, _NeverNull()]
 
 
-async def single_fields_once(request: Request) -> None:
-    """Refuse a form that repeats a field that is not a list: FastAPI would silently use the last value.
-
-    Raises:
-        InvalidInputError: If a field is repeated.
-    """
-    times = Counter(field for field, _ in (await request.form()).multi_items())
-    for field in sorted(_SINGLE_FIELDS & times.keys()):
-        if times[field] > 1:
-            raise InvalidInputError(f"{field} was sent {times[field]} times: send it once.", field=field)
-
-
-SingleFieldsOnce = Depends(single_fields_once)
-
-
 def check_text(text: str | None, *, field: str, service: Service) -> None:
     """Refuse a text field with more characters than an upload may have bytes.
 
@@ -84,6 +62,7 @@ async def read_upload(file: UploadFile, *, field: str, service: Service) -> byte
         TooLargeError: If it exceeds the limit of one upload.
     """
     _check_size(file.size or 0, field=field, unit="bytes", service=service)
+    await file.seek(0)  # a batch reads a photo again that had to wait
     return await file.read()
 
 

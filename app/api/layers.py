@@ -8,11 +8,11 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse
 
 from app.api.categories import IdempotencyKey
-from app.api.context import Live, Maybe, SingleFieldsOnce, check_count, read_upload
+from app.api.context import Live, Maybe, check_count, read_upload
+from app.api.forms import names_in
 from app.api.problems import documented
 from app.api.schemas import BackboneOut, JobOut, LayerOut, Started
 from app.services.models import Model
-from app.storage.names import parse_names
 from app.wiring import Service
 
 router = APIRouter(tags=["layers"])
@@ -20,7 +20,6 @@ router = APIRouter(tags=["layers"])
 
 @router.post(
     "/layers/rank",
-    dependencies=[SingleFieldsOnce],
     status_code=202,
     response_model=Started,
     responses=documented(400, 409, 413, 415, 422)
@@ -42,7 +41,7 @@ async def rank_layers(
     """
     check_count(images, live)
     limit = live.settings.max_categories
-    names = [name.text for name in parse_names(categories or [], field="categories", limit=limit)]
+    names = [name.text for name in names_in(categories, field="categories", limit=limit)]
     raw = [await read_upload(image, field="images", service=live) for image in images]
 
     async def work(id: str | None) -> dict[str, Any]:

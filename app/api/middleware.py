@@ -1,7 +1,8 @@
-"""Middleware of every request: id, metrics, body size limit, path check."""
+"""Middleware of every request: id, metrics, body size limit, checks of body and path, HEAD."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
 from app.api import problems
-from app.errors import InvalidInputError, TooLargeError
+from app.errors import InvalidInputError, TooLargeError, UnsupportedMediaError
 from app.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -103,6 +104,33 @@ class Identified:
                 await problems.fault()(scope, receive, named)
 
 
+class Guarded:
+    """Middleware that adds headers which limit what browsers do with an answer; those that an answer has stay."""
+
+    # Answers are data: no browser needs to show them as a page, in a frame, or under a guessed type.
+    _HEADERS = (
+        ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("X-Frame-Options", "DENY"),
+        ("Referrer-Policy", "no-referrer"),
+    )
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application and add the headers."""
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in self._HEADERS:
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, guarded)
+
+
 class WholeNames:
     """Middleware that refuses an encoded slash: decoded, it would split a name and select another route."""
 
@@ -115,6 +143,63 @@ class WholeNames:
             return await self._app(scope, receive, send)
         error = InvalidInputError("A name can't contain a slash: use a space or a hyphen.", field="name")
         await problems.of(error)(scope, receive, send)
+
+
+class PlainBodies:
+    """Middleware that refuses compressed bodies: parsed as they are, they would be told to be damaged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application if the body is not compressed; else read the body to its end and answer 415."""
+        encoding = Headers(scope=scope).get("content-encoding", "identity") if scope["type"] == "http" else "identity"
+        if encoding.strip().lower() == "identity":
+            return await self._app(scope, receive, send)
+        while (await receive()).get("more_body", False):
+            pass
+        error = UnsupportedMediaError(
+            f"The body is compressed (Content-Encoding: {encoding}), which is not read: send it as it is, photos and "
+            "masks are compressed files already."
+        )
+        await problems.of(error)(scope, receive, send)
+
+
+class Heads:
+    """Middleware that answers HEAD with the status and headers of GET; FastAPI's routes know only their own method."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application as for GET, until its headers are known."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+        # A copy: the server sends by the method in its own scope.
+        as_get = {**scope, "method": "GET"}
+        streams = asyncio.Event()
+
+        async def without_body(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+            elif not streams.is_set():
+                await send({"type": "http.response.body", "body": b""})
+                if message.get("more_body", False):
+                    streams.set()
+
+        answering = asyncio.ensure_future(self._app(as_get, receive, without_body))
+        streaming = asyncio.create_task(streams.wait())
+        try:
+            await asyncio.wait({answering, streaming}, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                await answering  # raises what the application raised
+        finally:
+            # A stream of events would go on until the job ends.
+            answering.cancel()
+            streaming.cancel()
+            await asyncio.gather(answering, streaming, return_exceptions=True)
+            if "route" in as_get:
+                scope["route"] = as_get["route"]  # for the metrics
 
 
 class BodyLimit:
@@ -133,9 +218,12 @@ class BodyLimit:
             return await self._app(scope, receive, send)
         limit = self._limit_of_many if scope["path"] in self._many_images_paths else self._limit
         body = _Body(receive, limit=limit)
-        declared = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > limit:
-            return await self._refuse(body, scope, send)
+            # Who asks first (curl, above 1 MiB) has sent nothing yet, and sends nothing after a refusal.
+            asks_first = headers.get("expect", "").lower() == "100-continue"
+            return await self._refuse(body, scope, send, drain=not asks_first)
         answered = False
 
         async def watched(message: Message) -> None:
@@ -149,8 +237,9 @@ class BodyLimit:
             if not answered:
                 await self._refuse(body, scope, send)
 
-    async def _refuse(self, body: _Body, scope: Scope, send: Send) -> None:
-        await body.drain()
+    async def _refuse(self, body: _Body, scope: Scope, send: Send, *, drain: bool = True) -> None:
+        if drain:
+            await body.drain()
         error = TooLargeError(
             f"The request has more than {body.limit} bytes in total: send fewer or smaller files. A file may have "
             "EXEMPLAR_MAX_UPLOAD_BYTES, a request twice as much, a request with several photos eight times as much."

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from app.errors import AppError, InvalidInputError, TooLargeError, UnauthorizedError, UnavailableError
 from app.storage.connection import StoreError
@@ -98,7 +99,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
             "description": HTTPStatus(status).phrase,
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
-        for status in sorted({*statuses, 401, 403, 429, 503})
+        for status in sorted({*statuses, 401, 403, 422, 429, 503})
     }
 
 
@@ -146,6 +147,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         headers["Allow"] = methods
     phrase = HTTPStatus(error.status_code).phrase
     detail = error.detail if error.detail != phrase else f"{phrase}: see /docs for the available calls."
+    if error.status_code == 404 and (path := _path_without_slashes(request)):
+        detail = f"There is nothing at {request.scope['path']}: call {path}, without the extra slash."
     return problem(error.status_code, phrase.capitalize(), detail, headers=headers)
 
 
@@ -165,7 +168,16 @@ def _too_much_of_a_form(request: Request, error: HTTPException) -> AppError | No
     return None
 
 
+def _path_without_slashes(request: Request) -> str | None:
+    """The path that was meant, if a call has it without slashes at its ends."""
+    sent = request.scope["path"]
+    path = f"/{sent.strip('/')}"
+    known = (compile_path(template)[0] for template in (*request.app.openapi()["paths"], "/docs"))
+    return path if path != sent and any(pattern.match(path) for pattern in known) else None
+
+
 def _methods_of_path(request: Request) -> str:
     """All methods of a path; Starlette reports only those of its first route."""
     template = getattr(request.scope.get("route"), "path", "")
-    return ", ".join(sorted(method.upper() for method in request.app.openapi()["paths"].get(template, ())))
+    methods = {method.upper() for method in request.app.openapi()["paths"].get(template, ())}
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))

@@ -87,12 +87,23 @@ class Rollback(BaseModel):
     version: Annotated[int, Field(strict=True, ge=1)]
 
 
+class Doubt(BaseModel):
+    """Something about an example that is probably not meant."""
+
+    code: Literal["mask-looks-inverted", "mask-very-small", "mask-covers-most", "duplicate-example"]
+    detail: str
+
+
 class Taught(BaseModel):
-    """The started job and the category; `note` says if only a part of the file was read, such as its first page."""
+    """The started job and the category; `note` says if only a part of the file was read, such as its first page.
+
+    `warnings` say what is probably not meant; absent if there is nothing.
+    """
 
     job: JobOut
     category: CategoryOut
     note: str | None = None
+    warnings: list[Doubt] = []
 
 
 class Started(BaseModel):

@@ -10,17 +10,18 @@ from fastapi import APIRouter, Depends, File, Form, Header, Query, Response, Upl
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from app.api import answers, problems
-from app.api.context import Live, Maybe, SingleFieldsOnce, check_count, read_upload
+from app.api.context import Live, Maybe, check_count, read_upload
+from app.api.forms import names_in
 from app.api.problems import documented
 from app.api.schemas import SegmentOut
 from app.errors import AppError
+from app.images.files import TakeBytes
 from app.images.photo import Photo, decode_photo
 from app.masks.formats import DEFAULT_OUTPUT_FORM, OUTPUT_FORMS
 from app.services.batch import as_ready, patiently
 from app.services.clock import Clock
 from app.services.segmentation import Request
 from app.storage.connection import StoreError
-from app.storage.names import parse_names
 from app.wiring import Service
 
 router = APIRouter(tags=["segment"])
@@ -68,8 +69,8 @@ async def asked(
     """Read the options of a segmentation from the form."""
     limit = live.settings.max_categories
     return Request(
-        categories=parse_names(categories or [], field="categories", limit=limit),
-        background=tuple(word.text for word in parse_names(background or [], field="background", limit=limit)),
+        categories=names_in(categories, field="categories", limit=limit),
+        background=tuple(word.text for word in names_in(background, field="background", limit=limit)),
         threshold=threshold,
         min_presence=min_presence,
         refine=refine,
@@ -85,14 +86,13 @@ Heatmaps = Annotated[bool, Form(description="Add each category's probability as 
 
 @router.post(
     "/segment",
-    dependencies=[SingleFieldsOnce],
     response_model=SegmentOut,
     responses=documented(400, 413, 415, 422) | {200: answers.SEGMENT_ANSWER},
 )
 async def segment(
     live: Live,
     request: Asked,
-    image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, BMP or TIFF.")],
+    image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF.")],
     output: Output = DEFAULT_OUTPUT_FORM,
     heatmaps: Heatmaps = False,
     with_overlay: Annotated[
@@ -106,18 +106,19 @@ async def segment(
         answers.check_label_count(len(request.categories))
     live.segmentation.admit(request)
     clock = Clock()
-    photo = await _read(live, image, "image", clock)
-    segmented = await live.segmentation.segment(photo, request)
-    segmented.timings_ms.update(clock.rounded())
-    with clock.stage("answer"):
-        answer: Response
-        if with_overlay:
-            answer = await asyncio.to_thread(answers.overlay_picture, photo, segmented)
-        elif with_label_map:
-            answer = await asyncio.to_thread(answers.label_map, segmented)
-        else:
-            write = partial(answers.segment_json, photo, segmented, output=output, heatmaps=heatmaps)
-            answer = JSONResponse(await asyncio.to_thread(write))
+    with live.photo_memory.request() as take_bytes:
+        photo = await _read(live, image, "image", clock, take_bytes)
+        segmented = await live.segmentation.segment(photo, request)
+        segmented.timings_ms.update(clock.rounded())
+        with clock.stage("answer"):
+            answer: Response
+            if with_overlay:
+                answer = await asyncio.to_thread(answers.overlay_picture, photo, segmented)
+            elif with_label_map:
+                answer = await asyncio.to_thread(answers.label_map, segmented)
+            else:
+                write = partial(answers.segment_json, photo, segmented, output=output, heatmaps=heatmaps)
+                answer = JSONResponse(await asyncio.to_thread(write))
     answer.headers.update(answers.age_headers(segmented.memory_age_s))
     clock.record(live.metrics, segmented.backbone.name)
     return answer
@@ -125,14 +126,13 @@ async def segment(
 
 @router.post(
     "/segment/batch",
-    dependencies=[SingleFieldsOnce],
     response_class=StreamingResponse,
-    responses=documented(400, 413, 422) | {200: answers.BATCH_ANSWER},
+    responses=documented(400, 413, 415, 422) | {200: answers.BATCH_ANSWER},
 )
 async def segment_batch(
     live: Live,
     request: Asked,
-    images: Annotated[list[UploadFile], File(description="JPEG, PNG, WebP, BMP or TIFF.")],
+    images: Annotated[list[UploadFile], File(description="JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF.")],
     output: Output = DEFAULT_OUTPUT_FORM,
     heatmaps: Heatmaps = False,
 ) -> StreamingResponse:
@@ -148,12 +148,13 @@ async def segment_batch(
     async def line(index: int, image: UploadFile) -> str:
         clock = Clock()
         try:
-            photo = await _read(live, image, "images", clock)
-            segmented = await patiently(partial(live.segmentation.segment, photo, request, found))
-            segmented.timings_ms.update(clock.rounded())
-            with clock.stage("answer"):
-                write = partial(answers.segment_json, photo, segmented, output=output, heatmaps=heatmaps)
-                body = await asyncio.to_thread(write)
+            with live.photo_memory.request() as take_bytes:
+                photo = await patiently(partial(_read, live, image, "images", clock, take_bytes))
+                segmented = await patiently(partial(live.segmentation.segment, photo, request, found))
+                segmented.timings_ms.update(clock.rounded())
+                with clock.stage("answer"):
+                    write = partial(answers.segment_json, photo, segmented, output=output, heatmaps=heatmaps)
+                    body = await asyncio.to_thread(write)
             clock.record(live.metrics, segmented.backbone.name)
         except (AppError, StoreError) as error:
             body = {"problem": problems.about(error).model_dump()}
@@ -164,7 +165,8 @@ async def segment_batch(
     return StreamingResponse(lines, media_type=answers.LINES_MEDIA_TYPE, headers=headers)
 
 
-async def _read(live: Service, image: UploadFile, field: str, clock: Clock) -> Photo:
+async def _read(live: Service, image: UploadFile, field: str, clock: Clock, take_bytes: TakeBytes) -> Photo:
     raw = await read_upload(image, field=field, service=live)
+    max_pixels = live.settings.max_image_pixels
     with clock.stage("decode"):
-        return await asyncio.to_thread(decode_photo, raw, max_pixels=live.settings.max_image_pixels, field=field)
+        return await asyncio.to_thread(decode_photo, raw, max_pixels=max_pixels, field=field, take_bytes=take_bytes)

@@ -1,4 +1,4 @@
-"""Decodes image files with Pillow: format check, size check, pixels in Pillow's modes, EXIF rotation.
+"""Decodes image files with Pillow: format check, size check, pixels in Pillow's modes, rotation.
 
 Pillow's plugins are called instead of `Image.open`, which warns about large images before their size can be checked,
 tries 43 formats, and gives a JPEG with a second picture in it to another plugin. No global of Pillow or of `warnings`
@@ -18,17 +18,35 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from PIL import BmpImagePlugin, ExifTags, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 from PIL.ImageFile import ImageFile as PillowFile
 
 from app.errors import InvalidInputError, TooLargeError, UnsupportedMediaError
 from app.masks import Rgb
 
-_READ_FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
+_READ_FORMATS = "JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF"
+
+
+def _heic(file: io.BytesIO) -> PillowFile:
+    """Opens a HEIC file. The decoder is imported with the first one: it is 6 MB of code, and many services see none."""
+    from pillow_heif import HeifImageFile
+
+    opened: PillowFile = HeifImageFile(file)
+    return opened
+
 
 # First bytes, media type, plugin. JPEG's plugin, not MPO's: the second picture that phones append is ignored.
 _PLUGINS: tuple[tuple[re.Pattern[bytes], str, Callable[[io.BytesIO], PillowFile]], ...] = (
@@ -37,13 +55,18 @@ _PLUGINS: tuple[tuple[re.Pattern[bytes], str, Callable[[io.BytesIO], PillowFile]
     (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "image/webp", WebPImagePlugin.WebPImageFile),
     (re.compile(rb"BM"), "image/bmp", BmpImagePlugin.BmpImageFile),
     (re.compile(rb"II[*+]\0|MM\0[*+]"), "image/tiff", TiffImagePlugin.TiffImageFile),
+    # Both are HEIF files. Under a general name (mif1, msf1) the list of compatible names tells which of them it is.
+    (
+        re.compile(rb".{4}ftyp(avi[fs]|(mif1|msf1).{4}(.{4}){0,12}?avi[fs])", re.DOTALL),
+        "image/avif",
+        AvifImagePlugin.AvifImageFile,
+    ),
+    (re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), "image/heic", _heic),
 )
 
 # Common formats that are not read, so that the refusal can name them.
 _OTHER_FORMATS = (
     (re.compile(rb"GIF8[79]a"), "GIF"),
-    (re.compile(rb".{4}ftyp(heic|heix|heim|hevc|mif1|msf1)", re.DOTALL), "HEIC"),
-    (re.compile(rb".{4}ftypavi[fs]", re.DOTALL), "AVIF"),
     (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "JPEG 2000"),
     (re.compile(rb"\0\0\0\x0cJXL |\xff\x0a"), "JPEG XL"),
     (re.compile(rb"\s*(<\?xml|<svg)"), "SVG"),
@@ -53,8 +76,8 @@ _OTHER_FORMATS = (
     (re.compile(rb"P[1-7]\s"), "PNM"),
 )
 
-# Exceptions of the five plugins on damaged files: OSError, SyntaxError and ValueError in 100,000 mutated files, the
-# others according to their sources. A `Warning` is raised where warnings are errors.
+# Exceptions of the plugins on damaged files: OSError, SyntaxError and ValueError in 100,000 mutated files, the others
+# according to their sources. A `Warning` is raised where warnings are errors.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -71,6 +94,9 @@ _DAMAGE = (
     zlib.error,
     Warning,
 )
+
+# Told the bytes that something will take in memory.
+TakeBytes: TypeAlias = Callable[[int], None]
 
 # A single row or column has no shape: resized to a backbone's square input it is only stripes.
 MIN_SIDE_PX = 2
@@ -91,7 +117,7 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 class ImageFile:
     """A decoded image file, made by `open_image`.
 
-    Pixels are as stored, before EXIF rotation; pass them through `upright`. Methods that give pixels raise
+    Pixels are as stored, before rotation; pass them through `upright`. Methods that give pixels raise
     `InvalidInputError` if Pillow can't convert them.
 
     Attributes:
@@ -147,7 +173,11 @@ class ImageFile:
         return np.array(levels, dtype=np.uint8).reshape(-1, 3)
 
     def upright(self, stored: Shaped[np.ndarray, ...]) -> Shaped[np.ndarray, ...]:
-        """Applies EXIF's rotation to stored pixels `[height, width, …]`; EXIF that can't be read turns nothing."""
+        """Applies EXIF's rotation to stored pixels `[height, width, …]`; EXIF that can't be read turns nothing.
+
+        HEIC and AVIF say their rotation outside of EXIF. The decoder of HEIC has applied it and has set EXIF's to 1.
+        The reader of AVIF has put it into EXIF, in place of what was there.
+        """
         try:
             turn = _UPRIGHT.get(self._image.getexif().get(ExifTags.Base.Orientation, 1))
         except _DAMAGE:
@@ -155,13 +185,15 @@ class ImageFile:
         return turn(stored) if turn else stored
 
 
-def open_image(raw: bytes, *, max_pixels: int, field: str) -> ImageFile:
+def open_image(raw: bytes, *, max_pixels: int, field: str, take_bytes: TakeBytes | None = None) -> ImageFile:
     """Decodes an image file; of an animation or a file of several pages the first picture.
 
     Args:
-        raw: The file: JPEG, PNG, WebP, BMP or TIFF.
+        raw: The file, of one of the formats above.
         max_pixels: Largest width × height; checked before any pixel is decoded.
         field: The form field that an error names.
+        take_bytes: Told the bytes of the file and of its picture as 8-bit RGB, before any pixel is decoded; it may
+            raise an error of its own.
 
     Returns:
         The decoded file.
@@ -179,9 +211,12 @@ def open_image(raw: bytes, *, max_pixels: int, field: str) -> ImageFile:
         # WebP's plugin allocates the canvas, so it checks the size before we can, against twice Pillow's own limit.
         raise _too_large(field=field, max_pixels=max_pixels) from error
     _check_size(image.size, max_pixels=max_pixels, field=field)
+    if take_bytes:
+        take_bytes(len(raw) + 3 * image.width * image.height)
     with _refusing_damage(field=field):
         # Now, and not with the first pixel that is read: EXIF and transparency may stand behind the pixels.
         image.load()
+    _check_size(image.size, max_pixels=max_pixels, field=field)  # HEIC: the picture may be larger than the file says
     return ImageFile(media_type=media_type, note=_note(image), _image=image, _field=field)
 
 
@@ -249,5 +284,7 @@ def _note(image: PillowFile) -> str | None:
     # Not `n_frames`: TIFF's walks through every page.
     if not getattr(image, "is_animated", False):
         return None
+    if image.format == "HEIF":
+        return "several pictures: the main one was used"
     is_paged = isinstance(image, TiffImagePlugin.TiffImageFile)
     return "several pages: the first was used" if is_paged else "animated image: the first frame was used"

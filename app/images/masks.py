@@ -14,7 +14,10 @@ from app.masks.boxes import box_to_mask
 from app.masks.polygons import polygons_to_mask
 from app.masks.rle import rle_size, rle_to_mask
 
-from .files import ImageFile, open_image, size_text
+from .files import ImageFile, TakeBytes, open_image, size_text
+
+# Formats whose compression rarely or never keeps exact zeros.
+_LOSSY = frozenset({"image/jpeg", "image/heic", "image/avif"})
 
 
 def read_mask(
@@ -24,6 +27,7 @@ def read_mask(
     box: str | None,
     photo_hw: tuple[int, int],
     max_pixels: int,
+    take_bytes: TakeBytes | None = None,
 ) -> Mask:
     """Reads the one form of mask that a caller sent.
 
@@ -33,6 +37,7 @@ def read_mask(
         box: JSON box.
         photo_hw: (height, width) of the photo after EXIF rotation.
         max_pixels: Largest width × height of a mask image.
+        take_bytes: As in `open_image`.
 
     Returns:
         The mask `[height, width]`, with at least one pixel marked and one not.
@@ -49,7 +54,7 @@ def read_mask(
             field=given[1] if given else "mask",
         )
     if mask:
-        marked = decode_mask(mask, photo_hw=photo_hw, max_pixels=max_pixels)
+        marked = decode_mask(mask, photo_hw=photo_hw, max_pixels=max_pixels, take_bytes=take_bytes)
     elif segmentation:
         marked = parse_segmentation(segmentation, photo_hw=photo_hw)
     else:
@@ -58,7 +63,7 @@ def read_mask(
     return marked
 
 
-def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int) -> Mask:
+def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int, take_bytes: TakeBytes | None = None) -> Mask:
     """Reads a mask image: a pixel is marked if it is not zero; the file's EXIF rotation is applied.
 
     The first rule that fits the file defines "zero":
@@ -69,13 +74,14 @@ def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int) -> Ma
        the object's own and may be black.
     3. Palette: index 0, as in label maps (VOC), where colour 0 is black. If colour 0 is *not* black, an optimiser has
        ordered the colours: then black, if a pixel has it, else index 0.
-    4. JPEG and lossy WebP, whose compression leaves no exact zeros: up to half of the brightest value.
+    4. JPEG, HEIC, AVIF and lossy WebP, whose compression leaves no exact zeros: up to half of the brightest value.
     5. Any other: black, every channel 0.
 
     Args:
-        raw: The file: JPEG, PNG, WebP, BMP or TIFF.
+        raw: The file, of a format that `open_image` reads.
         photo_hw: (height, width) of the photo after EXIF rotation.
         max_pixels: Largest width × height.
+        take_bytes: As in `open_image`.
 
     Returns:
         The mask `[height, width]`; it may be empty (see `check_mask`).
@@ -85,14 +91,14 @@ def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int) -> Ma
         UnsupportedMediaError: An image of another format.
         TooLargeError: More pixels than `max_pixels`.
     """
-    file = open_image(raw, max_pixels=max_pixels, field="mask")
+    file = open_image(raw, max_pixels=max_pixels, field="mask", take_bytes=take_bytes)
     if _is_png_of_16_bits(raw) and not file.is_numeric:
         raise InvalidInputError(
             "The mask is a PNG of 16 bits in several channels, of which only the upper 8 could be read. Send "
             "16-bit grey without alpha, or 8 bits.",
             field="mask",
         )
-    mask = np.array(file.upright(_marked(file, is_lossy=_is_lossy(raw))), order="C")
+    mask = np.array(file.upright(_marked(file, is_lossy=_is_lossy(raw, file.media_type))), order="C")
     if mask.shape != tuple(photo_hw):
         is_turned = mask.shape == tuple(reversed(photo_hw))
         raise InvalidInputError(
@@ -104,10 +110,11 @@ def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int) -> Ma
 
 
 def parse_segmentation(text: str, *, photo_hw: tuple[int, int]) -> Mask:
-    """Reads a mask from JSON: COCO run lengths, polygons, or one flat polygon.
+    """Reads a mask from JSON: COCO run lengths, polygons, one flat polygon, or a COCO annotation with one of them.
 
     Args:
-        text: `{"size": [height, width], "counts": …}`, `[[x, y, …], …]` or `[x, y, …]`, in pixels of the photo.
+        text: `{"size": [height, width], "counts": …}`, `[[x, y, …], …]` or `[x, y, …]`, in pixels of the photo, or
+            `{"segmentation": …, "bbox": …, …}`, of which only `segmentation` is read.
         photo_hw: (height, width) of the photo after EXIF rotation.
 
     Returns:
@@ -117,6 +124,8 @@ def parse_segmentation(text: str, *, photo_hw: tuple[int, int]) -> Mask:
         InvalidInputError: Not JSON, or none of these, or run lengths of another size than the photo.
     """
     value = _parsed(text, field="segmentation")
+    if isinstance(value, dict) and "counts" not in value:
+        value = value.get("segmentation", value)
     try:
         if isinstance(value, dict):
             return _sized_rle_to_mask(value, photo_hw=photo_hw)
@@ -210,8 +219,8 @@ def _is_png_of_16_bits(raw: bytes) -> bool:
     return raw.startswith(b"\x89PNG") and raw[24:25] == b"\x10"
 
 
-def _is_lossy(raw: bytes) -> bool:
-    return raw.startswith(b"\xff\xd8") or (raw.startswith(b"RIFF") and raw[12:16] == b"VP8 ")
+def _is_lossy(raw: bytes, media_type: str) -> bool:
+    return media_type in _LOSSY or (media_type == "image/webp" and raw[12:16] == b"VP8 ")
 
 
 def _parsed(text: str, *, field: str) -> Any:

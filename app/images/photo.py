@@ -10,7 +10,7 @@ from jaxtyping import Shaped, UInt8
 
 from app.masks import Rgb
 
-from .files import open_image
+from .files import TakeBytes, open_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Photo:
     note: str | None  # tells the caller if only the first frame or page was read
 
 
-def decode_photo(raw: bytes, *, max_pixels: int, field: str = "image") -> Photo:
+def decode_photo(raw: bytes, *, max_pixels: int, field: str = "image", take_bytes: TakeBytes | None = None) -> Photo:
     """Reads a photo of any mode as upright RGB.
 
     Transparent parts are blended with white: their hidden colours are arbitrary (mostly black, which would look like an
@@ -33,9 +33,10 @@ def decode_photo(raw: bytes, *, max_pixels: int, field: str = "image") -> Photo:
     or a value is negative, from their lowest to their highest value.
 
     Args:
-        raw: The file: JPEG, PNG, WebP, BMP or TIFF.
+        raw: The file, of a format that `open_image` reads.
         max_pixels: Largest width × height; checked before any pixel is decoded.
         field: The form field that an error names.
+        take_bytes: As in `open_image`.
 
     Returns:
         The photo; of an animation or a file of several pages the first picture, with a note.
@@ -45,7 +46,7 @@ def decode_photo(raw: bytes, *, max_pixels: int, field: str = "image") -> Photo:
         UnsupportedMediaError: An image of another format.
         TooLargeError: More pixels than `max_pixels`.
     """
-    file = open_image(raw, max_pixels=max_pixels, field=field)
+    file = open_image(raw, max_pixels=max_pixels, field=field, take_bytes=take_bytes)
     stored = _grey_rgb(file.numbers()) if file.is_numeric else file.rgb_over_white()
     rgb = np.array(file.upright(stored), order="C")  # a copy: Pillow's memory is read-only, and torch warns about that
     return Photo(rgb=rgb, sha256=hashlib.sha256(raw).hexdigest(), media_type=file.media_type, raw=raw, note=file.note)

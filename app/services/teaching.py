@@ -39,6 +39,21 @@ class Lesson:
     id: str | None = None
 
 
+@dataclass(frozen=True)
+class Accepted:
+    """What an example led to.
+
+    Attributes:
+        job: The job that tunes on it.
+        category: Its category.
+        repeated: True if the category had this photo with this mask already.
+    """
+
+    job: Job
+    category: CategoryRecord
+    repeated: bool = False
+
+
 class Teaching:
     """Accepts and deletes examples.
 
@@ -54,6 +69,26 @@ class Teaching:
         self._jobs = jobs
         self._engine = engine
         self._steps = steps
+
+    async def accept(self, lesson: Lesson) -> Accepted:
+        """Store an example and queue its job; of a photo and mask that the category has already, nothing is stored.
+
+        Its job is then the category's. If that job ended without a result, or the lesson brings new words, the example
+        takes the place of the earlier one, so that a new job runs.
+
+        Raises:
+            ConflictError: As `teach`.
+        """
+        earlier = None if lesson.replace else await self._same_example(lesson)
+        if earlier is None:
+            return Accepted(*await self.teach(lesson))
+        category = await self._get(lesson.name)
+        job = await self._jobs.get(category.job) if category.job else None
+        if job and (not job.ended or job.status == "succeeded") and not _new_words(lesson, category):
+            return Accepted(job, category, repeated=True)
+        job, _ = await self.teach(lesson)
+        newer = await self.forget(lesson.name, earlier)
+        return Accepted(newer or job, await self._get(lesson.name), repeated=True)
 
     async def teach(self, lesson: Lesson) -> tuple[Job, CategoryRecord]:
         """Store an example and queue its job, which supersedes a job on fewer examples.
@@ -111,6 +146,23 @@ class Teaching:
         if job:
             await self._engine.add(job)
         return job
+
+    async def _same_example(self, lesson: Lesson) -> str | None:
+        """Id of the category's example with this photo and mask, or None; None for a request that is sent again."""
+        job = await self._jobs.get(lesson.id) if lesson.id else None
+        if job and not job.ended:
+            return None
+        alike = [
+            info.id
+            for info in await self._categories.example_infos(lesson.name.id)
+            if (info.sha256, info.area) == (lesson.photo.sha256, int(lesson.mask.sum()))
+        ]
+        mask = await asyncio.to_thread(mask_to_png, lesson.mask) if alike else b""
+        for id in alike:
+            example = await self._categories.example(lesson.name.id, id)
+            if example and example.mask == mask:
+                return id
+        return None
 
     async def _get(self, name: CategoryName) -> CategoryRecord:
         record = await self._categories.get(name.id)

@@ -27,7 +27,8 @@ async function segmentAll() {
     const form = new FormData();
     form.append("image", photo);
     form.append("refine", refine);
-    for (const name of names) form.append("categories", name);
+    // As JSON: a name may have a comma.
+    if (names.length) form.append("categories", JSON.stringify(names));
     const card = element("figure", {}, element("figcaption", {}, photo.name));
     $("results").append(card);
     try {
@@ -129,8 +130,10 @@ function notHere(name, photo, problem) {
       const form = new FormData();
       form.append("image", photo);
       form.append("absent", "true");
-      const { job } = await json(`/categories/${encodeURIComponent(name)}/example`, { method: "POST", body: form });
+      const path = `/categories/${encodeURIComponent(name)}/example`;
+      const { job, warnings = [] } = await json(path, { method: "POST", body: form });
       button.textContent = "Learning …";
+      showProblem(problem, warnings.map(({ detail }) => detail).join(" "));
       const { status, error } = await follow(job.id, () => {}).finally(() => (button.textContent = label));
       await showTaught();
       if (status === "failed") throw new Error(`Teaching failed: ${error}`);

@@ -58,8 +58,9 @@ async function teach(painter, taught) {
   for (const word of words($("prompts").value)) form.append("prompts", word);
   tell("Sending …");
   try {
-    const { job, note } = await json(`${path}/example`, { method: "POST", body: form });
+    const { job, note, warnings = [] } = await json(`${path}/example`, { method: "POST", body: form });
     bar.hidden = false;
+    showProblem($("teach-problem"), warnings.map(({ detail }) => detail).join(" "));
     taught();
     const ended = await follow(job.id, ({ status, progress, step, steps }) => {
       bar.value = progress;

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import re
 
 import pytest
 from pydantic import ValidationError
@@ -152,12 +154,50 @@ class TestWithoutKeys:
             assert answer.status_code == 403
             assert "elsewhere.example" in answer.json()["detail"]
             assert api.http.get("/categories", headers=headers).json() == []
-            assert api.segment("cat", headers=headers).status_code == 200  # changes nothing, and the page can't read it
+            assert api.segment("cat", headers=headers).status_code == 403  # it would cost seconds of computing
             own = {"Origin": str(api.http.base_url).rstrip("/")}
             assert api.teach("cat", headers=own).status_code == 202
+            assert api.segment("cat", headers=own).status_code == 200
 
     @pytest.mark.parametrize(
-        "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "[::1", "localhost.evil.example"]
+        ("headers", "status"),
+        [
+            ({"Sec-Fetch-Site": "cross-site"}, 403),
+            ({"Sec-Fetch-Site": "same-site"}, 403),  # another port of this machine
+            ({"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost"}, 403),
+            ({"Origin": "null"}, 403),  # a file, or a page in a sandbox
+            ({"Origin": ""}, 403),
+            ({"Origin": "http://localhost:3000"}, 403),
+            ({"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost"}, 202),
+            ({"Sec-Fetch-Site": "none"}, 202),
+            ({}, 202),  # a program
+        ],
+        ids=str,
+    )
+    def test_what_a_browser_tells_of_the_page(self, start, headers: dict[str, str], status: int) -> None:
+        with start(worker=False) as api:
+            assert api.teach("cat", headers=headers).status_code == status
+            assert api.segment("cat", headers=headers).status_code == (200 if status == 202 else 403)
+            assert api.http.post("/layers/rank", files={"images": api.photo}, headers=headers).status_code == status
+            assert api.http.get("/categories", headers=headers).status_code == 200
+            assert len(api.http.get("/categories").json()) == (status == 202)
+
+    @pytest.mark.parametrize(
+        "host",
+        [
+            "evil.example",
+            "evil.example:8000",
+            "127.0.0.1.evil.example",
+            "[::1",
+            "localhost.evil.example",
+            "workstation",
+            "workstation:8000",
+            "192.168.1.5",
+            "10.0.0.7:8000",
+            "[2001:db8::1]",
+            "localhost.",
+            "2130706433",
+        ],
     )
     def test_a_name_of_somebody_elses_that_leads_here_is_refused(self, start, host: str) -> None:
         with start() as api:
@@ -168,11 +208,78 @@ class TestWithoutKeys:
 
     @pytest.mark.parametrize(
         "host",
-        ["localhost:8000", "LOCALHOST", "127.0.0.1", "127.0.0.1:8000", "[::1]:8000", "app.localhost", "workstation"],
+        [
+            "localhost:8000",
+            "LOCALHOST",
+            "127.0.0.1",
+            "127.0.0.1:8000",
+            "127.0.1.1",
+            "[::1]:8000",
+            "app.localhost",
+            "0.0.0.0:8000",
+        ],
     )
     def test_its_own_names_are_not(self, start, host: str) -> None:
         with start() as api:
             assert api.http.get("/categories", headers={"Host": host}).status_code == 200
+
+
+class TestProbes:
+    """Load balancers and orchestrators call from other machines, without a key, by any name."""
+
+    @pytest.mark.parametrize("headers", [{}, {"Host": "10.0.0.7:8000"}, {"Host": "exemplar.internal"}], ids=str)
+    def test_are_answered_from_everywhere(self, start, headers: dict[str, str]) -> None:
+        with start(client=("10.0.0.7", 50007)) as api:
+            for path in ("/healthz", "/readyz"):
+                assert api.http.get(path, headers=headers).status_code == 200
+                assert api.http.head(path, headers=headers).status_code == 200
+
+    def test_and_nothing_else_is(self, start) -> None:
+        with start() as api:
+            api.http._transport.client = ("10.0.0.7", 50007)
+            calls = [("POST", "/healthz"), ("GET", "/metrics"), ("GET", "/"), ("GET", "/healthz/"), ("GET", "/docs")]
+            for method, path in calls:
+                assert api.http.request(method, path).status_code == 403
+
+
+class TestBrowsers:
+    """Headers that limit what a browser does with an answer."""
+
+    def test_every_answer_has_them(self, api) -> None:
+        @api.http.app.get("/bug")
+        async def bug() -> None:
+            raise KeyError
+
+        sending(api, "all")
+        statuses = set()
+        for path in (
+            "/",
+            "/docs",
+            "/docs/swagger-ui.css",
+            "/categories",
+            "/metrics",
+            "/nowhere",
+            "/openapi.json",
+            "/bug",
+        ):
+            answer = api.http.get(path)
+            statuses.add(answer.status_code)
+            assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["x-frame-options"] == "DENY"
+            assert answer.headers["referrer-policy"] == "no-referrer"
+        assert statuses == {200, 404, 500}
+        assert api.http.get("/categories", headers={"X-API-Key": "?"}).headers["x-frame-options"] == "DENY"
+
+    def test_data_is_no_page(self, api) -> None:
+        policy = sending(api, "all").http.get("/categories").headers["content-security-policy"]
+        assert policy == "default-src 'none'; frame-ancestors 'none'"
+
+    def test_the_one_script_of_the_documentation_is_allowed_by_its_hash(self, api) -> None:
+        answer = api.http.get("/docs")
+        (script,) = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"script-src 'self' 'sha256-{digest}';" in answer.headers["content-security-policy"]
 
 
 @pytest.mark.parametrize(

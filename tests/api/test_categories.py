@@ -128,9 +128,9 @@ class TestTeaching:
     def test_more_examples_than_a_category_may_have(self, start) -> None:
         with start(max_examples=2, worker=False) as api:
             api.teach()
-            api.teach()
+            api.teach(photo=api.other_photo)
             before = api.stored()
-            answer = api.teach()
+            answer = api.teach(photo=api.photo_number(3))
             assert answer.status_code == 409
             assert "EXEMPLAR_MAX_EXAMPLES" in answer.json()["detail"]
             assert api.stored() == before
@@ -157,8 +157,8 @@ class TestNames:
         assert composed != decomposed
         with start(worker=False) as api:
             api.teach(quote(decomposed))
-            for spelling in (composed, composed.upper(), f"%20{quote(decomposed)} "):
-                category = api.teach(spelling).json()["category"]
+            for number, spelling in enumerate((composed, composed.upper(), f"%20{quote(decomposed)} ")):
+                category = api.teach(spelling, photo=api.photo_number(number)).json()["category"]
                 assert category["name"] == composed
             assert category["examples"] == 4
 

@@ -113,7 +113,7 @@ class TestMetrics:
 
     def test_jobs_are_counted_by_outcome(self, start) -> None:
         with start(tune_steps=100_000, job_concurrency=1) as api:
-            first, second, third = (api.teach("cat").json()["job"]["id"] for _ in range(3))
+            first, second, third = (api.teach("cat", photo=api.photo_number(n)).json()["job"]["id"] for n in range(3))
             api.wait_running(third)
             assert value(api, "exemplar_jobs_running", kind="tune") == 1
             fourth = api.teach("dog").json()["job"]["id"]

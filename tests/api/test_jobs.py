@@ -20,7 +20,7 @@ class TestLooking:
 
     def test_jobs_are_listed_the_newest_first_and_filtered(self, start) -> None:
         with start(worker=False) as api:
-            cats = [api.teach("cat").json()["job"]["id"] for _ in range(2)]
+            cats = [api.teach("cat", photo=api.photo_number(n)).json()["job"]["id"] for n in range(2)]
             dog = api.teach("dog").json()["job"]["id"]
 
             def listed(query: str) -> list[str]:
@@ -130,7 +130,7 @@ class TestCancelling:
             job = api.teach("cat").json()["job"]
             api.http.delete(f"/jobs/{job['id']}")
         with start() as api:
-            assert api.taught("cat")["adapter_version"] == 1
+            assert api.taught("cat", photo=api.other_photo)["adapter_version"] == 1
             assert api.category("cat")["examples"] == 2
 
 
@@ -151,7 +151,7 @@ class TestSuperseding:
 
     def test_only_the_last_of_many_examples_at_once_succeeds(self, api) -> None:
         with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda _: api.teach("cat"), range(8)))
+            answers = list(pool.map(lambda n: api.teach("cat", photo=api.photo_number(n)), range(8)))
         jobs = [api.wait(answer.json()["job"]["id"]) for answer in answers]
         last = api.category("cat")["job"]
         assert api.category("cat")["examples"] == 8

@@ -84,6 +84,15 @@ class TestBodyLimit:
         assert caller.status == 413
         assert not caller.pieces
 
+    async def test_a_body_whose_sender_asks_first_is_not_read_at_all(self) -> None:
+        caller = Caller([PIECE] * 20)
+        headers = [(b"content-length", b"2000000"), (b"expect", b"100-continue")]
+        scope = {"type": "http", "method": "POST", "path": "/segment", "headers": headers}
+        limited = BodyLimit(reads_all, max_upload_bytes=1000, many_images_paths=frozenset())
+        await limited(scope, caller.receive, caller.send)
+        assert caller.status == 413
+        assert len(caller.pieces) == 20
+
     async def test_a_body_without_end_is_not_read_for_ever(self) -> None:
         caller = Caller([PIECE] * 1000)
         await call(caller)

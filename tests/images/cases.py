@@ -30,6 +30,25 @@ def turned(orientation: int) -> Image.Exif:
     return exif
 
 
+def heic_of(pixels: np.ndarray, orientation: int = 1, *, more: np.ndarray | None = None) -> bytes:
+    """A lossless HEIC as phones write them: the rotation in a box of its own (irot, imir), and in EXIF once more."""
+    from pillow_heif import HeifFile
+
+    file, written = HeifFile(), io.BytesIO()
+    for each in (pixels, more):
+        if each is not None:
+            file.add_frombytes("RGB", each.shape[1::-1], each.tobytes())
+    file[0].info["exif"] = turned(orientation).tobytes()
+    file.save(written, quality=-1, chroma=444, matrix_coefficients=0)
+    return written.getvalue()
+
+
+def promising(raw: bytes, width: int, height: int) -> bytes:
+    """A HEIC or AVIF that promises another size than its picture has."""
+    at = raw.index(b"ispe") + 8
+    return raw[:at] + struct.pack(">II", width, height) + raw[at + 8 :]
+
+
 def png_header(width: int, height: int, *, depth: int = 8, colour_type: int = 2, pixels: bytes = bytes(99)) -> bytes:
     """A PNG that promises a size; by default it holds next to nothing."""
 

@@ -18,7 +18,7 @@ from app.errors import AppError, InvalidInputError, TooLargeError, UnsupportedMe
 from app.images.files import _UPRIGHT, ImageFile, open_image
 from app.images.masks import decode_mask
 from app.images.photo import decode_photo
-from tests.images.cases import COLOURED, HW, MAX_PIXELS, file_of, png_header, turned
+from tests.images.cases import COLOURED, HW, MAX_PIXELS, file_of, heic_of, png_header, promising, turned
 
 
 def opened(raw: bytes, max_pixels: int = MAX_PIXELS) -> ImageFile:
@@ -30,6 +30,10 @@ def black_webp(width: int, height: int) -> bytes:
     sides = struct.pack("<I", (width - 1) | (height - 1) << 14)
     body = b"VP8L" + struct.pack("<I", 14) + b"\x2f" + sides + bytes.fromhex("071011fd0f4444ff03")
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+
+
+def heif_of(pixels: np.ndarray, file_format: str) -> bytes:
+    return heic_of(pixels) if file_format == "HEIC" else file_of(pixels, "AVIF")
 
 
 class TestRefusals:
@@ -45,6 +49,10 @@ class TestRefusals:
             (file_of(COLOURED, "WEBP")[:-200], "is damaged"),
             (file_of(COLOURED, "BMP")[:-200], "is damaged"),
             (file_of(COLOURED, "TIFF")[:200], "is damaged"),
+            (file_of(COLOURED, "AVIF")[:-200], "is damaged"),
+            (heic_of(COLOURED)[:-200], "is damaged"),
+            (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is damaged"),
+            (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif", "is damaged"),
             (png_header(7, 7), "is damaged"),
             (png_header(0, 7), "is damaged"),
             (file_of(COLOURED[:1]), "at least 2 × 2"),
@@ -62,11 +70,9 @@ class TestRefusals:
         [
             (file_of(COLOURED, "GIF"), "GIF"),
             (file_of(COLOURED, "JPEG2000"), "JPEG 2000"),
-            (file_of(COLOURED, "AVIF"), "AVIF"),
             (file_of(COLOURED, "ICO"), "ICO"),
             (file_of(COLOURED, "PDF"), "PDF"),
             (file_of(COLOURED, "PPM"), "PNM"),
-            (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
             (b'  <svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
         ],
     )
@@ -93,6 +99,28 @@ class TestRefusals:
         tracemalloc.stop()
         assert time.perf_counter() - begin_s < 1
         assert peak_bytes < 1_000_000
+
+    @pytest.mark.parametrize("sides", [(9_000, 9_000), (30_000, 30_000), (100_000, 7), (2**31, 2**31)], ids=str)
+    @pytest.mark.parametrize("file_format", ["HEIC", "AVIF"])
+    def test_a_heif_that_promises_too_much_is_not_decoded(self, file_format: str, sides: tuple[int, int]) -> None:
+        raw = promising(heif_of(COLOURED, file_format), *sides)
+        begin_s = time.perf_counter()
+        with pytest.raises((TooLargeError, InvalidInputError)):
+            opened(raw, max_pixels=40_000_000)
+        assert time.perf_counter() - begin_s < 1
+
+    @pytest.mark.parametrize("file_format", ["HEIC", "AVIF"])
+    def test_a_heif_that_holds_more_than_it_promises_stays_within_the_limit(self, file_format: str) -> None:
+        raw = promising(heif_of(np.zeros((2_000, 2_000, 3), np.uint8), file_format), 64, 64)
+        with contextlib.suppress(AppError):
+            assert opened(raw).pixels().size <= 3 * MAX_PIXELS
+
+    @pytest.mark.parametrize("file_format", ["HEIC", "AVIF"])
+    def test_the_limit_of_a_heif_is_exact_and_named(self, file_format: str) -> None:
+        raw = heif_of(COLOURED, file_format)
+        assert opened(raw, max_pixels=23 * 31).pixels().shape == (*HW, 3)
+        with pytest.raises(TooLargeError, match=r"31 × 23 pixels.* 712 pixels \(EXEMPLAR_MAX_IMAGE_PIXELS\)"):
+            opened(raw, max_pixels=23 * 31 - 1)
 
     @pytest.mark.parametrize("raw", [png_header(10_007, 10_007), png_header(30_000, 30_000), black_webp(16_383, 7_001)])
     def test_a_setting_above_pillows_own_limit_brings_no_warning(self, raw: bytes) -> None:
@@ -147,6 +175,7 @@ def real_files() -> list[bytes]:
     files += [file_of(rgb.convert(mode), "BMP") for mode in ("1", "P", "RGB")]
     files += [file_of(rgb, name, save_all=True, append_images=[rgb.rotate(180)]) for name in ("PNG", "WEBP", "TIFF")]
     files += [file_of(rgb, "JPEG", progressive=True), file_of(rgb.convert("CMYK"), "JPEG")]
+    files += [heic_of(COLOURED, 6), file_of(rgb, "AVIF", exif=turned(6)), file_of(rgb.convert("RGBA"), "AVIF")]
     return [*files, file_of(COLOURED[..., 0].astype(np.uint16) * 257), file_of(rgb, "WEBP", lossless=True)]
 
 
@@ -161,7 +190,19 @@ def mutated_files(draw: st.DrawFn) -> bytes:
 
 headed_bytes = st.builds(
     bytes.__add__,
-    st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"RIFF\0\0\0\0WEBPVP8X"]),
+    st.sampled_from(
+        [
+            b"",
+            b"\xff\xd8\xff",
+            b"\x89PNG\r\n\x1a\n",
+            b"BM",
+            b"II*\0",
+            b"MM\0*",
+            b"RIFF\0\0\0\0WEBPVP8X",
+            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+            b"\0\0\0\x18ftypavif\0\0\0\0mif1avif",
+        ]
+    ),
     st.binary(max_size=200),
 )
 

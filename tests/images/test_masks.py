@@ -19,7 +19,7 @@ from app.images.masks import decode_mask, parse_box, parse_segmentation, read_ma
 from app.masks.boxes import bbox_of
 from app.masks.pictures import label_map_to_png, mask_to_png, palette
 from app.masks.rle import mask_to_rle
-from tests.images.cases import COLOURED, HW, MARKED, MAX_PIXELS, file_of, png_header, turned
+from tests.images.cases import COLOURED, HW, MARKED, MAX_PIXELS, file_of, heic_of, png_header, turned
 
 
 def mask_of(raw: bytes, photo_hw: tuple[int, int] = HW) -> np.ndarray:
@@ -123,6 +123,15 @@ class TestMaskImages:
         with pytest.raises(InvalidInputError, match="before its EXIF rotation"):
             mask_of(file_of(MARKED), (31, 23))
 
+    @pytest.mark.parametrize(
+        "write", [heic_of, lambda pixels: file_of(pixels, "AVIF", quality=40)], ids=["HEIC", "AVIF"]
+    )
+    def test_lossy_heif_has_no_exact_zeros(self, write: Callable[[np.ndarray], bytes]) -> None:
+        block = np.zeros(HW, dtype=bool)
+        block[8:16, 8:24] = True
+        grey = np.where(block, 250, 3).astype(np.uint8)
+        assert np.array_equal(mask_of(write(np.dstack([grey] * 3))), block)
+
     def test_unreadable_ones_name_the_field(self) -> None:
         for raw, kind in ((b"", InvalidInputError), (file_of(MARKED, "GIF"), UnsupportedMediaError)):
             with pytest.raises(kind) as refusal:
@@ -145,6 +154,20 @@ class TestSegmentations:
         assert self.read(json.dumps([ring])).sum() == 17 * 11
         assert self.read(json.dumps(ring)).sum() == 17 * 11
         assert self.read(json.dumps([ring, [0, 0, 2, 0, 2, 2, 0, 2]])).sum() == 17 * 11 + 4
+
+    def test_a_whole_annotation(self) -> None:
+        ring = [3, 5, 20, 5, 20, 16, 3, 16]
+        rest = {"id": 7, "image_id": 3, "category_id": 17, "bbox": [3, 5, 17, 11], "area": 187, "iscrowd": 0}
+        for segmentation in ([ring], {"size": HW, "counts": [23, 7, 683]}, mask_to_rle(MARKED)):
+            alone = self.read(json.dumps(segmentation))
+            assert np.array_equal(self.read(json.dumps(rest | {"segmentation": segmentation})), alone)
+
+    @pytest.mark.parametrize(
+        "value", [{"segmentation": {"segmentation": []}}, {"bbox": [3, 5, 17, 11]}, {"annotations": []}]
+    )
+    def test_an_object_without_a_segmentation(self, value: Any) -> None:
+        with pytest.raises(InvalidInputError, match="size"):
+            self.read(json.dumps(value))
 
     @pytest.mark.parametrize(
         ("text", "words"),

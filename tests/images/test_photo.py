@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from app.images.photo import Photo, decode_photo
-from tests.images.cases import COLOURED, HW, MARKED, MAX_PIXELS, file_of, turned
+from tests.images.cases import COLOURED, HW, MARKED, MAX_PIXELS, file_of, heic_of, turned
 
 
 def photo_of(raw: bytes, max_pixels: int = MAX_PIXELS) -> Photo:
@@ -42,6 +42,38 @@ class TestPhotos:
     def test_lossy_formats_give_what_pillow_sees(self, file_format: str) -> None:
         raw = file_of(COLOURED, file_format)
         assert np.array_equal(photo_of(raw).rgb, np.asarray(Image.open(io.BytesIO(raw)).convert("RGB")))
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_photos_of_phones_are_turned_once(self, orientation: int) -> None:
+        expected = photo_of(file_of(COLOURED, exif=turned(orientation))).rgb
+        photo = photo_of(heic_of(COLOURED, orientation))
+        assert (photo.media_type, photo.note) == ("image/heic", None)
+        assert np.array_equal(photo.rgb, expected)
+        # AVIF has no lossless colour here: a quarter of the photo in one colour shows how it was turned.
+        quarter = np.zeros((40, 60, 3), np.uint8)
+        quarter[:20, :30] = 255
+        seen = photo_of(file_of(quarter, "AVIF", exif=turned(orientation), quality=100)).rgb
+        assert np.array_equal(seen > 127, photo_of(file_of(quarter, exif=turned(orientation))).rgb > 127)
+
+    def test_of_a_heic_with_several_pictures_the_main_one_is_used(self) -> None:
+        photo = photo_of(heic_of(COLOURED, more=255 - COLOURED))
+        assert np.array_equal(photo.rgb, COLOURED)
+        assert photo.note == "several pictures: the main one was used"
+
+    @pytest.mark.parametrize("brand", [b"heic", b"heix", b"mif1"])
+    def test_heic_under_each_of_its_names(self, brand: bytes) -> None:
+        raw = heic_of(COLOURED)
+        assert np.array_equal(photo_of(raw[:8] + brand + raw[12:]).rgb, COLOURED)
+
+    def test_avif_under_a_general_name(self) -> None:
+        raw = file_of(COLOURED, "AVIF")
+        for brand in (b"avif", b"mif1"):
+            photo = photo_of(raw[:8] + brand + raw[12:])
+            assert (photo.media_type, photo.rgb.shape) == ("image/avif", COLOURED.shape)
+
+    def test_transparent_avif_is_white(self) -> None:
+        rgba = np.zeros((40, 60, 4), np.uint8)
+        assert (photo_of(file_of(rgba, "AVIF")).rgb > 250).all()
 
     @pytest.mark.parametrize("orientation", range(10))
     @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])

@@ -182,7 +182,7 @@ def test_a_worker_beside_a_service_without_one(run, database, photo, mask) -> No
         assert 'exemplar_jobs_total{kind="tune",outcome="succeeded"} 1.0' in told
         assert worker.end(signal.SIGTERM) == 0
         assert "Traceback" not in worker.log
-        job_id = service.teach("cup", photo, mask)
+        job_id = service.teach("another cup", photo, mask)
         time.sleep(0.5)
         assert service.http.get(f"/jobs/{job_id}").json()["status"] == "queued"
 
