@@ -134,8 +134,9 @@ def _from_numbers(values: Sequence[Any], photo_hw: tuple[int, int]) -> Drawn:
     if (high <= 0).any() or low[0] >= width or low[1] >= height:
         raise Invalid(
             f"The polygons lie outside the photo: x is {low[0]:g} to {high[0]:g} and y {low[1]:g} to {high[1]:g}, the "
-            f"photo is {size_text(photo_hw)}. Give x and y in pixels, not as shares of the photo's size."
+            f"photo is {size_text(photo_hw)}. Give x and y in pixels."
         )
+    _check_unit(float(high.max()))
     return Drawn("segmentation", json.dumps(polygons))
 
 
@@ -205,6 +206,7 @@ def _no_polygons() -> Invalid:
 
 def _from_box(box_xywh: list[float], photo_hw: tuple[int, int]) -> Drawn:
     x, y, width, height = box_xywh
+    _check_unit(max(box_xywh))
     if width <= 0 or height <= 0:
         raise Invalid(f"The box is {width:g} × {height:g}: give [x, y, width, height], both sizes above 0.")
     if min(x, y) < -_SLACK_PX or x + width > photo_hw[1] + _SLACK_PX or y + height > photo_hw[0] + _SLACK_PX:
@@ -213,6 +215,11 @@ def _from_box(box_xywh: list[float], photo_hw: tuple[int, int]) -> Drawn:
             f"{size_text(photo_hw)}: give [x, y, width, height], not the second corner."
         )
     return Drawn("box", json.dumps(box_xywh))
+
+
+def _check_unit(highest: float) -> None:
+    if highest <= 1:  # a mark of one pixel teaches nothing
+        raise Invalid("All coordinates are at most 1: give pixels, not shares of the photo's width and height.")
 
 
 def _check_size(mask_hw: tuple[int, ...], photo_hw: tuple[int, int]) -> None:

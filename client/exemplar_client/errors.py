@@ -109,7 +109,8 @@ class BatchFailed(ExemplarError):
     def __init__(self, failures: Sequence[tuple[object, ExemplarError]], names: Sequence[str]) -> None:
         listed = "; ".join(f"{name}: {error.detail}" for name, (_, error) in zip(names[:3], failures, strict=False))
         more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
-        super().__init__(f"{len(failures)} photos have no result: {listed}{more}")
+        count = f"{len(failures)} photos have" if len(failures) > 1 else "1 photo has"
+        super().__init__(f"{count} no result: {listed}{more}")
         self.failures = list(failures)
 
 

@@ -184,7 +184,8 @@ class Masks(Sequence[Mask]):
     def labels(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
         """Label map `[height, width]`, read-only: 0 = background, i = the i-th category.
 
-        uint8, or uint16 for more than 255 categories. Where masks overlap, the later category counts.
+        uint8, or uint16 for more than 255 categories. Masks overlap only if a `threshold` was given; then the later
+        category counts, while the service's own label map has the more probable one.
         """
         labels = np.zeros(self.size_hw, np.uint8 if len(self) <= drawing.MAX_LABELS else np.uint16)
         for number, mask in enumerate(self, start=1):

@@ -13,7 +13,7 @@ from urllib.request import url2pathname
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from exemplar_client.errors import Invalid
 
@@ -137,7 +137,8 @@ def upright_size_hw(file: Path | bytes, *, what: str) -> tuple[int, int]:
                 turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             name = file.name if isinstance(file, Path) else f"The {what}"
-            raise Invalid(f"{name} is not an image that can be read: {error}.") from error
+            why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+            raise Invalid(f"{name} is not an image that can be read{why}.") from error
     return (width, height) if turned else (height, width)
 
 
