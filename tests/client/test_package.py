@@ -91,6 +91,13 @@ def test_it_imports_what_it_declares() -> None:
     assert {name.replace("PIL", "pillow") for name in others} == declared | {"tqdm"}
 
 
+def test_the_service_does_not_import_it() -> None:
+    """The package is on no index: a service that needed it could not be installed with pip alone."""
+    assert [
+        path for path in (ROOT / "app").rglob("*.py") if "exemplar_client" in path.read_text(encoding="utf-8")
+    ] == []
+
+
 def test_versions_agree() -> None:
     assert described()["version"] == exemplar_client.__version__
 
