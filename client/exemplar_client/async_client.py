@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence, Sized
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence, Sized
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -116,7 +117,7 @@ class AsyncClient:
         progress: bool = True,
         on_failure: Callable[[object, ExemplarError], None] | None = None,
         **options: Unpack[Options],
-    ) -> AsyncIterator[Masks]:
+    ) -> AsyncGenerator[Masks, None]:
         """As `Client.segment_many`; iterate with `async for`."""
         photos = images_in(images)
         flow = self._calls.segment_many(photos, categories, options)
@@ -128,19 +129,20 @@ class AsyncClient:
         total: int | None,
         progress: bool,
         on_failure: Callable[[object, ExemplarError], None] | None,
-    ) -> AsyncIterator[Masks]:
+    ) -> AsyncGenerator[Masks, None]:
         failed: list[Failed] = []
         done = 0
         with progress_bar("segmenting", total=total, enabled=progress) as show:
-            async for result in self._emitted(flow):
-                done += 1
-                show(done, f"{done}/{total or '?'} photos")
-                if not isinstance(result, Failed):
-                    yield result
-                elif on_failure:
-                    on_failure(result.source, result.error)
-                else:
-                    failed.append(result)
+            async with aclosing(self._emitted(flow)) as results:
+                async for result in results:
+                    done += 1
+                    show(done, f"{done}/{total or '?'} photos")
+                    if not isinstance(result, Failed):
+                        yield result
+                    elif on_failure:
+                        on_failure(result.source, result.error)
+                    else:
+                        failed.append(result)
         if failed:
             raise BatchFailed([(each.source, each.error) for each in failed], [each.name for each in failed])
 
@@ -193,7 +195,7 @@ class AsyncClient:
         """As `Client.cancel`."""
         return AsyncJob(self, await self._run(self._calls.cancel(id)))
 
-    def follow(self, id: str, *, timeout_s: float | None = None) -> AsyncIterator[JobState]:
+    def follow(self, id: str, *, timeout_s: float | None = None) -> AsyncGenerator[JobState, None]:
         """As `Client.follow`; iterate with `async for`."""
         return self._emitted(self._calls.follow(id, timeout_s=timeout_s))
 
@@ -215,7 +217,7 @@ class AsyncClient:
         finally:
             await performer.close()
 
-    async def _emitted(self, flow: Flow[None]) -> AsyncIterator[Any]:
+    async def _emitted(self, flow: Flow[None]) -> AsyncGenerator[Any, None]:
         """Perform a flow, and yield the values that it emits."""
         performer = _Performer(self._http)
         result: Any = None
@@ -294,7 +296,7 @@ class _Performer:
         await self.close()
         try:
             answer = await self._http.send(self._http.build_request(**form_of(request)), stream=True)
-            if request.stream and not answer.is_error:
+            if request.stream and answer.is_success:
                 self._stream, self._lines = answer, aiter(answer.aiter_lines())
                 return Reply(answer.status_code, dict(answer.headers), b"")
             try:

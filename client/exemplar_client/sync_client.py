@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -146,7 +147,7 @@ class Client:
         progress: bool = True,
         on_failure: Callable[[object, ExemplarError], None] | None = None,
         **options: Unpack[Options],
-    ) -> Iterator[Masks]:
+    ) -> Generator[Masks, None, None]:
         """Segment the photos of a folder or a list.
 
         Args:
@@ -174,10 +175,10 @@ class Client:
         total: int | None,
         progress: bool,
         on_failure: Callable[[object, ExemplarError], None] | None,
-    ) -> Iterator[Masks]:
+    ) -> Generator[Masks, None, None]:
         failed: list[Failed] = []
-        with progress_bar("segmenting", total=total, enabled=progress) as show:
-            for done, result in enumerate(self._emitted(flow), start=1):
+        with progress_bar("segmenting", total=total, enabled=progress) as show, closing(self._emitted(flow)) as results:
+            for done, result in enumerate(results, start=1):
                 show(done, f"{done}/{total or '?'} photos")
                 if not isinstance(result, Failed):
                     yield result
@@ -245,7 +246,7 @@ class Client:
         """
         return Job(self, self._run(self._calls.cancel(id)))
 
-    def follow(self, id: str, *, timeout_s: float | None = None) -> Iterator[JobState]:
+    def follow(self, id: str, *, timeout_s: float | None = None) -> Generator[JobState, None, None]:
         """Yield a job at every change, its final state last.
 
         Args:
@@ -270,7 +271,7 @@ class Client:
         finally:
             performer.close()
 
-    def _emitted(self, flow: Flow[None]) -> Iterator[Any]:
+    def _emitted(self, flow: Flow[None]) -> Generator[Any, None, None]:
         """Perform a flow, and yield the values that it emits."""
         performer = _Performer(self._http)
         result: Any = None
@@ -361,7 +362,7 @@ class _Performer:
         self.close()
         try:
             answer = self._http.send(self._http.build_request(**form_of(request)), stream=True)
-            if request.stream and not answer.is_error:
+            if request.stream and answer.is_success:
                 self._stream, self._lines = answer, answer.iter_lines()
                 return Reply(answer.status_code, dict(answer.headers), b"")
             try:

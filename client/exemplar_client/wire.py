@@ -200,7 +200,7 @@ def send(request: Request, retries: Retries, *, url: str) -> Flow[Reply]:
         reply: Reply | Lost = yield Send(request)
         tried += 1
         pause_s = retries.pause_s(request, reply, tried)
-        if isinstance(reply, Reply) and reply.status < 400:
+        if isinstance(reply, Reply) and reply.status < 300:
             _check_media_type(request, reply, url)
             return reply
         if pause_s is None:
@@ -212,6 +212,9 @@ def error_in(reply: Reply | Lost, *, url: str) -> ExemplarError:
     """The error that a reply stands for."""
     if isinstance(reply, Lost):
         return Unavailable(f"No service answers at {url} ({reply.reason}): start it, or correct the address.")
+    if 300 <= reply.status < 400:
+        location = reply.headers.get("location", "another address")
+        return ExemplarError(f"{url} redirects to {location}: use that address.", status=reply.status)
     try:
         problem = json.loads(reply.body)
     except ValueError:
@@ -244,9 +247,9 @@ def check_address(url: str, key: str | None) -> None:
         Invalid: Not an address, or a key that no header can carry.
     """
     try:
-        parts = urlsplit(url)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
+        parts = httpx2.URL(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.host)
+    except httpx2.InvalidURL:
         is_address = False
     if not is_address:
         raise Invalid(f"{url!r} is not an address: write it like http://127.0.0.1:8000.")

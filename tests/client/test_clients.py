@@ -292,6 +292,16 @@ async def gathered(client: AsyncClient, photos: list[Any]) -> list[int]:
     return found
 
 
+async def test_an_async_iteration_may_be_left(url: str, photo: Path) -> None:
+    async with AsyncClient(url) as client:
+        async for _ in client.segment_many([photo] * 5, "cat", progress=False):
+            break
+        many = client.segment_many([photo] * 5, "cat", progress=False)
+        await anext(many)
+        await many.aclose()
+        assert (await client.health()).ready
+
+
 async def test_async_photos_may_fail_quietly(url: str) -> None:
     told: list[object] = []
     async with AsyncClient(url) as client:

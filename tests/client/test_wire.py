@@ -147,6 +147,12 @@ def test_next_page(link: str, page: Mapping[str, str] | None) -> None:
     assert next_page(Reply(200, {"link": link}, b"")) == page
 
 
+@pytest.mark.parametrize("request_", [READ, ONCE])
+def test_a_redirection_is_no_success(request_: Request) -> None:
+    with pytest.raises(ExemplarError, match="redirects to https://service/"):
+        pauses(request_, reply(307, location="https://service/"))
+
+
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "http://foo:abc", "", "http://[::1"])
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_what_is_no_address(kind: type[Client | AsyncClient], url: str) -> None:
