@@ -11,10 +11,10 @@ INSTALLED := $(VENV)/.installed
 install: $(INSTALLED)
 
 # torch first and alone, at its exact version: as a dependency of other packages pip may pick a CUDA build.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade-strategy only-if-needed $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ./client --editable ".[dev]"
 	touch $@
 
 demo: install

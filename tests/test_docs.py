@@ -13,7 +13,14 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
-    for folder in (ROOT, ROOT / "docs", ROOT / "training", ROOT / "examples", ROOT / "app/backbones/embedded/weights")
+    for folder in (
+        ROOT,
+        ROOT / "docs",
+        ROOT / "training",
+        ROOT / "examples",
+        ROOT / "client",
+        ROOT / "app/backbones/embedded/weights",
+    )
     for path in (folder.rglob("*.md") if folder.name == "docs" else folder.glob("*.md"))
 )
 MAX_README_WORDS = 1300  # as `wc -w` counts them

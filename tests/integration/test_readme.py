@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -70,6 +71,14 @@ def test_curl_commands(url: str, tmp_path: Path) -> None:
 def test_python(url: str) -> None:
     (snippet,) = blocks("README.md", "python")
     code = snippet.replace(ADDRESS, url)
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "client")},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
     assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.startswith("teaching cat: succeeded")
     assert [line.split()[0] for line in ran.stdout.splitlines()] == ["cat", "sofa"]

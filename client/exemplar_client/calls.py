@@ -1,0 +1,406 @@
+"""The calls of the service as flows: what each one sends, and how its answer is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import unicodedata
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypedDict, TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from exemplar_client.annotations import Drawn, MaskInput, read_mask
+from exemplar_client.errors import ExemplarError, Invalid, Unavailable, error_of
+from exemplar_client.masks import Masks, Segmented
+from exemplar_client.photos import SUFFIXES, ImageInput, Photo, open_photo
+from exemplar_client.records import Category, Example, Health, JobState, Taught, Version
+from exemplar_client.wire import (
+    Emit,
+    File,
+    Flow,
+    Lost,
+    NextLine,
+    Pause,
+    Reply,
+    Request,
+    Retries,
+    Send,
+    Work,
+    error_in,
+    next_page,
+    send,
+)
+
+Model = TypeVar("Model", bound=BaseModel)
+Item = TypeVar("Item")
+
+# Photos per request: any eight photos fit the service's limits, and they keep it busy.
+_BATCH = 8
+# The service sends a line at least every 15 s while a job waits.
+_STREAM_TIMEOUT_S = 60.0
+
+
+class Options(TypedDict, total=False):
+    """Options of a segmentation; those that are left out or None have the service's defaults.
+
+    `min_presence`: a category gets a mask from this presence on; 0 = every category. `threshold`: a pixel belongs to a
+    category from this probability on; by default the most probable class wins. `refine`: `crf` refines edges, `none`
+    does not. `background`: words for what belongs to no category. `adapters`: `none` uses the words alone. `backbone`:
+    the name of a loaded model.
+    """
+
+    min_presence: float | None
+    threshold: float | None
+    refine: Literal["crf", "none"] | None
+    background: str | Sequence[str] | None
+    adapters: Literal["auto", "none"] | None
+    backbone: str | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A photo of a batch without a result."""
+
+    index: int
+    source: object
+    name: str
+    error: ExemplarError
+
+
+class Calls:
+    """The calls of one service. Every method returns a flow.
+
+    Args:
+        url: Address of the service, for errors.
+        retries: When a request is sent again.
+    """
+
+    def __init__(self, url: str, retries: Retries) -> None:
+        self._url = url
+        self._retries = retries
+
+    def health(self) -> Flow[Health]:
+        """Ask once whether the service is ready."""
+        reply: Reply | Lost = yield Send(Request("GET", "/readyz"))
+        if isinstance(reply, Lost):
+            return Health(alive=False, ready=False, detail=reply.reason)
+        if reply.status == 200:
+            return Health(alive=True, ready=True)
+        return Health(alive=True, ready=False, detail=error_in(reply, url=self._url).detail)
+
+    def teach(
+        self,
+        name: str,
+        image: ImageInput,
+        mask: MaskInput | None,
+        *,
+        prompts: str | Sequence[str] = (),
+        replace: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Flow[Taught]:
+        """Send an example; no mask = the photo does not show the category."""
+        photo, drawn = yield Work(partial(_read_example, image, mask))
+        fields: dict[str, Sequence[str]] = {"mode": ["replace" if replace else "append"], "prompts": _words(prompts)}
+        files = [File("image", photo.name, (yield Work(photo.content)))]
+        if drawn is None:
+            fields["absent"] = ["true"]
+        elif isinstance(drawn.content, bytes):
+            files.append(File(drawn.field, "mask", drawn.content))
+        else:
+            fields[drawn.field] = [drawn.content]
+        # With a key the service does the work once, so the request may be sent again.
+        key = idempotency_key or uuid.uuid4().hex
+        request = Request(
+            "POST", f"{_path_of(name)}/example", fields=fields, files=files, headers={"Idempotency-Key": key}
+        )
+        return _parsed(Taught, (yield from self._send(request)))
+
+    def segment(self, image: ImageInput, categories: str | Iterable[str] | None, options: Options) -> Flow[Masks]:
+        """Segment one photo."""
+        fields = _fields(categories, options)
+        photo: Photo = yield Work(partial(open_photo, image))
+        files = [File("image", photo.name, (yield Work(photo.content)))]
+        reply = yield from self._send(Request("POST", "/segment", fields=fields, files=files))
+        return Masks(_parsed(Segmented, reply), photo, age_s=_age_s(reply))
+
+    def segment_many(
+        self, images: Iterable[ImageInput], categories: str | Iterable[str] | None, options: Options
+    ) -> Flow[None]:
+        """Segment photos in requests of several; emits `Masks` or `Failed` of each."""
+        fields = _fields(categories, options)
+        numbered = enumerate(images)
+        while some := (yield Work(lambda: list(islice(numbered, _BATCH)))):
+            yield from self._segment_some(some, fields)
+
+    def _segment_some(
+        self, images: Sequence[tuple[int, ImageInput]], fields: Mapping[str, Sequence[str]]
+    ) -> Flow[None]:
+        pending: dict[int, Photo] = {}
+        files: dict[int, File] = {}
+        for index, image in images:
+            opened: tuple[Photo, File] | Failed = yield Work(partial(_open_or_fail, index, image))
+            if isinstance(opened, Failed):
+                yield Emit(opened)
+            else:
+                pending[index], files[index] = opened
+        tried = 0
+        while pending:
+            if tried >= self._retries.tries:
+                raise Unavailable(f"{self._url} ended its answer before the last photo, {tried} times in a row.")
+            if tried:
+                yield Pause(self._retries.backoff_s(tried))
+            before = len(pending)
+            yield from self._read_lines(pending, [(index, files[index]) for index in pending], fields)
+            tried = tried + 1 if len(pending) == before else 1
+
+    def _read_lines(
+        self, pending: dict[int, Photo], files: Sequence[tuple[int, File]], fields: Mapping[str, Sequence[str]]
+    ) -> Flow[None]:
+        """Send the pending photos, emit what the lines of the answer say, and remove those answered."""
+        request = Request(
+            "POST",
+            "/segment/batch",
+            fields=fields,
+            files=[file for _, file in files],
+            expects="application/x-ndjson",
+            stream=True,
+        )
+        reply = yield from self._send(request)
+        while isinstance(text := (yield NextLine()), str):
+            if text.strip():
+                line = json.loads(text)
+                index = files[line["index"]][0]
+                yield Emit(_result(line, index, pending.pop(index), _age_s(reply)))
+
+    def categories(self) -> Flow[list[Category]]:
+        """List all categories."""
+        return (yield from self._list("/categories", Category))
+
+    def category(self, name: str) -> Flow[Category]:
+        """Read one category."""
+        return (yield from self._get(_path_of(name), Category))
+
+    def delete(self, name: str) -> Flow[None]:
+        """Delete a category."""
+        # Not repeatable: after a lost answer, the second try would be told that there is no such category.
+        yield from self._send(Request("DELETE", _path_of(name), expects=None, repeatable=False))
+
+    def examples(self, name: str) -> Flow[list[Example]]:
+        """List the examples of a category."""
+        return (yield from self._list(f"{_path_of(name)}/examples", Example))
+
+    def delete_example(self, name: str, id: str) -> Flow[Taught | None]:
+        """Remove an example; None if no example is left, so that no job was started."""
+        path = f"{_path_of(name)}/examples/{_quoted(id)}"
+        reply = yield from self._send(Request("DELETE", path, expects=None, repeatable=False))
+        return None if reply.status == 204 else _parsed(Taught, reply)
+
+    def versions(self, name: str) -> Flow[list[Version]]:
+        """List the adapter versions of a category."""
+        return (yield from self._list(f"{_path_of(name)}/versions", Version))
+
+    def rollback(self, name: str, version: int) -> Flow[Category]:
+        """Use an older adapter version again."""
+        request = Request("POST", f"{_path_of(name)}/rollback", json={"version": version})
+        return _parsed(Category, (yield from self._send(request)))
+
+    def export(self, name: str) -> Flow[bytes]:
+        """Read the adapter in use."""
+        request = Request("GET", f"{_path_of(name)}/adapter", expects="application/octet-stream")
+        return (yield from self._send(request)).body
+
+    def import_(self, name: str, adapter: bytes) -> Flow[Category]:
+        """Store an adapter that was exported elsewhere."""
+        request = Request(
+            "PUT",
+            f"{_path_of(name)}/adapter",
+            content=bytes(adapter),
+            headers={"Content-Type": "application/octet-stream"},
+            repeatable=False,  # each makes a version
+        )
+        return _parsed(Category, (yield from self._send(request)))
+
+    def jobs(self, *, category: str | None, status: str | None) -> Flow[list[JobState]]:
+        """List jobs."""
+        given = {"category": category, "status": status}
+        params = {name: value for name, value in given.items() if value is not None}
+        return (yield from self._list("/jobs", JobState, params))
+
+    def job(self, id: str) -> Flow[JobState]:
+        """Read one job."""
+        return (yield from self._get(f"/jobs/{_quoted(id)}", JobState))
+
+    def cancel(self, id: str) -> Flow[JobState]:
+        """Cancel a job."""
+        # Not repeatable: after a lost answer, the second try would be told that the job has ended.
+        request = Request("DELETE", f"/jobs/{_quoted(id)}", repeatable=False)
+        return _parsed(JobState, (yield from self._send(request)))
+
+    def follow(self, id: str, *, timeout_s: float | None) -> Flow[None]:
+        """Emit the job at every change, its final state last; reconnects if the stream is cut."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        last: JobState | None = None
+        tried = 0
+        while tried < self._retries.tries:
+            if tried:
+                yield Pause(self._retries.backoff_s(tried))
+            tried += 1
+            yield from self._send(_event_request(id, deadline_s))
+            while isinstance(line := (yield NextLine()), str):
+                if line.startswith("data:"):
+                    state = JobState.model_validate_json(line.removeprefix("data:"))
+                    if state != last:
+                        last, tried = state, 1
+                        yield Emit(state)
+                    if state.ended:
+                        return
+                _check_deadline(id, deadline_s)
+            _check_deadline(id, deadline_s)
+        raise Unavailable(f"The events of job {id} end before the job: call job({id!r}) later.")
+
+    def _send(self, request: Request) -> Flow[Reply]:
+        return (yield from send(request, self._retries, url=self._url))
+
+    def _get(self, path: str, model: type[Model]) -> Flow[Model]:
+        return _parsed(model, (yield from self._send(Request("GET", path))))
+
+    def _list(self, path: str, model: type[Model], params: Mapping[str, str] | None = None) -> Flow[list[Model]]:
+        """Read all pages of a list."""
+        page: Mapping[str, str] | None = params or {}
+        items: list[Model] = []
+        while page is not None:
+            reply = yield from self._send(Request("GET", path, params=page))
+            items += _read(TypeAdapter(list[model]), reply)  # type: ignore[valid-type]
+            page = next_page(reply)
+        return items
+
+
+def images_in(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
+    """The photos that an argument of `segment_many` stands for.
+
+    Args:
+        images: A folder, whose image files are taken in the order of their names, without its subfolders; or photos.
+
+    Raises:
+        Invalid: A single photo, or a folder without image files.
+    """
+    if isinstance(images, str | os.PathLike):
+        folder = Path(images)
+        if not folder.is_dir():
+            raise Invalid(f"{folder} is not a folder: give a folder or a list of photos, or call `segment`.")
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+        if not files:
+            raise Invalid(f"The folder {folder} has no image files ({', '.join(sorted(SUFFIXES))}).")
+        return files
+    if isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read") or hasattr(images, "shape"):
+        raise Invalid("segment_many takes a folder or a list of photos: for one photo call `segment`.")
+    return images  # type: ignore[return-value]
+
+
+def _read_example(image: ImageInput, mask: MaskInput | None) -> tuple[Photo, Drawn | None]:
+    photo = open_photo(image)
+    return photo, None if mask is None else read_mask(mask, photo_hw=photo.size_hw)
+
+
+def _open_or_fail(index: int, image: ImageInput) -> tuple[Photo, File] | Failed:
+    name = image if isinstance(image, str | os.PathLike) else f"photo {index}"
+    try:
+        photo = open_photo(image)
+        return photo, File("images", photo.name, photo.content())
+    except OSError as error:
+        return Failed(index, image, str(name), Invalid(str(error)))
+    except ExemplarError as error:
+        return Failed(index, image, str(name), error)
+
+
+def _result(line: dict[str, Any], index: int, photo: Photo, age_s: float | None) -> Masks | Failed:
+    """What one line of a batch says about its photo."""
+    problem = line.get("problem")
+    if problem:
+        return Failed(index, photo.source, photo.name, error_of(int(problem.get("status", 500)), problem))
+    try:
+        answer = Segmented.model_validate(line)
+    except ValidationError as error:
+        return Failed(index, photo.source, photo.name, _unexpected(error, request_id=None))
+    return Masks(answer, photo, position=index, age_s=age_s)
+
+
+def _event_request(id: str, deadline_s: float | None) -> Request:
+    left_s = _STREAM_TIMEOUT_S if deadline_s is None else max(1.0, deadline_s - time.monotonic())
+    return Request(
+        "GET",
+        f"/jobs/{_quoted(id)}/events",
+        expects="text/event-stream",
+        stream=True,
+        timeout_s=min(left_s, _STREAM_TIMEOUT_S),
+    )
+
+
+def _check_deadline(id: str, deadline_s: float | None) -> None:
+    if deadline_s is not None and time.monotonic() >= deadline_s:
+        raise TimeoutError(f"Job {id} has not ended in time; it goes on, call job({id!r}) to look after it.")
+
+
+def _fields(categories: str | Iterable[str] | None, options: Options) -> dict[str, Sequence[str]]:
+    """Fields of a segmentation's form."""
+    unknown = options.keys() - Options.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    fields: dict[str, Sequence[str]] = {}
+    if categories is not None:
+        fields["categories"] = _words(categories)
+        if not fields["categories"]:
+            raise Invalid("No category is named: name one, or leave `categories` out for every category taught.")
+    for name, value in options.items():
+        if value is not None:
+            fields[name] = _words(value) if name == "background" else [str(value)]  # type: ignore[arg-type]
+    return fields
+
+
+def _words(words: str | Iterable[str]) -> list[str]:
+    return [words] if isinstance(words, str) else list(words)
+
+
+def _path_of(name: str) -> str:
+    """Path of a category."""
+    plain = unicodedata.normalize("NFC", name).strip()
+    if not plain or "/" in plain:
+        raise Invalid(f"{name!r} is not a category's name: give 1 to 64 characters without a slash.")
+    return f"/categories/{_quoted(plain)}"
+
+
+def _quoted(part: str) -> str:
+    # Points too: a part of one or two points would be resolved as a step in the path.
+    return quote(part, safe="").replace(".", "%2E")
+
+
+def _age_s(reply: Reply) -> float | None:
+    try:
+        return float(reply.headers["x-categories-age"])
+    except (KeyError, ValueError):
+        return None
+
+
+def _parsed(model: type[Model], reply: Reply) -> Model:
+    return _read(TypeAdapter(model), reply)
+
+
+def _read(adapter: TypeAdapter[Item], reply: Reply) -> Item:
+    try:
+        return adapter.validate_json(reply.body)
+    except ValidationError as error:
+        raise _unexpected(error, request_id=reply.headers.get("x-request-id")) from error
+
+
+def _unexpected(error: ValidationError, *, request_id: str | None) -> ExemplarError:
+    return ExemplarError(
+        f"The service's answer is not what this version of exemplar-client expects: {error}", request_id=request_id
+    )

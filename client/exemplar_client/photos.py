@@ -1,0 +1,196 @@
+"""Photos in every form that a caller may have → files to send, and pixels to draw on."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from exemplar_client.errors import Invalid
+
+# Paths and file:// addresses, the bytes of a file, open files, Pillow images, arrays uint8 [height, width(, channels)].
+ImageInput: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[np.uint8]
+)
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
+# From here on pixels are sent as JPEG: as PNG, photos of 12 megapixels exceed the service's usual limit of 20 MiB.
+_MAX_PNG_PIXELS = 4_000_000
+_JPEG_QUALITY = 95
+# Values of EXIF's Orientation that exchange width and height.
+_TURNED = range(5, 9)
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A photo to send. Of a file on disk only the path is kept, so that many results stay small.
+
+    Attributes:
+        source: What the caller gave.
+        name: File name that the service is told.
+        size_hw: (height, width) in pixels after EXIF rotation.
+    """
+
+    source: object
+    name: str
+    size_hw: tuple[int, int]
+    _file: Path | bytes
+
+    def content(self) -> bytes:
+        """Return the bytes of the file."""
+        return self._file.read_bytes() if isinstance(self._file, Path) else self._file
+
+    def rgb(self) -> Image.Image:
+        """Return the upright photo, 8-bit RGB, transparent parts over white."""
+        with Image.open(io.BytesIO(self.content())) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.has_transparency_data:
+                upright = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+            return upright.convert("RGB")
+
+
+def open_photo(image: ImageInput) -> Photo:
+    """Read a photo in any of the accepted forms.
+
+    Args:
+        image: A path, an address `file://…`, the bytes of a file, a file opened for reading bytes, a Pillow image
+            (turned upright by its EXIF data), or a uint8 array: RGB `[height, width, 3]` (OpenCV's BGR must be
+            reversed first), RGBA `[height, width, 4]` or grey `[height, width]`. Files are sent as they are; pixels
+            as PNG, above 4 megapixels as JPEG of quality 95.
+
+    Returns:
+        The photo.
+
+    Raises:
+        Invalid: None of these, or not an image.
+        OSError: The file can't be read.
+    """
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if isinstance(image, Image.Image):
+        name = Path(getattr(image, "filename", "") or "image").stem
+        return _from_pixels(ImageOps.exif_transpose(image), source=image, name=name)
+    file, name = file_of(image, what="image")
+    return _from_bytes(file, image, name)
+
+
+def file_of(given: object, *, what: str) -> tuple[Path | bytes, str]:
+    """Find the file that a path, an address, bytes or an open file stand for.
+
+    Args:
+        given: What the caller gave.
+        what: What it is to be, for errors: `image` or `mask`.
+
+    Returns:
+        The path or the content, and a file name.
+
+    Raises:
+        Invalid: None of the accepted forms, or an address that is not a file's.
+    """
+    if isinstance(given, bytes | bytearray | memoryview):
+        return bytes(given), what
+    if isinstance(given, str | os.PathLike):
+        path = _path_of(os.fspath(given), what=what)
+        return path, path.name
+    if callable(read := getattr(given, "read", None)):
+        content = read()
+        if not isinstance(content, bytes):
+            raise Invalid(f"The {what} is a file opened as text: open it with mode 'rb'.")
+        name = getattr(given, "name", None)
+        return content, Path(name).name if isinstance(name, str) else what
+    raise Invalid(
+        f"The {what} is of type {type(given).__name__}, which can't be sent: give a path, bytes, an open file, a "
+        "Pillow image or a numpy array."
+    )
+
+
+def upright_size_hw(file: Path | bytes, *, what: str) -> tuple[int, int]:
+    """Read the size of an image file from its header.
+
+    Args:
+        file: Its path or content.
+        what: What it is, for errors.
+
+    Returns:
+        (height, width) in pixels after EXIF rotation.
+
+    Raises:
+        Invalid: Not an image.
+        OSError: The file can't be opened.
+    """
+    content = io.BytesIO(file) if isinstance(file, bytes) else file.open("rb")
+    with content:
+        try:
+            with Image.open(content) as image:
+                width, height = image.size
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            name = file.name if isinstance(file, Path) else f"The {what}"
+            why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+            raise Invalid(f"{name} is not an image that can be read{why}.") from error
+    return (width, height) if turned else (height, width)
+
+
+def png_of(image: Image.Image, *, what: str) -> bytes:
+    """Write a Pillow image as PNG; fast rather than small.
+
+    Raises:
+        Invalid: PNG has no such mode (CMYK, LAB, …) and the image can't be converted.
+    """
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        if image.mode.startswith(("I", "F")):
+            raise Invalid(f"The {what} has the mode {image.mode}, whose range is unknown: convert it to 8 bits first.")
+        image = image.convert("RGB")
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def size_text(size_hw: tuple[int, int]) -> str:
+    """Name a size (height, width) in an error, in the order that people expect."""
+    return f"{size_hw[1]} × {size_hw[0]} pixels (width × height)"
+
+
+def _from_array(pixels: NDArray[Any]) -> Photo:
+    if pixels.dtype != np.uint8:
+        raise Invalid(f"The image is an array of {pixels.dtype}: give uint8, 0 to 255.")
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if 0 in pixels.shape or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
+        raise Invalid(
+            f"The image is an array of shape {pixels.shape}: give RGB [height, width, 3], RGBA [height, width, 4] or "
+            "grey [height, width]."
+        )
+    return _from_pixels(Image.fromarray(pixels), source=pixels, name="image")
+
+
+def _from_pixels(image: Image.Image, *, source: object, name: str) -> Photo:
+    if image.mode in ("L", "RGB") and image.width * image.height > _MAX_PNG_PIXELS:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        return _from_bytes(file.getvalue(), source, f"{name}.jpg")
+    return _from_bytes(png_of(image, what="image"), source, f"{name}.png")
+
+
+def _from_bytes(file: Path | bytes, source: object, name: str) -> Photo:
+    return Photo(source, name, upright_size_hw(file, what="image"), file)
+
+
+def _path_of(text: str, *, what: str) -> Path:
+    if not _ADDRESS.match(text):
+        return Path(text)
+    parts = urlsplit(text)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+        raise Invalid(f"The {what} {text!r} is not a file of this machine: download it and give its bytes or path.")
+    return Path(url2pathname(parts.path))

@@ -1,0 +1,96 @@
+"""The application with the tiny model behind a real HTTP server, and clients of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+
+from app.main import create_app
+from app.method.backbone import Backbone
+from app.settings import Settings
+from exemplar_client import Client
+
+DEADLINE_S = 30.0
+HW = (31, 47)
+
+Serve = Callable[..., AbstractContextManager[str]]
+
+
+@pytest.fixture(scope="session")
+def serve(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny: Backbone,
+    new_database: Callable[[], AbstractContextManager[str]],
+) -> Serve:
+    """Starts a service: `with serve(queue_limit=1) as url`. Jobs have three steps."""
+
+    @contextmanager
+    def serving(**settings: Any) -> Iterator[str]:
+        with new_database() as database:
+            folder = tmp_path_factory.mktemp("data")
+            few_steps = {"tune_steps": 3, "threads": 1} | settings
+            app = create_app(Settings(redis_url=database, data_dir=folder, **few_steps), loaded=[tiny])
+            server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+            thread = threading.Thread(target=server.run)
+            thread.start()
+            try:
+                deadline = time.monotonic() + DEADLINE_S
+                while not server.started:
+                    assert thread.is_alive()
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                host, port = server.servers[0].sockets[0].getsockname()
+                yield f"http://{host}:{port}"
+            finally:
+                server.should_exit = True
+                thread.join()
+
+    return serving
+
+
+@pytest.fixture(scope="session")
+def url(serve: Serve) -> Iterator[str]:
+    """A service that the tests of a process share; each uses categories of its own."""
+    with serve() as running:
+        with Client(running) as client:
+            deadline = time.monotonic() + DEADLINE_S
+            while not client.health().ready:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        yield running
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    with Client(url) as opened:
+        yield opened
+
+
+def noise(height: int = HW[0], width: int = HW[1], *, seed: int = 3) -> np.ndarray:
+    """A photo of nothing."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A photo of 47 × 31 pixels."""
+    path = tmp_path / "photo.png"
+    Image.fromarray(noise()).save(path)
+    return path
+
+
+@pytest.fixture
+def marked() -> np.ndarray:
+    """A mask of columns 10 to 30 of rows 5 to 20."""
+    bits = np.zeros(HW, dtype=bool)
+    bits[5:20, 10:30] = True
+    return bits

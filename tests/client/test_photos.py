@@ -1,0 +1,101 @@
+"""Photos in every accepted form."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from exemplar_client.errors import Invalid
+from exemplar_client.photos import open_photo
+
+from .conftest import HW, noise
+
+
+def stored(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as image:
+        return np.array(image)
+
+
+def test_files_are_sent_as_they_are(photo: Path) -> None:
+    content = photo.read_bytes()
+    with photo.open("rb") as opened:
+        forms = [photo, str(photo), photo.as_uri(), content, bytearray(content), memoryview(content), opened]
+        photos = [open_photo(form) for form in forms]
+    assert [each.content() for each in photos] == [content] * len(forms)
+    assert {each.size_hw for each in photos} == {HW}
+    assert [each.name for each in photos] == ["photo.png"] * 3 + ["image"] * 3 + ["photo.png"]
+
+
+def test_pixels_are_sent_without_loss() -> None:
+    pixels = noise()
+    grey = pixels[:, :, 0]
+    alpha = np.dstack([pixels, np.full(HW, 200, np.uint8)])
+    for given, sent in [(pixels, pixels), (grey, grey), (grey[:, :, None], grey), (alpha, alpha)]:
+        assert (stored(open_photo(given).content()) == sent).all()
+    assert (stored(open_photo(Image.fromarray(pixels)).content()) == pixels).all()
+
+
+def test_many_pixels_are_sent_as_jpeg() -> None:
+    assert open_photo(np.full((2003, 1999, 3), 128, np.uint8)).name == "image.jpg"
+
+
+def test_other_modes_are_converted(photo: Path) -> None:
+    with Image.open(photo) as image:
+        sent = open_photo(image.convert("CMYK"))
+    assert stored(sent.content()).shape == (*HW, 3)
+
+
+def test_exif_turns_a_photo(tmp_path: Path) -> None:
+    pixels = noise()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "turned.png"
+    Image.fromarray(pixels).save(path, exif=exif)
+    upright = np.rot90(pixels, -1)
+    assert open_photo(path).size_hw == (HW[1], HW[0])
+    assert (np.asarray(open_photo(path).rgb()) == upright).all()
+    with Image.open(path) as image:
+        assert (stored(open_photo(image).content()) == upright).all()
+
+
+def test_transparent_parts_are_shown_over_white() -> None:
+    pixels = np.dstack([noise(), np.zeros(HW, np.uint8)])
+    assert (np.asarray(open_photo(pixels).rgb()) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (np.zeros(HW), "uint8"),
+        (np.zeros((2, 3, 5), np.uint8), "shape"),
+        (np.zeros((0, 3), np.uint8), "shape"),
+        (np.zeros(7, np.uint8), "shape"),
+        (b"no image", "not an image"),
+        (b"", "not an image"),
+        ("https://example.org/photo.jpg", "download it"),
+        ("file://elsewhere/photo.jpg", "download it"),
+        (io.StringIO("text"), "mode 'rb'"),
+        (42, "type int"),
+        (None, "type NoneType"),
+        (Image.new("F", (3, 5)), "mode F"),
+    ],
+)
+def test_what_is_no_photo_is_refused(given: object, told: str) -> None:
+    with pytest.raises(Invalid, match=told):
+        open_photo(given)  # type: ignore[arg-type]
+
+
+def test_a_missing_file_is_pythons_own_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        open_photo(tmp_path / "nowhere.jpg")
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(Invalid, match=r"broken\.jpg is not an image"):
+        open_photo(path)
