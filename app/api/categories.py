@@ -24,7 +24,6 @@ from app.images.photo import Photo, decode_photo
 from app.masks import Mask
 from app.services.teaching import Accepted, Lesson
 from app.storage.names import CategoryName, other_words
-from app.storage.pages import page_of
 from app.wiring import Service
 
 router = APIRouter(prefix="/categories", tags=["categories"])
@@ -192,8 +191,7 @@ async def list_versions(
     """List the adapter versions that are kept, the newest first."""
     record = await live.categories.get(name)
     current = record.adapter.version if record.adapter else None
-    versions = await live.categories.versions(name)
-    page = page_of(versions, lambda info: str(info.version), limit=wanted.limit, cursor=wanted.cursor)
+    page = await live.categories.versions_page(name, limit=wanted.limit, cursor=wanted.cursor)
     wanted.link_next(request, response, page.cursor)
     return [VersionOut(**AdapterOut.of(info).model_dump(), current=info.version == current) for info in page.items]
 
@@ -241,8 +239,7 @@ async def list_examples(
     name: Name, request: Request, response: Response, wanted: WantedPage, live: Live
 ) -> list[ExampleOut]:
     """List the examples that the category was taught from, the oldest first."""
-    examples = await live.categories.examples(name)
-    page = page_of(examples, lambda example: example.id, limit=wanted.limit, cursor=wanted.cursor)
+    page = await live.categories.examples_page(name, limit=wanted.limit, cursor=wanted.cursor)
     wanted.link_next(request, response, page.cursor)
     return [ExampleOut.of(example) for example in page.items]
 

@@ -18,7 +18,7 @@ from app.services.models import Models
 from app.storage.adapter_file import adapter_from_bytes
 from app.storage.categories import AdapterInfo, CategoryRecord, CategoryStore, Example, ExampleInfo
 from app.storage.names import CategoryName, other_words
-from app.storage.pages import Page
+from app.storage.pages import Page, page_of
 
 # What a caller is told of a category whose adapter is stored, but can't be read.
 UNREADABLE_ADAPTER = (
@@ -69,6 +69,10 @@ class Categories:
     async def versions(self, name: CategoryName) -> list[AdapterInfo]:
         """Adapter versions of a category that are kept, the newest first."""
         return await self._store.versions((await self.get(name)).id)
+
+    async def versions_page(self, name: CategoryName, *, limit: int, cursor: str | None) -> Page[AdapterInfo]:
+        """Some of the versions."""
+        return page_of(await self.versions(name), lambda info: str(info.version), limit=limit, cursor=cursor)
 
     async def rollback(self, name: CategoryName, version: int) -> CategoryRecord:
         """Use an older version again.
@@ -129,6 +133,10 @@ class Categories:
     async def examples(self, name: CategoryName) -> list[ExampleInfo]:
         """Descriptions of the category's examples."""
         return await self._store.example_infos((await self.get(name)).id)
+
+    async def examples_page(self, name: CategoryName, *, limit: int, cursor: str | None) -> Page[ExampleInfo]:
+        """Some of the descriptions."""
+        return page_of(await self.examples(name), lambda example: example.id, limit=limit, cursor=cursor)
 
     async def example(self, name: CategoryName, example_id: str) -> Example:
         """One example.

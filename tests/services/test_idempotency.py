@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from app.errors import ConflictError, InvalidInputError
 from app.services.idempotency import Idempotency, digest
 from app.storage.breaker import StoreAwayError
-from app.storage.idempotency import IdempotencyStore
+from app.storage.idempotency import Claim, IdempotencyStore
 
 
 @pytest.fixture
@@ -143,18 +143,18 @@ class Away(IdempotencyStore):
         super().__init__(redis)
         self.loses_reply_to: set[str] = set()
 
-    async def claim(self, key_hash: str, request: str, *, attempt: str = "") -> bool:
-        return self._reply("claim", await super().claim(key_hash, request, attempt=attempt))
+    async def claim(self, claim: Claim) -> bool:
+        return self._reply("claim", await super().claim(claim))
 
-    async def answer(self, key_hash: str, request: str, answer: dict[str, object]) -> None:
+    async def answer(self, claim: Claim, answer: dict[str, object]) -> bool:
         if "answer" in self.loses_reply_to:
             raise StoreAwayError
-        await super().answer(key_hash, request, answer)
+        return await super().answer(claim, answer)
 
-    async def release(self, key_hash: str) -> None:
+    async def release(self, claim: Claim) -> bool:
         if "release" in self.loses_reply_to:
             raise StoreAwayError
-        await super().release(key_hash)
+        return await super().release(claim)
 
     def _reply(self, call: str, reply: bool) -> bool:
         if call in self.loses_reply_to:

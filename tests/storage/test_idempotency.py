@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from app.storage import keys
-from app.storage.idempotency import IdempotencyStore, Slot
+from app.storage.idempotency import Claim, IdempotencyStore, Slot
 
 
 @pytest.fixture
@@ -16,26 +16,28 @@ def slots(redis: Redis) -> IdempotencyStore:
 
 async def test_a_slot_is_claimed_once_and_released(slots: IdempotencyStore, redis: Redis) -> None:
     assert await slots.get("k") is None
-    claim = await slots.claim("k", "request")
-    assert not await slots.claim("k", "other")
+    claim = Claim("k", "request")
+    assert await slots.claim(claim)
+    assert not await slots.claim(Claim("k", "other"))
     assert await slots.get("k") == Slot("request", None)
     assert 0 < await redis.ttl(keys.idempotency("k")) <= keys.IDEMPOTENCY_RUNNING_TTL_S
     assert await slots.release(claim)
     assert not await slots.release(claim)
-    assert await slots.claim("k", "other")
+    assert await slots.claim(Claim("k", "other"))
 
 
 async def test_an_answer_is_kept_for_a_day(slots: IdempotencyStore, redis: Redis) -> None:
-    assert await slots.answer(await slots.claim("k", "request"), {"job": {"id": "1"}})
+    await slots.claim(claim := Claim("k", "request"))
+    assert await slots.answer(claim, {"job": {"id": "1"}})
     assert await slots.get("k") == Slot("request", {"job": {"id": "1"}})
     assert keys.IDEMPOTENCY_RUNNING_TTL_S < await redis.ttl(keys.idempotency("k")) <= keys.IDEMPOTENCY_TTL_S
-    assert not await slots.claim("k", "request")
+    assert not await slots.claim(Claim("k", "request"))
 
 
 async def test_a_holder_that_lost_its_slot_changes_nothing(slots: IdempotencyStore, redis: Redis) -> None:
-    late = await slots.claim("k", "request")
+    await slots.claim(late := Claim("k", "request"))
     await redis.delete(keys.idempotency("k"))  # as if it had expired
-    holder = await slots.claim("k", "request")
+    await slots.claim(holder := Claim("k", "request"))
     assert not await slots.release(late)
     assert not await slots.answer(late, {"from": "late"})
     assert await slots.get("k") == Slot("request", None)
@@ -47,7 +49,7 @@ async def test_a_holder_that_lost_its_slot_changes_nothing(slots: IdempotencySto
 
 
 async def test_an_answer_that_comes_late_to_a_free_slot_is_kept(slots: IdempotencyStore, redis: Redis) -> None:
-    claim = await slots.claim("k", "request")
+    await slots.claim(claim := Claim("k", "request"))
     await redis.delete(keys.idempotency("k"))
     assert await slots.answer(claim, {"a": 1})
     assert await slots.get("k") == Slot("request", {"a": 1})
@@ -57,11 +59,11 @@ async def test_an_answer_that_comes_late_to_a_free_slot_is_kept(slots: Idempoten
 async def test_a_slot_that_cannot_be_read_is_freed(slots: IdempotencyStore, redis: Redis, junk: str) -> None:
     await redis.set(keys.idempotency("k"), junk)
     assert await slots.get("k") is None
-    assert await slots.claim("k", "request")
+    assert await slots.claim(Claim("k", "request"))
 
 
 async def test_so_is_a_key_of_another_type(slots: IdempotencyStore, redis: Redis) -> None:
-    claim = await slots.claim("k", "request")
+    await slots.claim(claim := Claim("k", "request"))
     await redis.delete(keys.idempotency("k"))
     await redis.rpush(keys.idempotency("k"), "x")
     assert not await slots.release(claim)
