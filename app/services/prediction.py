@@ -12,7 +12,9 @@ from app.masks.boxes import bbox_of
 from app.method.prediction import Prediction
 from app.method.prompts import Query
 
-_UNUSABLE = "its adapter gives no usable scores; roll back to another version, or teach the category again."
+_UNUSABLE = (
+    "its adapter gives no usable scores; roll back to another version, or teach the category anew (mode=replace)."
+)
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,8 @@ class Teaching:
     async def accept(self, lesson: Lesson) -> Accepted:
         """Store an example and queue its job; of a photo and mask that the category has already, nothing is stored.
 
-        Its job is then the category's. If that job ended without a result, or the lesson brings new words, the example
-        takes the place of the earlier one, so that a new job runs.
+        Its job is then the category's. If that job ended without a result that is in use, or the lesson brings new
+        words, the example takes the place of the earlier one, so that a new job runs.
 
         Raises:
             ConflictError: As `teach`.
@@ -84,7 +84,7 @@ class Teaching:
             return Accepted(*await self.teach(lesson))
         category = await self._get(lesson.name)
         job = await self._jobs.get(category.job) if category.job else None
-        if job and (not job.ended or job.status == "succeeded") and not _new_words(lesson, category):
+        if job and _still_holds(job, category) and not _new_words(lesson, category):
             return Accepted(job, category, repeated=True)
         job, _ = await self.teach(lesson)
         newer = await self.forget(lesson.name, earlier)
@@ -169,6 +169,14 @@ class Teaching:
         if record is None:
             raise NotFoundError(f"There is no category {name.text!r}: see GET /categories.", field="name")
         return record
+
+
+def _still_holds(job: Job, category: CategoryRecord) -> bool:
+    """True if a category's job has not ended, or its result is in use and can be read."""
+    if not job.ended:
+        return True
+    in_use = category.adapter is not None and category.adapter_problem is None
+    return job.status == "succeeded" and in_use and category.adapter == category.result
 
 
 def _example_of(lesson: Lesson) -> Example:

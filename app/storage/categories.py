@@ -415,8 +415,12 @@ class CategoryStore:
         return [found for prefix in prefixes async for found in self._redis.scan_iter(f"{prefix}*", count=1000)]
 
     async def example_ids(self, category_id: str) -> list[str]:
-        """Ids of a category's examples, in the order in which they were added."""
-        return as_texts(await self._redis.lrange(keys.example_ids(category_id), 0, -1))
+        """Ids of a category's examples, in the order in which they were added.
+
+        Raises:
+            ConflictError: If the list can't be read.
+        """
+        return as_texts(await _guarded(category_id, self._redis.lrange(keys.example_ids(category_id), 0, -1)))
 
     async def example(self, category_id: str, example_id: str) -> Example | None:
         """One example, or None.

@@ -14,6 +14,7 @@ from uuid import uuid4
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
+from redis.exceptions import ResponseError
 
 from app.errors import OverloadedError
 
@@ -41,6 +42,8 @@ _QUEUED = json.dumps("queued").encode()
 
 # Records whose status is read in one round trip.
 _STATUSES_AT_ONCE = 500
+# Name of `keys.JOBS` among the records that can't be read.
+_ALL_JOBS = "list of all jobs"
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,11 @@ class JobStore:
             found = await self._records(ids)
             return [job if job and _is_wanted(job, category_id, status) else None for job in found]
 
-        return await read_page(self._redis, keys.JOBS, read, limit=limit, cursor=cursor, newest_first=True)
+        try:
+            return await read_page(self._redis, keys.JOBS, read, limit=limit, cursor=cursor, newest_first=True)
+        except ResponseError as error:
+            self._unreadable.note(UnreadableRecord("job", _ALL_JOBS, str(error), keys.JOBS))
+            return Page([], None)
 
     async def overdue(self, age_s: float) -> Sequence[Job]:
         """Jobs that are queued and were recorded at least so many seconds ago."""
@@ -196,7 +203,7 @@ class JobStore:
         try:
             ids = as_texts(sound(reply))
         except ValueError as error:
-            self._unreadable.note(UnreadableRecord("job", "list of all jobs", str(error), keys.JOBS))
+            self._unreadable.note(UnreadableRecord("job", _ALL_JOBS, str(error), keys.JOBS))
             return []
         self._unreadable.forget(keys.JOBS)
         return ids

@@ -12,6 +12,8 @@ from redis.asyncio import Redis
 
 from app.errors import InvalidInputError
 
+from .replies import as_texts
+
 Item = TypeVar("Item")
 
 # Ids read at once: of a filtered list most items may be left out.
@@ -77,6 +79,7 @@ async def read_page(
 
     Raises:
         InvalidInputError: If no list gave this cursor.
+        ResponseError: If the key is no sorted set.
     """
     after = Place.of(cursor) if cursor else None
     items: list[Item] = []
@@ -108,7 +111,8 @@ async def _places(redis: Redis, key: str, after: Place | None, *, newest_first: 
         withscores=True,
     )
     pairs = cast("list[tuple[bytes, float]]", found)
-    places = [Place(score, id_.decode()) for id_, score in pairs]
+    ids = as_texts(id_ for id_, _ in pairs)
+    places = [Place(score, id_) for id_, (_, score) in zip(ids, pairs, strict=True)]
     if after is None:
         return places
     # Ids of one score are in the order of their bytes.

@@ -366,7 +366,13 @@ def _fields(categories: str | Iterable[str] | None, options: Options) -> dict[st
 
 
 def _words(words: str | Iterable[str]) -> list[str]:
-    return [words] if isinstance(words, str) else list(words)
+    """Values of a list field. The service reads commas in them as separators, unless they come as one JSON list."""
+    given = [words] if isinstance(words, str) else list(words)
+    return (
+        [json.dumps(given)]
+        if any("," in word or word.lstrip().startswith(("[", "{", '"')) for word in given)
+        else given
+    )
 
 
 def _path_of(name: str) -> str:

@@ -361,9 +361,9 @@ class TestExportAndImport:
         api.redis.hset(keys.category("cat"), "adapter_version", 2)
         cat, dog = api.segment("cat", "dog").json()["categories"]
         assert (cat["adapted"], cat["adapter_version"]) == (False, None)
-        assert "roll back" in cat["note"]
+        assert "roll back" in cat["adapter_problem"]
         assert dog["adapter_version"] == before[1]["adapter_version"]
-        assert "note" not in dog
+        assert "adapter_problem" not in dog
         lines = api.http.post(
             "/segment/batch", files=[("images", api.photo), ("images", api.other_photo)], data={"categories": "cat"}
         )
