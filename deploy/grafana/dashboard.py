@@ -204,21 +204,15 @@ SERVICE = Dashboard(
                 queries={quantile(0.95, "exemplar_redis_probe_seconds"): "p95"},
             ),
             Panel(
-                title="Outages of the store",
-                description="Times that the store stopped answering requests, and look-ups of categories that were "
-                "answered from memory meanwhile.",
+                title="Store: outages and unreadable records",
+                description="Times that the store stopped answering requests, look-ups that were answered "
+                "from memory meanwhile, and stored records that an instance skips because it can't read them.",
                 unit="short",
                 queries={
                     increase("exemplar_redis_outages_total"): "outages",
                     increase("exemplar_lookups_from_memory_total"): "from memory",
+                    f"max by (kind) ({now('exemplar_unreadable_records')})": "unreadable: {{kind}}",
                 },
-            ),
-            Panel(
-                title="Unreadable records",
-                description="Stored records that an instance skips because it can't read them, by kind; "
-                "/readyz names them.",
-                unit="short",
-                queries={f"max by (kind) ({now('exemplar_unreadable_records')})": "{{kind}}"},
             ),
         ],
     },
