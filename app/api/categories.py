@@ -180,7 +180,7 @@ async def _check_unchanged(if_match: str | None, name: CategoryName, live: Servi
     record = await live.categories.get(name)
     etags = [etag_of(CategoryOut.of(record))]
     if record.adapter:
-        etags.append(etag_of(await live.categories.export(name)))
+        etags.append(await asyncio.to_thread(etag_of, await live.categories.export(name)))
     check_if_match(if_match, *etags)
 
 
