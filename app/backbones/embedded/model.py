@@ -8,16 +8,17 @@ import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from tokenizers import BertWordPieceTokenizer
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import BertTokenizer
 
 from app.errors import InvalidInputError
 from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextTokens
 from app.method.frame import Frame, stretch
 from app.method.parameters import Parameters
+from app.method.prompts import phrase
 
-from ..shared.blip_text import BlipText, of_patches, revision_of, tokenize
+from ..shared.blip_text import MAX_TOKENS, BlipText, of_patches, revision_of
 from ..shared.family import Family
 from ..shared.transformers_backbone import TransformersBackbone
 from . import efficientnet
@@ -120,7 +121,10 @@ class Embedded(TransformersBackbone):
         self.layer_count = sum(name.endswith(".crossattention.self.query.weight") for name in self._weights)
         self._text = BlipText(self._weights, heads=HEADS, layer_count=self.layer_count, eps=TEXT_EPS)
         self.feature_width = self._text.image_width
-        self._tokenizer = BertTokenizer(vocab=str(VOCABULARY))
+        # That of transformers, which takes a second to import.
+        self._tokenizer = BertWordPieceTokenizer(str(VOCABULARY), lowercase=True)
+        self._tokenizer.enable_padding()
+        self._tokenizer.enable_truncation(MAX_TOKENS)
 
     @property
     def memory_bytes(self) -> int:
@@ -147,7 +151,9 @@ class Embedded(TransformersBackbone):
 
     def tokenize(self, words: Sequence[str]) -> TextTokens:
         """Tokenise the words' prompts into word pieces of MiniLM's vocabulary."""
-        return tokenize(self._tokenizer, words, self._device)
+        encoded = self._tokenizer.encode_batch([phrase(word) for word in words])
+        ids, mask = (torch.tensor([getattr(one, part) for one in encoded]) for part in ("ids", "attention_mask"))
+        return TextTokens(ids.to(self._device), mask.to(self._device))
 
     def attend(
         self,

@@ -20,6 +20,9 @@ from app.method.prompts import phrase
 
 from .adapted import cast, check_share, copies, delta_of, low_rank, token_copies, whole, with_prefix
 
+# The longest name has 64 characters, so at most 64 pieces, and the sentence around it fits as well.
+MAX_TOKENS = 80
+
 # Parameters of a cross-attention, without its prefix.
 CROSS_ATTENTION = (
     "self.query.weight", "self.query.bias", "self.key.weight", "self.key.bias", "self.value.weight", "self.value.bias",
@@ -343,9 +346,8 @@ def tokenize(tokenizer: Any, words: Sequence[str], device: torch.device) -> Text
         words: One per prompt.
         device: Device of the result.
     """
-    # The longest name has 64 characters, so at most 64 pieces, and the sentence around it fits as well.
     batch = tokenizer(
-        [phrase(word) for word in words], padding=True, truncation=True, max_length=80, return_tensors="pt"
+        [phrase(word) for word in words], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
     )
     return TextTokens(batch["input_ids"].to(device), batch["attention_mask"].to(device))
 

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from app.errors import InvalidInputError
 from app.method.backbone import MaskDecoder
@@ -37,6 +36,9 @@ def whole_model(
     Raises:
         InvalidInputError: If the model is missing, unreadable, incomplete, or of another class.
     """
+    # Imported here, because the embedded model shares this file and needs a second less for its start.
+    from transformers import AutoTokenizer
+
     if not source:
         raise InvalidInputError(f"{family.models} needs an id or a folder: EXEMPLAR_BACKBONE={family.setting}.")
     try:
