@@ -97,6 +97,8 @@ class Pipeline:
             encode: Runs the image tower, perhaps through a cache; the backbone's by default.
             stage: Times each step.
         """
+        if tiles.is_long((photo.shape[0], photo.shape[1])):
+            return self._run_in_pieces(photo, queries, encode, stage)
         # 1. Photo to network input, and the image tower once for all prompts.
         image = self.see(photo, encode=encode, stage=stage)
         # 2. Attention of every prompt, to class scores on a grid, to probabilities on the input.
@@ -111,6 +113,46 @@ class Pipeline:
             class_map = self.refine(class_map, image.rgb)
         # 5. Back to the photo, class by class when asked.
         return Prediction(class_map.cpu(), image.frame)
+
+    def _run_in_pieces(self, photo: Rgb, queries: Sequence[Query], encode: Encode | None, stage: Stage) -> Prediction:
+        """`run` of a long photo: its pieces are looked at instead of the whole, which would be squeezed."""
+        with stage("preprocess"):
+            rgb, frame = self.backbone.preprocess(photo)
+        pieces = tiles.pieces_of(frame.photo_hw)
+        seen = [self.see(piece.of(photo), encode=encode, number=n, stage=stage) for n, piece in enumerate(pieces, 1)]
+        with stage("attend"):
+            found = self._join_pieces(pieces, seen, frame, queries)
+        with stage("refine") if self.refinement is not unrefined else nullcontext():
+            found = self.refine(found, rgb)
+        return Prediction(found.cpu(), frame)
+
+    def _join_pieces(
+        self, pieces: Sequence[tiles.Tile], seen: Sequence[FramedImage], frame: Frame, queries: Sequence[Query]
+    ) -> ClassMap:
+        """Class map of a long photo: a category is present if it is in one of the pieces."""
+        firsts = [self.class_map(piece.encoded, queries) for piece in seen]
+        sought = sorted({number for first in firsts for number in first.classes if number})
+        closer = self._for_parts(queries)
+        maps = (  # one after the other: of many classes the maps of all pieces at once are gigabytes
+            (tile, piece.frame, closer.class_map(piece.encoded, [queries[n - 1] for n in sought]).probabilities)
+            for tile, piece in zip(pieces, seen, strict=True)
+        )
+        nothing = firsts[0].probabilities.new_zeros(1 + len(sought), frame.input_size, frame.input_size)
+        return replace(
+            firsts[0],
+            classes=(0, *sought),
+            probabilities=tiles.join(nothing, frame, maps, whole_weight=0.0),
+            match_score=torch.stack([first.match_score for first in firsts]).amax(dim=0),
+            presence=torch.stack([first.presence for first in firsts]).amax(dim=0),
+        )
+
+    def _for_parts(self, queries: Sequence[Query]) -> "Pipeline":
+        """The pipeline for a part that is asked for few of the classes: it must answer for all of those.
+
+        A word that names a category stays out of the background, also where that category isn't looked for any more.
+        """
+        background = Prompts.of(queries, self.background).queries[0].words
+        return replace(self, background=background, min_relative_score=0.0, min_presence=0.0)
 
     def see(self, photo: Rgb, *, encode: Encode | None = None, number: int = 0, stage: Stage = untimed) -> FramedImage:
         """Preprocess and encode a photo, or its part of this number."""
@@ -183,11 +225,8 @@ class Pipeline:
         shown = whole.only_shown()
         if len(shown.classes) == 1:
             return whole
-        # A word that names a category stays out of the background, also where that category isn't looked for any more.
-        background = Prompts.of(queries, self.background).queries[0].words
         sought = [queries[number - 1] for number in shown.classes[1:]]
-        # A part that is asked for few classes must answer for all of them, or the maps can't be joined.
-        closer = replace(self, background=background, min_relative_score=0.0, min_presence=0.0)
+        closer = self._for_parts(queries)
         maps = (  # one after the other: of many classes the maps of all parts at once are gigabytes
             (tile, part.frame, closer.class_map(part.encoded, sought).probabilities) for tile, part in parts()
         )

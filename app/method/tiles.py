@@ -1,5 +1,10 @@
-"""Four overlapping tiles of a photo, in which small things are larger, and their maps joined with the whole's."""
+"""Overlapping tiles of a photo, and their maps joined into one.
 
+Four of them, in which small things are larger, beside the whole; or, of a photo so long that the network's square input
+would squeeze all things in it, pieces from one end to the other instead of the whole.
+"""
+
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,6 +22,11 @@ _TILE_SIDE = 0.6
 _WHOLE_WEIGHT = 0.6
 # Share of a tile's side over which it fades into its neighbour.
 _FADE = 0.25
+
+
+# A photo is long if one side has more than this many times the other. Its pieces are at most twice as long as wide, a
+# quarter of each lies in the next one, and there are at most so many: longer photos have longer pieces.
+_LONG, _PIECE, _OVERLAP, _MAX_PIECES = 4, 2.0, 0.25, 16
 
 
 @dataclass(frozen=True)
@@ -37,10 +47,30 @@ def tiles_of(photo_hw: tuple[int, int]) -> tuple[Tile, ...]:
     return tuple(Tile(row, column) for row in rows for column in columns)
 
 
+def is_long(photo_hw: tuple[int, int]) -> bool:
+    """True for a photo that is seen in pieces."""
+    return max(photo_hw) > _LONG * min(photo_hw)
+
+
+def pieces_of(photo_hw: tuple[int, int]) -> tuple[Tile, ...]:
+    """The pieces of a long photo of this height and width, from its start to its end."""
+    height, width = photo_hw
+    long, short = max(photo_hw), min(photo_hw)
+    step = (1 - _OVERLAP) * _PIECE * short
+    count = min(_MAX_PIECES, math.ceil((long - _PIECE * short) / step) + 1)
+    length = math.ceil(long / (count - (count - 1) * _OVERLAP))
+    starts = [round(place * (long - length) / (count - 1)) for place in range(count)]
+    parts = [slice(start, start + length) for start in starts]
+    across = slice(0, short)
+    return tuple(Tile(part, across) if height > width else Tile(across, part) for part in parts)
+
+
 def join(
     whole: Float[Tensor, "class size size"],
     frame: Frame,
     parts: Iterable[tuple[Tile, Frame, Float[Tensor, "class size size"]]],
+    *,
+    whole_weight: float = _WHOLE_WEIGHT,
 ) -> Float[Tensor, "class size size"]:
     """Weighted mean of the probabilities by the whole photo and by its tiles; the sum over classes is kept.
 
@@ -48,6 +78,7 @@ def join(
         whole: On the network's input.
         frame: Place of the whole photo in it.
         parts: Per tile its place in the photo, its frame, and its probabilities of the same classes on its own input.
+        whole_weight: Weight of the whole photo; the tiles have the rest.
     """
     height, width = frame.content_hw
     total = torch.zeros_like(whole[:, :height, :width])
@@ -60,7 +91,7 @@ def join(
         total[:, rows, columns] += fade * F.interpolate(content, size=size, mode="bilinear", align_corners=False)[0]
         weight[:, rows, columns] += fade
     joined = whole.clone()
-    joined[:, :height, :width] = _WHOLE_WEIGHT * whole[:, :height, :width] + (1 - _WHOLE_WEIGHT) * total / weight
+    joined[:, :height, :width] = whole_weight * whole[:, :height, :width] + (1 - whole_weight) * total / weight
     return joined
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from app.method.frame import Frame, fit_and_pad, stretch
 from app.method.pipeline import Pipeline
 from app.method.prediction import ClassMap
 from app.method.prompts import Query
-from app.method.tiles import join, tiles_of
+from app.method.tiles import is_long, join, pieces_of, tiles_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = [(31, 47), (97, 13), (1009, 1511), (8, 8), (1, 2)]
@@ -112,3 +113,41 @@ class TestJoinTiles:
         assert found.classes == (0, 1, 2, 3)
         height, width = blip.preprocess(photo)[1].content_hw
         assert torch.allclose(found.probabilities[:, :height, :width].sum(dim=0), torch.ones(()), atol=1e-5)
+
+
+class TestLongPhotos:
+    @pytest.mark.parametrize("photo_hw", [(40, 8000), (8000, 40), (100, 401), (7, 31), (1, 5), (1, 3000)], ids=str)
+    def test_the_pieces_cover_it_and_overlap(self, photo_hw: tuple[int, int]) -> None:
+        assert is_long(photo_hw)
+        pieces = pieces_of(photo_hw)
+        assert 2 <= len(pieces) <= 16
+        along = [piece.rows if photo_hw[0] > photo_hw[1] else piece.columns for piece in pieces]
+        assert (along[0].start, along[-1].stop) == (0, max(photo_hw))
+        for one, following in pairwise(along):
+            assert one.start < following.start <= one.stop
+        if len(pieces) < 16:
+            assert all(part.stop - part.start <= 2 * min(photo_hw) + 1 for part in along)
+
+    @pytest.mark.parametrize("photo_hw", [(100, 400), (400, 100), (31, 47)], ids=str)
+    def test_others_are_seen_whole(self, photo_hw: tuple[int, int]) -> None:
+        assert not is_long(photo_hw)
+
+    @pytest.mark.parametrize("tall", [False, True])
+    def test_a_cat_in_a_long_photo_is_found_where_it_is(self, embedded: Backbone, tall: bool) -> None:
+        """A photo of a cat with grey on both sides, nine times as long as high."""
+        with Image.open(EXAMPLES / "chelsea.jpg") as file, Image.open(EXAMPLES / "chelsea_mask.png") as drawn:
+            cat, marked = np.array(file.convert("RGB")), np.array(drawn.convert("L")) > 0
+        height, width = marked.shape
+        photo = np.full((height, 9 * height, 3), 128, np.uint8)
+        truth = np.zeros(photo.shape[:2], bool)
+        start = 4 * height
+        photo[:, start : start + width], truth[:, start : start + width] = cat, marked
+        if tall:
+            photo, truth = np.ascontiguousarray(np.rot90(photo)), np.rot90(truth)
+            # Things lie on their side in a photo that was turned; only where they are is asked here.
+        pipeline = Pipeline(embedded, min_presence=0.0)
+        found = pipeline.run(photo, [Query(("cat",)), Query(("airplane",))])
+        labels, _ = found.labels()
+        overlap = ((labels == 1) & truth).sum() / ((labels == 1) | truth).sum()
+        assert overlap > (0.3 if tall else 0.7)
+        assert found.presence[0] > found.presence[1]
