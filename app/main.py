@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
 from starlette.types import Scope
 
 import app as package
@@ -29,6 +30,21 @@ _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 # photos. A form that exceeds a setting but not these bounds gets an error that names the setting.
 _MAX_FORM_FIELDS = 30_000
 _MAX_FORM_FILES = 2000
+
+
+# Tags of the OpenAPI document.
+_TAGS = {
+    "categories": "Teach categories by examples; read, roll back, export, import and delete them.",
+    "segment": "Segment photos into taught and merely named categories.",
+    "jobs": "Follow and cancel the background jobs that teaching and ranking start.",
+    "layers": "Layers of the loaded models: which are read, and their ranking by InfoScore.",
+    "health": "Probes and metrics.",
+}
+
+
+def _operation_id(route: APIRoute) -> str:
+    """Name of an operation, after which generated clients name their functions."""
+    return str(route.name)
 
 
 def create_app(
@@ -56,6 +72,8 @@ def create_app(
         version=package.__version__,
         description="Learns to segment a category from one example.",
         lifespan=lifespan,
+        openapi_tags=[{"name": name, "description": text} for name, text in _TAGS.items()],
+        generate_unique_id_function=_operation_id,
         dependencies=[Depends(check_fields)],
         docs_url=None,  # app/api/docs.py serves it without external files
         redoc_url=None,
@@ -85,6 +103,12 @@ def create_app(
     return app
 
 
+def _mark_file(schema: dict[str, Any]) -> None:
+    """Say of a field that it is a file as OpenAPI 3.0 says it too, since most generators of clients know only that."""
+    if "contentMediaType" in schema:
+        schema["format"] = "binary"
+
+
 def _is_probe(scope: Scope) -> bool:
     return scope.get("path") in _PROBES
 
@@ -105,6 +129,10 @@ class _Application(FastAPI):
                     for status in ("401", "429"):
                         operation["responses"].pop(status, None)
                     operation["security"] = []
+        for name, schema in document["components"]["schemas"].items():
+            if name.startswith("Body_"):
+                for field in schema["properties"].values():
+                    _mark_file(field.get("items", field))
         # Either header, or none where the service has no keys.
         document["components"]["securitySchemes"] = {
             "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
