@@ -46,6 +46,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.setattr(sys, "argv", ["exemplar", *map(str, words)])
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
+        capsys.readouterr()  # what the test printed itself
         with pytest.raises(SystemExit) as end:
             main()
         code = end.value.code

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from app.backbones import families
+from app.masks.rle import mask_to_rle
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "case_a.safetensors"
@@ -64,3 +66,30 @@ def test_evaluate_writes_its_scores(tmp_path: Path, run) -> None:
     assert written["columns"]["words"]["classes"]["cat"] > 0.5
     with Image.open(pictures) as sheet:
         assert sheet.height == 240, "one row: photo, truth, words"
+
+
+def mask_of(name: str) -> np.ndarray:
+    with Image.open(ROOT / "examples" / f"{name}_mask.png") as image:
+        return np.array(image.convert("L")) > 0
+
+
+def test_evaluate_reads_coco_and_voc(tmp_path: Path, run) -> None:
+    coco, voc, scores = tmp_path / "coco.json", tmp_path / "voc", tmp_path / "scores.json"
+    kitten = mask_to_rle(mask_of("kitten"))
+    content = {
+        "categories": [{"id": 3, "name": "cat"}],
+        "images": [{"id": 1, "file_name": "kitten.jpg"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "segmentation": kitten}],
+    }
+    coco.write_text(json.dumps(content))
+    for part in ("JPEGImages", "SegmentationClass"):
+        (voc / part).mkdir(parents=True)
+    (voc / "JPEGImages" / "chelsea.jpg").write_bytes((ROOT / "examples" / "chelsea.jpg").read_bytes())
+    Image.fromarray(mask_of("chelsea").astype(np.uint8) * 8).save(voc / "SegmentationClass" / "chelsea.png")
+    examples = str(ROOT / "examples")
+    words = ("--data", str(coco), "--images", examples, "--data", str(voc), "--json", str(scores))
+    done = run("evaluate", *words)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(scores.read_text())
+    assert written["dataset"] == "coco.json + voc"
+    assert written["columns"]["words"]["classes"]["cat"] > 0.5
