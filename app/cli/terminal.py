@@ -22,7 +22,7 @@ errors = Console(stderr=True)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
-Url = Annotated[str, typer.Option(help="Address of a running service.")]
+Url = Annotated[str, typer.Option(help="Address of a running service.", envvar="EXEMPLAR_URL")]
 Key = Annotated[
     str | None,
     typer.Option(help="An API key, if the service requires one.", envvar="EXEMPLAR_API_KEY"),
