@@ -227,9 +227,11 @@ class Client:
                     yield from self._one_by_one(waiting, fields, error)
                     return
                 _pause_if_busy(error, tries_left)
+            # As long as some are answered, the rest will be.
+            tries_left = _TRIES if len(waiting) < before else tries_left
+            if waiting and not tries_left:
+                raise UnavailableError(f"{self._url} ends its answers before the last photo: look at its log.")
             if waiting:
-                # Without progress in so many tries there will be none.
-                tries_left = _TRIES if len(waiting) < before else tries_left
                 time.sleep(_PAUSE_S)
 
     def _one_by_one(

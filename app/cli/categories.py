@@ -58,6 +58,7 @@ def list_jobs(
     if as_json:
         return print_json(jobs)
     table = table_of("job", "kind", "category", "status", "progress", "created", "error")
+    table.columns[0].no_wrap = True  # ids are copied
     for job in jobs:
         table.add_row(
             job["id"],

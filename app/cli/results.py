@@ -46,8 +46,9 @@ def listed(places: Sequence[Path], *, without: Path | None) -> list[NamedPhoto]:
         InvalidInputError: If a folder has no image file.
     """
     files = [file for place in places for file in (_photos_in(place, without) if place.is_dir() else [place])]
-    base = os.path.commonpath([(place if place.is_dir() else place.parent).absolute() for place in places])
-    return [NamedPhoto(file.absolute().relative_to(base).as_posix(), file) for file in files]
+    # abspath and not absolute(): with dots, names would lead out of the folder of the results.
+    base = os.path.commonpath([os.path.abspath(place if place.is_dir() else place.parent) for place in places])
+    return [NamedPhoto(Path(os.path.abspath(file)).relative_to(base).as_posix(), file) for file in files]
 
 
 def _photos_in(folder: Path, without: Path | None) -> list[Path]:
@@ -57,7 +58,7 @@ def _photos_in(folder: Path, without: Path | None) -> list[Path]:
         if file.suffix.lower() in PHOTO_SUFFIXES
         and file.is_file()
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and not (without and file.absolute().is_relative_to(without.absolute()))
+        and not (without and Path(os.path.abspath(file)).is_relative_to(os.path.abspath(without)))
     )
     if not files:
         raise InvalidInputError(f"The folder {folder} has no image file ({', '.join(sorted(PHOTO_SUFFIXES))}).")
@@ -106,9 +107,12 @@ class Results:
     def answer_to(self, photo: NamedPhoto) -> Mapping[str, Any] | None:
         """The answer that is kept of this very file."""
         answer = self._answers.get(photo.name)
-        if answer is None or not photo.file.is_file():
+        if answer is None:
             return None
-        digest = hashlib.sha256(photo.file.read_bytes()).hexdigest()
+        try:
+            digest = hashlib.sha256(photo.file.read_bytes()).hexdigest()
+        except OSError:  # whoever sends it finds that too, and reports it
+            return None
         return answer if digest == answer["image"]["sha256"] else None
 
     def add(self, photo: NamedPhoto, answer: Mapping[str, Any]) -> None:

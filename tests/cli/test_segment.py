@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from app.cli.results import listed
 from app.masks.rle import mask_to_rle, rle_to_mask
 
 ROOT = Path(__file__).parents[2]
@@ -178,6 +179,19 @@ def test_a_folder_without_photos(command, tmp_path) -> None:
     done = command("segment", tmp_path, "--url", NOWHERE)
     assert done.returncode == 1
     assert "has no image file" in done.stderr
+
+
+def test_names_of_photos_stay_in_their_folder(tmp_path, monkeypatch) -> None:
+    for seed, name in enumerate(["one/a.png", "two/a.png", "two/out/a.png"]):
+        picture(tmp_path / name, seed=seed)
+    monkeypatch.chdir(tmp_path / "one")
+    found = listed([Path("../two"), Path("a.png")], without=Path("../two/out"))
+    assert [photo.name for photo in found] == ["two/a.png", "one/a.png"]
+    assert [photo.name for photo in listed([Path("../two"), Path("../two/out")], without=None)] == [
+        "a.png",
+        "out/a.png",
+        "out/a.png",
+    ]
 
 
 def test_photos_of_one_stem_have_pictures_of_their_own(command, tiny_url, tmp_path) -> None:

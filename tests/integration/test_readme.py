@@ -1,4 +1,4 @@
-"""The commands of the README, docs/api.md and docs/command-line.md, run unchanged against a service with the embedded model."""
+"""The commands of the README, docs/api.md and docs/command-line.md, run against a service with the embedded model."""
 
 from __future__ import annotations
 
