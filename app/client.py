@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx2 as httpx
 
@@ -21,14 +21,33 @@ _TIMEOUT_S = 300.0
 # Number of attempts and the pause between them: enough for a restart of the service.
 _TRIES = 5
 _PAUSE_S = 1.0
+# A service that names a longer pause in Retry-After is not waited for.
+_MAX_PAUSE_S = 60.0
+# Refused for now: too many requests of this caller, or of all.
+_BUSY = (429, 503)
 _AT_WORK = ("queued", "running")
 # Photos per request: few enough for the size limit, enough to keep the service busy.
 _BATCH = 8
 
 # Visible ASCII: valid in a header and never stripped.
 _KEY = re.compile(r"[!-~]+")
+_NEXT = re.compile(r'<([^>]*)>[^,]*;\s*rel="?next"?')
 
 Json = dict[str, Any]
+
+
+class RefusedError(AppError):
+    """The service refused a request.
+
+    Args:
+        detail: Its sentence.
+        status: HTTP status.
+        retry_after_s: Its `Retry-After`.
+    """
+
+    def __init__(self, detail: str, *, status: int, retry_after_s: int | None = None) -> None:
+        super().__init__(detail, retry_after_s=retry_after_s)
+        self.status = status
 
 
 class Client:
@@ -45,6 +64,7 @@ class Client:
         if key and not _KEY.fullmatch(key):
             raise InvalidInputError("The key (--key, EXEMPLAR_API_KEY) contains invalid characters: copy it again.")
         self._url = url
+        self._answered = False
         try:
             self._http = httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers={"X-API-Key": key} if key else {})
         except httpx.InvalidURL as error:
@@ -66,25 +86,43 @@ class Client:
             return False
 
     def teach(
-        self, name: str, image: Path, mask: Path | None, *, prompts: Sequence[str] = (), replace: bool = False
+        self,
+        name: str,
+        image: Path,
+        mask: Path | None = None,
+        *,
+        box: Sequence[float] | None = None,
+        segmentation: object = None,
+        prompts: Sequence[str] = (),
+        replace: bool = False,
     ) -> Json:
         """Send an example and return its job, with the `warnings` about the example.
 
-        No mask = the photo does not show the category.
+        Args:
+            name: The category.
+            image: A photo.
+            mask: A mask image. With none of `mask`, `box` and `segmentation`, the photo does not show the category.
+            box: `[x, y, width, height]` in pixels.
+            segmentation: COCO run lengths or polygons.
+            prompts: Other words for the category.
+            replace: True to remove the earlier examples.
 
         Raises:
             AppError: If the service refuses it or can't be reached; this holds for every method.
         """
-        answer = self._send(
-            "POST",
-            f"/categories/{quote(name, safe='')}/example",
-            files={"image": image.read_bytes()} | ({"mask": mask.read_bytes()} if mask else {}),
-            data={
-                "prompts": list(prompts),
-                "mode": "replace" if replace else "append",
-                "absent": "false" if mask else "true",
-            },
-        )
+        files = {"image": image.read_bytes()} | ({"mask": mask.read_bytes()} if mask else {})
+        fields: dict[str, Any] = {"prompts": _as_field(prompts), "mode": "replace" if replace else "append"}
+        if box is not None:
+            fields["box"] = json.dumps(list(box))
+        if segmentation is not None:
+            fields["segmentation"] = json.dumps(segmentation)
+        fields["absent"] = str(mask is None and box is None and segmentation is None).lower()
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                answer = self._send("POST", f"{_path_of(name)}/example", files=files, data=fields)
+                break
+            except RefusedError as error:
+                _pause_if_busy(error, tries_left)
         job: Json = answer["job"]
         return job | {"warnings": answer.get("warnings", [])}
 
@@ -103,48 +141,127 @@ class Client:
             except httpx.TransportError as error:
                 if not tries_left:
                     raise self._unreachable(error) from error
+            except RefusedError as error:
+                _pause_if_busy(error, tries_left)
             time.sleep(_PAUSE_S)
         raise UnavailableError(f"The events of job {job_id} ended before the job: request GET /jobs/{job_id} later.")
 
     def category(self, name: str) -> Json:
         """Return one category."""
-        return self._send("GET", f"/categories/{quote(name, safe='')}")
+        return self._send("GET", _path_of(name))
 
-    def segment(self, image: Path, categories: Sequence[str]) -> Json:
+    def categories(self) -> list[Json]:
+        """Return all categories, the oldest first."""
+        return list(self._pages("/categories"))
+
+    def jobs(self, *, category: str | None = None, status: str | None = None) -> Iterator[Json]:
+        """Yield jobs, the newest first; a page is requested when the one before is used up."""
+        wanted = {"category": category, "status": status}
+        return self._pages("/jobs", {name: value for name, value in wanted.items() if value is not None})
+
+    def versions(self, name: str) -> list[Json]:
+        """Return the adapter versions of a category, the newest first."""
+        return list(self._pages(f"{_path_of(name)}/versions"))
+
+    def rollback(self, name: str, version: int) -> Json:
+        """Use an older adapter version again; return the category."""
+        return self._send("POST", f"{_path_of(name)}/rollback", json={"version": version})
+
+    def delete(self, name: str) -> None:
+        """Delete a category."""
+        self._request("DELETE", _path_of(name), None)
+
+    def export(self, name: str) -> bytes:
+        """Return the adapter in use, a safetensors file."""
+        return bytes(self._request("GET", f"{_path_of(name)}/adapter", "application/octet-stream").content)
+
+    def import_(self, name: str, adapter: bytes) -> Json:
+        """Store an adapter that was exported elsewhere; return the category."""
+        kind = {"Content-Type": "application/octet-stream"}
+        return self._send("PUT", f"{_path_of(name)}/adapter", content=adapter, headers=kind)
+
+    def segment(self, image: Path, categories: Sequence[str], *, min_presence: float | None = None) -> Json:
         """Segment a photo; no categories = every category taught."""
-        return self._send(
-            "POST", "/segment", files={"image": image.read_bytes()}, data={"categories": list(categories)}
-        )
+        fields = _fields(categories, min_presence)
+        return self._send("POST", "/segment", files={"image": image.read_bytes()}, data=fields)
 
-    def batch(self, images: Sequence[Path], categories: Sequence[str]) -> Iterator[Json]:
+    def batch(
+        self, images: Sequence[Path], categories: Sequence[str], *, min_presence: float | None = None
+    ) -> Iterator[Json]:
         """Segment several photos; yield the result or the problem of each as soon as it arrives.
 
-        `index` is the position of the photo in `images`.
-        """
-        for start in range(0, len(images), _BATCH):
-            some = images[start : start + _BATCH]
-            try:
-                with self._http.stream(
-                    "POST",
-                    "/segment/batch",
-                    files=[("images", (image.name, image.read_bytes())) for image in some],
-                    data={"categories": list(categories)},
-                ) as stream:
-                    self._check(stream, "application/x-ndjson")
-                    for text in stream.iter_lines():
-                        line: Json = json.loads(text)
-                        yield line | {"index": start + line["index"]}
-            except httpx.TransportError as error:
-                raise self._unreachable(error) from error
+        A photo that can't be read has a problem; a connection that is lost and a service that is busy are waited for.
 
-    def overlay(self, image: Path, categories: Sequence[str]) -> bytes:
+        Args:
+            images: The photos; `index` of a line is the position in it.
+            categories: Names; none = every category taught.
+            min_presence: A category gets a mask from this presence on; None = the service's default.
+        """
+        fields = _fields(categories, min_presence)
+        for start in range(0, len(images), _BATCH):
+            contents = {}
+            for index, image in enumerate(images[start : start + _BATCH], start):
+                try:
+                    contents[index] = (image.name, image.read_bytes())
+                except OSError as error:
+                    yield {"index": index, "problem": {"detail": f"{error.strerror}.", "status": 422}}
+            yield from self._batch_some(contents, fields)
+
+    def _batch_some(self, contents: Mapping[int, tuple[str, bytes]], fields: Json) -> Iterator[Json]:
+        """Send the files, and those that got no answer again."""
+        waiting = dict(contents)
+        tries_left = _TRIES
+        while waiting:
+            before = len(waiting)
+            tries_left -= 1
+            try:
+                for line in self._lines(waiting, fields):
+                    if not tries_left or line.get("problem", {}).get("status") not in _BUSY:
+                        del waiting[line["index"]]
+                        yield line
+            except httpx.TransportError as error:
+                if not tries_left or not self._answered:
+                    raise self._unreachable(error) from error
+            except RefusedError as error:
+                if error.status == 413:  # one of them may be too large; it must not take the others with it
+                    yield from self._one_by_one(waiting, fields, error)
+                    return
+                _pause_if_busy(error, tries_left)
+            # As long as some are answered, the rest will be.
+            tries_left = _TRIES if len(waiting) < before else tries_left
+            if waiting and not tries_left:
+                raise UnavailableError(f"{self._url} ends its answers before the last photo: look at its log.")
+            if waiting:
+                time.sleep(_PAUSE_S)
+
+    def _one_by_one(
+        self, contents: Mapping[int, tuple[str, bytes]], fields: Json, error: RefusedError
+    ) -> Iterator[Json]:
+        """Send photos singly of which several at once are refused."""
+        if len(contents) == 1:
+            yield {"index": next(iter(contents)), "problem": {"detail": error.detail, "status": error.status}}
+            return
+        for index, content in contents.items():
+            yield from self._batch_some({index: content}, fields)
+
+    def _lines(self, contents: Mapping[int, tuple[str, bytes]], fields: Json) -> Iterator[Json]:
+        """Lines of one answer; `index` is the key in `contents`."""
+        order = list(contents)
+        files = [("images", contents[index]) for index in order]
+        with self._http.stream("POST", "/segment/batch", files=files, data=fields) as stream:
+            self._check(stream, "application/x-ndjson")
+            for text in stream.iter_lines():
+                line: Json = json.loads(text)
+                yield line | {"index": order[line["index"]]}
+
+    def overlay(self, image: Path, categories: Sequence[str], *, min_presence: float | None = None) -> bytes:
         """Return the photo with coloured masks and names, as PNG."""
         answer = self._request(
             "POST",
             "/segment?overlay=true",
             "image/png",
             files={"image": image.read_bytes()},
-            data={"categories": list(categories)},
+            data=_fields(categories, min_presence),
         )
         return bytes(answer.content)
 
@@ -152,7 +269,16 @@ class Client:
         answer: Json = self._request(method, path, "application/json", **body).json()
         return answer
 
-    def _request(self, method: str, path: str, media_type: str, **body: Any) -> httpx.Response:
+    def _pages(self, path: str, params: Mapping[str, str] | None = None) -> Iterator[Json]:
+        """Items of a list, page after page."""
+        following: str | None = path + (f"?{urlencode(params)}" if params else "")
+        while following:
+            answer = self._request("GET", following, "application/json")
+            yield from answer.json()
+            link = _NEXT.search(answer.headers.get("link", ""))
+            following = link[1] if link else None
+
+    def _request(self, method: str, path: str, media_type: str | None, **body: Any) -> httpx.Response:
         try:
             answer = self._http.request(method, path, **body)
         except httpx.TransportError as error:
@@ -160,17 +286,47 @@ class Client:
         self._check(answer, media_type)
         return answer
 
-    def _check(self, answer: httpx.Response, media_type: str) -> None:
-        """Raise an AppError for an error, or for a media type that our service would not send."""
+    def _check(self, answer: httpx.Response, media_type: str | None) -> None:
+        """Raise an AppError for an error, or for a media type that our service would not send; None = no body."""
+        self._answered = True
         if answer.is_error:
             answer.read()
-            raise AppError(_detail(answer))
+            after = answer.headers.get("retry-after", "")
+            raise RefusedError(
+                _detail(answer),
+                status=answer.status_code,
+                retry_after_s=int(after) if after.isascii() and after.isdigit() else None,
+            )
+        if media_type is None:
+            return
         sent = answer.headers.get("content-type", "nothing")
         if sent.partition(";")[0].strip().lower() != media_type:
             raise UnavailableError(f"{self._url} is not an Exemplar service (it sent {sent}): correct the address.")
 
     def _unreachable(self, error: Exception) -> UnavailableError:
         return UnavailableError(f"No service answers at {self._url}: start one with `make serve` ({error}).")
+
+
+def _pause_if_busy(error: RefusedError, tries_left: int) -> None:
+    """Wait as long as a busy service asks for; raise any other refusal, and that of the last try."""
+    pause_s = _PAUSE_S if error.retry_after_s is None else error.retry_after_s
+    if error.status not in _BUSY or not tries_left or pause_s > _MAX_PAUSE_S:
+        raise error
+    time.sleep(pause_s)
+
+
+def _path_of(name: str) -> str:
+    return f"/categories/{quote(name, safe='')}"
+
+
+def _fields(categories: Sequence[str], min_presence: float | None) -> Json:
+    """Fields of a segmentation."""
+    return {"categories": _as_field(categories)} | ({} if min_presence is None else {"min_presence": str(min_presence)})
+
+
+def _as_field(names: Sequence[str]) -> list[str]:
+    """Names as a field of a form: as JSON, so that a name with a comma is one name; nothing if there are none."""
+    return [json.dumps(list(names), ensure_ascii=False)] if names else []
 
 
 def _no_address(url: str) -> InvalidInputError:

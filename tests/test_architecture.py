@@ -39,7 +39,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "app.telemetry",
     ),
     # Measures the method without the service.
-    "app.research": ("app.method", "app.masks", "app.errors", "app.backbones.shared.family"),
+    "app.research": ("app.method", "app.masks", "app.coco", "app.errors", "app.backbones.shared.family"),
     # Golden cases are of BLIP, whatever else is loaded.
     "app.research.parity": ("app.research", "app.method", "app.errors", "app.backbones.blip"),
     # Of the store, HTTP knows the records that it shows, its errors and the names of categories; of the wiring, the
@@ -76,6 +76,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "app.__main__": ("app.cli",),
     # What the command line is made of.
     "app.client": ("app.errors",),
+    "app.coco": ("app.masks", "app.errors"),
     "app.demo": ("app.client", "app.errors", "app.masks"),
 }
 

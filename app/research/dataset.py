@@ -1,14 +1,13 @@
-"""A folder of photos with masks."""
+"""Photos with masks to measure on; `layouts` reads them from folders."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from app.errors import InvalidInputError
 from app.method.shot import IGNORE
@@ -21,16 +20,18 @@ class LabelledPhoto:
     Attributes:
         id: Unique in its data set.
         image: Photo file.
-        labels: Mask file.
+        labels: Reads the labels, uint8 [height, width].
         classes: Numbers of the classes that it shows.
-        numbers: Number of each value of the mask file; None if the values are the numbers.
+        numbers: Number of each value of the labels; None if the values are the numbers.
+        hw: (height, width) of the labels, if a photo of that size only after its EXIF rotation is to be rotated.
     """
 
     id: str
     image: Path
-    labels: Path
+    labels: Callable[[], np.ndarray]
     classes: tuple[int, ...]
     numbers: tuple[int, ...] | None = None
+    hw: tuple[int, int] | None = None
 
     def read(self) -> np.ndarray:
         """The photo, RGB uint8 [height, width, 3].
@@ -40,14 +41,18 @@ class LabelledPhoto:
         """
         try:
             with Image.open(self.image) as image:
-                return np.array(image.convert("RGB"))
+                is_turned = self.hw is not None and self.hw != (image.height, image.width)
+                return np.array((ImageOps.exif_transpose(image) if is_turned else image).convert("RGB"))
         except (OSError, UnidentifiedImageError) as error:
             raise InvalidInputError(f"{self.image} can't be read: {error}.") from error
 
     def read_labels(self) -> np.ndarray:
-        """The labels, uint8 [height, width]."""
-        with Image.open(self.labels) as image:
-            labels: np.ndarray = np.array(image)
+        """The labels, uint8 [height, width].
+
+        Raises:
+            InvalidInputError: If they can't be read.
+        """
+        labels = self.labels()
         if self.numbers is None:
             return labels
         lookup = np.full(256, IGNORE, np.uint8)
@@ -91,39 +96,3 @@ def joined(datasets: Sequence[Dataset]) -> Dataset:
             for photo in dataset.photos
         ]
     return Dataset(classes, tuple(photos))
-
-
-def read_dataset(folder: Path, *, split: str | None, ids: Path | None, limit: int | None) -> Dataset:
-    """Read the index of a data set.
-
-    Args:
-        folder: Holds `index.json`, `images/<id>.jpg` and `masks/<id>.png`.
-        split: Only photos of this split; None for all.
-        ids: A JSON list of photo ids to keep; None for all.
-        limit: Most photos.
-
-    Raises:
-        InvalidInputError: If the folder is not of this form, or nothing is left of it.
-    """
-    try:
-        index = json.loads((folder / "index.json").read_text())
-        keep = None if ids is None else {str(item) for item in json.loads(ids.read_text())}
-        photos = [
-            LabelledPhoto(
-                id=item["id"],
-                image=folder / "images" / f"{item['id']}.jpg",
-                labels=folder / "masks" / f"{item['id']}.png",
-                classes=tuple(item["classes"]),
-            )
-            for item in index["images"]
-            if (split is None or item.get("split") == split) and (keep is None or str(item["id"]) in keep)
-        ]
-        classes = tuple(str(name) for name in index["classes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidInputError(
-            f"{folder} is not a data set: it needs index.json with classes and images, images/<id>.jpg and "
-            f"masks/<id>.png ({type(error).__name__}: {error})."
-        ) from error
-    if not photos:
-        raise InvalidInputError(f"No photo is left of {folder}: check --split and --ids.")
-    return Dataset(classes, tuple(photos[:limit]))

@@ -438,7 +438,9 @@ def test_a_worker_has_no_probe_that_could_only_fail(ours):
 
 
 def test_pods_have_the_time_to_stop(root, pods, ours):
-    (graceful,) = re.findall(r"timeout_graceful_shutdown=(\d+)", (root / "app/cli.py").read_text(encoding="utf-8"))
+    (graceful,) = re.findall(
+        r"timeout_graceful_shutdown=(\d+)", (root / "app/cli/serve.py").read_text(encoding="utf-8")
+    )
     before = ours["exemplar-api"]["lifecycle"]["preStop"]["sleep"]["seconds"]
 
     assert before > 0

@@ -1,7 +1,8 @@
-"""The commands of the README and of docs/api.md, run unchanged against a service with the embedded model."""
+"""The commands of the README, docs/api.md and docs/command-line.md, run against a service with the embedded model."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -66,6 +67,29 @@ def test_curl_commands(url: str, tmp_path: Path) -> None:
     ended_job(url)
     for picture in ("overlay.png", "labels.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.timeout(300)  # each command is a process, and two of them import torch
+def test_command_line(url: str, tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    ours = f"{sys.executable} -m app"  # `make install` may not have made the script of this very copy
+    environment = os.environ | {"EXEMPLAR_URL": url, "PYTHONPATH": str(ROOT)}
+    commands = [block for page in ("command-line", "api") for block in blocks(f"docs/{page}.md", "sh")]
+    commands = [block for block in commands if ".venv/bin/exemplar " in block]
+    assert len(commands) > 5
+    for command in commands:
+        ran = subprocess.run(
+            ["bash", "-ec", command.replace(".venv/bin/exemplar", ours)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert ran.returncode == 0, (command, ran.stdout, ran.stderr)
+    coco = json.loads((tmp_path / "build/labels/instances.json").read_text())
+    assert {category["name"] for category in coco["categories"]} == {"cat", "cup"}
+    assert len(coco["images"]) == 3
+    ended_job(url)
 
 
 def test_python(url: str) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.research.dataset import Dataset, read_dataset
+from app.research.dataset import Dataset
+from app.research.layouts import read_dataset
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Two photos each, so that one can teach and the other can test.

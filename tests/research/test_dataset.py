@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import InvalidInputError
-from app.research.dataset import read_dataset
+from app.research.layouts import read_dataset
 
 
 def test_split_ids_and_limit_choose_photos(folder: Path, tmp_path: Path) -> None:

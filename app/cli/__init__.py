@@ -1,0 +1,62 @@
+"""The command line `exemplar`: one module per group of commands. An error is one sentence and a non-zero exit code.
+
+`exemplar --help` imports neither torch nor a model: heavy modules are imported inside the commands that need them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from pydantic import ValidationError
+from typer.exceptions import TyperException
+
+from app.cli import categories, measure, segment, serve, setup, teach
+from app.cli.terminal import fail
+from app.errors import AppError
+
+app = typer.Typer(
+    help="Exemplar: learn to segment a category from one example.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+# In the order in which --help lists them.
+app.command()(teach.teach)
+app.command(name="register", hidden=True)(teach.teach)  # the command's earlier name
+app.command()(segment.segment)
+app.command(name="categories")(categories.list_categories)
+app.command(name="category")(categories.show_category)
+app.command(name="jobs")(categories.list_jobs)
+app.command(name="versions")(categories.list_versions)
+app.command()(categories.rollback)
+app.command()(categories.delete)
+app.command(name="export")(categories.export_adapter)
+app.command(name="import")(categories.import_adapter)
+app.command()(serve.serve)
+app.command()(serve.worker)
+app.command()(serve.demo)
+app.command(name="key")(setup.make_key)
+app.command(name="backbones")(setup.list_backbones)
+app.command()(measure.evaluate)
+app.command()(measure.parity)
+
+
+def main() -> None:
+    """Run a command; an expected error is printed as one sentence, without a traceback."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except AppError as error:
+        fail(error.detail)
+    except ValidationError as error:
+        problems = "; ".join(f"EXEMPLAR_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        fail(f"The settings can't be used: {problems}.")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}.")
+    except TyperException as error:
+        fail(error.format_message(), code=2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)

@@ -1,0 +1,285 @@
+"""The command `segment`: one photo, several, or whole folders into a folder of results."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import Progress, TaskID
+
+from app.cli.terminal import (
+    DEFAULT_URL,
+    Key,
+    Url,
+    check_writable,
+    errors,
+    print_json,
+    progress_bar,
+    say,
+    show,
+    table_of,
+    warn,
+)
+from app.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from app.cli.results import NamedPhoto, Results
+    from app.client import Client
+
+_FOUND = ("category", "taught", "presence", "area")
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """What a run writes.
+
+    Attributes:
+        results: The answers, from which the rest is made.
+        coco: COCO instances.
+        masks: Folder of label maps; None for none.
+        overlays: Folder of photos with painted masks; None for none.
+    """
+
+    results: Path
+    coco: Path
+    masks: Path | None
+    overlays: Path | None
+
+
+def segment(
+    photos: Annotated[list[Path], typer.Argument(help="Photos, and folders of photos.", exists=True)],
+    category: Annotated[
+        list[str] | None, typer.Option(help="A category; repeatable; default: every category taught.")
+    ] = None,
+    min_presence: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="A category gets a mask from this presence on; default: that of the service."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results; the same command again does only what is not there.", file_okay=False
+        ),
+    ] = None,
+    coco: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write COCO instances to this file; default with --out: instances.json in it.", dir_okay=False
+        ),
+    ] = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Also write label maps to OUT/masks, as PNG.")] = False,
+    overlays: Annotated[
+        bool, typer.Option("--overlays", help="Also write the photos with painted masks to OUT/overlays.")
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Segment all photos, also those whose result is there.")
+    ] = False,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Write the photo with masks and names to this file, as PNG; one photo only.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the response as JSON; one line per photo if there are several.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+) -> None:
+    """Segment photos with a running service; exit code 1 if one of several can't be segmented.
+
+    With --out or --coco, the results are kept. After an interruption the same command continues where it was.
+    """
+    from app.cli.results import listed
+    from app.client import Client
+
+    outputs = _outputs(out, coco, masks=masks, overlays=overlays)
+    named = listed(photos, without=out)
+    asked = {"categories": category or [], "min_presence": min_presence}
+    if overlay:
+        if len(named) > 1 or outputs:
+            raise InvalidInputError(
+                "--overlay accepts only one photo, without --out and --coco: name one photo, or choose --overlays."
+            )
+        check_writable(overlay)
+    with Client(url, key=key) as client:
+        if outputs:
+            _segment_into(outputs, client, named, asked, again=again, as_json=as_json)
+        elif len(named) > 1 or photos[0].is_dir():
+            _segment_several(client, named, asked, as_json=as_json)
+        else:
+            _segment_one(client, photos[0], asked, overlay=overlay, as_json=as_json)
+
+
+def _outputs(out: Path | None, coco: Path | None, *, masks: bool, overlays: bool) -> _Outputs | None:
+    """Where the results go, with the folders made; None if they are only printed."""
+    from app.coco import is_ours
+
+    if out is None and (masks or overlays):
+        raise InvalidInputError("--masks and --overlays need --out: name a folder for the results.")
+    if out is None and coco is None:
+        return None
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    file = coco or (out or Path()) / "instances.json"
+    check_writable(file)
+    if file.exists() and file.stat().st_size and not is_ours(file):
+        raise InvalidInputError(f"{file} was not written by this command, and is kept: choose another file.")
+    return _Outputs(
+        results=out / "results.ndjson" if out else file.with_suffix(".results.ndjson"),
+        coco=file,
+        masks=out / "masks" if out and masks else None,
+        overlays=out / "overlays" if out and overlays else None,
+    )
+
+
+def _segment_one(client: Client, photo: Path, asked: dict[str, Any], *, overlay: Path | None, as_json: bool) -> None:
+    answer = client.segment(photo, **asked)
+    if overlay:
+        overlay.write_bytes(client.overlay(photo, **asked))
+    if as_json:
+        print_json(answer)
+        return
+    table = table_of(*_FOUND)
+    for found in answer["categories"]:
+        table.add_row(*_row(found))
+    show(table)
+
+
+def _segment_several(client: Client, photos: list[NamedPhoto], asked: dict[str, Any], *, as_json: bool) -> None:
+    table = table_of("photo", *_FOUND)
+    problems = 0
+    with progress_bar(errors) as bar:
+        files = [photo.file for photo in photos]
+        for line in bar.track(client.batch(files, **asked), total=len(files), description="segmenting"):
+            image = str(files[line["index"]])
+            problems += "problem" in line
+            if as_json:
+                print(json.dumps(line | {"filename": image}, ensure_ascii=False))
+            elif "problem" in line:
+                warn(f"{image}: {line['problem']['detail']}")
+            for found in line.get("categories", ()):
+                table.add_row(image, *_row(found))
+    if not as_json:
+        show(table)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _segment_into(
+    outputs: _Outputs,
+    client: Client,
+    photos: list[NamedPhoto],
+    asked: dict[str, Any],
+    *,
+    again: bool,
+    as_json: bool,
+) -> None:
+    """Segment the photos that have no result yet; write the files of all, also if the run is interrupted."""
+    from app.cli.results import Results
+
+    if again:
+        outputs.results.unlink(missing_ok=True)
+    photos = list({photo.name: photo for photo in photos}.values())
+    with Results(outputs.results, asked) as results:
+        run = _Run(outputs, results, photos, as_json=as_json)
+        try:
+            run.segment(client, asked)
+        except KeyboardInterrupt:
+            left = len(photos) - len(run.answers) - len(run.problems)
+            warn(f"Interrupted: {left} of {len(photos)} photos are left; the same command continues.")
+            raise
+        finally:
+            results.write_coco(outputs.coco)
+    run.tell()
+    if run.problems:
+        raise typer.Exit(1)
+
+
+class _Run:
+    """A run over photos, whose results are kept.
+
+    Args:
+        outputs: What is written.
+        results: The results that are there.
+        photos: The photos, each name once.
+        as_json: True to print each new answer as a line of JSON.
+    """
+
+    def __init__(self, outputs: _Outputs, results: Results, photos: list[NamedPhoto], *, as_json: bool) -> None:
+        from app.cli.results import picture_names
+
+        self.answers: dict[str, Mapping[str, Any]] = {}
+        self.problems: dict[str, str] = {}
+        self._outputs = outputs
+        self._results = results
+        self._photos = photos
+        self._pictures = picture_names(photos)
+        self._found: Counter[str] = Counter()  # photos in which each category has a mask
+        self._as_json = as_json
+
+    def segment(self, client: Client, asked: dict[str, Any]) -> None:
+        """Take the answers that are there, and ask for the others."""
+        with progress_bar(errors) as bar:
+            task = bar.add_task("looking for earlier results", total=len(self._photos))
+            waiting = []
+            for photo in self._photos:
+                if answer := self._results.answer_to(photo):
+                    self._take(photo, answer, is_new=False)
+                    self._show(bar, task)
+                else:
+                    waiting.append(photo)
+            self._show(bar, task)
+            for line in client.batch([photo.file for photo in waiting], **asked):
+                photo = waiting[line["index"]]
+                if self._as_json:
+                    print(json.dumps(line | {"filename": photo.name}, ensure_ascii=False))
+                if "problem" in line:
+                    self.problems[photo.name] = line["problem"]["detail"]
+                else:
+                    self._results.add(photo, line)
+                    self._take(photo, line, is_new=True)
+                self._show(bar, task)
+
+    def tell(self) -> None:
+        """Print what was found, and which photos could not be segmented."""
+        if not self._as_json:
+            table = table_of("category", "photos")
+            for name in self._results.category_ids:
+                table.add_row(name, f"{self._found[name]:,} of {len(self.answers):,}")
+            show(table)
+            say(f"COCO instances: {self._outputs.coco}")
+        for name, problem in self.problems.items():
+            warn(f"{name}: {problem}")
+
+    def _take(self, photo: NamedPhoto, answer: Mapping[str, Any], *, is_new: bool) -> None:
+        from app.cli.results import label_map, painted
+        from app.coco import write_whole
+
+        self.answers[photo.name] = answer
+        self._found.update(found["name"] for found in answer["categories"] if found["area"])
+        for folder in (self._outputs.masks, self._outputs.overlays):
+            if folder is None:
+                continue
+            file = folder / self._pictures[photo.name]
+            if is_new or not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                is_map = folder == self._outputs.masks
+                write_whole(
+                    file, label_map(answer, self._results.category_ids) if is_map else painted(answer, photo.file)
+                )
+
+    def _show(self, bar: Progress, task: TaskID) -> None:
+        done = len(self.answers) + len(self.problems)
+        bar.update(task, completed=done, description=f"segmenting, {self._found.total():,} masks found")
+
+
+def _row(found: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        found["name"],
+        "yes" if found["adapted"] else "named",
+        f"{found['presence']:.2f}",
+        f"{found['area']:,}",
+    )

@@ -1,0 +1,85 @@
+"""Commands that run the service, a worker or the demo."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app import logs, telemetry
+from app.cli.terminal import check_writable, console, settings_with
+from app.errors import UnavailableError
+from app.settings import Settings
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (EXEMPLAR_HOST).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one (EXEMPLAR_PORT).")] = None,
+) -> None:
+    """Run the HTTP service."""
+    settings = settings_with(host=host, port=port)
+    logs.configure(settings.log)
+    telemetry.configure()
+    asyncio.run(_serve(settings))
+
+
+def worker() -> None:
+    """Run jobs without HTTP, beside services that share the store."""
+    from app.worker import run_worker
+
+    settings = Settings()
+    logs.configure(settings.log)
+    telemetry.configure()
+    asyncio.run(run_worker(settings))
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="File to write the overlay to.")] = Path("build/demo.png"),
+) -> None:
+    """Start a temporary service, teach three categories, segment other photos, show the result."""
+    from app.demo import run_demo
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
+    run_demo(console, out)
+
+
+async def _serve(settings: Settings) -> None:
+    """Start the components first, so that an error is printed as one sentence; then listen until SIGINT or SIGTERM."""
+    import uvicorn
+
+    from app.main import create_app
+    from app.wiring import service
+
+    await _check_address(settings.host, settings.port)
+    async with service(settings) as live:
+        config = uvicorn.Config(
+            create_app(settings, live=live),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            # Enough for current requests. Event streams still open after it are closed; their clients reconnect.
+            timeout_graceful_shutdown=10,
+        )
+        # After it has stopped, uvicorn raises the signal again; ignoring it leaves time to stop the components.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        await uvicorn.Server(config).serve()
+
+
+async def _check_address(host: str, port: int) -> None:
+    """Check the address before the models are loaded; uvicorn would exit the process only afterwards.
+
+    Raises:
+        UnavailableError: If the port is taken, or the address is not this machine's.
+    """
+    try:
+        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
+    except (OSError, UnicodeError) as error:
+        raise UnavailableError(
+            f"Nothing can listen at {host}:{port}: choose another --host or --port ({error})."
+        ) from error
+    server.close()

@@ -1,0 +1,239 @@
+"""COCO instances files: reader, also of what labelling tools export, and writer. Knows no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+
+from app.errors import InvalidInputError
+from app.masks import MalformedMaskError, Mask
+from app.masks.boxes import box_to_mask
+from app.masks.polygons import polygons_to_mask
+from app.masks.rle import rle_to_mask
+
+# Label Studio puts eight hexadecimal digits before the name of an uploaded file.
+_UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
+
+# First in the files that we write: they may be written again, other files may not.
+_INFO = {"description": "Segmented by Exemplar"}
+
+Id = int | str
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """A photo of the file.
+
+    Attributes:
+        id: Its id.
+        file_name: As the file has it: a path, or an address.
+        hw: (height, width) that the annotations refer to; None if the file has none.
+    """
+
+    id: Id
+    file_name: str
+    hw: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class CocoAnnotation:
+    """An annotated object.
+
+    Attributes:
+        image: Id of the photo.
+        category: Id of the category.
+        segmentation: Run lengths or polygons; None if there is only a box.
+        bbox: `[x, y, width, height]`, or whatever else the file has in its place.
+        area: In pixels.
+        is_crowd: True for a region of many objects that are not marked one by one.
+    """
+
+    image: Id
+    category: Id
+    segmentation: object
+    bbox: object
+    area: float
+    is_crowd: bool
+
+    def mask(self, hw: tuple[int, int]) -> Mask:
+        """The mask `[height, width]`; that of the box if there is nothing finer.
+
+        Raises:
+            MalformedMaskError: If it can't be drawn.
+        """
+        if self.segmentation is None:
+            return box_to_mask(self.bbox, hw)
+        if isinstance(self.segmentation, dict):
+            mask = rle_to_mask(self.segmentation)
+            if mask.shape != hw:
+                raise MalformedMaskError(f"expected run lengths of size {list(hw)}, got {list(mask.shape)}")
+            return mask
+        is_flat = isinstance(self.segmentation, list) and not any(isinstance(ring, list) for ring in self.segmentation)
+        return polygons_to_mask([self.segmentation] if is_flat else self.segmentation, hw)
+
+
+@dataclass(frozen=True)
+class Coco:
+    """A COCO instances file.
+
+    Attributes:
+        file: Where it lies.
+        categories: Name of each category by its id, in the order of the file.
+        images: Photos by their ids.
+        annotations: Annotations of each photo that has some.
+    """
+
+    file: Path
+    categories: Mapping[Id, str]
+    images: Mapping[Id, CocoImage]
+    annotations: Mapping[Id, Sequence[CocoAnnotation]]
+
+    def folders(self) -> list[Path]:
+        """Where photos usually lie: beside the file, or beside its folder, in one named after the split or `images`."""
+        here = self.file.parent
+        split = self.file.stem.removeprefix("instances_")
+        parts = ("", "images", split, f"images/{split}")
+        return [folder / part for folder in (here, here.parent) for part in parts]
+
+
+def read_coco(file: Path) -> Coco:
+    """Read a COCO instances file.
+
+    Raises:
+        InvalidInputError: If it is none.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        categories = {item["id"]: str(item["name"]).strip() for item in content["categories"]}
+        images = {item["id"]: CocoImage(item["id"], str(item["file_name"]), _hw(item)) for item in content["images"]}
+        annotations = defaultdict(list)
+        for item in content["annotations"]:
+            if item["image_id"] in images and item["category_id"] in categories:
+                annotations[item["image_id"]].append(_annotation(item))
+    except OSError as error:
+        raise InvalidInputError(f"{file} can't be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidInputError(
+            f"{file} is not a COCO instances file: it needs images, annotations and categories "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    return Coco(file, categories, images, dict(annotations))
+
+
+def find_photo(image: CocoImage, folders: Iterable[Path]) -> Path | None:
+    """The file of a photo in the first folder that has it; None if none has.
+
+    Tools write paths of their own machine, such as `../upload/7/3fa0c1d2-cat.jpg` or an address: leading folders are
+    dropped one by one, so that the file is found by the rest. Nothing outside the folders is looked at.
+    """
+    places = _places(image.file_name)
+    return next((path for folder in folders for place in places if (path := folder / place).is_file()), None)
+
+
+def union(annotations: Iterable[CocoAnnotation], hw: tuple[int, int]) -> Mask:
+    """What several annotations mark together.
+
+    Raises:
+        MalformedMaskError: If one can't be drawn.
+    """
+    marked = np.zeros(hw, dtype=bool)
+    for annotation in annotations:
+        marked |= annotation.mask(hw)
+    return marked
+
+
+def coco_json(answers: Mapping[str, Mapping[str, Any]], category_ids: Mapping[str, int]) -> dict[str, Any]:
+    """A COCO instances file of answers of the service.
+
+    Args:
+        answers: Answer to each photo with masks as run lengths, by the photo's name; photos are numbered in this order.
+        category_ids: Id of every category in the answers.
+
+    Returns:
+        `images`, `annotations` (compressed run lengths; `score` is the presence) and `categories`.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (name, answer) in enumerate(answers.items(), 1):
+        size = answer["image"]
+        images.append({"id": number, "file_name": name, "width": size["width"], "height": size["height"]})
+        annotations += [
+            {
+                "id": len(annotations) + place,
+                "image_id": number,
+                "category_id": category_ids[found["name"]],
+                "segmentation": found["segmentation"],
+                "area": found["area"],
+                "bbox": found["bbox"],
+                "iscrowd": 0,
+                "score": found["presence"],
+            }
+            for place, found in enumerate((found for found in answer["categories"] if found["area"]), 1)
+        ]
+    categories = [{"id": id, "name": name, "supercategory": ""} for name, id in category_ids.items()]
+    return {"info": _INFO, "images": images, "annotations": annotations, "categories": categories}
+
+
+def is_ours(file: Path) -> bool:
+    """True if `coco_json` made a file."""
+    start = json.dumps({"info": _INFO}).removesuffix("}").encode()
+    with file.open("rb") as opened:
+        return opened.read(len(start)) == start
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file so that it is the old or the new one at every moment."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        beside.write_bytes(content)
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _hw(item: Mapping[str, Any]) -> tuple[int, int] | None:
+    height, width = (_number(item.get(side)) for side in ("height", "width"))
+    return (int(height), int(width)) if height >= 1 and width >= 1 else None
+
+
+def _annotation(item: Mapping[str, Any]) -> CocoAnnotation:
+    bbox = item.get("bbox")
+    area = _number(item.get("area"))
+    if not area and isinstance(bbox, list) and len(bbox) == 4:
+        area = _number(bbox[2]) * _number(bbox[3])
+    return CocoAnnotation(
+        image=item["image_id"],
+        category=item["category_id"],
+        segmentation=item.get("segmentation") or None,
+        bbox=bbox,
+        area=area,
+        is_crowd=bool(item.get("iscrowd")),
+    )
+
+
+def _number(value: object) -> float:
+    """A finite number as it is; 0 for anything else, since tools leave sizes and areas out."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+
+
+def _places(file_name: str) -> list[Path]:
+    """Relative paths at which a photo may lie, the most exact first."""
+    name = file_name.replace("\\", "/")
+    if "://" in name or name.startswith("/data/"):
+        address = urlsplit(name)
+        # Label Studio serves local files as /data/local-files/?d=folder/photo.jpg.
+        name = unquote(address.query.removeprefix("d=") if address.query.startswith("d=") else address.path)
+    parts = [part for part in PurePosixPath(name).parts if part not in ("..", "/")]
+    places = [Path(*parts[start:]) for start in range(len(parts))]
+    uploaded = [place.with_name(_UPLOAD_PREFIX.sub("", place.name)) for place in places if place.name]
+    return list(dict.fromkeys([*places, *uploaded]))

@@ -1,0 +1,122 @@
+"""Runs commands: in this process, or in one of their own; and a running service for them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import uvicorn
+
+from app.cli import main
+from app.main import create_app
+from app.method.backbone import Backbone
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 60.0
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command in this process: a new one would spend seconds on imports."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run_here(*words: object, **environment: str) -> Ended:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", ["exemplar", *map(str, words)])
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        capsys.readouterr()  # what the test printed itself
+        with pytest.raises(SystemExit) as end:
+            main()
+        code = end.value.code
+        return Ended(code if isinstance(code, int) else int(code is not None), *capsys.readouterr())
+
+    return run_here
+
+
+@pytest.fixture
+def run() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command in a process of its own, without the settings of this one."""
+
+    def run_alone(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("EXEMPLAR_")}
+        return subprocess.run(
+            [sys.executable, "-m", "app", *words],
+            cwd=ROOT,
+            env=clean | {"COLUMNS": "100"} | environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run_alone
+
+
+@contextmanager
+def running(database: str, folder: Path, model: Backbone) -> Iterator[str]:
+    """A service with a model over a real socket; its address."""
+    settings = Settings(redis_url=database, data_dir=folder, tune_steps=3, threads=1)
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, loaded=[model]), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    deadline = time.monotonic() + DEADLINE_S
+    while not server.started:
+        assert thread.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    host, port = server.servers[0].sockets[0].getsockname()
+    yield f"http://{host}:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def tiny_url(database: str, tiny: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a service with the random model: fast, and it finds something in every photo."""
+    with running(database, tmp_path_factory.mktemp("service"), tiny) as url:
+        yield url
+
+
+@pytest.fixture
+def embedded_url(database: str, embedded: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a service with the embedded model."""
+    with running(database, tmp_path_factory.mktemp("service"), embedded) as url:
+        yield url
+
+
+@pytest.fixture
+def serving() -> Callable[..., Iterator[str]]:
+    """Serves a handler while a `with` lasts: `with serving(Handler) as url`."""
+
+    @contextmanager
+    def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            server.daemon_threads = True
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            yield f"http://127.0.0.1:{server.server_port}"
+            server.shutdown()
+            thread.join()
+
+    return served

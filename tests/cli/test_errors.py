@@ -1,0 +1,102 @@
+"""Every error of a command is one sentence and a non-zero exit code; and what --help costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.timeout(300)  # some start processes, which import torch
+
+
+def test_help_names_every_command(run) -> None:
+    told = run("--help").stdout
+    for command in ("serve", "worker", "demo", "teach", "segment", "jobs", "evaluate", "parity", "backbones", "key"):
+        assert command in told
+    assert "register" not in told
+
+
+@pytest.mark.parametrize("words", [["--help"], ["segment", "--help"], ["teach"]])
+def test_help_and_wrong_calls_do_not_wait_for_torch(words: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from app.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    heavy = {'torch', 'transformers', 'fastapi', 'redis', 'app.wiring'} & set(sys.modules)\n"
+        "    assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "AssertionError" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "told"),
+    [
+        (["parity", "README.md"], {}, "not a golden case"),
+        (["parity", "no-such-file"], {}, "no-such-file"),
+        (["evaluate", "--data", "app"], {}, "index.json"),
+        (["evaluate", "--data", "app", "--protocol", "none"], {}, "--protocol"),
+        (["evaluate", "--data", "app", "--protocol", "interference", "--pictures", "out.png"], {}, "--pictures"),
+        (["evaluate", "--data", "app", "--protocol", "joint", "--method", "prototype"], {}, "--method prototype"),
+        (["evaluate", "--data", "app", "--protocol", "open", "--categories", "many"], {}, "--categories"),
+        (["evaluate", "--data", "app", "--data", "examples", "--protocol", "open"], {}, "index.json"),
+        (["segment", "README.md", "--url", "http://127.0.0.1:9"], {}, "make serve"),
+        (["segment", "README.md", "Makefile", "--url", "http://127.0.0.1:9"], {}, "make serve"),
+        (["segment", "README.md", "Makefile", "--overlay", "out.png"], {}, "one photo"),
+        (["segment", "README.md", "--url", "localhost:8000"], {}, "http://127.0.0.1:8000"),
+        (["segment", "README.md", "--url", "http://foo:abc"], {}, "http://127.0.0.1:8000"),
+        (["segment", "README.md", "--key", "clé"], {}, "--key"),
+        (["segment", "README.md"], {"EXEMPLAR_API_KEY": "two lines\n"}, "--key"),
+        (["segment", "README.md", "--overlay", "no-such-folder/x.png"], {}, "no-such-folder"),
+        (["segment", "README.md", "--overlay", "app"], {}, "app is a folder"),
+        (["evaluate", "--data", "app", "--pictures", "no-such-folder/x.png"], {}, "no-such-folder"),
+        (["evaluate", "--data", "app", "--json", "README.md/x.json"], {}, "README.md"),
+        (["demo", "--out", "README.md/x.png"], {}, "README.md"),
+        (["demo", "--out", "app"], {}, "app is a folder"),
+    ],
+)
+def test_an_error_is_one_sentence_and_no_traceback(
+    words: list[str], environment: dict[str, str], told: str, command
+) -> None:
+    done = command(*words, **environment)
+    assert done.returncode
+    assert told in done.stderr
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """A web server that is not ours: it has a page for everything."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        page = b"<!doctype html><title>Welcome</title>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, *_: object) -> None:
+        """Not in the test's output."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["register", "cat", "README.md", "README.md"],
+        ["segment", "README.md"],
+        ["segment", "README.md", "Makefile"],
+    ],
+)
+def test_an_address_of_another_service(words: list[str], run, serving) -> None:
+    with serving(Elsewhere) as url:
+        done = run(*words, "--url", url)
+    assert done.returncode == 1
+    assert f"{url} is not an Exemplar service" in done.stderr
+    assert "Traceback" not in done.stderr

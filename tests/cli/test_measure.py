@@ -1,0 +1,95 @@
+"""Measuring on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from app.backbones import families
+from app.masks.rle import mask_to_rle
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "case_a.safetensors"
+
+pytestmark = pytest.mark.timeout(300)  # some start processes, which import torch
+
+
+def test_backbones_lists_every_family_and_what_the_loaded_model_takes(run) -> None:
+    done = run("backbones", COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    for family in families():
+        assert family in done.stdout
+    assert "24 × 24" in done.stdout
+
+
+def test_parity_prints_a_table_and_succeeds(command) -> None:
+    done = command("parity", str(GOLDEN))
+    assert done.returncode == 0, done.stderr
+    for output in ("unary", "attention_head_max.0", "itm_scores", "infoscore", "tune_losses", "tuned_unary", "crf"):
+        assert output in done.stdout
+    assert "TOO FAR" not in done.stdout
+
+
+def test_parity_fails_where_an_output_is_too_far_off(command, tmp_path: Path) -> None:
+    with safe_open(GOLDEN, "pt") as stored:
+        facts = stored.metadata()
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # not a dict
+    tensors["out.crf"] = tensors["out.crf"] + 0.01
+    save_file(tensors, tmp_path / "changed.safetensors", metadata=facts)
+    done = command("parity", str(tmp_path / "changed.safetensors"), str(GOLDEN))
+    assert done.returncode == 1
+    assert done.stdout.count("TOO FAR") == 1
+
+
+def test_evaluate_writes_its_scores(tmp_path: Path, run) -> None:
+    data = tmp_path / "set"
+    for part in ("images", "masks"):
+        (data / part).mkdir(parents=True)
+    (data / "images" / "cat.jpg").write_bytes((ROOT / "examples" / "chelsea.jpg").read_bytes())
+    with Image.open(ROOT / "examples" / "chelsea_mask.png") as mask:
+        mask.convert("L").point(lambda value: 1 if value else 0).save(data / "masks" / "cat.png")
+    index = {"classes": ["background", "cat"], "images": [{"id": "cat", "classes": [1]}]}
+    (data / "index.json").write_text(json.dumps(index))
+    scores = tmp_path / "scores.json"
+    pictures = tmp_path / "cases.png"
+    done = run("evaluate", "--data", str(data), "--json", str(scores), "--pictures", str(pictures))
+    assert done.returncode == 0, done.stderr
+    assert "mIoU" in done.stdout
+    written = json.loads(scores.read_text())
+    assert set(written["columns"]) == {"words", "words + CRF"}
+    assert written["columns"]["words"]["classes"]["cat"] > 0.5
+    with Image.open(pictures) as sheet:
+        assert sheet.height == 240, "one row: photo, truth, words"
+
+
+def mask_of(name: str) -> np.ndarray:
+    with Image.open(ROOT / "examples" / f"{name}_mask.png") as image:
+        return np.array(image.convert("L")) > 0
+
+
+def test_evaluate_reads_coco_and_voc(tmp_path: Path, run) -> None:
+    coco, voc, scores = tmp_path / "coco.json", tmp_path / "voc", tmp_path / "scores.json"
+    kitten = mask_to_rle(mask_of("kitten"))
+    content = {
+        "categories": [{"id": 3, "name": "cat"}],
+        "images": [{"id": 1, "file_name": "kitten.jpg"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "segmentation": kitten}],
+    }
+    coco.write_text(json.dumps(content))
+    for part in ("JPEGImages", "SegmentationClass"):
+        (voc / part).mkdir(parents=True)
+    (voc / "JPEGImages" / "chelsea.jpg").write_bytes((ROOT / "examples" / "chelsea.jpg").read_bytes())
+    Image.fromarray(mask_of("chelsea").astype(np.uint8) * 8).save(voc / "SegmentationClass" / "chelsea.png")
+    examples = str(ROOT / "examples")
+    words = ("--data", str(coco), "--images", examples, "--data", str(voc), "--json", str(scores))
+    done = run("evaluate", *words)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(scores.read_text())
+    assert written["dataset"] == "coco.json + voc"
+    assert written["columns"]["words"]["classes"]["cat"] > 0.5

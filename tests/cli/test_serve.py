@@ -1,0 +1,57 @@
+"""Commands that start processes: the demo, and what is said where one cannot start."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(300)  # each starts a process, which imports torch
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "told"),
+    [
+        (["evaluate", "--data", "app"], {}, "index.json"),
+        (["serve", "--host", "no-such-host.invalid"], {}, "Nothing can listen at no-such-host.invalid"),
+        (["serve", "--host", "a..b"], {}, "Nothing can listen at a..b"),
+        (["serve"], {"EXEMPLAR_API_KEYS": "my-own-key"}, "scope:SHA-256"),
+        (["serve"], {"EXEMPLAR_PORT": "many"}, "EXEMPLAR_PORT"),
+        (["serve"], {"EXEMPLAR_BACKBONE": "unknown"}, "embedded"),
+        (["serve"], {"EXEMPLAR_LAYERS": "0,99"}, "layers 0 to 3"),
+        (["serve"], {"EXEMPLAR_DEVICE": "toaster"}, "EXEMPLAR_DEVICE"),
+        (["serve"], {"EXEMPLAR_REDIS_URL": "http://nowhere"}, "EXEMPLAR_REDIS_URL"),
+        (["serve"], {"EXEMPLAR_REDIS_URL": "redis://127.0.0.1:9"}, "EXEMPLAR_REDIS_URL"),
+        (["worker"], {"EXEMPLAR_BACKBONE": "blip:no-such-folder"}, "no-such-folder"),
+    ],
+)
+def test_a_process_that_cannot_start_says_why_in_one_sentence(
+    words: list[str], environment: dict[str, str], told: str, tmp_path: Path, run
+) -> None:
+    done = run(*words, EXEMPLAR_DATA_DIR=str(tmp_path / "data"), HF_HUB_OFFLINE="1", **environment)
+    assert done.returncode not in (0, None)
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken(tmp_path: Path, run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        done = run("serve", "--port", port, EXEMPLAR_DATA_DIR=str(tmp_path))
+    assert done.returncode == 1
+    assert f"Error: Nothing can listen at 127.0.0.1:{port}" in done.stderr
+    assert "address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_demo_teaches_segments_and_leaves_nothing_running(tmp_path: Path, run) -> None:
+    out = tmp_path / "new folder" / "result"
+    done = run("demo", "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "taught (v1)" in done.stdout
+    assert "named" in done.stdout
+    assert out.read_bytes().startswith(b"\x89PNG")
+    left = subprocess.run(["pgrep", "-f", "exemplar-demo-"], capture_output=True, text=True)
+    assert left.stdout == ""
