@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +26,7 @@ def main() -> int:
     )
     parser.add_argument("--keep", type=Path, help="folder for the logs and the journal, which must not exist yet")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes under test are ended too
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary) / "run"
         folder.mkdir(parents=True)

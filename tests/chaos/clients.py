@@ -71,8 +71,8 @@ class Client(threading.Thread):
         self._exported: bytes | None = None
         self._actions: list[tuple[int, Callable[[str], None]]] = [
             (8, self._teach), (3, self._replace), (3, self._absent), (3, self._delete_example),
-            (1, self._delete_category), (2, self._roll_back), (2, self._cancel), (5, self._segment), (1, self._batch), (1, self._export),
-            (1, self._import), (1, self._follow), (1, self._lists),
+            (1, self._delete_category), (2, self._roll_back), (2, self._cancel), (5, self._segment), (1, self._batch),
+            (1, self._export), (1, self._import), (1, self._follow), (1, self._lists),
         ]  # fmt: skip
 
     def leave(self) -> None:

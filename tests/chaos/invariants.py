@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from random import Random
 from typing import Any
 
 import httpx2
 from redis import Redis
 
+from .clients import photo_of
 from .journal import Journal
 from .processes import wait_until
 
-ENDED = {"succeeded", "failed", "cancelled", "superseded"}
-# After the last trouble: 15 s until a sweep finds what was never queued, the redelivery of a dead worker's job, the jobs.
+# After the last trouble: 15 s until a sweep finds what was never queued, the redelivery of a dead worker's job, and the
+# jobs themselves.
 JOBS_END_S = 60.0
 # Ends of a job that leave a category without an adapter, although an example shows it.
 _MAY_LACK_ADAPTER = ("cancelled",)
@@ -91,11 +92,7 @@ def _segments(http: httpx2.Client, categories: list[Any]) -> Iterator[str]:
     """Every category can be segmented with the adapter that it has."""
     if not categories:
         return
-    from .clients import photo_of  # here: clients import nothing of this module, but numpy takes a while
-
-    import random
-
-    answer = http.post("/segment", files={"image": photo_of(random.Random(1))}, data={"refine": "none"})
+    answer = http.post("/segment", files={"image": photo_of(Random(1))}, data={"refine": "none"})
     if answer.status_code != 200 or "x-categories-age" in answer.headers:
         yield f"POST /segment in the end: {answer.status_code} {answer.text[:200]}"
         return
@@ -104,7 +101,7 @@ def _segments(http: httpx2.Client, categories: list[Any]) -> Iterator[str]:
             yield f"{found['name']}: {found['adapter_problem']}"
 
 
-def _keys(redis: Redis) -> Iterator[str]:
+def _keys(redis: Any) -> Iterator[str]:
     """No key is left that nothing leads to, and all that is to expire will."""
     keys = {key.decode() for key in redis.scan_iter("exemplar:*", count=1000)}
     known = {id_.decode() for id_ in redis.zrange("exemplar:categories", 0, -1)}
@@ -123,11 +120,11 @@ def _keys(redis: Redis) -> Iterator[str]:
             if redis.ttl(key) < 0:
                 yield f"key {key} never expires"
     pending = redis.xpending("exemplar:docket:stream", "docket-workers") if "exemplar:docket:stream" in keys else None
-    if pending and pending["pending"]:  # type: ignore[index]
-        yield f"the queue has {pending['pending']} messages that no worker has finished"  # type: ignore[index]
+    if pending and pending["pending"]:
+        yield f"the queue has {pending['pending']} messages that no worker has finished"
 
 
-def _keys_of_category(redis: Redis, id_: str) -> set[str]:
+def _keys_of_category(redis: Any, id_: str) -> set[str]:
     record = f"{_CATEGORY}{id_}}}"
     examples = {f"{record}:example:{example.decode()}" for example in redis.lrange(f"{record}:examples", 0, -1)}
     versions = {f"{record}:adapter:{version.decode()}" for version in redis.hkeys(f"{record}:versions")}
@@ -142,8 +139,3 @@ def kinds_of_keys(redis: Redis) -> Counter[str]:
 def statuses(http: httpx2.Client) -> Counter[str]:
     """Number of jobs by status."""
     return Counter(job["status"] for job in everything(http, "/jobs?limit=1000"))
-
-
-def as_text(value: object) -> str:
-    """JSON on one line, for the report."""
-    return json.dumps(value, sort_keys=True)

@@ -19,7 +19,7 @@ from typing import Literal
 Action = Literal["append", "replace", "absent", "delete example", "delete category", "import", "rollback", "cancel"]
 Outcome = Literal["open", "acknowledged", "refused", "unknown"]
 
-# Time for which a command that nobody waits for may still be under way: the longest pause of a process and of the proxy.
+# Time for which a command that nobody waits for may still be under way: the longest pause of a process, and more.
 LATE_S = 12.0
 
 _TEACHES: frozenset[Action] = frozenset({"append", "replace", "absent"})

@@ -1,4 +1,4 @@
-"""The processes under test: the store's server, the service and the worker, each started, killed, stopped and continued."""
+"""The processes under test, the store's server, the service and the worker: started, killed, stopped, continued."""
 
 from __future__ import annotations
 

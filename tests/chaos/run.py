@@ -10,7 +10,7 @@ from random import Random
 
 import httpx2
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from tests.conftest import random_blip
@@ -103,12 +103,7 @@ def _trouble(plant: Plant, options: Options, report: Report, console: Console) -
     """Let the troubles come one after another, until all came or the time is over."""
     coming = schedule(Random(f"{options.seed}/troubles"), kinds=list(options.kinds), times=options.kills)
     deadline = time.monotonic() + options.seconds
-    columns = (
-        TextColumn("{task.description:18}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-    )
+    columns = (TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("", total=len(coming))
         for name, lasts_s, calm_s in coming:

@@ -101,7 +101,7 @@ class Plant:
     def configure(self, name: str, value: object) -> None:
         """Change a setting of the store."""
         with self.store.client() as client:
-            client.config_set(name, value)  # type: ignore[no-untyped-call]
+            client.config_set(name, value)
 
 
 def _kill_store(plant: Plant, seconds: float) -> None:
@@ -154,9 +154,9 @@ def _full(plant: Plant, seconds: float) -> None:
 def _read_only(plant: Plant, seconds: float) -> None:
     """As a replica of a server that does not answer: it serves what it has and takes no writes."""
     with plant.store.client() as client:
-        client.replicaof("127.0.0.1", 1)  # type: ignore[no-untyped-call]
+        client.replicaof("127.0.0.1", 1)
         plant.pause(seconds)
-        client.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
+        client.replicaof("NO", "ONE")
 
 
 TROUBLES: dict[str, Trouble] = {
@@ -182,8 +182,8 @@ def mend(plant: Plant) -> None:
         process.start()
     wait_until(plant.store.answers, "the store answers")
     with suppress(RedisError), plant.store.client() as client:
-        client.config_set("maxmemory", 0)  # type: ignore[no-untyped-call]
-        client.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
+        client.config_set("maxmemory", 0)
+        client.replicaof("NO", "ONE")
 
 
 def schedule(random: Random, *, kinds: list[str], times: int) -> list[tuple[str, float, float]]:
