@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from app.errors import ConflictError, InvalidInputError
 from app.storage import keys
-from app.storage.breaker import StoreAwayError
+from app.storage.connection import StoreError
 from app.storage.idempotency import Answer, Claim, IdempotencyStore
 
 Work = Callable[[str | None], Awaitable[Answer]]
@@ -57,7 +57,7 @@ class Idempotency:
         try:
             if await self._store.claim(claim):
                 return await self._first_answer(claim, work)
-        except StoreAwayError:
+        except StoreError:
             self._strand(claim)
             raise
         return await self._known_answer(key_hash, request)
@@ -88,7 +88,7 @@ class Idempotency:
             return
         try:
             await self._store.release(held[0])
-        except StoreAwayError:
+        except StoreError:
             self._stranded[key_hash] = held
             raise
 

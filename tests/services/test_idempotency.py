@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ReadOnlyError
 
 from app.errors import ConflictError, InvalidInputError
 from app.services.idempotency import Idempotency, digest
 from app.storage.breaker import StoreAwayError
 from app.storage.idempotency import Claim, IdempotencyStore
+from tests.services.outage import read_only
 
 
 @pytest.fixture
@@ -177,6 +180,22 @@ async def test_a_request_that_an_outage_ended_leaves_the_key_free(redis, lost: s
     answer = await idempotency.once("k", [b"x"], work)
     assert await idempotency.once("k", [b"x"], work) == answer
     assert len(set(work.ids)) == 1
+
+
+async def test_a_store_that_takes_no_writes_leaves_the_key_free_afterwards(redis) -> None:
+    idempotency, work = Idempotency(IdempotencyStore(redis)), Work()
+
+    async with AsyncExitStack() as outage:
+
+        async def meets_a_replica(_: str | None) -> dict[str, int]:
+            await outage.enter_async_context(read_only(redis))
+            await redis.set("example", "new")
+            return {}
+
+        with pytest.raises(ReadOnlyError):
+            await idempotency.once("k", [b"x"], meets_a_replica)
+    assert await redis.keys("*")  # the store holds the claim
+    assert await idempotency.once("k", [b"x"], work) == {"answer": 1}
 
 
 async def test_after_an_outage_the_key_of_another_attempt_is_not_freed(redis) -> None:
