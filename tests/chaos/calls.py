@@ -7,7 +7,8 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ class Watch:
     document: Mapping[str, Any]
     answers: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
+    context: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, what: str) -> None:
@@ -42,7 +44,16 @@ class Watch:
     def blame(self, violation: str) -> None:
         """Note a violation."""
         with self._lock:
-            self.violations.append(violation)
+            self.violations.append(f"{self.context}: {violation}" if self.context else violation)
+
+    @contextmanager
+    def about(self, context: str) -> Iterator[None]:
+        """In the body, violations are told with this context; for one thread."""
+        self.context = context
+        try:
+            yield
+        finally:
+            self.context = ""
 
     def answered(self, method: str, template: str, answer: httpx2.Response) -> None:
         """Check an answer: documented, and no failure of the service except a refusal that says when to come back."""
@@ -86,17 +97,13 @@ class Calls:
     """Sends requests.
 
     Args:
-        url: Address of the service.
+        http: Client of the service.
         watch: Checks the answers.
     """
 
-    def __init__(self, url: str, watch: Watch) -> None:
-        self._http = httpx2.Client(base_url=url, timeout=TIMEOUT_S)
+    def __init__(self, http: httpx2.Client, watch: Watch) -> None:
+        self._http = http
         self._watch = watch
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
 
     def once(self, method: str, template: str, names: Mapping[str, object] = {}, **request: Any) -> Told:
         """Send a request once."""

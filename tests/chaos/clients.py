@@ -11,10 +11,11 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
+import httpx2
 import numpy as np
 from PIL import Image
 
-from .calls import Calls, Told, Watch
+from .calls import TIMEOUT_S, Calls, Told, Watch
 from .journal import Action, Entry, Journal
 
 PHOTO_HW = (31, 47)
@@ -66,7 +67,8 @@ class Client(threading.Thread):
         self._own = [f"client {number} category {letter}" for letter in "ab"[:OWN_CATEGORIES]]
         self._journal = journal
         self._watch = watch
-        self._calls = Calls(url, watch)
+        self._http = httpx2.Client(base_url=url, timeout=TIMEOUT_S)
+        self._calls = Calls(self._http, watch)
         self._leaves = threading.Event()
         self._exported: bytes | None = None
         self._actions: list[tuple[int, Callable[[str], None]]] = [
@@ -92,7 +94,7 @@ class Client(threading.Thread):
             except Exception as error:  # a bug of this client, or an answer that it does not understand
                 self._watch.blame(f"{self.name} in {act.__name__}: {error!r}")
             time.sleep(self._random.uniform(0.0, 0.1))
-        self._calls.close()
+        self._http.close()
 
     # Changes.
 
