@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from math import inf
 from random import Random
 from typing import Any
 
@@ -24,6 +25,8 @@ SHARED = ("shared one", "shared two")
 OWN_CATEGORIES = 2
 # Chance that a change comes without a key: its client does not send it again.
 WITHOUT_KEY = 0.15
+# Time that a client which is told to leave has for its last request.
+_LEAVING_S = 4.0
 
 _EXAMPLE = "/categories/{name}/example"
 _EXAMPLES = "/categories/{name}/examples"
@@ -70,6 +73,7 @@ class Client(threading.Thread):
         self._http = httpx2.Client(base_url=url, timeout=TIMEOUT_S)
         self._calls = Calls(self._http, watch)
         self._leaves = threading.Event()
+        self._gives_up_at = inf
         self._exported: bytes | None = None
         self._actions: list[tuple[int, Callable[[str], None]]] = [
             (8, self._teach), (3, self._replace), (3, self._absent), (3, self._delete_example),
@@ -78,7 +82,8 @@ class Client(threading.Thread):
         ]  # fmt: skip
 
     def leave(self) -> None:
-        """Have it end after its current action."""
+        """Have it end after its current action, for which it has some more time."""
+        self._gives_up_at = time.monotonic() + _LEAVING_S
         self._leaves.set()
 
     def run(self) -> None:
@@ -121,7 +126,10 @@ class Client(threading.Thread):
         self._change(action, category, hashlib.sha256(photo).hexdigest(), send, done=(202,))
 
     def _until_told(self, method: str, template: str, names: dict[str, Any], **request: Any) -> Told:
-        return self._calls.until_told(method, template, names, stop=lambda: False, **request)
+        return self._calls.until_told(method, template, names, stop=self._gives_up, **request)
+
+    def _gives_up(self) -> bool:
+        return time.monotonic() > self._gives_up_at
 
     def _teach(self, category: str) -> None:
         self._send_example("append", category)
