@@ -26,10 +26,15 @@ from tests.chaos.run import write_model
 
 from .rounds import records, uploads
 
-# That a file is an image, a text is a mask and a name has no slash is more than a schema says.
+# That a file is an image, a text is a mask and a name has no slash is more than a schema says. A batch answers 200 and
+# tells in a photo's line what is wrong with it; and an empty field of a form is one that was not filled in.
 _CONFIG = """
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", 400, 404, 409, 413, 415, 422]
+
+[[operations]]
+include-path = "/segment/batch"
+checks.negative_data_rejection.expected-statuses = ["2xx", "4xx"]
 """
 _SHOWN = 40
 
