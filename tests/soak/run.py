@@ -80,7 +80,7 @@ def run(options: Options, folder: Path, *, console: Console | None = None) -> Re
 def _serving(options: Options, folder: Path) -> Iterator[tuple[Process, str, Redis]]:
     port = free_port()
     settings = {
-        # Ended jobs are kept for the shortest time allowed, so that their number stops growing; the caches are small, so
+        # Ended jobs are kept for the shortest time allowed, so that their number stops growing; caches are small, so
         # that they are full after the warm-up.
         "data_dir": str(folder), "backbone": options.backbone, "port": str(port), "tune_steps": "3", "job_ttl_s": "60",
         "image_cache_bytes": str(4 * MEBIBYTE), "adapter_cache_bytes": str(MEBIBYTE),
