@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test serve lint bench docs weights format clean
+.PHONY: install demo test serve lint bench chaos fuzz soak docs weights format clean
 
 install: $(INSTALLED)
 
@@ -37,6 +37,18 @@ format: install
 
 bench: install
 	$(PY) -m benchmarks.run
+
+# Kills, stops, cuts and fills what a service runs on, under load; ARGS="--seed 7 --seconds 300 --kills 30".
+chaos: install
+	$(PY) -m tests.chaos $(ARGS)
+
+# Random requests by the OpenAPI document, hostile uploads, damaged records; ARGS="--seed 7 --examples 100".
+fuzz: install
+	$(PY) -m tests.fuzz $(ARGS)
+
+# Memory, open files and keys under load; ARGS="--minutes 2 --clients 4".
+soak: install
+	$(PY) -m tests.soak $(ARGS)
 
 # Writes docs/settings.md, docs/metrics.md and docs/code.md from the code.
 docs: install

@@ -49,6 +49,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "app.errors",
         "app.storage.categories",
         "app.storage.connection.StoreError",
+        "app.storage.connection.refuses_writes",
         "app.storage.jobs",
         "app.storage.names",
         "app.storage.records.wrong_type",

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from app.errors import AppError, InvalidInputError, TooLargeError, UnauthorizedError, UnavailableError
-from app.storage.connection import StoreError
+from app.storage.connection import StoreError, refuses_writes
 from app.storage.records import wrong_type
 
 _log = logging.getLogger(__name__)
@@ -88,6 +88,9 @@ def _refusal(error: AppError | StoreError) -> AppError:
         return AppError(
             "A key of the store has another type than this service gives it: delete it or restore the store."
         )
+    if refuses_writes(error):
+        _log.error("the store takes no writes: %s", error)
+        return UnavailableError("The store takes no writes at present: send the request again in a few seconds.")
     _log.error("the store does not answer: %s", error)
     return UnavailableError("The store does not answer: send the request again in a few seconds.")
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 
 from app.errors import ConflictError, InvalidInputError
 from app.storage import keys
-from app.storage.breaker import StoreAwayError
+from app.storage.connection import StoreError
 from app.storage.idempotency import Answer, Claim, IdempotencyStore
 
 Work = Callable[[str | None], Awaitable[Answer]]
 
 _MAX_KEY_LENGTH = 255
+# A slot is renewed several times before it expires.
+_RENEW_S = keys.IDEMPOTENCY_RUNNING_TTL_S / 4
 # Hex digits of a UUID, as in other ids.
 _ID_LENGTH = 32
 
@@ -57,14 +60,15 @@ class Idempotency:
         try:
             if await self._store.claim(claim):
                 return await self._first_answer(claim, work)
-        except StoreAwayError:
+        except StoreError:
             self._strand(claim)
             raise
         return await self._known_answer(key_hash, request)
 
     async def _first_answer(self, claim: Claim, work: Work) -> Answer:
         try:
-            answer = await work(digest([claim.key_hash.encode(), claim.request.encode()])[:_ID_LENGTH])
+            async with self._kept(claim):
+                answer = await work(digest([claim.key_hash.encode(), claim.request.encode()])[:_ID_LENGTH])
         except BaseException:
             # The key is free again, for the same request or a corrected one, unless it was lost to another by its age.
             await self._store.release(claim)
@@ -72,10 +76,26 @@ class Idempotency:
         await self._store.answer(claim, answer)
         return answer
 
+    @asynccontextmanager
+    async def _kept(self, claim: Claim) -> AsyncIterator[None]:
+        """In the body the claim does not expire, unless this process dies or the store is away for too long."""
+        keeping = asyncio.create_task(self._keep(claim))
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
+
+    async def _keep(self, claim: Claim) -> None:
+        while True:
+            await asyncio.sleep(_RENEW_S)
+            with suppress(StoreError):
+                await self._store.renew(claim)
+
     def _strand(self, claim: Claim) -> None:
         """Remember a claim that the store may hold, or receive only now, although its request has ended.
 
-        Without this, a retry would be told for two minutes that the first request is still at work.
+        Without this, a retry would be told for some time that the first request is still at work.
         """
         now = time.monotonic()
         self._stranded = {key: held for key, held in self._stranded.items() if held[1] > now}
@@ -88,7 +108,7 @@ class Idempotency:
             return
         try:
             await self._store.release(held[0])
-        except StoreAwayError:
+        except StoreError:
             self._stranded[key_hash] = held
             raise
 

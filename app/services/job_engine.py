@@ -16,6 +16,7 @@ from docket.execution import Disposition, Execution
 from app import logs
 from app.errors import AppError
 from app.metrics import Metrics
+from app.storage.connection import StoreError, is_outage
 from app.storage.jobs import Job, JobStore, Kind, Status
 
 Guard = Callable[[Callable[[], Awaitable[object]]], Awaitable[object]]
@@ -30,6 +31,9 @@ _MAX_DEATHS = 5
 # that recorded it needs far less to queue it.
 _SWEEP_PAUSE_S = 15.0
 _OVERDUE_S = 10.0
+
+# Pause before a job that an outage of the store interrupted begins anew.
+_OUTAGE_PAUSE_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +77,7 @@ class JobEngine:
         self._withdraw: dict[Kind, Withdraw] = {}
         self._clear: dict[Kind, Clear] = {}
         self._stopping = False
+        self._interrupted: set[str] = set()  # ids of jobs that an outage interrupted here
         docket.register(self._run, names=["run_job"])
 
     def register(self, kind: Kind, work: Work, *, withdraw: Withdraw | None = None, clear: Clear | None = None) -> None:
@@ -197,26 +202,37 @@ class JobEngine:
         retry: Retry = Retry(attempts=None),  # noqa: B008
     ) -> None:
         """Task of the queue. Raises only to request redelivery."""
+        # After an outage in which this process could not give the job back, it comes again although nobody died.
+        died = execution.redelivered and job_id not in self._interrupted
+        self._interrupted.discard(job_id)
+        try:
+            await self._begin(job_id, died=died)
+        except WorkerStopping:
+            await self._jobs.requeue(job_id)
+            _log.info("job %s given back", job_id)
+            retry.after(timedelta(0))
+        except StoreError as error:
+            _log.warning("job %s was interrupted by an outage of the store, and begins anew: %s", job_id, error)
+            self._interrupted.add(job_id)
+            retry.after(timedelta(seconds=_OUTAGE_PAUSE_S))
+
+    async def _begin(self, job_id: str, *, died: bool) -> None:
+        """Run a job, unless it has ended or its workers died too often."""
         job = await self._jobs.get(job_id)
         if job is None or job.ended:
             return
-        if execution.redelivered:
+        if died:
             self._metrics.job_redeliveries.inc()
             if await self._jobs.count_death(job_id) >= _MAX_DEATHS:
                 await self.end(job, "failed", error=f"The worker died {_MAX_DEATHS} times under this job.")
                 return
         if not await self._jobs.start(job_id, steps=job.steps):
             return
-        try:
-            with (
-                self._metrics.jobs_running.labels(job.kind).track_inprogress(),
-                logs.about(job_id=job.id, category=job.category),
-            ):
-                await self._timed(job)
-        except WorkerStopping:
-            await self._jobs.requeue(job_id)
-            _log.info("job %s given back", job_id)
-            retry.after(timedelta(0))
+        with (
+            self._metrics.jobs_running.labels(job.kind).track_inprogress(),
+            logs.about(job_id=job.id, category=job.category),
+        ):
+            await self._timed(job)
 
     async def _timed(self, job: Job) -> None:
         started = time.perf_counter()
@@ -227,6 +243,8 @@ class JobEngine:
         except AppError as error:
             await self.end(job, "failed", error=error.detail)
         except Exception as error:
+            if is_outage(error):  # no fault of the job
+                raise
             # A bug or a lack of memory: the job must end with a correct status in any case.
             _log.exception("job %s failed", job.id)
             await self.end(job, "failed", error=f"Internal error ({type(error).__name__}); the log has the rest.")

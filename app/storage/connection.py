@@ -18,7 +18,7 @@ from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import BusyLoadingError, ConnectionError, RedisError
+from redis.exceptions import BusyLoadingError, ConnectionError, OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as ReplyTimeoutError
 
 from app.errors import InvalidInputError, UnavailableError
@@ -179,6 +179,17 @@ async def connect_with_breaker(url: str, *, on_change: Callable[[bool], None]) -
         Breaker(prober.ping, on_change=on_change) as breaker,
     ):
         yield BreakerClient(client.connection_pool, breaker)
+
+
+def refuses_writes(error: StoreError) -> bool:
+    """True for the reply of a server that takes no writes for now: it is full, a replica, or lacks disk or replicas."""
+    return isinstance(error, (OutOfMemoryError, ReadOnlyError)) or str(error).startswith(("MISCONF", "NOREPLICAS"))
+
+
+def is_outage(error: Exception) -> bool:
+    """True if the store does not answer or takes no writes: the same command may succeed later."""
+    away = isinstance(error, (StoreAwayError, ConnectionError, ReplyTimeoutError))
+    return away or (isinstance(error, StoreError) and refuses_writes(error))
 
 
 async def takes_writes(client: Client) -> bool:

@@ -63,11 +63,17 @@ class IdempotencyStore:
         self._redis = redis
         self._answer_slot = script(redis, "answer_slot")
         self._free_slot = script(redis, "free_slot")
+        self._keep_slot = script(redis, "keep_slot")
 
     async def claim(self, claim: Claim) -> bool:
         """Take a free slot. False if it is taken."""
         key = keys.idempotency(claim.key_hash)
         return bool(await self._redis.set(key, claim.slot, nx=True, ex=keys.IDEMPOTENCY_RUNNING_TTL_S))
+
+    async def renew(self, claim: Claim) -> bool:
+        """Keep a claimed slot from expiring. False if it is free, or another's by now."""
+        key = keys.idempotency(claim.key_hash)
+        return bool(await self._keep_slot(keys=[key], args=[claim.slot, keys.IDEMPOTENCY_RUNNING_TTL_S]))
 
     async def get(self, key_hash: str) -> Slot | None:
         """Content of a slot, or None if it is free. A slot that can't be read is freed."""

@@ -18,8 +18,8 @@ RANKING_IMAGES_TTL_S = 86_400
 # Covers a client that retries after an outage of its own.
 IDEMPOTENCY_TTL_S = 86_400
 
-# Two requests with the same key overlap for at most the time of an upload.
-IDEMPOTENCY_RUNNING_TTL_S = 120
+# A process at work on a request renews its slot before it expires. If the process dies, a retry waits for this long.
+IDEMPOTENCY_RUNNING_TTL_S = 12
 
 
 def category_id(name: str) -> str:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ReadOnlyError
 
 from app.errors import ConflictError, InvalidInputError
+from app.services import idempotency as idempotency_service
 from app.services.idempotency import Idempotency, digest
+from app.storage import keys
 from app.storage.breaker import StoreAwayError
 from app.storage.idempotency import Claim, IdempotencyStore
+from tests.services.outage import read_only
 
 
 @pytest.fixture
@@ -79,9 +84,29 @@ async def test_while_the_first_is_at_work_the_second_is_told_to_wait(idempotency
     with pytest.raises(InvalidInputError):
         await idempotency.once("k", [b"y"], work)
     (slot,) = await redis.keys("exemplar:idempotency:*")
-    assert 0 < await redis.ttl(slot) <= 120  # should this process die now, the key is not taken for a day
+    # Should this process die now, the key is free again soon.
+    assert 0 < await redis.ttl(slot) <= keys.IDEMPOTENCY_RUNNING_TTL_S
     work.may_end.set()
     assert await first == await idempotency.once("k", [b"x"], work) == {"answer": 1}
+
+
+async def test_who_is_long_at_work_keeps_the_key(redis, monkeypatch) -> None:
+    monkeypatch.setattr(idempotency_service, "_RENEW_S", 0.05)
+    idempotency, work = Idempotency(IdempotencyStore(redis)), Work()
+    work.may_end.clear()
+    first = asyncio.create_task(idempotency.once("k", [b"x"], work))
+    while not work.times:
+        await asyncio.sleep(0.001)
+    (slot,) = await redis.keys("exemplar:idempotency:*")
+    await redis.pexpire(slot, 200)
+    await asyncio.sleep(0.5)
+    with pytest.raises(ConflictError):
+        await idempotency.once("k", [b"x"], work)
+    work.may_end.set()
+    assert await first == {"answer": 1}
+    assert await redis.ttl(slot) > keys.IDEMPOTENCY_RUNNING_TTL_S
+    await asyncio.sleep(0.1)
+    assert await redis.ttl(slot) > keys.IDEMPOTENCY_RUNNING_TTL_S  # nobody renews an answer's slot
 
 
 @pytest.mark.parametrize("error", [InvalidInputError("x"), asyncio.CancelledError(), KeyError("bug")], ids=repr)
@@ -177,6 +202,22 @@ async def test_a_request_that_an_outage_ended_leaves_the_key_free(redis, lost: s
     answer = await idempotency.once("k", [b"x"], work)
     assert await idempotency.once("k", [b"x"], work) == answer
     assert len(set(work.ids)) == 1
+
+
+async def test_a_store_that_takes_no_writes_leaves_the_key_free_afterwards(redis) -> None:
+    idempotency, work = Idempotency(IdempotencyStore(redis)), Work()
+
+    async with AsyncExitStack() as outage:
+
+        async def meets_a_replica(_: str | None) -> dict[str, int]:
+            await outage.enter_async_context(read_only(redis))
+            await redis.set("example", "new")
+            return {}
+
+        with pytest.raises(ReadOnlyError):
+            await idempotency.once("k", [b"x"], meets_a_replica)
+    assert await redis.keys("*")  # the store holds the claim
+    assert await idempotency.once("k", [b"x"], work) == {"answer": 1}
 
 
 async def test_after_an_outage_the_key_of_another_attempt_is_not_freed(redis) -> None:

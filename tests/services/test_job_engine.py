@@ -9,12 +9,15 @@ from contextlib import asynccontextmanager
 import pytest
 from docket import Docket
 from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 from app.errors import InvalidInputError
 from app.metrics import Metrics
 from app.services import job_engine
 from app.services.job_engine import JobEngine
+from app.storage.breaker import StoreAwayError
 from app.storage.jobs import Job, JobStore
+from tests.services.outage import read_only
 
 
 class Bench:
@@ -83,6 +86,52 @@ async def test_an_error_the_caller_can_mend_is_told(bench: Bench) -> None:
         failed = await bench.ended(await bench.add())
     assert (failed.status, failed.error) == ("failed", "Send it again.")
     assert bench.count("failed") == 1
+
+
+@pytest.mark.parametrize(
+    "outage",
+    [
+        StoreAwayError("no answer"),
+        ReadOnlyError("a replica"),
+        OutOfMemoryError("full"),
+        ResponseError("MISCONF no disk"),
+    ],
+    ids=repr,
+)
+async def test_an_outage_of_the_store_is_no_fault_of_the_job(bench: Bench, monkeypatch, outage: Exception) -> None:
+    monkeypatch.setattr(job_engine, "_OUTAGE_PAUSE_S", 0.0)
+    met = [outage, outage]
+
+    async def work(job: Job) -> None:
+        if met:
+            raise met.pop()
+        await bench.engine.end(job, "succeeded")
+
+    bench.engine.register("rank", work)
+    async with bench.working():
+        assert (await bench.ended(await bench.add())).status == "succeeded"
+    assert bench.count("failed") == 0
+
+
+async def test_what_an_outage_kept_from_the_queue_is_no_death(bench: Bench, monkeypatch) -> None:
+    """A job that could not be given back is delivered again like that of a dead worker."""
+    monkeypatch.setattr(job_engine, "_MAX_DEATHS", 1)
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def work(job: Job) -> None:
+        begun.set()
+        await goes_on.wait()
+        await bench.engine.end(job, "succeeded")
+
+    bench.engine.register("rank", work)
+    async with bench.working(), Redis.from_url(bench.url) as redis:
+        job = await bench.add()
+        await begun.wait()
+        async with read_only(redis):
+            goes_on.set()
+            await asyncio.sleep(0.3)
+            assert (await bench.jobs.get(job.id)).status == "running"
+        assert (await bench.ended(job)).status == "succeeded"
 
 
 async def test_a_job_may_be_queued_before_there_is_a_worker(bench: Bench) -> None:

@@ -26,6 +26,17 @@ async def test_a_slot_is_claimed_once_and_released(slots: IdempotencyStore, redi
     assert await slots.claim(Claim("k", "other"))
 
 
+async def test_a_slot_is_kept_while_its_holder_renews_it(slots: IdempotencyStore, redis: Redis) -> None:
+    await slots.claim(claim := Claim("k", "request"))
+    await redis.expire(keys.idempotency("k"), 1)
+    assert not await slots.renew(Claim("k", "request"))
+    assert await redis.ttl(keys.idempotency("k")) <= 1
+    assert await slots.renew(claim)
+    assert await redis.ttl(keys.idempotency("k")) > 1
+    await slots.answer(claim, {})
+    assert not await slots.renew(claim)
+
+
 async def test_an_answer_is_kept_for_a_day(slots: IdempotencyStore, redis: Redis) -> None:
     await slots.claim(claim := Claim("k", "request"))
     assert await slots.answer(claim, {"job": {"id": "1"}})

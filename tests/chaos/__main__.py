@@ -1,0 +1,41 @@
+"""Command line: `python -m tests.chaos --seed 7 --seconds 300 --kills 30`. Exit status 1 on a violation."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from random import SystemRandom
+
+from .run import Options, run
+from .troubles import TROUBLES
+
+
+def main() -> int:
+    """Read the options, run, and tell what was found."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=SystemRandom().randrange(10_000), help="of all choices")
+    parser.add_argument("--seconds", type=float, default=300.0, help="longest time of the troubles")
+    parser.add_argument("--kills", type=int, default=30, help="times that each kind of trouble comes")
+    parser.add_argument("--clients", type=int, default=3, help="clients at a time")
+    parser.add_argument("--fsync", choices=("always", "everysec"), default="always", help="the store's policy")
+    parser.add_argument(
+        "--only", nargs="*", choices=sorted(TROUBLES), default=sorted(TROUBLES), help="kinds of trouble"
+    )
+    parser.add_argument("--keep", type=Path, help="folder for the logs and the journal, which must not exist yet")
+    given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes under test are ended too
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.keep or Path(temporary) / "run"
+        folder.mkdir(parents=True)
+        options = Options(
+            seed=given.seed, seconds=given.seconds, kills=given.kills, clients=given.clients, fsync=given.fsync,
+            kinds=tuple(given.only),
+        )  # fmt: skip
+        return 1 if run(options, folder).violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Command line: `python -m tests.soak --minutes 2 --clients 4`. Exit status 1 if memory grows, or at an error."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from random import SystemRandom
+
+from .run import Options, run
+
+
+def main() -> int:
+    """Read the options, run, and tell what was found."""
+    defaults = Options(seed=SystemRandom().randrange(10_000))
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of all choices")
+    parser.add_argument("--minutes", type=float, default=defaults.minutes, help="time of the load")
+    parser.add_argument("--clients", type=int, default=defaults.clients, help="clients at a time")
+    parser.add_argument("--backbone", default=defaults.backbone, help="as EXEMPLAR_BACKBONE")
+    parser.add_argument("--max-growth", type=float, default=defaults.max_growth, help="of resident memory, as a share")
+    given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service is ended too
+    options = Options(
+        seed=given.seed, minutes=given.minutes, clients=given.clients, backbone=given.backbone,
+        max_growth=given.max_growth,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        report = run(options, Path(folder))
+    return 1 if report.errors or report.growth > options.max_growth else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
