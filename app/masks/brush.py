@@ -2,8 +2,8 @@
 
 A bit stream, high bits first, given as a list of bytes. It holds the photo's pixels row by row as four channels, of
 which the last tells what is marked. The head has 32 bits for the number of values, 5 for the bits of a value less 1,
-and 4 × 4 for the bits of a run's length in each of four classes, less 1. Then every run has 1 bit (1 = one value repeated,
-0 = single values), 2 bits for its class, its length less 1, and its value or values.
+and 4 × 4 for the bits of a run's length in each of four classes, less 1. Then every run has 1 bit (1 = one value
+repeated, 0 = single values), 2 bits for its class, its length less 1, and its value or values.
 
 Source: label_studio_sdk/converter/brush.py; https://github.com/thi-ng/umbrella/tree/develop/packages/rle-pack
 """
