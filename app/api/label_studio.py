@@ -16,7 +16,7 @@ router = APIRouter(prefix="/label-studio", tags=["label-studio"])
 _MODEL_CLASS = "Exemplar"
 
 # Ids in Label Studio's database.
-Id = Annotated[int, Field(ge=0, lt=2**63)]
+Id = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 
 
 class Up(BaseModel):
@@ -79,7 +79,7 @@ class Annotation(BaseModel):
     id: Id
     task: Id | None = None
     result: list[Any] = []
-    was_cancelled: bool = False
+    was_cancelled: Annotated[bool, Field(strict=True)] = False
     updated_at: str = ""
 
 

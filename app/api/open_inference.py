@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from app.api.context import Live, Name
 from app.api.problems import documented
-from app.errors import NotFoundError, UnavailableError
+from app.errors import ConflictError, NotFoundError, UnavailableError
 from app.storage.categories import CategoryRecord
 from app.storage.names import CategoryName
 from app.wiring import Service
@@ -98,14 +98,14 @@ async def model_version(name: Name, version: str, live: Live) -> ModelMetadata:
 
 @router.get("/models/{name}/ready", responses=documented(404, 409, 422, 503))
 async def model_ready(name: Name, live: Live) -> ModelReady:
-    """Return 200 if the model is warm and, for a category, its adapter is in use; else 503 with the reasons."""
+    """Return 200 if the model is warm and, for a category, it has an adapter; else 503 or 409."""
     await _check_ready(name, live, version=None)
     return ModelReady(name=name.text)
 
 
 @router.get("/models/{name}/versions/{version}/ready", responses=documented(404, 409, 422, 503))
 async def model_version_ready(name: Name, version: str, live: Live) -> ModelReady:
-    """Return 200 if this version of a category's adapter is the one in use; else 503."""
+    """Return 200 if this version of a category's adapter is the one in use; else 503 or 409."""
     _check_version(await model(name, live), version)
     await _check_ready(name, live, version=version)
     return ModelReady(name=name.text)
@@ -119,9 +119,9 @@ async def _check_ready(name: CategoryName, live: Service, *, version: str | None
     if record is None:
         return
     if record.adapter is None:
-        raise UnavailableError(f"{record.name} has no adapter that can be used: see GET /categories/{{name}}.")
+        raise ConflictError(f"{record.name} has no adapter that can be used: see GET /categories/{{name}}.")
     if version is not None and version != str(record.adapter.version):
-        raise UnavailableError(f"Version {record.adapter.version} of {record.name} is in use, not {version}.")
+        raise ConflictError(f"Version {record.adapter.version} of {record.name} is in use, not {version}.")
 
 
 async def _category(name: CategoryName, live: Service) -> CategoryRecord | None:
