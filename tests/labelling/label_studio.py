@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from app.masks.rle import rle_to_mask
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TOKEN = secrets.token_hex(20)
+KEYS = {scope: secrets.token_hex(16) for scope in ("teach", "admin")}
 CONFIG = """<View><Image name="image" value="$image"/>
 <BrushLabels name="brush" toName="image"><Label value="cat"/><Label value="dog"/></BrushLabels>
 <PolygonLabels name="polygon" toName="image"><Label value="cat"/></PolygonLabels>
@@ -66,7 +68,8 @@ def main() -> None:
         labels = stack.enter_context(httpx2.Client(base_url=label_studio_url, headers=headers, timeout=120))
         token = post(labels, "/api/token/", {})["token"] if given.personal_token else ""
         stack.enter_context(exemplar(exemplar_url, label_studio_url, token, Path(folder) / "exemplar"))
-        service = stack.enter_context(httpx2.Client(base_url=exemplar_url, timeout=120))
+        own = {"X-API-Key": KEYS["admin"]}
+        service = stack.enter_context(httpx2.Client(base_url=exemplar_url, headers=own, timeout=120))
         check(labels, service, program)
 
 
@@ -75,7 +78,13 @@ def check(labels: httpx2.Client, service: httpx2.Client, program: Path) -> None:
     say(f"Label Studio {get(labels, '/api/version')['release']} and the service answer")
     project = post(labels, "/api/projects", {"title": "Exemplar", "label_config": CONFIG})["id"]
     url = f"{service.base_url}".rstrip("/") + "/label-studio"
-    backend = post(labels, "/api/ml", {"project": project, "url": url, "title": "exemplar", "is_interactive": False})
+    account = {"auth_method": "BASIC_AUTH", "basic_auth_user": "exemplar", "basic_auth_pass": KEYS["teach"]}
+    connection = {"project": project, "url": url, "title": "exemplar", "is_interactive": False} | account
+    backend = post(labels, "/api/ml", connection)
+    # Label Studio has made a webhook, to which it sends no password.
+    (webhook,) = get(labels, "/api/webhooks", project=project)
+    with_key = {"headers": {"X-API-Key": KEYS["teach"]}, "url": webhook["url"], "send_for_all_actions": True}
+    labels.patch(f"/api/webhooks/{webhook['id']}/", json=with_key).raise_for_status()
     say(f"connected: {backend['readable_state']}, version {backend['model_version']}")
     photos = sorted(EXAMPLES.glob("*.jpg"))
     for photo in photos:
@@ -196,6 +205,7 @@ def exemplar(url: str, label_studio_url: str, token: str, folder: Path) -> Itera
         # The address by which Label Studio calls itself.
         "EXEMPLAR_LABEL_STUDIO_URL": label_studio_url.replace("127.0.0.1", "localhost"),
         "EXEMPLAR_LABEL_STUDIO_TOKEN": token,
+        "EXEMPLAR_API_KEYS": ",".join(f"{scope}:{sha256(key.encode()).hexdigest()}" for scope, key in KEYS.items()),
     }
     with running([sys.executable, "-m", "app", "serve"], own, folder / "log.txt"):
         wait(lambda: answers(f"{url}/healthz"), timeout_s=120)
