@@ -163,6 +163,7 @@ class Settings(BaseSettings):
     )
     label_studio_token: str = Field(
         "",
+        repr=False,
         description="Access token for the photos of Label Studio, a legacy or a personal one. Empty: the token that "
         "Label Studio sends when it connects, until the service restarts.",
     )
