@@ -11,7 +11,18 @@ from fastapi.routing import APIRoute
 from starlette.types import Scope
 
 import app as package
-from app.api import categories, docs, health, jobs, layers, page, problems, segment
+from app.api import (
+    categories,
+    docs,
+    health,
+    jobs,
+    label_studio,
+    layers,
+    open_inference,
+    page,
+    problems,
+    segment,
+)
 from app.api.access import Access, scope_of
 from app.api.forms import check_fields
 from app.api.middleware import BodyLimit, Guarded, Heads, Identified, Measured, PlainBodies, WholeNames
@@ -24,7 +35,7 @@ from app.wiring import Service, service
 _MANY_IMAGES = frozenset({"/layers/rank", "/segment/batch"})
 
 # Requested by monitoring every few seconds.
-_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 
 # Upper bounds for parsing a form, above everything that the settings allow: two lists of ten thousand names, a thousand
 # photos. A form that exceeds a setting but not these bounds gets an error that names the setting.
@@ -87,7 +98,7 @@ def create_app(
             "max_part_size": 2 * resolved.max_upload_bytes + MEBIBYTE,
         },
     )
-    for module in (categories, segment, jobs, layers, health, page, docs):
+    for module in (categories, segment, jobs, layers, label_studio, open_inference, health, page, docs):
         app.include_router(module.router)
     problems.install(app)
     # The middleware added last sees a request first.

@@ -156,6 +156,30 @@ class Settings(BaseSettings):
         "`10/second`, counted for all replicas together; more are answered with 429. Empty: no limit.",
     )
 
+    label_studio_url: str = Field(
+        "",
+        description="Address of the Label Studio whose photos are read, such as `http://label-studio:8080`. Empty: "
+        "only photos in data URLs are.",
+    )
+    label_studio_token: str = Field(
+        "",
+        repr=False,
+        description="Access token for the photos of Label Studio, a legacy or a personal one. Empty: the token that "
+        "Label Studio sends when it connects, until the service restarts.",
+    )
+    label_studio_hosts: str = Field(
+        "",
+        description="Other hosts that photos of tasks are fetched from, comma-separated, each with its port unless it "
+        "is the usual one, such as `bucket.s3.amazonaws.com`.",
+    )
+
+    @field_validator("label_studio_url")
+    @classmethod
+    def _label_studio_is_at_a_url(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", value):
+            raise ValueError("expected an address such as http://label-studio:8080")
+        return value
+
     @field_validator("rate_limit")
     @classmethod
     def _rate_limit_is_one(cls, value: str) -> str:
@@ -196,6 +220,11 @@ class Settings(BaseSettings):
         """The scope of each API key, by its hash."""
         pairs = (part.lower().split(":") for part in _parts(self.api_keys))
         return {digest: cast("Scope", scope) for scope, digest in pairs}
+
+    @property
+    def label_studio_photo_hosts(self) -> tuple[str, ...]:
+        """Other hosts that photos of tasks are fetched from."""
+        return _parts(self.label_studio_hosts)
 
     @property
     def backbone_specs(self) -> tuple[str, ...]:

@@ -33,6 +33,9 @@ from app.services.health import Health
 from app.services.idempotency import Idempotency
 from app.services.image_cache import ImageCache
 from app.services.job_engine import JobEngine
+from app.services.labelling.annotations import Annotations
+from app.services.labelling.label_studio import LabelStudio
+from app.services.labelling.photos import LabelStudioClient
 from app.services.lane import Lane
 from app.services.models import Model, Models, check_layers
 from app.services.photo_memory import PhotoMemory
@@ -41,6 +44,7 @@ from app.services.segmentation import Segmentation
 from app.services.teaching import Teaching
 from app.services.tuning_job import TuningJob
 from app.settings import Settings
+from app.storage.annotations import AnnotationStore
 from app.storage.categories import CategoryStore
 from app.storage.connection import Client, StoreError, connect, connect_with_breaker, patience
 from app.storage.idempotency import IdempotencyStore
@@ -81,6 +85,7 @@ class Service:
     photo_memory: PhotoMemory
     idempotency: Idempotency
     rate_limits: RateLimits | None
+    label_studio: LabelStudio
 
 
 @asynccontextmanager
@@ -147,6 +152,26 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         background = settings.background_words or BACKGROUND_WORDS
         lookup = CategoryLookup(store, most=settings.max_categories, metrics=metrics)
         cache = AdapterCache(store, max_bytes=settings.adapter_cache_bytes, metrics=metrics)
+        segmentation = Segmentation(
+            models,
+            lookup,
+            cache,
+            ImageCache(max_bytes=settings.image_cache_bytes, metrics=metrics),
+            background=background,
+            min_presence=settings.min_presence,
+            use_mask_decoder=uses_mask_decoder(settings),
+            use_tiles=settings.tiles,
+            metrics=metrics,
+        )
+        teaching = Teaching(store, jobs, engine, steps=recipe.steps)
+        photo_memory = PhotoMemory(max_bytes=settings.photo_memory_bytes, metrics=metrics)
+        label_studio = LabelStudioClient(
+            url=settings.label_studio_url,
+            token=settings.label_studio_token,
+            hosts=settings.label_studio_photo_hosts,
+            max_bytes=settings.max_upload_bytes,
+        )
+        stack.push_async_callback(label_studio.close)
         live = Service(
             settings=settings,
             metrics=metrics,
@@ -155,18 +180,8 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             categories=Categories(store, engine, models),
             jobs=jobs,
             engine=engine,
-            segmentation=Segmentation(
-                models,
-                lookup,
-                cache,
-                ImageCache(max_bytes=settings.image_cache_bytes, metrics=metrics),
-                background=background,
-                min_presence=settings.min_presence,
-                use_mask_decoder=uses_mask_decoder(settings),
-                use_tiles=settings.tiles,
-                metrics=metrics,
-            ),
-            teaching=Teaching(store, jobs, engine, steps=recipe.steps),
+            segmentation=segmentation,
+            teaching=teaching,
             tuning_job=TuningJob(
                 models,
                 store,
@@ -187,13 +202,31 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 max_pixels=settings.max_image_pixels,
             ),
             health=Health(client, models, metrics, unreadable),
-            photo_memory=PhotoMemory(max_bytes=settings.photo_memory_bytes, metrics=metrics),
+            photo_memory=photo_memory,
             idempotency=Idempotency(IdempotencyStore(client)),
             rate_limits=await stack.enter_async_context(rate_limits(url, settings.rate_limit)),
+            label_studio=LabelStudio(
+                segmentation,
+                lookup,
+                models,
+                Annotations(
+                    AnnotationStore(client),
+                    store,
+                    teaching,
+                    label_studio,
+                    photo_memory,
+                    max_pixels=settings.max_image_pixels,
+                ),
+                label_studio,
+                photo_memory,
+                max_pixels=settings.max_image_pixels,
+                min_presence=settings.min_presence,
+            ),
         )
         await stack.enter_async_context(_in_background(models.warm_up(), "warm-up"))
         await stack.enter_async_context(_in_background(_fill_memory(lookup, models), "memory"))
         await stack.enter_async_context(_in_background(_recover_after(outages, engine), "recovery"))
+        await stack.enter_async_context(_in_background(_unending(live.label_studio.work), "label-studio"))
         with patience():
             await engine.recover()
             if settings.worker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import ipaddress
 from collections.abc import Mapping
@@ -16,12 +17,22 @@ from app.errors import AppError, ForbiddenError, UnauthorizedError
 from app.settings import SCOPES, Scope
 
 # Paths that reveal nothing that was taught: probes, metrics, the API documentation and the page, which asks for a key.
-_OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/"})
 _OPEN_FOLDERS = ("/web/", "/docs/")
 # Load balancers and orchestrators ask these from other machines, without a key.
-_PROBES = frozenset({"/healthz", "/readyz"})
+_PROBES = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+_OPEN = frozenset({*_PROBES, "/metrics", "/docs", "/openapi.json", "/"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_SEGMENTING = frozenset({"/segment", "/segment/batch"})
+# Calls that change nothing that is stored although they send a body.
+_READING = frozenset(
+    {
+        "/segment",
+        "/segment/batch",
+        *(
+            f"/label-studio/{name}"
+            for name in ("setup", "predict", "validate", "delete", "duplicate_model", "job_status")
+        ),
+    }
+)
 
 
 class Access:
@@ -70,7 +81,7 @@ def scope_of(method: str, path: str) -> Scope | None:
     """
     if path in _OPEN or path.startswith(_OPEN_FOLDERS):
         return None
-    if method in _SAFE_METHODS or path in _SEGMENTING:
+    if method in _SAFE_METHODS or path in _READING:
         return "read"
     # DELETE /categories/{name}, but not .../examples/{id}
     if method == "PUT" or (method == "DELETE" and path.startswith("/categories/") and path.count("/") == 2):
@@ -141,8 +152,23 @@ def _is_of_this_machine(host: str) -> bool:
 
 
 def sent_key(headers: Headers) -> str | None:
-    """The API key of a request, or None."""
+    """The API key of a request, or None: a header of its own, a bearer token, or the password of Basic authentication.
+
+    Label Studio can send nothing but the last, with any user name.
+    """
     if key := headers.get("x-api-key"):
         return key
     kind, _, key = headers.get("authorization", "").partition(" ")
-    return key.strip() or None if kind.lower() == "bearer" else None
+    match kind.lower():
+        case "bearer":
+            return key.strip() or None
+        case "basic":
+            return _password(key) or None
+    return None
+
+
+def _password(credentials: str) -> str:
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
+    except ValueError:  # not base64, or not UTF-8
+        return ""

@@ -36,6 +36,19 @@ def mask_to_png(mask: Mask) -> bytes:
     return _png(Image.fromarray(mask))
 
 
+def mask_to_alpha_png(mask: Mask) -> bytes:
+    """Writes a mask as the opacity of a white picture, for programs that lay it over the photo.
+
+    Args:
+        mask: `[height, width]`.
+
+    Returns:
+        The file: grey with alpha, opaque in the category and transparent elsewhere.
+    """
+    white = np.full(mask.shape, 255, dtype=np.uint8)
+    return _png(Image.fromarray(np.dstack([white, white * mask])))
+
+
 def rgb_to_png(rgb: Rgb) -> bytes:
     """Writes a picture as an 8-bit colour PNG.
 

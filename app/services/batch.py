@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 async def as_ready(
     calls: Iterable[Callable[[], Coroutine[Any, Any, Result]]], *, at_once: int
-) -> AsyncIterator[Result]:
+) -> AsyncGenerator[Result, None]:
     """Run calls concurrently and yield their results in order of completion.
 
     The next call begins when the consumer has taken a result. If the consumer stops, running calls are cancelled and

@@ -29,6 +29,7 @@ class Lesson:
         replace: True to delete the category's other examples and words.
         id: Id for the job if the request may be sent again, else None. While that job has not ended, the same lesson
             sent again changes nothing.
+        example_id: Id for the example, never used before; None for one of the store's own.
     """
 
     name: CategoryName
@@ -37,6 +38,7 @@ class Lesson:
     prompts: tuple[CategoryName, ...] = ()
     replace: bool = False
     id: str | None = None
+    example_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,7 @@ def _example_of(lesson: Lesson) -> Example:
         height=height,
         area=int(lesson.mask.sum()),
         sha256=lesson.photo.sha256,
+        id=lesson.example_id,
     )
 
 

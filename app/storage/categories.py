@@ -581,9 +581,10 @@ def new_example(
     height: int,
     area: int,
     sha256: str,
+    id: str | None = None,
 ) -> Example:
-    """A new example with an id of its own."""
-    return Example(uuid4().hex, media_type, width, height, area, sha256, now(), image=image, mask=mask)
+    """A new example, with an id of its own unless one is given that was never used."""
+    return Example(id or uuid4().hex, media_type, width, height, area, sha256, now(), image=image, mask=mask)
 
 
 def _adapter_keys(category_id: str, adapter: Adapter) -> list[str]:

@@ -40,6 +40,9 @@ CATEGORIES = f"{PREFIX}:categories"
 # All jobs: sorted set of ids by time of creation; ids whose record has expired are dropped when read.
 JOBS = f"{PREFIX}:jobs"
 
+# Hash: id of a Label Studio annotation to JSON, the examples that were made of it.
+ANNOTATIONS = f"{PREFIX}:label-studio:annotations"
+
 
 def category(id_: str) -> str:
     """Hash: name, prompts, generation, job, adapter_version, adapter_generation, result_version, created_at.

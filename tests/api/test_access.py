@@ -20,6 +20,10 @@ def hashed(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+def basic(credentials: str) -> str:
+    return "Basic " + base64.b64encode(credentials.encode()).decode()
+
+
 SETTING = ", ".join(f"{scope}:{hashed(key)}" for scope, key in KEYS.items())
 
 
@@ -55,7 +59,13 @@ class TestKeys:
 
     @pytest.mark.parametrize(
         "headers",
-        [{"X-API-Key": "look"}, {"Authorization": "Bearer look"}, {"Authorization": "bearer  look"}],
+        [
+            {"X-API-Key": "look"},
+            {"Authorization": "Bearer look"},
+            {"Authorization": "bearer  look"},
+            {"Authorization": basic("anybody:look")},
+            {"Authorization": basic(":look")},
+        ],
     )
     def test_either_header_carries_it(self, api, headers: dict[str, str]) -> None:
         assert api.http.get("/categories", headers=headers).status_code == 200
@@ -68,6 +78,10 @@ class TestKeys:
             {"X-API-Key": hashed("look")},  # the setting's own text opens nothing
             {"Authorization": "look"},
             {"Authorization": "Basic look"},
+            {"Authorization": basic("look")},
+            {"Authorization": basic("look:")},
+            {"Authorization": basic("anybody:look:")},
+            {"Authorization": "Basic /////w=="},
             {"Authorization": "Bearer"},
             {"X-API-Key": b"l\xf6\xf6k"},
         ],
@@ -81,7 +95,10 @@ class TestKeys:
         assert "teach" in answer.json()["detail"]
 
     def test_probes_numbers_and_the_document_are_open(self, api) -> None:
-        probes, pages = ("/healthz", "/readyz", "/metrics"), ("/docs", "/docs/swagger-ui.css", "/", "/web/page.js")
+        probes, pages = (
+            ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"),
+            ("/docs", "/docs/swagger-ui.css", "/", "/web/page.js"),
+        )
         for path in (*probes, *pages, "/openapi.json"):
             assert api.http.get(path).status_code == 200
 
@@ -117,6 +134,22 @@ NEEDED = {
     ("POST", "/layers/rank"): "teach",
     ("GET", "/layers"): "read",
     ("GET", "/backbones"): "read",
+    ("GET", "/label-studio/health"): "read",
+    ("POST", "/label-studio/setup"): "read",
+    ("GET", "/label-studio/versions"): "read",
+    ("POST", "/label-studio/predict"): "read",
+    ("POST", "/label-studio/webhook"): "teach",
+    ("POST", "/label-studio/validate"): "read",
+    ("POST", "/label-studio/delete"): "read",
+    ("POST", "/label-studio/duplicate_model"): "read",
+    ("POST", "/label-studio/job_status"): "read",
+    ("GET", "/v2"): "read",
+    ("GET", "/v2/health/live"): None,
+    ("GET", "/v2/health/ready"): None,
+    ("GET", "/v2/models/{name}"): "read",
+    ("GET", "/v2/models/{name}/ready"): "read",
+    ("GET", "/v2/models/{name}/versions/{version}"): "read",
+    ("GET", "/v2/models/{name}/versions/{version}/ready"): "read",
     ("GET", "/healthz"): None,
     ("GET", "/readyz"): None,
     ("GET", "/metrics"): None,

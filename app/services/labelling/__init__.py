@@ -1,0 +1,1 @@
+"""Label Studio's side of the service: its label configs, regions, photos and annotations."""

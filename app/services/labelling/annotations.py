@@ -1,0 +1,192 @@
+"""Examples from annotations: teaches what people mark in Label Studio, replaces it and takes it away."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from app.errors import AppError, ConflictError, NotFoundError
+from app.images.files import TakeBytes
+from app.images.photo import decode_photo
+from app.masks import MalformedMaskError, Mask
+from app.services.batch import patiently
+from app.services.photo_memory import PhotoMemory
+from app.services.teaching import Lesson, Teaching
+from app.storage.annotations import Annotation, AnnotationStore, LabelExample
+from app.storage.categories import CategoryStore
+from app.storage.names import CategoryName
+
+from .config import Control, controls_of
+from .photos import LabelStudioClient
+from .regions import mask_of
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Marked:
+    """An annotation that was made or changed.
+
+    Attributes:
+        id: Its id in Label Studio.
+        task: Id of its task.
+        data: Data of its task.
+        regions: Its regions, unchecked JSON; none if the task was skipped.
+        config: Label config of its project.
+        updated_at: Time of the change, as Label Studio writes it.
+    """
+
+    id: int
+    task: int
+    data: Mapping[str, Any]
+    regions: Sequence[Any]
+    config: str
+    updated_at: str
+
+
+class Annotations:
+    """Keeps the examples of annotations as the annotations are.
+
+    There is one example for each label of an annotation: the union of its regions of that label.
+
+    Args:
+        store: Which examples were made of which annotation.
+        categories: Store of categories and examples.
+        teaching: Accepts and deletes examples.
+        client: Reads photos.
+        photo_memory: Limit on the memory for photos.
+        max_pixels: Size limit of a photo.
+    """
+
+    def __init__(
+        self,
+        store: AnnotationStore,
+        categories: CategoryStore,
+        teaching: Teaching,
+        client: LabelStudioClient,
+        photo_memory: PhotoMemory,
+        *,
+        max_pixels: int,
+    ) -> None:
+        self._store = store
+        self._categories = categories
+        self._teaching = teaching
+        self._client = client
+        self._photo_memory = photo_memory
+        self._max_pixels = max_pixels
+
+    async def learn(self, marked: Marked) -> None:
+        """Teach an annotation's labels; what it taught before and does not show any more is deleted.
+
+        Raises:
+            AppError: If its photo or config can't be read, or a category has as many examples as it may.
+        """
+        known = await self._store.get(marked.id)
+        if known and marked.updated_at < known.updated_at:
+            return  # overtaken by a later change
+
+        async def once() -> None:
+            with self._photo_memory.request() as take_bytes:
+                await self._replace(marked, known, await self._lessons(marked, take_bytes))
+
+        await patiently(once)
+
+    async def forget(self, id: int) -> None:
+        """Delete the examples of an annotation."""
+        known = await self._store.get(id)
+        for example in known.examples if known else ():
+            await self._forget(example)
+        await self._store.delete(id)
+
+    async def forget_task(self, task: int) -> None:
+        """Delete the examples of a task's annotations."""
+        for id in await self._store.of_task(task):
+            await self.forget(id)
+
+    async def _lessons(self, marked: Marked, take_bytes: TakeBytes) -> list[Lesson]:
+        """One lesson for each label that marks something, of each photo of the task."""
+        by_address: dict[str, list[tuple[Control, Mapping[str, Any]]]] = {}
+        controls = {control.name: control for control in controls_of(marked.config)}
+        for region in marked.regions:
+            control = controls.get(region.get("from_name", "")) if isinstance(region, Mapping) else None
+            address = control.address(marked.data) if control else None
+            if control and address:
+                by_address.setdefault(address, []).append((control, region))
+        lessons = []
+        for address, regions in by_address.items():
+            raw = await self._client.photo(address)
+            photo = await asyncio.to_thread(decode_photo, raw, max_pixels=self._max_pixels, take_bytes=take_bytes)
+            for name, mask in (await asyncio.to_thread(_masks, regions, photo.rgb.shape[:2])).items():
+                lessons.append(Lesson(name, photo, mask, example_id=uuid4().hex))
+        return lessons
+
+    async def _replace(self, marked: Marked, known: Annotation | None, lessons: Sequence[Lesson]) -> None:
+        before = known.examples if known else ()
+        contents = await asyncio.to_thread(lambda: [_content(lesson) for lesson in lessons])
+        there = [example for example in before if example.content in contents and await self._exists(example)]
+        taught = {example.content for example in there}
+        new = [
+            (lesson, LabelExample(lesson.name.text, lesson.example_id or "", content))
+            for lesson, content in zip(lessons, contents, strict=True)
+            if content not in taught
+        ]
+        after = (*there, *(example for _, example in new))
+        # First all that there will be at any time: an end of this process in between leaves nothing without a trace.
+        both = (*before, *(example for _, example in new))
+        await self._store.put(marked.id, Annotation(marked.task, marked.updated_at, both))
+        gone = [example for example in before if example not in there]
+        for lesson, _ in new:
+            await self._teach(lesson, [example for example in gone if CategoryName(example.category) == lesson.name])
+        for example in gone:
+            await self._forget(example)
+        await self._store.put(marked.id, Annotation(marked.task, marked.updated_at, after))
+
+    async def _teach(self, lesson: Lesson, gone: Sequence[LabelExample]) -> None:
+        """Teach a lesson; where there is no room for both, what it replaces is deleted first."""
+        try:
+            await self._teaching.teach(lesson)
+        except ConflictError:
+            if not gone:
+                raise
+            for example in gone:
+                await self._forget(example)
+            await self._teaching.teach(lesson)
+
+    async def _exists(self, example: LabelExample) -> bool:
+        """False if somebody deleted it elsewhere."""
+        infos = await self._categories.example_infos(CategoryName(example.category).id)
+        return example.id in {info.id for info in infos}
+
+    async def _forget(self, example: LabelExample) -> None:
+        try:
+            await self._teaching.forget(CategoryName(example.category), example.id)
+        except NotFoundError:
+            _log.info("an example of %s is deleted already", example.category)
+
+
+def _masks(regions: Sequence[tuple[Control, Mapping[str, Any]]], photo_hw: tuple[int, int]) -> dict[CategoryName, Mask]:
+    """The union of the regions of each label, without what marks nothing or all of the photo."""
+    masks: dict[CategoryName, Mask] = {}
+    for control, region in regions:
+        try:
+            mask = mask_of(region, control.kind, photo_hw)
+        except (MalformedMaskError, AppError) as error:
+            _log.warning("a region of Label Studio is left out: %s", error)
+            continue
+        texts = region["value"].get(control.kind)
+        for label in control.labels:
+            if isinstance(texts, list) and label.text in texts:
+                masks[label.name] = masks.get(label.name, np.zeros(photo_hw, bool)) | mask
+    return {name: mask for name, mask in masks.items() if mask.any() and not mask.all()}
+
+
+def _content(lesson: Lesson) -> str:
+    parts = (lesson.name.id.encode(), lesson.photo.sha256.encode(), np.packbits(lesson.mask).tobytes())
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()

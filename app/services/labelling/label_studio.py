@@ -1,0 +1,266 @@
+"""Label Studio's ML backend: predictions for its tasks, and a queue of the changes that it tells."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+from app.errors import AppError, OverloadedError, UnavailableError
+from app.images.photo import decode_photo
+from app.services.batch import as_ready, patiently
+from app.services.category_lookup import CategoryLookup
+from app.services.models import Models
+from app.services.photo_memory import PhotoMemory
+from app.services.segmentation import Request, Segmentation, Segmented
+from app.storage.connection import StoreError
+
+from .annotations import Annotations, Marked
+from .config import Control, categories_of, controls_of
+from .photos import LabelStudioClient
+from .regions import Json, regions_of
+
+# Label Studio waits 100 seconds for the predictions of all tasks that it sends. After this time only the first one is
+# answered: Label Studio then asks for each task alone.
+_ANSWER_S = 45.0
+
+_AT_ONCE = 2
+
+# Changes that wait to be learnt. Each may hold the regions of a large photo.
+_MOST_WAITING = 256
+
+_TRIES = 4
+_PAUSE_S = 2.0
+
+_PAGE_SIZE = 50
+
+_log = logging.getLogger(__name__)
+
+
+class LabelStudio:
+    """Answers Label Studio's calls.
+
+    Args:
+        segmentation: Segments photos.
+        lookup: Looks categories up.
+        models: The loaded backbones.
+        annotations: Keeps examples as annotations are.
+        client: Reads photos.
+        photo_memory: Limit on the memory for photos.
+        max_pixels: Size limit of a photo.
+        min_presence: As in `Segmentation`; predictions depend on it.
+    """
+
+    def __init__(
+        self,
+        segmentation: Segmentation,
+        lookup: CategoryLookup,
+        models: Models,
+        annotations: Annotations,
+        client: LabelStudioClient,
+        photo_memory: PhotoMemory,
+        *,
+        max_pixels: int,
+        min_presence: float,
+    ) -> None:
+        self._segmentation = segmentation
+        self._lookup = lookup
+        self._models = models
+        self._annotations = annotations
+        self._client = client
+        self._photo_memory = photo_memory
+        self._max_pixels = max_pixels
+        self._min_presence = min_presence
+        self._config = "<View/>"  # of the project that was set up last
+        self._changes: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(_MOST_WAITING)
+
+    async def set_up(self, config: str, *, hostname: str, token: str) -> str:
+        """Get to know a project; return the version of its predictions.
+
+        Raises:
+            InvalidInputError: If the config can't be used.
+        """
+        version = await self.version(controls_of(config))
+        self._config = config
+        self._client.meet(hostname, token)
+        return version
+
+    async def versions(self) -> list[str]:
+        """Version of the predictions for the project that was set up last."""
+        return [await self.version(controls_of(self._config))]
+
+    async def version(self, controls: tuple[Control, ...]) -> str:
+        """Version of the predictions: it changes with the model and with every adapter of these controls."""
+        names = categories_of(controls)
+        found = await self._lookup.named([name.id for name in names])
+        adapters = [
+            (name.id, *((record.adapter.version, record.adapter_sha256) if record and record.adapter else ()))
+            for name, record in zip(names, found.records, strict=True)
+        ]
+        facts = json.dumps([self._models.default.info.revision, self._min_presence, sorted(adapters)])
+        return f"exemplar-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+
+    async def predict(self, tasks: Sequence[Mapping[str, Any]], config: str) -> list[Json | list[Json]]:
+        """Predictions for some tasks, in order: what was found in their photos, under all controls that mark areas.
+
+        A task whose photo can't be read has no prediction. If they take too long, there is only the first.
+
+        Args:
+            tasks: Each with its `data`.
+            config: Label config of their project.
+
+        Raises:
+            InvalidInputError: If the config can't be used.
+            AppError: If no task has a photo that can be read.
+        """
+        controls = controls_of(config)
+        version = await self.version(controls)
+        self._segmentation.admit(Request())
+        results: dict[int, Json | list[Json]] = {}
+        problems: list[AppError] = []
+
+        async def one(index: int, task: Mapping[str, Any]) -> None:
+            try:
+                results[index] = await self._prediction(task, controls, version)
+            except AppError as error:
+                _log.warning("task %s has no prediction: %s", task.get("id"), error)
+                problems.append(error)
+                results[index] = []  # Label Studio stores nothing for it, and asks again
+
+        started = time.monotonic()
+        calls = (partial(one, index, task) for index, task in enumerate(tasks))
+        async with aclosing(as_ready(calls, at_once=_AT_ONCE)) as ready:
+            async for _ in ready:
+                if time.monotonic() - started > _ANSWER_S and 0 in results:
+                    break
+        if problems and len(problems) == len(tasks):
+            raise problems[0]
+        return [results[index] for index in range(len(tasks))] if len(results) == len(tasks) else [results[0]]
+
+    async def _prediction(self, task: Mapping[str, Any], controls: tuple[Control, ...], version: str) -> Json:
+        data = task.get("data")
+        by_address: dict[str, list[Control]] = {}
+        for control in controls:
+            if isinstance(data, Mapping) and (address := control.address(data)):
+                by_address.setdefault(address, []).append(control)
+        regions: list[Json] = []
+        scores = [0.0]
+        for address, of_photo in by_address.items():
+            segmented = await self._segment(address, tuple(of_photo))
+            regions += await asyncio.to_thread(_regions, segmented, of_photo)
+            scores += [round(found.presence, 4) for found in segmented.categories]
+        return {"result": regions, "score": max(scores), "model_version": version}
+
+    async def _segment(self, address: str, controls: tuple[Control, ...]) -> Segmented:
+        raw = await self._client.photo(address)
+        request = Request(categories=categories_of(controls))
+
+        async def once() -> Segmented:
+            with self._photo_memory.request() as take_bytes:
+                read = partial(decode_photo, raw, max_pixels=self._max_pixels, field="tasks", take_bytes=take_bytes)
+                return await self._segmentation.segment(await asyncio.to_thread(read), request)
+
+        return await patiently(once)
+
+    def learn(self, marked: Marked) -> None:
+        """Teach an annotation's labels in the background.
+
+        Raises:
+            OverloadedError: If too many changes wait.
+        """
+        self._add(partial(self._annotations.learn, marked))
+
+    def forget(self, annotation: int) -> None:
+        """Delete the examples of an annotation in the background.
+
+        Raises:
+            OverloadedError: As `learn`.
+        """
+        self._add(partial(self._annotations.forget, annotation))
+
+    def forget_task(self, task: int) -> None:
+        """Delete the examples of a task in the background.
+
+        Raises:
+            OverloadedError: As `learn`.
+        """
+        self._add(partial(self._annotations.forget_task, task))
+
+    def learn_project(self, project: int, config: str) -> None:
+        """Teach all annotations of a project in the background.
+
+        Raises:
+            OverloadedError: As `learn`.
+        """
+        self._add(partial(self._learn_project, project, config))
+
+    def _add(self, change: Callable[[], Awaitable[None]]) -> None:
+        try:
+            self._changes.put_nowait(change)
+        except asyncio.QueueFull:
+            raise OverloadedError("Too many annotations wait to be learnt: send this one again later.") from None
+
+    async def work(self) -> None:
+        """Make the changes one after another, in the order in which they came, for ever."""
+        while True:
+            change = await self._changes.get()
+            await self._make(change)
+
+    async def _make(self, change: Callable[[], Awaitable[None]]) -> None:
+        """Make a change, again after a pause if Label Studio or the store does not answer."""
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return await change()
+            except (UnavailableError, StoreError) as error:
+                _log.warning("an annotation waits to be learnt: %s", error)
+                if tries_left:
+                    await asyncio.sleep(_PAUSE_S)
+            except AppError as error:
+                _log.warning("an annotation is not learnt: %s", error)
+                return
+        _log.error("an annotation is not learnt; start the training in Label Studio to learn it")
+
+    async def _learn_project(self, project: int, config: str) -> None:
+        page = 1
+        while tasks := await self._client.tasks(project, page=page, page_size=_PAGE_SIZE):
+            for task in tasks:
+                for marked in marked_of(task, config):
+                    await self._make(partial(self._annotations.learn, marked))
+            if len(tasks) < _PAGE_SIZE:
+                return
+            page += 1
+
+
+def marked_of(task: Mapping[str, Any], config: str) -> list[Marked]:
+    """The annotations of a task with its annotations, as Label Studio's API gives it."""
+    found = []
+    for annotation in task.get("annotations") or ():
+        skipped = annotation.get("was_cancelled", False)
+        found.append(
+            Marked(
+                id=int(annotation["id"]),
+                task=int(task["id"]),
+                data=task.get("data") or {},
+                regions=() if skipped else annotation.get("result") or (),
+                config=config,
+                updated_at=str(annotation.get("updated_at", "")),
+            )
+        )
+    return found
+
+
+def _regions(segmented: Segmented, controls: Sequence[Control]) -> list[Json]:
+    regions = []
+    names = {name: found for name, found in zip(categories_of(tuple(controls)), segmented.categories, strict=True)}
+    for control in controls:
+        for label in control.labels:
+            found = names[label.name]
+            if found.area:
+                regions += regions_of(control, label, found.mask, score=round(found.presence, 4))
+    return regions

@@ -1,0 +1,244 @@
+"""Photos of Label Studio's tasks: fetched from Label Studio, from hosts that the settings allow, or out of data URLs.
+
+The address of a photo is the caller's. Without a list of allowed hosts a caller could make the service read any page of
+the network that it stands in.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from base64 import b64decode
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import httpx2 as httpx
+
+from app.errors import InvalidInputError, TooLargeError, UnavailableError
+
+_CONNECT_TIMEOUT_S = 5.0
+_READ_TIMEOUT_S = 20.0
+_MOST_REDIRECTS = 4
+
+# Label Studio answers a caller that it does not know with its login page.
+_LOGIN_PATH = "/user/login"
+
+# A page of tasks has the regions of all their annotations.
+_MAX_JSON_BYTES = 256 * 1024 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+class LabelStudioClient:
+    """Reads photos and tasks.
+
+    Args:
+        url: Address of Label Studio; empty if none is known, and then only data URLs are read.
+        token: Its access token, of either kind; empty for that of the last `meet`.
+        hosts: Other hosts that photos are fetched from, without the token.
+        max_bytes: Size limit of a photo.
+        transport: Sends the requests; None for the network.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        token: str,
+        hosts: tuple[str, ...],
+        max_bytes: int,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._url = httpx.URL(url.rstrip("/")) if url else None
+        self._token = token
+        self._told_token = ""
+        self._access = ""  # what a personal access token was exchanged for
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._max_bytes = max_bytes
+        self._transport = transport
+        self._http: httpx.AsyncClient | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._http:
+            await self._http.aclose()
+
+    def meet(self, hostname: str, token: str) -> None:
+        """Use the token that Label Studio brings, if it is the one of the settings and they have no token."""
+        try:
+            told = httpx.URL(hostname)
+        except httpx.InvalidURL:
+            return
+        if self._is_label_studio(told):
+            self._told_token = token
+
+    async def photo(self, address: str) -> bytes:
+        """The file of a photo.
+
+        Args:
+            address: A path on Label Studio, a URL, or a data URL.
+
+        Raises:
+            InvalidInputError: If its host is not allowed, or it can't be read there.
+            TooLargeError: If it is larger than an upload may be.
+            UnavailableError: If its host does not answer.
+        """
+        if address[:5].lower() == "data:":
+            return self._of_data_url(address)
+        return await self._get(self._absolute(address), max_bytes=self._max_bytes)
+
+    async def tasks(self, project: int, *, page: int, page_size: int) -> list[Mapping[str, Any]]:
+        """Some tasks of a project with their annotations; none after the last page.
+
+        Raises:
+            InvalidInputError, UnavailableError: As `photo`.
+        """
+        url = self._absolute("/api/tasks").copy_merge_params(
+            {"project": project, "page": page, "page_size": page_size, "fields": "all"}
+        )
+        try:
+            raw = await self._get(url, max_bytes=_MAX_JSON_BYTES)
+        except _NotThere:
+            return []  # the page after the last one
+        found = _json(raw)
+        return list(found.get("tasks", ()))
+
+    def _of_data_url(self, address: str) -> bytes:
+        head, _, body = address.partition(",")
+        if len(body) > 2 * self._max_bytes:
+            raise self._too_large("A data URL", self._max_bytes)
+        try:
+            raw = b64decode(body, validate=True) if head.endswith(";base64") else unquote_to_bytes(body)
+        except ValueError as error:
+            raise InvalidInputError("A data URL is not base64.", field="tasks") from error
+        if len(raw) > self._max_bytes:
+            raise self._too_large("A data URL", self._max_bytes)
+        return raw
+
+    def _absolute(self, address: str) -> httpx.URL:
+        if address.startswith("/") and not address.startswith("//"):
+            if self._url is None:
+                raise InvalidInputError(
+                    f"{address[:200]} is a path on Label Studio, whose address is not known: set "
+                    "EXEMPLAR_LABEL_STUDIO_URL.",
+                    field="tasks",
+                )
+            # Below a folder of a host, Label Studio writes paths with the folder or without it.
+            folder = self._url.path.rstrip("/")
+            return self._url.join(address if folder and address.startswith(f"{folder}/") else f"{folder}{address}")
+        try:
+            return httpx.URL(address)
+        except httpx.InvalidURL as error:
+            raise InvalidInputError(f"{address[:200]} is no address of a photo: {error}.", field="tasks") from error
+
+    def _is_label_studio(self, url: httpx.URL) -> bool:
+        return self._url is not None and _origin(url) == _origin(self._url)
+
+    def _check_allowed(self, url: httpx.URL) -> None:
+        if url.scheme not in ("http", "https"):
+            raise InvalidInputError(f"{url.scheme or 'No'} address: photos have http, https or data.", field="tasks")
+        names = {url.host.lower(), f"{url.host.lower()}:{url.port}"}
+        if not self._is_label_studio(url) and not names & self._hosts:
+            raise InvalidInputError(
+                f"Photos of {url.host} are not fetched: only those of EXEMPLAR_LABEL_STUDIO_URL are, and of the hosts "
+                "in EXEMPLAR_LABEL_STUDIO_HOSTS.",
+                field="tasks",
+            )
+
+    async def _get(self, url: httpx.URL, *, max_bytes: int) -> bytes:
+        for _ in range(_MOST_REDIRECTS):
+            self._check_allowed(url)
+            status, headers, raw = await self._send(url, max_bytes)
+            if status == 401 and self._access:
+                self._access = ""  # it has expired
+                status, headers, raw = await self._send(url, max_bytes)
+            if not 300 <= status < 400:
+                return _content(url, status, raw)
+            url = url.join(headers.get("location", ""))
+            if url.path.startswith(_LOGIN_PATH):
+                raise _refused(url, 401)
+        raise InvalidInputError(f"{url.host} redirects too often.", field="tasks")
+
+    async def _send(self, url: httpx.URL, max_bytes: int) -> tuple[int, Mapping[str, str], bytes]:
+        headers = await self._authorization() if self._is_label_studio(url) else {}
+        try:
+            async with self._client().stream("GET", url, headers=headers) as answer:
+                raw = bytearray()
+                async for part in answer.aiter_bytes():
+                    raw += part
+                    if len(raw) > max_bytes:
+                        raise self._too_large(f"The photo of {url.host}", max_bytes)
+                return answer.status_code, answer.headers, bytes(raw)
+        except httpx.HTTPError as error:
+            raise UnavailableError(f"{url.host} does not answer ({type(error).__name__}).", field="tasks") from error
+
+    async def _authorization(self) -> dict[str, str]:
+        token = self._token or self._told_token
+        if not token:
+            return {}
+        if token.count(".") != 2:
+            return {"Authorization": f"Token {token}"}
+        # A personal access token is a JWT that only asks for tokens of some minutes.
+        if not self._access:
+            try:
+                answer = await self._client().post(self._absolute("/api/token/refresh"), json={"refresh": token})
+            except httpx.HTTPError as error:
+                raise UnavailableError(
+                    f"Label Studio does not answer ({type(error).__name__}).", field="tasks"
+                ) from error
+            if answer.status_code != 200:
+                raise _refused(answer.url, answer.status_code)
+            self._access = str(_json(answer.content).get("access", ""))
+        return {"Authorization": f"Bearer {self._access}"}
+
+    def _client(self) -> httpx.AsyncClient:
+        """The client, made with the first request: a service without Label Studio needs none."""
+        if self._http is None:
+            timeout = httpx.Timeout(_READ_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
+            self._http = httpx.AsyncClient(timeout=timeout, transport=self._transport, follow_redirects=False)
+        return self._http
+
+    def _too_large(self, what: str, limit: int) -> TooLargeError:
+        return TooLargeError(
+            f"{what} has more than {limit} bytes, which are allowed (EXEMPLAR_MAX_UPLOAD_BYTES).", field="tasks"
+        )
+
+
+class _NotThere(InvalidInputError):
+    """There is nothing at an address."""
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    ports = {"http": 80, "https": 443}
+    return url.scheme, url.host.lower(), url.port or ports.get(url.scheme)
+
+
+def _content(url: httpx.URL, status: int, raw: bytes) -> bytes:
+    if status == 200:
+        return raw
+    if status >= 500:
+        raise UnavailableError(f"{url.host} answers with {status}.", field="tasks")
+    raise _refused(url, status)
+
+
+def _json(raw: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UnavailableError("Label Studio answers with something else than JSON.", field="tasks")
+    return found
+
+
+def _refused(url: httpx.URL, status: int) -> InvalidInputError:
+    if status in (401, 403):
+        return InvalidInputError(
+            f"{url.host} refuses the access token: set EXEMPLAR_LABEL_STUDIO_TOKEN to one of a user who sees the "
+            "project.",
+            field="tasks",
+        )
+    return _NotThere(
+        f"There is no photo at {url.copy_with(query=None)}: its host answers with {status}.", field="tasks"
+    )

@@ -1,0 +1,93 @@
+"""Store of which examples were made of which Label Studio annotation, so that they can be replaced and deleted."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+
+from pydantic import TypeAdapter
+from redis.asyncio import Redis
+
+from . import keys
+from .records import json_value, validated
+from .replies import as_bytes
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LabelExample:
+    """An example made of the regions of one label.
+
+    Attributes:
+        category: Name of its category.
+        id: Its id.
+        content: Hash of its category, photo and mask.
+    """
+
+    category: str
+    id: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What was made of an annotation.
+
+    Attributes:
+        task: Id of its task.
+        updated_at: Time of its last change, as Label Studio writes it.
+        examples: The examples made of it.
+    """
+
+    task: int
+    updated_at: str
+    examples: tuple[LabelExample, ...]
+
+
+_ANNOTATION = TypeAdapter(Annotation)
+
+
+class AnnotationStore:
+    """Annotations in Redis, by their id in Label Studio.
+
+    Args:
+        redis: Client that returns bytes.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def get(self, id: int) -> Annotation | None:
+        """What was made of an annotation, or None. A record that can't be read counts as none."""
+        raw = await self._redis.hget(keys.ANNOTATIONS, str(id))
+        return _read(raw) if raw is not None else None
+
+    async def put(self, id: int, annotation: Annotation) -> None:
+        """Store what was made of an annotation; nothing is kept of one without examples."""
+        if annotation.examples:
+            await self._redis.hset(keys.ANNOTATIONS, str(id), json.dumps(asdict(annotation)))
+        else:
+            await self.delete(id)
+
+    async def delete(self, id: int) -> None:
+        """Delete what is stored of an annotation."""
+        await self._redis.hdel(keys.ANNOTATIONS, str(id))
+
+    async def of_task(self, task: int) -> list[int]:
+        """Ids of a task's annotations."""
+        found = []
+        async for id, raw in self._redis.hscan_iter(keys.ANNOTATIONS):
+            annotation = _read(raw)
+            if annotation and annotation.task == task:
+                found.append(int(id))
+        return found
+
+
+def _read(raw: object) -> Annotation | None:
+    try:
+        return validated(_ANNOTATION, json_value("annotation", as_bytes(raw)))
+    except ValueError as error:
+        _log.warning("what was made of an annotation can't be read (%s)", error)
+        return None

@@ -1,0 +1,471 @@
+"""Label Studio's ML backend. The requests in `label_studio_requests/` were recorded from Label Studio 1.23.2."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.images.masks import decode_mask
+from app.masks.brush import brush_to_mask, mask_to_brush
+from app.masks.pictures import mask_to_alpha_png
+from tests.api.test_access import SETTING, basic
+from tests.conftest import DEADLINE_S
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TOKEN = "0123456789abcdef0123456789abcdef01234567"
+KINDS = {"brushlabels", "polygonlabels", "rectanglelabels", "bitmasklabels"}
+
+
+def recorded(name: str) -> dict[str, Any]:
+    return json.loads((Path(__file__).parent / "label_studio_requests" / f"{name}.json").read_text())
+
+
+class FakeLabelStudio(ThreadingHTTPServer):
+    """Answers with photos and tasks to who sends the token, and notes what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.tasks: list[dict[str, Any]] = []
+        self.accepted = {f"Token {TOKEN}"}
+        self.asked: list[tuple[str, str | None]] = []
+        self.redirects: dict[str, str] = {}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeLabelStudio
+
+    def do_GET(self) -> None:
+        sent = self.headers.get("Authorization")
+        self.server.asked.append((self.path, sent))
+        if location := self.server.redirects.get(self.path):
+            self._send(302, b"", location=location)
+        elif sent not in self.server.accepted:
+            self._send(302, b"", location=f"/user/login/?next={self.path}")
+        elif self.path.startswith("/api/tasks?"):
+            page = [] if "page=2" in self.path else self.server.tasks
+            self._send(200, json.dumps({"tasks": page}).encode())
+        else:
+            file = EXAMPLES / self.path.rpartition("-")[2]
+            self._send(200, file.read_bytes()) if file.is_file() else self._send(404, b"")
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, body["refresh"]))
+        self._send(200, json.dumps({"access": "fresh"}).encode())
+
+    def _send(self, status: int, body: bytes, *, location: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if location:
+            self.send_header("Location", location)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def label_studio() -> Iterator[FakeLabelStudio]:
+    with FakeLabelStudio() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def api(start, label_studio: FakeLabelStudio):
+    # With one background word the random model finds something in every photo.
+    with start(label_studio_url=label_studio.url, label_studio_token=TOKEN, background="sky") as running:
+        yield running
+
+
+def call(api, name: str, body: dict[str, Any], **options: Any):
+    return api.http.post(f"/label-studio/{name}", json=body, **options)
+
+
+def tell(api, body: dict[str, Any]) -> None:
+    answer = call(api, "webhook", body)
+    assert (answer.status_code, answer.json()) == (201, {"status": "ok", "result": {}})
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + DEADLINE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def example_ids(api, name: str = "cat") -> list[str]:
+    answer = api.http.get(f"/categories/{name}/examples")
+    return [example["id"] for example in answer.json()] if answer.status_code == 200 else []
+
+
+def mask_of_example(api, id: str) -> np.ndarray:
+    raw = api.http.get(f"/categories/cat/examples/{id}/mask").content
+    return decode_mask(raw, photo_hw=(480, 640), max_pixels=480 * 640)
+
+
+def small_task(api, **data: str) -> dict[str, Any]:
+    return {"id": 7, "data": {"image": "data:image/png;base64," + base64.b64encode(api.photo).decode(), **data}}
+
+
+def config(*controls: str) -> str:
+    return f'<View><Image name="image" value="$image"/>{"".join(controls)}</View>'
+
+
+BRUSH = '<BrushLabels name="brush" toName="image"><Label value="cat"/></BrushLabels>'
+
+
+class TestConnecting:
+    def test_health(self, api) -> None:
+        for path in ("/label-studio/health", "/label-studio/"):
+            assert api.http.get(path).json() == {"status": "UP", "model_class": "Exemplar"}
+
+    def test_setup_tells_a_version_that_changes_with_a_category_of_the_config(self, api) -> None:
+        first = call(api, "setup", recorded("setup")).json()["model_version"]
+        assert api.http.get("/label-studio/versions").json() == {"versions": [first]}
+        api.taught("horse")  # not in the config
+        assert call(api, "setup", recorded("setup")).json()["model_version"] == first
+        api.taught("dog")
+        second = call(api, "setup", recorded("setup")).json()["model_version"]
+        assert second != first
+        assert api.http.get("/label-studio/versions").json() == {"versions": [second]}
+
+    @pytest.mark.parametrize(
+        ("schema", "told"),
+        [
+            ("<View", "XML"),
+            ('<!DOCTYPE x [<!ENTITY a "b">]><View/>', "document type"),
+            (config(BRUSH.replace("cat", "cat/dog")), "slash"),
+        ],
+    )
+    def test_a_config_that_cannot_be_used_is_refused(self, api, schema: str, told: str) -> None:
+        answer = call(api, "setup", recorded("setup") | {"schema": schema})
+        assert answer.status_code == 422
+        assert told in answer.json()["detail"]
+
+    @pytest.mark.parametrize("name", ["validate", "delete", "duplicate_model", "job_status"])
+    def test_the_rest_is_answered_and_does_nothing(self, api, name: str) -> None:
+        before = api.stored()
+        assert call(api, name, {"project": "1.2"}).status_code == 200
+        assert api.stored() == before
+
+
+class TestPredictions:
+    def test_of_recorded_tasks_under_all_controls(self, api, label_studio: FakeLabelStudio) -> None:
+        answer = call(api, "predict", recorded("predict"))
+        assert answer.status_code == 200, answer.text
+        results = answer.json()["results"]
+        version = call(api, "setup", recorded("setup")).json()["model_version"]
+        assert [result["model_version"] for result in results] == [version, version]
+        assert {region["type"] for result in results for region in result["result"]} == KINDS
+        assert {path for path, _ in label_studio.asked} == {
+            "/data/upload/1/92e3cee5-kitten.jpg",
+            "/data/upload/1/5d1fdec8-chelsea.jpg",
+        }
+
+    def test_they_are_the_masks_of_segment(self, api) -> None:
+        result = call(api, "predict", {"tasks": [small_task(api)], "label_config": config(BRUSH)}).json()["results"][0]
+        segmented = api.segment("cat").json()["categories"][0]
+        (region,) = result["result"]
+        mask = brush_to_mask(region["value"]["rle"], api.hw)
+        assert int(mask.sum()) == segmented["area"]
+        assert region["value"]["brushlabels"] == ["cat"]
+        assert (region["from_name"], region["to_name"]) == ("brush", "image")
+        assert (region["original_height"], region["original_width"]) == api.hw
+        assert region["score"] == result["score"] == segmented["presence"]
+
+    def test_an_alias_stands_for_its_label(self, api) -> None:
+        aliased = BRUSH.replace('"cat"', '"cat" alias="c1"')
+        result = call(api, "predict", {"tasks": [small_task(api)], "label_config": config(aliased)}).json()
+        assert result["results"][0]["result"][0]["value"]["brushlabels"] == ["c1"]
+
+    def test_a_task_whose_photo_cannot_be_read_has_none(self, api) -> None:
+        tasks = [{"id": 1, "data": {"image": "data:image/png;base64,AAAA"}}, small_task(api)]
+        first, second = call(api, "predict", {"tasks": tasks, "label_config": config(BRUSH)}).json()["results"]
+        assert first == []
+        assert second["result"]
+        assert call(api, "predict", {"tasks": tasks[:1], "label_config": config(BRUSH)}).status_code == 422
+
+    def test_what_is_not_found_has_no_region(self, start) -> None:
+        with start() as api:
+            assert not api.segment("cat").json()["categories"][0]["found"]
+            body = {"tasks": [small_task(api)], "label_config": config(BRUSH)}
+            (result,) = call(api, "predict", body).json()["results"]
+            assert result["result"] == []
+
+    def test_if_they_take_long_the_first_is_answered(self, api, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Label Studio then asks for each task alone."""
+        monkeypatch.setattr("app.services.labelling.label_studio._ANSWER_S", 0.0)
+        tasks = [small_task(api) | {"id": number} for number in range(9)]
+        answer = call(api, "predict", {"tasks": tasks, "label_config": config(BRUSH)})
+        assert len(answer.json()["results"]) == 1
+
+
+class TestAnnotations:
+    def test_a_recorded_annotation_teaches_its_label(self, api) -> None:
+        tell(api, recorded("tasks_created"))
+        tell(api, recorded("annotation_created"))
+        (id,) = until(lambda: example_ids(api))
+        assert until(lambda: api.category()["adapter"])["version"] == 1
+        region = recorded("annotation_created")["annotation"]["result"][0]
+        assert np.array_equal(mask_of_example(api, id), brush_to_mask(region["value"]["rle"], (480, 640)))
+
+    def test_an_update_replaces_its_example_by_the_union_of_its_regions(self, api) -> None:
+        tell(api, recorded("annotation_created"))
+        (first,) = until(lambda: example_ids(api))
+        tell(api, recorded("annotation_updated"))
+        (second,) = until(lambda: len(ids := example_ids(api)) == 1 and ids != [first] and ids)
+        brush = recorded("annotation_created")["annotation"]["result"][0]
+        expected = brush_to_mask(brush["value"]["rle"], (480, 640))
+        expected[48:240, 64:256] = True  # the box of 10 %, 10 %, 30 % and 40 %
+        assert np.array_equal(mask_of_example(api, second), expected)
+
+    def test_the_same_update_again_changes_nothing(self, api) -> None:
+        tell(api, recorded("annotation_created"))
+        ids = until(lambda: example_ids(api))
+        job = api.category()["job"]
+        tell(api, recorded("annotation_created"))
+        self._tell_another_and_wait(api)
+        assert example_ids(api) == ids
+        assert api.category()["job"] == job
+
+    def test_an_update_that_was_overtaken_changes_nothing(self, api) -> None:
+        tell(api, recorded("annotation_updated"))
+        ids = until(lambda: example_ids(api))
+        tell(api, recorded("annotation_created"))
+        self._tell_another_and_wait(api)
+        assert example_ids(api) == ids
+
+    @pytest.mark.parametrize("name", ["annotations_deleted", "tasks_deleted"])
+    def test_a_deleted_annotation_or_task_takes_its_example_away(self, api, name: str) -> None:
+        tell(api, recorded("annotation_created"))
+        until(lambda: example_ids(api))
+        tell(api, recorded(name))
+        until(lambda: not example_ids(api))
+        until(lambda: not api.redis.exists("exemplar:label-studio:annotations"))
+
+    def test_a_skipped_task_takes_it_away_too(self, api) -> None:
+        tell(api, recorded("annotation_created"))
+        until(lambda: example_ids(api))
+        change = recorded("annotation_updated")
+        change["annotation"]["was_cancelled"] = True
+        tell(api, change)
+        until(lambda: not example_ids(api))
+
+    def test_an_example_deleted_by_hand_is_taught_again_by_the_next_update(self, api) -> None:
+        tell(api, recorded("annotation_created"))
+        (id,) = until(lambda: example_ids(api))
+        api.http.delete(f"/categories/cat/examples/{id}")
+        tell(api, recorded("annotation_created"))
+        until(lambda: example_ids(api))
+
+    def test_a_category_that_is_full_has_the_update_in_its_place(self, start, label_studio: FakeLabelStudio) -> None:
+        with start(label_studio_url=label_studio.url, label_studio_token=TOKEN, max_examples=1) as api:
+            tell(api, recorded("annotation_created"))
+            (first,) = until(lambda: example_ids(api))
+            tell(api, recorded("annotation_updated"))
+            until(lambda: example_ids(api) not in ([], [first]))
+
+    def test_several_at_once(self, api) -> None:
+        one = recorded("annotation_created")
+        other = one["annotation"] | {"id": 2, "task": 2}
+        task = one["task"] | {"id": 2, "data": {"image": "/data/upload/1/x-kitten.jpg"}}
+        change = one | {
+            "action": "ANNOTATIONS_CREATED",
+            "annotation": [one["annotation"], other],
+            "task": [one["task"], task],
+        }
+        tell(api, change)
+        until(lambda: len(example_ids(api)) == 2)
+
+    def test_training_learns_all_annotations_of_the_project(self, api, label_studio: FakeLabelStudio) -> None:
+        change = recorded("annotation_created")
+        label_studio.tasks = [change["task"] | {"annotations": [change["annotation"]]}]
+        tell(api, recorded("start_training"))
+        until(lambda: example_ids(api))
+        tell(api, recorded("annotations_deleted"))
+        until(lambda: not example_ids(api))
+
+    def test_every_control_is_read(self, api) -> None:
+        marks = {"cat": api.marked}
+        predicted = recorded("predict")
+        value = {"x": 100 * 10 / 47, "y": 100 * 5 / 31, "width": 100 * 20 / 47, "height": 100 * 15 / 31, "rotation": 0}
+        x, y, right, bottom = value["x"], value["y"], value["x"] + value["width"], value["y"] + value["height"]
+        corners = [[x, y], [right, y], [right, bottom], [x, bottom]]
+        url = "data:image/png;base64," + base64.b64encode(mask_to_alpha_png(marks["cat"])).decode()
+        values = {
+            "brush": {"format": "rle", "rle": mask_to_brush(api.marked), "brushlabels": ["cat"]},
+            "polygon": {"points": corners, "closed": True, "polygonlabels": ["cat"]},
+            "box": value | {"rectanglelabels": ["cat"]},
+            "bitmask": {"imageDataURL": url, "bitmasklabels": ["cat"]},
+        }
+        for number, (name, one) in enumerate(values.items(), 1):
+            photo = base64.b64encode(api.photo_number(number)).decode()
+            tell(
+                api,
+                {
+                    "action": "ANNOTATION_CREATED",
+                    "annotation": {"id": number, "task": number, "result": [{"from_name": name, "value": one}]},
+                    "task": {"id": number, "data": {"image": f"data:image/png;base64,{photo}"}},
+                    "project": {"id": 1, "label_config": predicted["label_config"]},
+                },
+            )
+        ids = until(lambda: len(ids := example_ids(api)) == 4 and ids)
+        masks = [api.http.get(f"/categories/cat/examples/{id}/mask").content for id in ids]
+        assert len(set(masks)) == 1
+
+    @pytest.mark.parametrize(
+        "result",
+        [[1, None, {}], [{"from_name": "brush"}], [{"from_name": "brush", "value": {"rle": "x"}}], [{"from_name": []}]],
+    )
+    def test_what_cannot_be_read_teaches_nothing(self, api, result: list[Any]) -> None:
+        change = recorded("annotation_created")
+        tell(api, change | {"annotation": change["annotation"] | {"result": result}})
+        self._tell_another_and_wait(api)
+        assert example_ids(api) == []
+
+    def test_other_changes_are_ignored(self, api) -> None:
+        for action in ("PROJECT_UPDATED", "ANNOTATION_CREATED", "", "START_TRAINING"):
+            tell(api, {"action": action})
+
+    @staticmethod
+    def _tell_another_and_wait(api) -> None:
+        """Changes are made one after another, so all that were told before are made when this one is."""
+        photo = base64.b64encode(api.photo).decode()
+        tell(
+            api,
+            {
+                "action": "ANNOTATION_CREATED",
+                "annotation": {
+                    "id": 99,
+                    "task": 99,
+                    "result": [
+                        {"from_name": "brush", "value": {"rle": mask_to_brush(api.marked), "brushlabels": ["last"]}}
+                    ],
+                },
+                "task": {"id": 99, "data": {"image": f"data:image/png;base64,{photo}"}},
+                "project": {"id": 1, "label_config": config(BRUSH.replace("cat", "last"))},
+            },
+        )
+        until(lambda: example_ids(api, "last"))
+
+
+class TestPhotos:
+    def predicted(self, api, address: str):
+        body = {"tasks": [{"id": 1, "data": {"image": address}}], "label_config": config(BRUSH)}
+        return call(api, "predict", body)
+
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "http://169.254.169.254/latest/meta-data",
+            "http://localhost:1/x.jpg",
+            "//127.0.0.1/x.jpg",
+            "file:///etc/passwd",
+            "ftp://127.0.0.1/x.jpg",
+            "s3://bucket/x.jpg",
+            "x.jpg",
+            "http://[",
+        ],
+    )
+    def test_of_other_hosts_are_not_fetched(self, api, address: str) -> None:
+        answer = self.predicted(api, address)
+        assert answer.status_code == 422, answer.text
+
+    def test_a_name_before_the_host_is_not_the_host(self, api, label_studio: FakeLabelStudio) -> None:
+        assert self.predicted(api, f"http://{label_studio.url[7:]}@localhost:1/x-cat.jpg").status_code == 422
+        assert label_studio.asked == []
+
+    def test_nor_where_a_redirect_leads_to(self, api, label_studio: FakeLabelStudio) -> None:
+        label_studio.redirects = {"/data/a": "http://169.254.169.254/", "/data/b": "/data/upload/1/x-coffee.jpg"}
+        answer = self.predicted(api, "/data/a")
+        assert answer.status_code == 422
+        assert "169.254.169.254" in answer.json()["detail"]
+        assert self.predicted(api, "/data/b").status_code == 200
+        assert self.predicted(api, f"{label_studio.url}/data/b").status_code == 200
+
+    def test_a_loop_of_redirects_ends(self, api, label_studio: FakeLabelStudio) -> None:
+        label_studio.redirects = {"/data/a": "/data/a"}
+        assert "too often" in self.predicted(api, "/data/a").json()["detail"]
+
+    def test_another_host_of_the_settings_gets_no_token(self, start, label_studio: FakeLabelStudio) -> None:
+        label_studio.accepted = {None}
+        host = f"localhost:{label_studio.server_port}"
+        with start(label_studio_url=label_studio.url, label_studio_token=TOKEN, label_studio_hosts=host) as api:
+            assert self.predicted(api, f"http://{host}/x-coffee.jpg").status_code == 200
+        assert [sent for _, sent in label_studio.asked] == [None]
+
+    def test_a_wrong_token_is_told(self, start, label_studio: FakeLabelStudio) -> None:
+        with start(label_studio_url=label_studio.url, label_studio_token="wrong") as api:
+            answer = self.predicted(api, "/data/upload/1/x-coffee.jpg")
+            assert answer.status_code == 422
+            assert "EXEMPLAR_LABEL_STUDIO_TOKEN" in answer.json()["detail"]
+
+    def test_without_a_token_that_of_setup_is_used_if_it_comes_from_label_studio(
+        self, start, label_studio: FakeLabelStudio
+    ) -> None:
+        with start(label_studio_url=label_studio.url) as api:
+            body = recorded("setup") | {"hostname": "http://elsewhere.example"}
+            call(api, "setup", body)
+            assert self.predicted(api, "/data/upload/1/x-coffee.jpg").status_code == 422
+            call(api, "setup", body | {"hostname": label_studio.url})
+            assert self.predicted(api, "/data/upload/1/x-coffee.jpg").status_code == 200
+
+    def test_a_personal_access_token_is_exchanged_and_renewed(self, start, label_studio: FakeLabelStudio) -> None:
+        label_studio.accepted = {"Bearer fresh"}
+        with start(label_studio_url=label_studio.url, label_studio_token="a.b.c") as api:
+            for _ in range(2):
+                assert self.predicted(api, "/data/upload/1/x-coffee.jpg").status_code == 200
+        assert [path for path, _ in label_studio.asked].count("/api/token/refresh") == 1
+
+    def test_a_large_one_is_refused(self, start, label_studio: FakeLabelStudio) -> None:
+        with start(label_studio_url=label_studio.url, label_studio_token=TOKEN, max_upload_bytes=1000) as api:
+            assert self.predicted(api, "/data/upload/1/x-coffee.jpg").status_code == 413
+            assert self.predicted(api, "data:image/png;base64," + "A" * 4000).status_code == 413
+
+    def test_label_studio_that_is_away(self, start) -> None:
+        with start(label_studio_url="http://127.0.0.1:1") as api:
+            answer = self.predicted(api, "/data/x.jpg")
+            assert answer.status_code == 503
+            assert "Retry-After" in answer.headers
+
+    def test_without_a_label_studio_only_data_urls_are_read(self, start) -> None:
+        with start() as api:
+            assert "EXEMPLAR_LABEL_STUDIO_URL" in self.predicted(api, "/data/x.jpg").json()["detail"]
+            assert self.predicted(api, small_task(api)["data"]["image"]).status_code == 200
+
+    @pytest.mark.parametrize("folder", ["", "/ls"])
+    def test_below_a_folder_of_its_host(self, start, label_studio: FakeLabelStudio, folder: str) -> None:
+        with start(label_studio_url=f"{label_studio.url}/ls/", label_studio_token=TOKEN) as api:
+            assert self.predicted(api, f"{folder}/data/x-coffee.jpg").status_code == 200
+        assert label_studio.asked[0][0] == "/ls/data/x-coffee.jpg"
+
+
+class TestKeys:
+    def test_the_password_of_basic_authentication_is_a_key(self, start) -> None:
+        with start(api_keys=SETTING, client=("10.0.0.7", 50007)) as api:
+            body = {"tasks": [small_task(api)], "label_config": config(BRUSH)}
+            assert api.http.get("/label-studio/health").status_code == 401
+            reading, teaching = ({"Authorization": basic(f"exemplar:{key}")} for key in ("look", "learn"))
+            assert api.http.get("/label-studio/health", headers=reading).status_code == 200
+            assert call(api, "setup", recorded("setup"), headers=reading).status_code == 200
+            assert call(api, "predict", body, headers=reading).status_code == 200
+            change = recorded("tasks_created")
+            assert call(api, "webhook", change).status_code == 401
+            assert call(api, "webhook", change, headers=reading).status_code == 403
+            assert call(api, "webhook", change, headers=teaching).status_code == 201

@@ -1,0 +1,54 @@
+"""Which examples were made of which annotation."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from app.storage import keys
+from app.storage.annotations import Annotation, AnnotationStore, LabelExample
+
+CAT = LabelExample("cat", "e1", "c1")
+
+
+@pytest.fixture
+async def redis(database: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(database) as client:
+        yield client
+
+
+async def test_what_is_put_is_read_and_deleted(redis: Redis) -> None:
+    store = AnnotationStore(redis)
+    assert await store.get(3) is None
+    annotation = Annotation(5, "2026-11-28T18:41:17Z", (CAT, LabelExample("Ñandú", "e2", "c2")))
+    await store.put(3, annotation)
+    assert await store.get(3) == annotation
+    await store.delete(3)
+    assert await store.get(3) is None
+
+
+async def test_nothing_is_kept_of_one_without_examples(redis: Redis) -> None:
+    store = AnnotationStore(redis)
+    await store.put(3, Annotation(5, "", (CAT,)))
+    await store.put(3, Annotation(5, "", ()))
+    assert not await redis.exists(keys.ANNOTATIONS)
+
+
+async def test_those_of_a_task(redis: Redis) -> None:
+    store = AnnotationStore(redis)
+    for id, task in ((1, 5), (2, 7), (3, 5)):
+        await store.put(id, Annotation(task, "", (CAT,)))
+    assert sorted(await store.of_task(5)) == [1, 3]
+    assert await store.of_task(11) == []
+
+
+@pytest.mark.parametrize("junk", [b"", b"{", b"[]", b"\xff", b'{"task": "x"}'])
+async def test_one_that_cannot_be_read_counts_as_none(redis: Redis, junk: bytes) -> None:
+    await redis.hset(keys.ANNOTATIONS, "3", junk)
+    store = AnnotationStore(redis)
+    assert await store.get(3) is None
+    assert await store.of_task(5) == []
+    await store.put(3, Annotation(5, "", (CAT,)))
+    assert await store.of_task(5) == [3]
