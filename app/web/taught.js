@@ -1,6 +1,7 @@
 // List of the taught categories, and suggestions of names.
 
 import { $, busy, element, showProblem } from "./form.js";
+import { howWell } from "./say.js";
 import { allOf, call } from "./service.js";
 
 export async function showTaught() {
@@ -24,14 +25,8 @@ function row({ name, examples, adapter }) {
       await showTaught();
     });
   };
-  const shots = `${examples} ${examples === 1 ? "example" : "examples"}`;
-  return element("li", {}, element("strong", {}, name), element("span", {}, `${shots}, ${state(adapter)}`), forget);
-}
-
-function state(adapter) {
-  if (!adapter) return "not tuned yet";
-  const wordsKept = adapter.example_iou < adapter.zero_shot_example_iou;
-  return `version ${adapter.version}${wordsKept ? " (words alone)" : ""}`;
+  const state = adapter ? howWell(adapter, examples) : "Not learnt yet.";
+  return element("li", {}, element("strong", {}, name), element("span", {}, state), forget);
 }
 
 const ticks = () => [...$("names").querySelectorAll("input")];

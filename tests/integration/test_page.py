@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 from app.main import create_app
 from app.masks.pictures import palette
@@ -87,10 +87,10 @@ class Canvas:
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        self.element = page.locator("#paper canvas")
+        self.element = page.locator("#paper .marks")
         expect(self.element).to_be_visible()
         self.element.scroll_into_view_if_needed()
-        image = page.locator("#paper img")
+        image = page.locator("#paper .original")
         self.width, self.height = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
         box = self.element.bounding_box()
         assert box is not None
@@ -119,8 +119,8 @@ def teach(page: Page, name: str = "cat") -> None:
 
 def taught(page: Page, name: str = "cat") -> None:
     teach(page, name)
-    ended = re.compile(rf"“{name}”(: the words alone were kept| is taught)")
-    expect(page.locator("#teach-status")).to_contain_text(ended)
+    expect(page.locator("#teach-status")).to_contain_text(f"“{name}” is taught. It marks")
+    expect(page.locator("#teach-go")).to_be_enabled()
 
 
 def stored_mask(page: Page, name: str = "cat") -> np.ndarray:
@@ -154,7 +154,7 @@ def test_paint_teach_and_segment_another_photo(page: Page) -> None:
     canvas.draw("Brush", (200, 200), (280, 240), (420, 260))
     page.get_by_label("Other words for it").fill("kitten, tabby")
     taught(page)
-    expect(page.locator("#taught li")).to_contain_text("cat1 example, version 1")
+    expect(page.locator("#taught li")).to_contain_text(re.compile(r"catIt marks \d+ % of your example right\."))
     assert page.request.get("/categories/cat").json()["prompts"] == ["cat", "kitten", "tabby"]
     mask = stored_mask(page)
     assert mask.shape == (480, 640)
@@ -169,8 +169,8 @@ def test_paint_teach_and_segment_another_photo(page: Page) -> None:
     legend = page.locator(".legend li")
     cat, sofa = answer["categories"]
     expect(legend).to_have_count(2)
-    expect(legend.nth(1)).to_contain_text("words")
-    expect(legend.nth(0)).to_contain_text("taught, version 1" if cat["adapted"] else "words")
+    expect(legend.nth(1)).to_contain_text("by its name")
+    expect(legend.nth(0)).to_contain_text("as taught" if cat["adapted"] else "by its name")
     expect(legend.nth(0)).to_contain_text(f"{100 * cat['area'] / (451 * 300):.1f} %")
     drawn = page.locator("#results canvas")
     assert np.count_nonzero(alphas(drawn)) == cat["area"] + sofa["area"] > 0
@@ -184,7 +184,7 @@ def test_a_category_that_was_marked_in_error_is_shown_as_absent(page: Page) -> N
     expect(sofa.get_by_text("Not in this photo")).to_have_count(0)
     cat.get_by_role("button", name="cat is not in this photo").click()
     expect(cat).to_contain_text("Learnt: segment again.")
-    expect(page.locator("#taught li")).to_contain_text("cat2 examples, version 2")
+    expect(page.locator("#taught li")).to_contain_text("of your 2 examples right")
     shown, absent = page.request.get("/categories/cat/examples").json()
     assert (shown["absent"], absent["absent"]) == (False, True)
     assert absent["sha256"] == hashlib.sha256(CHELSEA.read_bytes()).hexdigest()
@@ -251,6 +251,68 @@ def test_eraser_undo_and_clear(page: Page) -> None:
     assert not mask[310:].any()
 
 
+def reported_overlap(page: Page, overlap: float) -> None:
+    """Let the service report this overlap of the examples."""
+
+    def report(route: Route) -> None:
+        answer = route.fetch()
+        category = answer.json()
+        category["adapter"] |= {"example_iou": overlap, "zero_shot_example_iou": overlap / 2}
+        route.fulfill(response=answer, json=category)
+
+    page.route("**/categories/cat", report)
+
+
+def test_a_good_example_is_said_to_be_good(page: Page) -> None:
+    reported_overlap(page, 0.93)
+    choose(page).draw("Box", (100, 100), (500, 300))
+    taught(page)
+    expect(page.locator("#teach-status")).to_have_text("“cat” is taught. It marks 93 % of your example right.")
+    expect(page.locator("#teach-warnings li")).to_have_count(0)
+    expect(page.locator(".seen")).to_be_hidden()
+
+
+def test_a_loosely_marked_example_brings_advice_and_what_is_seen_in_it(page: Page) -> None:
+    reported_overlap(page, 0.45)
+    choose(page).draw("Box", (100, 100), (500, 300))
+    taught(page)
+    said = page.locator("#teach-status")
+    expect(said).to_contain_text("It marks 45 % of your example right. Mark more exactly")
+    seen = page.locator(".seen")
+    expect(seen).to_be_visible()
+    assert alphas(seen).any()
+    choose(page, CHELSEA)
+    expect(seen).to_be_hidden()
+    expect(said).to_have_text("")
+
+
+def test_doubts_about_an_example_are_said_in_plain_words(page: Page) -> None:
+    canvas = choose(page)
+    canvas.draw("Box", (5, 5), (635, 475))
+    taught(page)
+    expect(page.locator("#teach-warnings")).to_contain_text("Almost the whole photo is marked.")
+    taught(page)
+    expect(page.locator("#teach-warnings")).to_contain_text("It knows this example already")
+    said = page.evaluate(
+        """async () => {
+             const { doubts } = await import("/web/say.js");
+             return doubts(["mask-looks-inverted", "mask-very-small", "mask-covers-most", "duplicate-example",
+                            "example-not-learned", "other"].map((code) => ({ code, detail: "its own" })));
+           }"""
+    )
+    assert len(set(said)) == 6
+    assert said[-1] == "its own"
+    assert "its own" not in said[:-1]
+
+
+def test_no_jargon_is_on_the_page(page: Page) -> None:
+    choose(page).draw("Box", (100, 100), (500, 300))
+    taught(page)
+    segmented(page, names="sofa")
+    text = page.locator("body").inner_text()
+    assert not re.search(r"\bIoU|presence|adapter|backbone|non-zero|tuned|zero.shot|\w_\w", text)
+
+
 def test_painting_with_the_keyboard(page: Page) -> None:
     canvas = choose(page)
     canvas.element.focus()
@@ -265,12 +327,12 @@ def test_painting_with_the_keyboard(page: Page) -> None:
 def test_a_mask_file_instead(page: Page) -> None:
     choose(page)
     page.get_by_label("Or a mask file").set_input_files(EXAMPLES / "kitten_mask.png")
-    expect(page.locator("#paper canvas")).to_be_hidden()
+    expect(page.locator("#paper .marks")).to_be_hidden()
     taught(page)
     with Image.open(EXAMPLES / "kitten_mask.png") as mask:
         assert (stored_mask(page) == (np.asarray(mask) > 0)).all()
     page.get_by_role("button", name="Paint instead").click()
-    expect(page.locator("#paper canvas")).to_be_visible()
+    expect(page.locator("#paper .marks")).to_be_visible()
 
 
 def test_photos_are_dropped_on_a_form(page: Page) -> None:
@@ -298,7 +360,7 @@ def test_photos_are_dropped_on_a_form(page: Page) -> None:
 def test_what_is_wrong_is_said_beside_the_form(page: Page) -> None:
     choose(page)
     teach(page)
-    expect(page.locator("#teach-problem")).to_have_text("Mark the category on the photo, or choose a mask file.")
+    expect(page.locator("#teach-problem")).to_have_text("Mark the object on the photo, or choose a mask file.")
     no_photo = {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": b"no photo"}
     page.get_by_label("Photo, chosen or dropped here", exact=True).set_input_files(no_photo)
     expect(page.locator("#teach-problem")).to_contain_text("can't show this file")
@@ -333,7 +395,7 @@ def test_downloads(page: Page) -> None:
     assert download.value.suggested_filename == "chelsea.json"
     assert json.loads(download.value.path().read_text()) == answer
     with page.expect_download() as download:
-        page.get_by_role("button", name="Label map").click()
+        page.get_by_role("button", name="Masks (PNG)").click()
     assert download.value.suggested_filename == "chelsea.labels.png"
     with Image.open(download.value.path()) as labels:
         areas = [np.count_nonzero(np.asarray(labels) == index) for index in (1, 2)]
