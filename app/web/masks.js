@@ -44,6 +44,27 @@ export function paintLabels(canvas, { width, height, labels }, colours, { opacit
   context.putImageData(image, 0, 0);
 }
 
+// How sure the model is at each place, as the strength of the category's colour. `maps` has a grey picture for each.
+export function paintHeat(canvas, { width, height }, maps, colours, { opacity = 0.5, only } = {}) {
+  Object.assign(canvas, { width, height });
+  const context = canvas.getContext("2d");
+  maps.forEach((map, index) => {
+    if (!colours[index] || (only ?? index) !== index) return;
+    context.globalAlpha = only === index ? 1 : opacity;
+    context.drawImage(tinted(map, width, height, colours[index]), 0, 0);
+  });
+}
+
+function tinted(map, width, height, colour) {
+  const layer = Object.assign(document.createElement("canvas"), { width, height });
+  const context = layer.getContext("2d", { willReadFrequently: true });
+  context.drawImage(map, 0, 0, width, height);
+  const image = context.getImageData(0, 0, width, height);
+  for (let at = 0; at < image.data.length; at += 4) image.data.set([...colour, image.data[at]], at);
+  context.putImageData(image, 0, 0);
+  return layer;
+}
+
 // The outline of everything that is marked, a few pixels wide.
 export function outline(canvas, { width, height, labels }, colour) {
   Object.assign(canvas, { width, height });
