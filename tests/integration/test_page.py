@@ -154,7 +154,7 @@ def test_paint_teach_and_segment_another_photo(page: Page) -> None:
     canvas.draw("Brush", (200, 200), (280, 240), (420, 260))
     page.get_by_label("Other words for it").fill("kitten, tabby")
     taught(page)
-    expect(page.locator("#taught li")).to_contain_text(re.compile(r"catIt marks \d+ % of your example right\."))
+    expect(page.locator("#taught li")).to_contain_text(re.compile(r"cat It marks \d+ % of your example right\."))
     assert page.request.get("/categories/cat").json()["prompts"] == ["cat", "kitten", "tabby"]
     mask = stored_mask(page)
     assert mask.shape == (480, 640)
@@ -386,6 +386,37 @@ def test_a_category_is_deleted_when_that_is_confirmed(page: Page) -> None:
         page.once("dialog", lambda dialog, answer=answer: getattr(dialog, answer)())
         row.get_by_role("button").click()
         expect(row).to_have_count(left)
+
+
+def test_a_category_shows_its_examples_and_an_older_version_is_used_again(page: Page) -> None:
+    with KITTEN.open("rb") as kitten, (EXAMPLES / "kitten_mask.png").open("rb") as mask:
+        shown = {"image": kitten.read(), "mask": mask.read()}
+    files = {field: {"name": field, "mimeType": "image/*", "buffer": raw} for field, raw in shown.items()}
+    absent = {"name": "dog", "mimeType": "image/jpeg", "buffer": (EXAMPLES / "dog.jpg").read_bytes()}
+    for form in (files, {"image": absent, "absent": "true"}):
+        job = page.request.post("/categories/cat/example", multipart=form).json()["job"]
+        page.request.get(f"/jobs/{job['id']}/events").body()
+    page.reload()
+    page.locator("#taught summary").click()
+    examples, versions = page.locator(".examples li"), page.locator(".versions li")
+    expect(examples).to_have_count(2)
+    expect(page.locator(".examples").get_by_text("not in this photo")).to_have_count(2)
+    expect(examples.nth(0).get_by_text("not in this photo")).to_be_hidden()
+    expect(examples.nth(1).get_by_text("not in this photo")).to_be_visible()
+    page.wait_for_function(
+        "[...document.querySelectorAll('.examples img')].every((image) => image.naturalWidth === 640)"
+    )
+    expect(versions).to_have_count(2)
+    expect(versions.nth(0)).to_contain_text("in use")
+    page.get_by_role("button", name="Use version 1").click()
+    expect(versions.nth(1)).to_contain_text("in use")
+    assert page.request.get("/categories/cat").json()["adapter"]["version"] == 1
+
+    page.once("dialog", lambda dialog: dialog.accept())
+    examples.nth(1).get_by_role("button", name="Delete this example").click()
+    expect(examples).to_have_count(1)
+    expect(versions).to_have_count(3)
+    assert len(page.request.get("/categories/cat/examples").json()) == 1
 
 
 def test_downloads(page: Page) -> None:
