@@ -5,14 +5,17 @@ import { addResult, clearResults, gallery } from "./gallery.js";
 import { segment } from "./request.js";
 import { allOrNone, chosenNames } from "./taught.js";
 
+// The returned function does what the form's button does.
 export function segmenting() {
   gallery();
   takeDrops($("segment"), $("photos"));
   $("all-names").onclick = allOrNone;
+  const submit = () => busy($("segment-go"), $("segment-problem"), segmentAll);
   $("segment").onsubmit = (event) => {
     event.preventDefault();
-    busy($("segment-go"), $("segment-problem"), segmentAll);
+    submit();
   };
+  return submit;
 }
 
 async function segmentAll() {

@@ -11,6 +11,7 @@ export async function showTaught() {
     const categories = await allOf("/categories?limit=1000");
     showProblem($("taught-problem"), "");
     $("none-taught").hidden = categories.length > 0;
+    $("samples").hidden = categories.length > 0; // they would add to what others teach
     // Numbered here, so that what is taught has its colour before what is only named.
     for (const { name } of categories) numberOf(name);
     const open = new Set([...$("taught").querySelectorAll("details[open]")].map(({ dataset }) => dataset.name));

@@ -6,7 +6,7 @@ import { doubts, isMarkedLoosely, outcome, percent } from "./say.js";
 import { showSeen } from "./seen.js";
 import { follow, json } from "./service.js";
 
-// `taught` is called when the list of categories may have changed.
+// `taught` is called when the list of categories may have changed. The returned function does what the form's button does.
 export function teaching(taught) {
   const frame = $("paper");
   const image = frame.querySelector(".original");
@@ -46,10 +46,12 @@ export function teaching(taught) {
     canMark();
     showMask(frame);
   };
+  const submit = () => busy($("teach-go"), $("teach-problem"), () => teach(frame, painter, taught));
   $("teach").onsubmit = (event) => {
     event.preventDefault();
-    busy($("teach-go"), $("teach-problem"), () => teach(frame, painter, taught));
+    submit();
   };
+  return submit;
 }
 
 // A mask file over the photo, so that one sees whether it fits.

@@ -388,6 +388,18 @@ def test_a_category_is_deleted_when_that_is_confirmed(page: Page) -> None:
         expect(row).to_have_count(left)
 
 
+def test_the_sample_photos_are_tried_with_one_click(page: Page) -> None:
+    page.get_by_role("button", name="Try it with these photos").click()
+    expect(page.locator("#results figcaption")).to_have_text(["sample-chelsea.jpg", "sample-dog.jpg"])
+    expect(page.locator("#shown-categories strong")).to_have_text(["cat", "dog"])
+    (example,) = page.request.get("/categories/cat/examples").json()
+    assert (example["width"], example["height"]) == (480, 360)
+    assert example["area"] == pytest.approx(0.19 * 480 * 360, rel=0.01)
+    page.reload()
+    expect(page.locator("#taught li")).to_have_count(1)
+    expect(page.get_by_role("button", name="Try it")).to_be_hidden()
+
+
 def test_a_category_shows_its_examples_and_an_older_version_is_used_again(page: Page) -> None:
     with KITTEN.open("rb") as kitten, (EXAMPLES / "kitten_mask.png").open("rb") as mask:
         shown = {"image": kitten.read(), "mask": mask.read()}
