@@ -4,29 +4,33 @@ import { $, busy, element, showPhoto, showProblem, takeDrops, words } from "./fo
 import { Painter } from "./paint.js";
 import { doubts, isMarkedLoosely, outcome, percent } from "./say.js";
 import { showSeen } from "./seen.js";
-import { follow, json } from "./service.js";
+import { call, follow, json } from "./service.js";
+import { Zoom } from "./zoom.js";
 
 // `taught` is called when the list of categories may have changed. The returned function does what the form's button does.
 export function teaching(taught) {
   const frame = $("paper");
   const image = frame.querySelector(".original");
+  const zoom = new Zoom(frame, { taken: () => painter.abandon() });
   const painter = new Painter(frame, {
     tool: () => document.querySelector("[name=tool]:checked").value,
     percent: () => Number($("size").value),
+    zoom,
     changed: () => {
       $("undo").disabled = $("clear").disabled = !painter.undoable;
+      $("redo").disabled = !painter.redoable;
     },
   });
+  drawingControls(painter, zoom);
   const canMark = () => {
     const byFile = $("teach-mask").files.length > 0;
     $("paint-instead").hidden = !byFile;
     $("tools").disabled = image.hidden || byFile;
+    $("view").disabled = image.hidden;
     painter.canvas.hidden = $("tools").disabled;
   };
 
   takeDrops($("teach"), $("teach-photo"));
-  $("undo").onclick = () => painter.undo();
-  $("clear").onclick = () => painter.clear();
   $("teach-mask").onchange = () => {
     canMark();
     showMask(frame);
@@ -38,6 +42,7 @@ export function teaching(taught) {
   $("teach-photo").onchange = async () => {
     const [photo] = $("teach-photo").files;
     forget(frame);
+    zoom.whole();
     const shown = photo && (await showPhoto(image, photo));
     image.hidden = !shown;
     frame.classList.toggle("empty", !shown);
@@ -52,6 +57,27 @@ export function teaching(taught) {
     submit();
   };
   return submit;
+}
+
+function drawingControls(painter, zoom) {
+  for (const action of ["undo", "redo", "clear"]) $(action).onclick = () => painter[action]();
+  $("zoom-in").onclick = zoom.in;
+  $("zoom-out").onclick = zoom.out;
+  $("zoom-whole").onclick = () => zoom.whole();
+  for (const tool of document.querySelectorAll("[name=tool]")) tool.addEventListener("change", () => painter.finish());
+  // Not on the photo alone: after a click on a tool it has not the focus, and nothing has after one that turned a button off.
+  document.addEventListener("keydown", (event) => {
+    if (!isUndo(event) || painter.canvas.hidden) return;
+    event.preventDefault();
+    painter[event.shiftKey ? "redo" : "undo"]();
+  });
+}
+
+// A text field undoes its own typing.
+function isUndo({ key, ctrlKey, metaKey, target }) {
+  const here = target === document.body || $("teach").contains(target);
+  const typing = target.matches("input:not([type=radio], [type=range])");
+  return key.toLowerCase() === "z" && (ctrlKey || metaKey) && here && !typing;
 }
 
 // A mask file over the photo, so that one sees whether it fits.
@@ -90,7 +116,7 @@ async function teach(frame, painter, taught) {
     tell("");
     throw error;
   } finally {
-    $("teach-progress").hidden = true;
+    $("teach-running").hidden = true;
     taught();
   }
 }
@@ -98,7 +124,7 @@ async function teach(frame, painter, taught) {
 async function mark(form, painter) {
   const [file] = $("teach-mask").files;
   if (file) form.append("mask", file);
-  else if (painter.canvas.hidden || painter.empty) {
+  else if (painter.canvas.hidden || (painter.finish(), painter.empty)) {
     throw new Error("Mark the object on the photo, or choose a mask file.");
   } else if (painter.box) form.append("box", JSON.stringify(painter.box));
   else form.append("mask", await painter.png(), "mask.png");
@@ -107,7 +133,10 @@ async function mark(form, painter) {
 // Follows the job; its category when it has learnt, else what became of it.
 async function learn(job, path, tell) {
   const bar = $("teach-progress");
-  bar.hidden = false;
+  bar.value = 0;
+  $("teach-running").hidden = false;
+  $("teach-cancel").onclick = () =>
+    busy($("teach-cancel"), $("teach-problem"), () => call(`/jobs/${job.id}`, { method: "DELETE" }));
   const { status, error } = await follow(job.id, ({ status, progress }) => {
     bar.value = progress;
     tell(status === "running" ? `Learning: ${percent(progress)}` : "Waiting for its turn …");

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ from app.settings import Settings
 EXAMPLES = Path(__file__).parents[2] / "examples"
 KITTEN = EXAMPLES / "kitten.jpg"
 CHELSEA = EXAMPLES / "chelsea.jpg"
-DEADLINE_S = 20.0
+AXE = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
+DEADLINE_S = 60.0
 
 pytestmark = pytest.mark.timeout(300)  # a browser, whose every step may take DEADLINE_S
 
@@ -249,6 +251,83 @@ def test_eraser_undo_and_clear(page: Page) -> None:
     assert not mask[100:300, 300].any()
     assert not mask[:90].any()
     assert not mask[310:].any()
+
+
+def click(canvas: Canvas, *points: tuple[float, float]) -> None:
+    for point in points:
+        canvas.draw("Polygon", point)
+
+
+def test_polygon_undo_and_redo(page: Page) -> None:
+    canvas = choose(page)
+    click(canvas, (100, 100), (300, 100), (500, 400), (300, 300), (100, 300))
+    page.keyboard.press("Control+z")  # the last corner
+    click(canvas, (100, 300), (101, 101))
+    canvas.draw("Brush", (560, 60), (600, 60))
+    undo, redo = page.get_by_role("button", name="Undo"), page.get_by_role("button", name="Redo")
+    for press in (undo.click, undo.click, redo.click, lambda: page.keyboard.press("Control+Shift+z")):
+        press()
+    page.keyboard.press("Control+z")
+    expect(redo).to_be_enabled()
+    click(canvas, (10, 400), (60, 400), (60, 450))
+    page.keyboard.press("Enter")
+    expect(redo).to_be_disabled()  # what was undone is gone
+    click(canvas, (300, 20), (400, 20), (400, 60))
+    page.keyboard.press("Escape")
+    taught(page)
+    mask = stored_mask(page)
+    assert mask[110, 110]
+    assert mask[200, 200]
+    assert not mask[350, 200]
+    assert mask[420, 55]
+    assert not mask[:99].any()
+
+
+def test_zoom_and_pan_keep_what_is_drawn_in_its_place(page: Page) -> None:
+    canvas = choose(page)
+    left, top = canvas.left, canvas.top
+    page.mouse.move(left + 200 * canvas.scale, top + 200 * canvas.scale)
+    for _ in range(4):
+        page.mouse.wheel(0, -100)
+    expect(page.locator(".stage")).to_have_attribute("style", re.compile(r"scale\(2\.44"))
+    zoomed = Canvas(page)
+    assert zoomed.scale == pytest.approx(1.25**4 * canvas.scale, rel=0.01)
+    # The place under the wheel; a browser rounds the wheel's place to whole pixels.
+    assert zoomed.left + 200 * zoomed.scale == pytest.approx(left + 200 * canvas.scale, abs=2)
+    zoomed.draw("Box", (190, 180), (230, 220))
+    page.keyboard.down("Space")
+    page.mouse.move(left + 200, top + 150)
+    page.mouse.down()
+    page.mouse.move(left + 170, top + 130, steps=3)
+    page.mouse.up()
+    page.keyboard.up("Space")
+    moved = Canvas(page)
+    assert (moved.left - zoomed.left, moved.top - zoomed.top) == pytest.approx((-30, -20), abs=1)
+    moved.draw("Brush", (260, 240), (280, 240))
+    page.get_by_role("button", name="Whole photo").click()
+    assert Canvas(page).scale == canvas.scale
+    taught(page)
+    mask = stored_mask(page)
+    assert mask[185:215, 195:225].all()
+    assert mask[240, 260:280].all()
+    assert not mask[:175].any()
+    assert not mask[280:].any()
+
+
+def test_two_fingers_zoom_and_draw_nothing(page: Page) -> None:
+    canvas = choose(page)
+    (x, y), touch = (canvas.left + 200, canvas.top + 100), page.context.new_cdp_session(page)
+    for kind, fingers in (
+        ("touchStart", [(x, y)]),
+        ("touchStart", [(x, y), (x + 60, y)]),
+        ("touchMove", [(x - 30, y), (x + 90, y)]),
+        ("touchEnd", []),
+    ):
+        points = [{"x": at[0], "y": at[1], "id": id} for id, at in enumerate(fingers)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    expect(page.locator(".stage")).to_have_attribute("style", re.compile(r"scale\(2"))
+    assert not alphas(canvas.element).any()
+    expect(page.get_by_role("button", name="Undo")).to_be_disabled()
 
 
 def reported_overlap(page: Page, overlap: float) -> None:
@@ -626,6 +705,62 @@ def test_it_fits_and_every_control_has_a_label(page: Page, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == width
     unlabelled = "inputs => inputs.filter((input) => !input.labels.length).map(({ id }) => id)"
     assert page.locator("input").evaluate_all(unlabelled) == []
+
+
+def test_a_running_job_is_cancelled(page: Page) -> None:
+    page.route(
+        "**/jobs/*/events", lambda route: route.abort()
+    )  # so that the page asks for the job, which is held below
+
+    def running(route: Route) -> None:
+        if route.request.method == "DELETE":
+            cancelled.append(route.request.url)
+        answer = route.fetch(method="GET")
+        job = answer.json() | {"status": "cancelled" if cancelled else "running", "progress": 0.4}
+        route.fulfill(status=200, json=job)
+
+    cancelled: list[str] = []
+    page.route(re.compile(r"/jobs/[^/]+$"), running)
+    choose(page).draw("Box", (100, 100), (500, 300))
+    teach(page)
+    expect(page.locator("#teach-status")).to_have_text("Learning: 40 %")
+    page.locator("#teach").get_by_role("button", name="Cancel").click()
+    expect(page.locator("#teach-status")).to_contain_text("Cancelled. The example stays")
+    expect(page.locator("#teach").get_by_role("button", name="Cancel")).to_be_hidden()
+    assert len(cancelled) == 1
+    page.unroute_all(behavior="wait")
+
+
+def test_links_jump_to_the_parts(page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 640})
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#segment-title")).to_be_in_viewport()
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Photos, chosen or dropped here")).to_be_focused()
+
+
+@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed: npm install --no-save axe-core")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(page: Page, scheme: Literal["light", "dark"]) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.get_by_role("button", name="Try it with these photos").click()
+    expect(page.locator(".thumbnail")).to_have_count(2)
+    expect(page.locator("#segment-go")).to_be_enabled()
+    page.locator("#taught summary").click()
+    expect(page.locator(".versions li")).to_have_count(1)
+    page.evaluate(AXE.read_text())
+
+    def faults() -> list[str]:
+        found = page.evaluate("async () => (await axe.run()).violations")
+        return [f"{fault['id']}: {node['html']}" for fault in found for node in fault["nodes"]]
+
+    assert faults() == []
+    page.get_by_role("button", name="Open sample-chelsea.jpg").click()
+    expect(page.get_by_role("dialog").locator(".legend li")).to_have_count(2)
+    assert faults() == []
 
 
 def test_the_document_of_the_api_needs_nothing_from_elsewhere(page: Page, url: str) -> None:
