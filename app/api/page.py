@@ -1,4 +1,4 @@
-"""The web page at / with its scripts and styles. The page uses only the public HTTP API."""
+"""The web page at / with its scripts, styles and sample photos. The page uses only the public HTTP API."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ router = APIRouter(include_in_schema=False)
 _FOLDER = Path(__file__).parents[1] / "web"
 
 # Fixed media types instead of the operating system's table: with `nosniff` a browser refuses a script of another type.
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+}
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
@@ -33,7 +39,7 @@ async def page() -> FileResponse:
 
 @router.get("/web/{name}")
 async def part(name: str) -> FileResponse:
-    """Return a script or style sheet of the page."""
+    """Return a script, style sheet or picture of the page."""
     return _file(name)
 
 

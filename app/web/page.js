@@ -1,6 +1,7 @@
 // The page: teach, see what is taught, segment.
 
 import { $ } from "./form.js";
+import { samples } from "./samples.js";
 import { segmenting } from "./segment.js";
 import { useKey } from "./service.js";
 import { showTaught } from "./taught.js";
@@ -20,6 +21,5 @@ $("key").onsubmit = (event) => {
 // A photo dropped beside the forms would replace the page.
 for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
 
-teaching(showTaught);
-segmenting();
+samples({ teach: teaching(showTaught), segment: segmenting() });
 showTaught();

@@ -1,97 +1,133 @@
-// Marking a photo with brush, eraser and boxes. Marks are kept as they were drawn, in pixels of the upright photo: that
-// makes them sharp at any size and easy to undo.
+// Marking a photo with brush, eraser, boxes and polygons, by pointer or keyboard.
+
+import { boxOf, draw, isNothing, pngOf, sketch, visible } from "./marks.js";
 
 const SHOWN_PX = 1600; // on screen a canvas needs no more, and one of a 40-megapixel photo would be slow
 const KEY_STEP = 0.02; // of the photo's longer side
+const CLOSE_PX = 10; // on screen: a click this near to the first corner closes a polygon
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 const bounded = (value, limit) => Math.min(Math.max(value, 0), limit);
 
 export class Painter {
   #marks = [];
+  #undone = []; // the last one first to be redone
   #open = null; // the mark being drawn
   #at = [0, 0];
   #size = [0, 0];
 
-  // `tool()` is "brush", "eraser" or "box", `percent()` the brush's share of the photo's longer side.
-  constructor(frame, { tool, percent, changed }) {
-    this.canvas = frame.querySelector("canvas");
+  // `tool()` is "brush", "eraser", "box" or "polygon", `percent()` the brush's share of the photo's longer side, `zoom`
+  // what moves the photo.
+  constructor(frame, { tool, percent, zoom, changed }) {
+    this.canvas = frame.querySelector(".marks");
     this.ring = frame.querySelector(".ring");
-    this.tool = tool;
-    this.percent = percent;
-    this.changed = changed;
+    Object.assign(this, { tool, percent, zoom, changed });
     const { canvas } = this;
-    canvas.addEventListener("pointerdown", (event) => {
-      if (event.button || !event.isPrimary) return;
-      canvas.setPointerCapture(event.pointerId);
-      this.#move(this.#point(event));
-      this.#begin();
-    });
+    canvas.addEventListener("pointerdown", (event) => this.#press(event));
     canvas.addEventListener("pointermove", (event) => event.isPrimary && this.#move(this.#point(event)));
+    canvas.addEventListener("dblclick", () => this.#closePolygon());
     for (const name of ["pointerup", "pointercancel", "blur"]) canvas.addEventListener(name, () => this.#end());
     for (const name of ["pointerleave", "blur"]) canvas.addEventListener(name, () => (this.ring.hidden = true));
     canvas.addEventListener("keydown", (event) => this.#key(event));
+    canvas.addEventListener("keyup", (event) => event.key === " " && !this.zoom.dragged && this.#space());
   }
 
   // A new photo, unmarked.
   start(width, height) {
     this.#size = [width, height];
     this.#at = [width / 2, height / 2];
-    this.#marks = [];
+    [this.#marks, this.#undone, this.#open] = [[], [], null];
     const scale = Math.min(1, SHOWN_PX / Math.max(width, height));
     this.canvas.width = Math.round(width * scale);
     this.canvas.height = Math.round(height * scale);
     this.#redraw();
   }
 
+  // Of a polygon that is being drawn, the last corner.
   undo() {
-    this.#marks.pop();
+    if (this.#open?.tool === "polygon") {
+      this.#open.points.pop();
+      if (!this.#open.points.length) this.#open = null;
+    } else if (this.#marks.length) this.#undone.push(this.#marks.pop());
+    this.#redraw();
+  }
+
+  redo() {
+    if (this.#undone.length && !this.#open) this.#marks.push(this.#undone.pop());
     this.#redraw();
   }
 
   clear() {
-    this.#marks.push({ tool: "clear" }); // so that it can be undone
+    this.abandon();
+    this.#add({ tool: "clear" });
+  }
+
+  // Drops the mark being drawn.
+  abandon() {
+    this.#open = null;
     this.#redraw();
   }
 
+  // Another tool was chosen: a polygon is not left half drawn.
+  finish() {
+    this.#closePolygon();
+  }
+
   get undoable() {
-    return this.#marks.length > 0;
+    return this.#marks.length > 0 || this.#open !== null;
+  }
+
+  get redoable() {
+    return this.#undone.length > 0;
   }
 
   get empty() {
-    return this.#visible().every(({ tool }) => tool === "eraser");
+    return visible(this.#marks).every(({ tool }) => tool === "eraser");
   }
 
   // [x, y, width, height] if one box is all there is.
   get box() {
-    const marks = this.#visible();
-    return marks.length === 1 && marks[0].tool === "box" ? box(marks[0]) : null;
+    const marks = visible(this.#marks);
+    return marks.length === 1 && marks[0].tool === "box" ? boxOf(marks[0]) : null;
   }
 
-  // The marks as a PNG of the photo's own size, white on black.
-  async png() {
-    const canvas = document.createElement("canvas");
-    [canvas.width, canvas.height] = this.#size;
-    const context = canvas.getContext("2d", { willReadFrequently: true });
-    for (const mark of this.#visible()) draw(context, mark);
-    const image = context.getImageData(0, 0, canvas.width, canvas.height);
-    // A canvas softens edges, and to the service every grey is the category.
-    const pixels = new Uint32Array(image.data.buffer);
-    for (let at = 0; at < pixels.length; at++) pixels[at] = image.data[4 * at + 3] < 128 ? 0xff000000 : 0xffffffff;
-    context.putImageData(image, 0, 0);
-    const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-    if (!blob) throw new Error("This browser can't write a mask of this size: choose a mask file.");
-    return blob;
+  png() {
+    return pngOf(visible(this.#marks), this.#size);
   }
 
-  #visible() {
-    return this.#marks.slice(this.#marks.findLastIndex(({ tool }) => tool === "clear") + 1);
+  #add(mark) {
+    this.#marks.push(mark);
+    this.#undone = [];
+    this.#redraw();
+  }
+
+  #press(event) {
+    if (event.button || !event.isPrimary) return;
+    this.canvas.setPointerCapture(event.pointerId);
+    this.#move(this.#point(event));
+    this.#begin();
   }
 
   #begin() {
+    if (this.tool() === "polygon") return this.#corner();
     this.#open = { tool: this.tool(), width: this.#brushPx(), points: [this.#at, this.#at] };
-    this.#marks.push(this.#open);
     this.#redraw();
+  }
+
+  #corner() {
+    if (this.#open && this.#isNearFirst()) return this.#closePolygon();
+    this.#open ??= { tool: "polygon", points: [] };
+    this.#open.points.push(this.#at);
+    this.#redraw();
+  }
+
+  #isNearFirst() {
+    const [[x, y]] = this.#open.points;
+    return this.#open.points.length > 2 && Math.hypot(this.#at[0] - x, this.#at[1] - y) < CLOSE_PX * this.#screenPx();
+  }
+
+  #closePolygon() {
+    if (this.#open?.tool === "polygon") this.#keep();
   }
 
   #move(point) {
@@ -99,36 +135,52 @@ export class Painter {
     if (this.#open?.tool === "box") {
       this.#open.points[1] = point;
       this.#redraw();
-    } else if (this.#open) {
+    } else if (this.#open && this.#open.tool !== "polygon") {
       this.#open.points.push(point);
       draw(this.#context(), { ...this.#open, points: this.#open.points.slice(-2) });
     }
     this.#showRing();
   }
 
+  // A polygon goes on after the button is released.
   #end() {
-    if (this.#open?.tool === "box" && Math.min(...box(this.#open).slice(2)) < 3) this.undo(); // a click is no box
+    if (this.#open && this.#open.tool !== "polygon") this.#keep();
+  }
+
+  #keep() {
+    const mark = this.#open;
     this.#open = null;
+    if (isNothing(mark)) this.#redraw();
+    else this.#add(mark);
+  }
+
+  #space() {
+    if (this.#open && this.#open.tool !== "polygon") this.#end();
+    else this.#begin();
   }
 
   #key(event) {
-    if (event.key in ARROWS) {
-      const step = event.shiftKey ? 1 : KEY_STEP * Math.max(...this.#size);
-      this.#move(this.#at.map((value, axis) => bounded(value + step * ARROWS[event.key][axis], this.#size[axis])));
-    } else if (event.key === " ") {
-      if (this.#open) this.#end();
-      else this.#begin();
-    } else if (event.key === "z" && (event.ctrlKey || event.metaKey)) {
-      this.#end();
-      this.undo();
-    } else return;
+    const { key } = event;
+    if (key in ARROWS) this.#arrow(event);
+    else if (key === "Enter") this.#closePolygon();
+    else if (key === "Escape" && this.#open) this.abandon();
+    else if (key === "+" || key === "-") this.zoom[key === "+" ? "in" : "out"]();
+    else return;
     event.preventDefault();
+  }
+
+  #arrow({ key, shiftKey }) {
+    const step = shiftKey ? 1 : KEY_STEP * Math.max(...this.#size);
+    this.#move(this.#at.map((value, axis) => bounded(value + step * ARROWS[key][axis], this.#size[axis])));
+    this.zoom.reveal(this.#at.map((value, axis) => value / this.#size[axis]));
   }
 
   #redraw() {
     const context = this.#context();
     context.clearRect(0, 0, ...this.#size);
-    for (const mark of this.#visible()) draw(context, mark);
+    for (const mark of visible(this.#marks)) draw(context, mark);
+    if (this.#open?.tool === "polygon") sketch(context, this.#open, 2 * this.#screenPx());
+    else if (this.#open) draw(context, this.#open);
     this.changed();
   }
 
@@ -149,31 +201,20 @@ export class Painter {
     return (this.percent() / 100) * Math.max(...this.#size);
   }
 
+  // A pixel of the screen, in pixels of the photo.
+  #screenPx() {
+    return this.#size[0] / (this.canvas.getBoundingClientRect().width || this.#size[0]);
+  }
+
   #showRing() {
     const scale = this.canvas.clientWidth / this.#size[0];
-    const px = this.tool() === "box" ? 6 : this.#brushPx() * scale;
+    const px = ["box", "polygon"].includes(this.tool()) ? 6 : this.#brushPx() * scale;
     this.ring.hidden = false;
     Object.assign(this.ring.style, {
       width: `${px}px`,
       height: `${px}px`,
-      left: `${this.canvas.offsetLeft + this.#at[0] * scale}px`,
-      top: `${this.canvas.offsetTop + this.#at[1] * scale}px`,
+      left: `${this.#at[0] * scale}px`,
+      top: `${this.#at[1] * scale}px`,
     });
   }
-}
-
-function draw(context, { tool, width, points }) {
-  context.globalCompositeOperation = tool === "eraser" ? "destination-out" : "source-over";
-  if (tool === "box") return context.fillRect(...box({ points }));
-  Object.assign(context, { lineWidth: width, lineCap: "round", lineJoin: "round" });
-  context.beginPath();
-  for (const [x, y] of points) context.lineTo(x, y);
-  context.stroke();
-}
-
-// Whole pixels, as the service wants them.
-function box({ points: [from, to] }) {
-  const [left, top] = from.map((value, axis) => Math.floor(Math.min(value, to[axis])));
-  const [right, bottom] = from.map((value, axis) => Math.ceil(Math.max(value, to[axis])));
-  return [left, top, right - left, bottom - top];
 }

@@ -10,7 +10,8 @@ export const useKey = (value) => sessionStorage.setItem(KEY, value);
 export async function call(path, { headers = {}, ...options } = {}) {
   const key = sessionStorage.getItem(KEY);
   const sent = { ...options, headers: key ? { ...headers, "X-API-Key": key } : headers };
-  const answer = await fetch(path, sent).catch(() => {
+  const answer = await fetch(path, sent).catch((error) => {
+    if (options.signal?.aborted) throw error;
     throw new Error("The service does not answer: is it running, and can this machine reach it?");
   });
   if (answer.ok) return answer;

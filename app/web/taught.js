@@ -1,6 +1,9 @@
-// List of the taught categories, and suggestions of names.
+// List of the taught categories, and the choice of those to look for.
 
+import { showCategory } from "./category.js";
+import { numberOf } from "./colours.js";
 import { $, busy, element, showProblem } from "./form.js";
+import { howWell } from "./say.js";
 import { allOf, call } from "./service.js";
 
 export async function showTaught() {
@@ -8,14 +11,41 @@ export async function showTaught() {
     const categories = await allOf("/categories?limit=1000");
     showProblem($("taught-problem"), "");
     $("none-taught").hidden = categories.length > 0;
-    $("taught").replaceChildren(...categories.map(row));
+    $("samples").hidden = categories.length > 0; // they would add to what others teach
+    // Numbered here, so that what is taught has its colour before what is only named.
+    for (const { name } of categories) numberOf(name);
+    const open = new Set([...$("taught").querySelectorAll("details[open]")].map(({ dataset }) => dataset.name));
+    $("taught").replaceChildren(...categories.map((category) => row(category, open.has(category.name))));
     showChoices(categories.map(({ name }) => name));
   } catch (error) {
     showProblem($("taught-problem"), error.message);
   }
 }
 
-function row({ name, examples, adapter }) {
+function row(category, open) {
+  const { name, examples, adapter } = category;
+  const state = adapter ? howWell(adapter, examples) : "Not learnt yet.";
+  const inside = element("div", { className: "category" });
+  const details = element(
+    "details",
+    {},
+    element("summary", {}, element("strong", {}, name), " ", element("span", {}, state)),
+    inside,
+  );
+  details.dataset.name = name;
+  details.ontoggle = async () => {
+    if (!details.open) return;
+    try {
+      await showCategory(inside, category, $("taught-problem"), showTaught);
+    } catch (error) {
+      showProblem($("taught-problem"), error.message);
+    }
+  };
+  details.open = open;
+  return element("li", {}, details, forgetButton(name));
+}
+
+function forgetButton(name) {
   const forget = element("button", { type: "button", ariaLabel: `Delete ${name}` }, "Delete");
   forget.onclick = () => {
     if (!confirm(`Delete “${name}” with its examples?`)) return;
@@ -24,14 +54,7 @@ function row({ name, examples, adapter }) {
       await showTaught();
     });
   };
-  const shots = `${examples} ${examples === 1 ? "example" : "examples"}`;
-  return element("li", {}, element("strong", {}, name), element("span", {}, `${shots}, ${state(adapter)}`), forget);
-}
-
-function state(adapter) {
-  if (!adapter) return "not tuned yet";
-  const wordsKept = adapter.example_iou < adapter.zero_shot_example_iou;
-  return `version ${adapter.version}${wordsKept ? " (words alone)" : ""}`;
+  return forget;
 }
 
 const ticks = () => [...$("names").querySelectorAll("input")];

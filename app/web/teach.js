@@ -1,77 +1,122 @@
 // Teaching: a photo, what is marked on it, and a name.
 
-import { $, busy, showPhoto, showProblem, takeDrops, words } from "./form.js";
+import { $, busy, element, showPhoto, showProblem, takeDrops, words } from "./form.js";
 import { Painter } from "./paint.js";
-import { follow, json } from "./service.js";
+import { doubts, isMarkedLoosely, outcome, percent } from "./say.js";
+import { showSeen } from "./seen.js";
+import { call, follow, json } from "./service.js";
+import { Zoom } from "./zoom.js";
 
-// `taught` is called when the list of categories may have changed.
+// `taught` is called when the list of categories may have changed. The returned function does what the form's button does.
 export function teaching(taught) {
   const frame = $("paper");
-  const image = frame.querySelector("img");
+  const image = frame.querySelector(".original");
+  const zoom = new Zoom(frame, { taken: () => painter.abandon() });
   const painter = new Painter(frame, {
     tool: () => document.querySelector("[name=tool]:checked").value,
     percent: () => Number($("size").value),
+    zoom,
     changed: () => {
       $("undo").disabled = $("clear").disabled = !painter.undoable;
+      $("redo").disabled = !painter.redoable;
     },
   });
+  drawingControls(painter, zoom);
   const canMark = () => {
     const byFile = $("teach-mask").files.length > 0;
     $("paint-instead").hidden = !byFile;
     $("tools").disabled = image.hidden || byFile;
+    $("view").disabled = image.hidden;
     painter.canvas.hidden = $("tools").disabled;
   };
 
   takeDrops($("teach"), $("teach-photo"));
-  $("undo").onclick = () => painter.undo();
-  $("clear").onclick = () => painter.clear();
-  $("teach-mask").onchange = canMark;
+  $("teach-mask").onchange = () => {
+    canMark();
+    showMask(frame);
+  };
   $("paint-instead").onclick = () => {
     $("teach-mask").value = "";
-    canMark();
+    $("teach-mask").onchange();
   };
   $("teach-photo").onchange = async () => {
     const [photo] = $("teach-photo").files;
-    $("teach-status").textContent = "";
+    forget(frame);
+    zoom.whole();
     const shown = photo && (await showPhoto(image, photo));
     image.hidden = !shown;
     frame.classList.toggle("empty", !shown);
     if (shown) painter.start(image.naturalWidth, image.naturalHeight);
     showProblem($("teach-problem"), photo && !shown ? "The browser can't show this file: a mask file is needed." : "");
     canMark();
+    showMask(frame);
   };
+  const submit = () => busy($("teach-go"), $("teach-problem"), () => teach(frame, painter, taught));
   $("teach").onsubmit = (event) => {
     event.preventDefault();
-    busy($("teach-go"), $("teach-problem"), () => teach(painter, taught));
+    submit();
   };
+  return submit;
 }
 
-async function teach(painter, taught) {
+function drawingControls(painter, zoom) {
+  for (const action of ["undo", "redo", "clear"]) $(action).onclick = () => painter[action]();
+  $("zoom-in").onclick = zoom.in;
+  $("zoom-out").onclick = zoom.out;
+  $("zoom-whole").onclick = () => zoom.whole();
+  for (const tool of document.querySelectorAll("[name=tool]")) tool.addEventListener("change", () => painter.finish());
+  // Not on the photo alone: after a click on a tool it has not the focus, and nothing has after one that turned a button off.
+  document.addEventListener("keydown", (event) => {
+    if (!isUndo(event) || painter.canvas.hidden) return;
+    event.preventDefault();
+    painter[event.shiftKey ? "redo" : "undo"]();
+  });
+}
+
+// A text field undoes its own typing.
+function isUndo({ key, ctrlKey, metaKey, target }) {
+  const here = target === document.body || $("teach").contains(target);
+  const typing = target.matches("input:not([type=radio], [type=range])");
+  return key.toLowerCase() === "z" && (ctrlKey || metaKey) && here && !typing;
+}
+
+// A mask file over the photo, so that one sees whether it fits.
+async function showMask(frame) {
+  const [file] = $("teach-mask").files;
+  const image = frame.querySelector(".chosen-mask");
+  image.hidden = !file || frame.classList.contains("empty") || !(await showPhoto(image, file));
+}
+
+// What was said about the last example.
+function forget(frame) {
+  frame.querySelector(".seen").hidden = true;
+  $("teach-status").textContent = "";
+  $("teach-warnings").replaceChildren();
+}
+
+async function teach(frame, painter, taught) {
   const tell = (text) => ($("teach-status").textContent = text);
-  const bar = $("teach-progress");
-  tell("");
+  forget(frame);
   const name = $("name").value.trim();
   const path = `/categories/${encodeURIComponent(name)}`;
+  const [photo] = $("teach-photo").files;
   const form = new FormData();
-  form.append("image", $("teach-photo").files[0]);
+  form.append("image", photo);
   await mark(form, painter);
   for (const word of words($("prompts").value)) form.append("prompts", word);
   tell("Sending …");
   try {
-    const { job, note, warnings = [] } = await json(`${path}/example`, { method: "POST", body: form });
-    bar.hidden = false;
-    showProblem($("teach-problem"), warnings.map(({ detail }) => detail).join(" "));
+    const { job, note, warnings } = await json(`${path}/example`, { method: "POST", body: form });
+    $("teach-warnings").replaceChildren(...doubts(warnings).map((doubt) => element("li", {}, doubt)));
     taught();
-    const ended = await follow(job.id, ({ status, progress, step, steps }) => {
-      bar.value = progress;
-      tell(status === "running" && steps ? `Learning: step ${step} of ${steps}.` : `The job is ${status}.`);
-    });
-    tell([await outcome(name, path, ended), note].filter(Boolean).join(" "));
+    const { ended, category } = await learn(job, path, tell);
+    tell([ended ?? outcome(name, category), note].filter(Boolean).join(" "));
+    if (category && isMarkedLoosely(category.adapter)) await showSeen(frame.querySelector(".seen"), photo, name);
   } catch (error) {
     tell("");
     throw error;
   } finally {
-    bar.hidden = true;
+    $("teach-running").hidden = true;
     taught();
   }
 }
@@ -79,20 +124,26 @@ async function teach(painter, taught) {
 async function mark(form, painter) {
   const [file] = $("teach-mask").files;
   if (file) form.append("mask", file);
-  else if (painter.canvas.hidden || painter.empty) {
-    throw new Error("Mark the category on the photo, or choose a mask file.");
+  else if (painter.canvas.hidden || (painter.finish(), painter.empty)) {
+    throw new Error("Mark the object on the photo, or choose a mask file.");
   } else if (painter.box) form.append("box", JSON.stringify(painter.box));
   else form.append("mask", await painter.png(), "mask.png");
 }
 
-async function outcome(name, path, job) {
-  if (job.status === "failed") throw new Error(`Teaching failed: ${job.error}`);
-  if (job.status === "cancelled") return "The job was cancelled: the example stays, and is learned from with the next one.";
-  if (job.status === "superseded") return `A newer example of “${name}” took over: its job goes on.`;
-  const { adapter } = await json(path);
-  if (!adapter) return `“${name}” was changed again meanwhile.`;
-  const [own, zeroShot] = [adapter.example_iou, adapter.zero_shot_example_iou].map((iou) => iou.toFixed(2));
-  return adapter.example_iou < adapter.zero_shot_example_iou
-    ? `“${name}”: the words alone were kept. They mark the examples with an IoU of ${zeroShot}, tuned it was ${own}.`
-    : `“${name}” is taught: it marks its examples with an IoU of ${own}; by words alone it was ${zeroShot}.`;
+// Follows the job; its category when it has learnt, else what became of it.
+async function learn(job, path, tell) {
+  const bar = $("teach-progress");
+  bar.value = 0;
+  $("teach-running").hidden = false;
+  $("teach-cancel").onclick = () =>
+    busy($("teach-cancel"), $("teach-problem"), () => call(`/jobs/${job.id}`, { method: "DELETE" }));
+  const { status, error } = await follow(job.id, ({ status, progress }) => {
+    bar.value = progress;
+    tell(status === "running" ? `Learning: ${percent(progress)}` : "Waiting for its turn …");
+  });
+  if (status === "failed") throw new Error(`Teaching failed: ${error}`);
+  if (status === "cancelled") return { ended: "Cancelled. The example stays, and is learnt with the next one." };
+  if (status === "superseded") return { ended: "A newer example took over, and both are being learnt." };
+  const category = await json(path);
+  return category.adapter ? { category } : { ended: "It was changed again meanwhile." };
 }

@@ -1,0 +1,70 @@
+// What a taught category was made from: its examples and its versions.
+
+import { busy, element } from "./form.js";
+import { howWell } from "./say.js";
+import { allOf, call, follow, json } from "./service.js";
+
+const VERSIONS = { dateStyle: "medium", timeStyle: "short" };
+
+// Fills a place with the category's examples and versions. `changed` is called when the category is another.
+export async function showCategory(place, { name, examples }, problem, changed) {
+  const path = `/categories/${encodeURIComponent(name)}`;
+  const [shots, versions] = await Promise.all([allOf(`${path}/examples`), allOf(`${path}/versions`)]);
+  const acting = { path, problem, changed };
+  const lists = { examples: shots.map((shot) => example(shot, acting)) };
+  lists.versions = versions.map((info) => version(info, examples, acting));
+  place.replaceChildren(
+    ...Object.entries(lists).map(([what, items]) =>
+      element("ul", { className: what, ariaLabel: `${what} of ${name}` }, ...items),
+    ),
+  );
+}
+
+function example({ id, absent }, { path, problem, changed }) {
+  const remove = element("button", { type: "button" }, "Delete");
+  remove.ariaLabel = "Delete this example";
+  remove.onclick = () =>
+    confirm("Delete this example and learn again from the others?") &&
+    busy(remove, problem, async () => {
+      remove.textContent = "Learning …";
+      const answer = await call(`${path}/examples/${id}`, { method: "DELETE" });
+      if (answer.status === 202) await relearn((await answer.json()).job);
+      await changed();
+    });
+  const image = element("img", { alt: absent ? "Example, not in this photo" : "Example", loading: "lazy" });
+  showStored(image, `${path}/examples/${id}/image`);
+  const note = element("span", { className: "hint", hidden: !absent }, "not in this photo");
+  return element("li", {}, image, note, remove);
+}
+
+async function relearn({ id }) {
+  const { status, error } = await follow(id, () => {});
+  if (status === "failed") throw new Error(`Learning again failed: ${error}`);
+}
+
+// Fetched, because an <img> sends no key.
+async function showStored(image, path) {
+  try {
+    image.src = URL.createObjectURL(await (await call(path)).blob());
+    await image.decode();
+  } catch {
+    image.alt += " (can't be shown here)"; // such as a TIFF, or one that was deleted meanwhile
+  } finally {
+    URL.revokeObjectURL(image.src);
+  }
+}
+
+function version(info, examples, { path, problem, changed }) {
+  const made = new Date(info.created_at).toLocaleString("en", VERSIONS);
+  const text = element("span", {}, `Version ${info.version}, ${made}. ${howWell(info, examples)}`);
+  if (info.current) return element("li", {}, text, element("strong", {}, "in use"));
+  const use = element("button", { type: "button" }, "Use this one");
+  use.ariaLabel = `Use version ${info.version}`;
+  use.onclick = () =>
+    busy(use, problem, async () => {
+      const body = JSON.stringify({ version: info.version });
+      await json(`${path}/rollback`, { method: "POST", body, headers: { "Content-Type": "application/json" } });
+      await changed();
+    });
+  return element("li", {}, text, use);
+}

@@ -1,0 +1,28 @@
+// A number and a colour for each category, by its name: the same in every photo, in every run and in every exported file.
+
+const NUMBERS = "exemplar-category-numbers";
+const TONES = [[0.85, 0.95], [0.5, 1], [0.9, 0.65]]; // saturation, value: hue alone has too few distinct colours
+const GOLDEN = (Math.sqrt(5) - 1) / 2; // steps of the golden ratio stay far from every earlier hue
+
+// Names are compared as the service does. They are numbered in the order in which this browser sees them, which keeps the
+// colours of few categories far apart; a hash would not.
+export function numberOf(name) {
+  const numbers = JSON.parse(localStorage.getItem(NUMBERS) ?? "[]");
+  const key = name.normalize("NFC").toLowerCase();
+  if (!numbers.includes(key)) localStorage.setItem(NUMBERS, JSON.stringify([...numbers, key]));
+  return numbers.includes(key) ? numbers.indexOf(key) + 1 : numbers.length + 1;
+}
+
+// Red, green, blue: of the service's own palette.
+export function colourOf(name) {
+  const index = numberOf(name) - 1;
+  const [saturation, value] = TONES[index % TONES.length];
+  const hue = (index * GOLDEN) % 1;
+  const level = (n) => {
+    const k = (n + 6 * hue) % 6;
+    return Math.round(255 * (value - value * saturation * Math.max(0, Math.min(k, 4 - k, 1))));
+  };
+  return [level(5), level(3), level(1)];
+}
+
+export const css = (name) => `rgb(${colourOf(name).join(" ")})`;

@@ -1,0 +1,74 @@
+// The results: one photo is shown large at once, several as a grid of thumbnails that open large.
+
+import { card } from "./card.js";
+import { instances } from "./coco.js";
+import { saveJson } from "./files.js";
+import { $ } from "./form.js";
+import { countCategories, forgetCategories, isListed, watchLook } from "./look.js";
+import { thumbnail } from "./thumbnail.js";
+
+let results = [];
+let views = []; // one for each result
+let large; // the view in the dialog, and the number of its result
+
+export function gallery() {
+  watchLook(refresh);
+  $("export-coco").onclick = () => saveJson(instances(results), "annotations.json");
+  $("large-previous").onclick = () => step(-1);
+  $("large-next").onclick = () => step(1);
+  $("large-close").onclick = () => $("large").close();
+  $("large").onclose = () => (large = undefined);
+  $("large").onkeydown = ({ key }) => {
+    if (key === "ArrowLeft" || key === "ArrowRight") step(key === "ArrowLeft" ? -1 : 1);
+  };
+}
+
+export function clearResults() {
+  results = [];
+  views = [];
+  forgetCategories();
+  $("results").replaceChildren();
+  refresh();
+}
+
+// `alone`: no other photo comes.
+export function addResult(result, alone) {
+  const index = results.push(result) - 1;
+  const view = alone ? card(result) : thumbnail(result, () => open(index));
+  views.push(view);
+  $("results").append(view.node);
+  refresh();
+}
+
+function refresh() {
+  const answers = results.flatMap(({ answer }) => (answer ? [answer] : []));
+  $("gallery-tools").hidden = !answers.length;
+  countCategories(answers, refresh);
+  views.forEach(({ node, repaint }, index) => {
+    node.hidden = !isListed(results[index].answer);
+    if (!node.hidden) repaint();
+  });
+  const listed = views.filter(({ node }) => !node.hidden).length;
+  $("listed").textContent = listed < results.length ? `${listed} of ${results.length} photos are listed.` : "";
+  large?.view.repaint();
+}
+
+function open(index) {
+  large = { index, view: card(results[index]) };
+  $("large-photo").replaceChildren(large.view.node);
+  $("large").ariaLabel = results[index].photo.name;
+  for (const [id, by] of [["large-previous", -1], ["large-next", 1]]) $(id).disabled = next(by) === undefined;
+  if (!$("large").open) $("large").showModal();
+}
+
+// The number of the next listed photo before or after the large one.
+function next(by) {
+  let index = large.index + by;
+  while (views[index] && (views[index].node.hidden || results[index].error)) index += by;
+  return views[index] && index;
+}
+
+function step(by) {
+  const index = next(by);
+  if (index !== undefined) open(index);
+}

@@ -1,0 +1,56 @@
+// Marks of a photo, as they were drawn, in pixels of the upright photo: sharp at any size, and easy to undo.
+
+const LEAST_BOX_PX = 3; // a click is no box
+
+// What can be seen of a list of marks: those after the last "clear", which is a mark so that it can be undone.
+export const visible = (marks) => marks.slice(marks.findLastIndex(({ tool }) => tool === "clear") + 1);
+
+export const isNothing = (mark) =>
+  (mark.tool === "box" && Math.min(...boxOf(mark).slice(2)) < LEAST_BOX_PX) ||
+  (mark.tool === "polygon" && mark.points.length < 3);
+
+export function draw(context, mark) {
+  const { tool, width, points } = mark;
+  context.globalCompositeOperation = tool === "eraser" ? "destination-out" : "source-over";
+  if (tool === "box") return context.fillRect(...boxOf(mark));
+  trace(context, points);
+  if (tool === "polygon") return context.fill();
+  Object.assign(context, { lineWidth: width, lineCap: "round", lineJoin: "round" });
+  context.stroke();
+}
+
+// A polygon that is still being drawn: its outline so far, and its corners.
+export function sketch(context, { points }, px) {
+  context.globalCompositeOperation = "source-over";
+  trace(context, points);
+  Object.assign(context, { lineWidth: px, lineJoin: "round" });
+  context.stroke();
+  for (const [x, y] of points) context.fillRect(x - 2 * px, y - 2 * px, 4 * px, 4 * px);
+}
+
+function trace(context, points) {
+  context.beginPath();
+  for (const [x, y] of points) context.lineTo(x, y);
+}
+
+// [x, y, width, height] in whole pixels, as the service wants them.
+export function boxOf({ points: [from, to] }) {
+  const [left, top] = from.map((value, axis) => Math.floor(Math.min(value, to[axis])));
+  const [right, bottom] = from.map((value, axis) => Math.ceil(Math.max(value, to[axis])));
+  return [left, top, right - left, bottom - top];
+}
+
+// Marks as a PNG of the photo's own size, white on black.
+export async function pngOf(marks, [width, height]) {
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  for (const mark of marks) draw(context, mark);
+  const image = context.getImageData(0, 0, width, height);
+  // A canvas softens edges, and to the service every grey is the category.
+  const pixels = new Uint32Array(image.data.buffer);
+  for (let at = 0; at < pixels.length; at++) pixels[at] = image.data[4 * at + 3] < 128 ? 0xff000000 : 0xffffffff;
+  context.putImageData(image, 0, 0);
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  if (!blob) throw new Error("This browser can't write a mask of this size: choose a mask file.");
+  return blob;
+}

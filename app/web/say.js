@@ -1,0 +1,37 @@
+// What the service knows in numbers and codes, in words for a person who labels photos.
+
+// Below this the example is marked so loosely, or seen so badly, that another try is worth it.
+const GOOD_OVERLAP = 0.6;
+
+const DOUBTS = {
+  "mask-looks-inverted": "You seem to have marked everything except the object. Mark the object itself.",
+  "mask-very-small": "Very little is marked. Is that the whole object?",
+  "mask-covers-most": "Almost the whole photo is marked. Mark the object alone.",
+  "duplicate-example": "It knows this example already and learns nothing new from it. Show it another photo.",
+  "example-not-learned": "It could not learn from this example. Mark more exactly, or take a photo that shows the object larger.",
+};
+
+// An answer's warnings, each as a sentence. A code that the page does not know comes with the service's own.
+export const doubts = (warnings = []) => warnings.map(({ code, detail }) => DOUBTS[code] ?? detail);
+
+export const percent = (share) => `${Math.round(100 * share)} %`;
+
+const overlap = ({ example_iou: learnt, zero_shot_example_iou: byName }) => Math.max(learnt, byName);
+
+export const keepsToName = (adapter) => adapter.example_iou < adapter.zero_shot_example_iou;
+
+export const isMarkedLoosely = (adapter) => overlap(adapter) < GOOD_OVERLAP;
+
+// How much of the examples comes out as it was marked.
+export function howWell(adapter, examples) {
+  const those = examples === 1 ? "your example" : `your ${examples} examples`;
+  return `It marks ${percent(overlap(adapter))} of ${those} right.`;
+}
+
+// What came of teaching.
+export function outcome(name, { adapter, examples }) {
+  const said = [`“${name}” is taught.`, howWell(adapter, examples)];
+  if (keepsToName(adapter)) said.push("The name alone does better than what it learnt, so it goes by the name.");
+  if (isMarkedLoosely(adapter)) said.push("Mark more exactly: the orange line shows what it sees as the object.");
+  return said.join(" ");
+}
