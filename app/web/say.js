@@ -22,10 +22,12 @@ export const keepsToName = (adapter) => adapter.example_iou < adapter.zero_shot_
 
 export const isMarkedLoosely = (adapter) => overlap(adapter) < GOOD_OVERLAP;
 
+export const rightShare = (adapter) => percent(overlap(adapter));
+
 // How much of the examples comes out as it was marked.
 export function howWell(adapter, examples) {
   const those = examples === 1 ? "your example" : `your ${examples} examples`;
-  return `It marks ${percent(overlap(adapter))} of ${those} right.`;
+  return `It marks ${rightShare(adapter)} of ${those} right.`;
 }
 
 // What came of teaching.

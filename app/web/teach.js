@@ -83,8 +83,8 @@ function isUndo({ key, ctrlKey, metaKey, target }) {
 // A mask file over the photo, so that one sees whether it fits.
 async function showMask(frame) {
   const [file] = $("teach-mask").files;
-  const image = frame.querySelector(".chosen-mask");
-  image.hidden = !file || frame.classList.contains("empty") || !(await showPhoto(image, file));
+  const over = frame.querySelector(".chosen-mask");
+  over.hidden = !file || frame.classList.contains("empty") || !(await showPhoto(over.firstChild, file));
 }
 
 // What was said about the last example.
