@@ -43,7 +43,7 @@ function maskCanvas({ categories }) {
   return canvas;
 }
 
-// Paints the masks, or the heat maps, which are asked for when they are first wanted. `only` is the number of a category.
+// Paints the masks, or the heat maps, which are asked for when they are first wanted. `only` is a category's number.
 function painter({ photo, asked, answer }, canvas, problem) {
   const picture = labelsOf(answer, SHOWN_PX);
   const names = answer.categories.map(({ name }) => name);
@@ -95,7 +95,8 @@ function entry({ name, area, adapted, presence }, index, pixels, repaint) {
     element("span", {}, `${percent(presence)} sure`),
     element("span", { className: "how" }, adapted ? "as taught" : "by its name"),
   );
-  for (const event of ["pointerenter", "focus"]) button.addEventListener(event, () => repaint(area ? index : undefined));
+  const alone = area ? index : undefined;
+  for (const event of ["pointerenter", "focus"]) button.addEventListener(event, () => repaint(alone));
   for (const event of ["pointerleave", "blur"]) button.addEventListener(event, () => repaint());
   return element("li", {}, button);
 }

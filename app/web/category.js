@@ -1,18 +1,18 @@
 // What a taught category was made from: its examples and its versions.
 
 import { busy, element } from "./form.js";
-import { howWell } from "./say.js";
+import { rightShare } from "./say.js";
 import { allOf, call, follow, json } from "./service.js";
 
 const VERSIONS = { dateStyle: "medium", timeStyle: "short" };
 
 // Fills a place with the category's examples and versions. `changed` is called when the category is another.
-export async function showCategory(place, { name, examples }, problem, changed) {
+export async function showCategory(place, { name }, problem, changed) {
   const path = `/categories/${encodeURIComponent(name)}`;
   const [shots, versions] = await Promise.all([allOf(`${path}/examples`), allOf(`${path}/versions`)]);
   const acting = { path, problem, changed };
   const lists = { examples: shots.map((shot) => example(shot, acting)) };
-  lists.versions = versions.map((info) => version(info, examples, acting));
+  lists.versions = versions.map((info) => version(info, acting));
   place.replaceChildren(
     ...Object.entries(lists).map(([what, items]) =>
       element("ul", { className: what, ariaLabel: `${what} of ${name}` }, ...items),
@@ -54,9 +54,9 @@ async function showStored(image, path) {
   }
 }
 
-function version(info, examples, { path, problem, changed }) {
+function version(info, { path, problem, changed }) {
   const made = new Date(info.created_at).toLocaleString("en", VERSIONS);
-  const text = element("span", {}, `Version ${info.version}, ${made}. ${howWell(info, examples)}`);
+  const text = element("span", {}, `Version ${info.version}, ${made}: marks ${rightShare(info)} right`);
   if (info.current) return element("li", {}, text, element("strong", {}, "in use"));
   const use = element("button", { type: "button" }, "Use this one");
   use.ariaLabel = `Use version ${info.version}`;

@@ -1,11 +1,11 @@
-// A number and a colour for each category, by its name: the same in every photo, in every run and in every exported file.
+// A number and a colour for each category, by its name: the same in every photo, every run and every exported file.
 
 const NUMBERS = "exemplar-category-numbers";
 const TONES = [[0.85, 0.95], [0.5, 1], [0.9, 0.65]]; // saturation, value: hue alone has too few distinct colours
 const GOLDEN = (Math.sqrt(5) - 1) / 2; // steps of the golden ratio stay far from every earlier hue
 
-// Names are compared as the service does. They are numbered in the order in which this browser sees them, which keeps the
-// colours of few categories far apart; a hash would not.
+// Names are compared as the service does. They are numbered in the order in which this browser sees them, which keeps
+// the colours of few categories far apart; a hash would not.
 export function numberOf(name) {
   const numbers = JSON.parse(localStorage.getItem(NUMBERS) ?? "[]");
   const key = name.normalize("NFC").toLowerCase();

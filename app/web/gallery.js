@@ -28,7 +28,7 @@ export function clearResults() {
   views = [];
   forgetCategories();
   $("results").replaceChildren();
-  refresh();
+  list();
 }
 
 // `alone`: no other photo comes.
@@ -37,28 +37,37 @@ export function addResult(result, alone) {
   const view = alone ? card(result) : thumbnail(result, () => open(index));
   views.push(view);
   $("results").append(view.node);
-  refresh();
+  list();
 }
 
+// After a change of the look. Not after every new photo: painting all of them again would be slower with each.
 function refresh() {
+  list();
+  for (const { node, repaint } of views) if (!node.hidden) repaint();
+  large?.view.repaint();
+}
+
+// Lists the photos that pass the filters, and counts.
+function list() {
   const answers = results.flatMap(({ answer }) => (answer ? [answer] : []));
   $("gallery-tools").hidden = !answers.length;
   countCategories(answers, refresh);
-  views.forEach(({ node, repaint }, index) => {
-    node.hidden = !isListed(results[index].answer);
-    if (!node.hidden) repaint();
-  });
+  views.forEach(({ node }, index) => (node.hidden = !isListed(results[index].answer)));
   const listed = views.filter(({ node }) => !node.hidden).length;
   $("listed").textContent = listed < results.length ? `${listed} of ${results.length} photos are listed.` : "";
-  large?.view.repaint();
 }
 
 function open(index) {
   large = { index, view: card(results[index]) };
   $("large-photo").replaceChildren(large.view.node);
   $("large").ariaLabel = results[index].photo.name;
-  for (const [id, by] of [["large-previous", -1], ["large-next", 1]]) $(id).disabled = next(by) === undefined;
   if (!$("large").open) $("large").showModal();
+  for (const [id, by] of [["large-previous", -1], ["large-next", 1]]) {
+    // A button that is turned off would take the focus, and the arrow keys, with it.
+    const off = next(by) === undefined;
+    if (off && document.activeElement === $(id)) $("large-close").focus();
+    $(id).disabled = off;
+  }
 }
 
 // The number of the next listed photo before or after the large one.

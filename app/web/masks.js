@@ -5,8 +5,8 @@ import { decode } from "./rle.js";
 const OTHERS = 25; // opacity of the other masks while one is looked at, 0 to 255
 const ALONE = 190; // and of that one, at least
 
-// For each pixel of a picture whose longer side has at most `longest` pixels, the number of its category, counted from 1;
-// 0 = none of them.
+// For each pixel of a picture whose longer side has at most `longest` pixels, the number of its category, counted from
+// 1; 0 = none of them.
 export function labelsOf({ image: { width, height }, categories }, longest) {
   const scale = Math.min(1, longest / Math.max(width, height));
   const size = [width, height].map((side) => Math.max(1, Math.round(side * scale)));

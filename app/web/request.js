@@ -12,7 +12,9 @@ function formOf(photo, { names, refine }, more = {}) {
   return form;
 }
 
-export const segment = (photo, asked, signal) => json("/segment", { method: "POST", body: formOf(photo, asked), signal });
+export function segment(photo, asked, signal) {
+  return json("/segment", { method: "POST", body: formOf(photo, asked), signal });
+}
 
 // The same masks as a picture: its i-th colour is the i-th category.
 export async function labelMap(photo, asked) {

@@ -8,7 +8,8 @@ const DOUBTS = {
   "mask-very-small": "Very little is marked. Is that the whole object?",
   "mask-covers-most": "Almost the whole photo is marked. Mark the object alone.",
   "duplicate-example": "It knows this example already and learns nothing new from it. Show it another photo.",
-  "example-not-learned": "It could not learn from this example. Mark more exactly, or take a photo that shows the object larger.",
+  "example-not-learned":
+    "It could not learn from this example. Mark more exactly, or take a photo that shows the object larger.",
 };
 
 // An answer's warnings, each as a sentence. A code that the page does not know comes with the service's own.
@@ -22,10 +23,12 @@ export const keepsToName = (adapter) => adapter.example_iou < adapter.zero_shot_
 
 export const isMarkedLoosely = (adapter) => overlap(adapter) < GOOD_OVERLAP;
 
+export const rightShare = (adapter) => percent(overlap(adapter));
+
 // How much of the examples comes out as it was marked.
 export function howWell(adapter, examples) {
   const those = examples === 1 ? "your example" : `your ${examples} examples`;
-  return `It marks ${percent(overlap(adapter))} of ${those} right.`;
+  return `It marks ${rightShare(adapter)} of ${those} right.`;
 }
 
 // What came of teaching.

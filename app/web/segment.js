@@ -28,9 +28,14 @@ async function segmentAll() {
   $("segment-cancel").onclick = () => stop.abort();
   $("segment-running").hidden = false;
   clearResults();
-  const done = await each(photos, asked, stop.signal);
-  $("segment-running").hidden = true;
-  $("segment-status").textContent = stop.signal.aborted ? `Cancelled: ${done} of ${photos.length} photos are done.` : "";
+  let said = "";
+  try {
+    const done = await each(photos, asked, stop.signal);
+    if (stop.signal.aborted) said = `Cancelled: ${done} of ${photos.length} photos are done.`;
+  } finally {
+    $("segment-running").hidden = true;
+    $("segment-status").textContent = said;
+  }
 }
 
 // One after the other: side by side they would only fill the service's queue. The number of photos that were done.

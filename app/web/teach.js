@@ -7,7 +7,8 @@ import { showSeen } from "./seen.js";
 import { call, follow, json } from "./service.js";
 import { Zoom } from "./zoom.js";
 
-// `taught` is called when the list of categories may have changed. The returned function does what the form's button does.
+// `taught` is called when the list of categories may have changed. The returned function does what the form's button
+// does.
 export function teaching(taught) {
   const frame = $("paper");
   const image = frame.querySelector(".original");
@@ -65,7 +66,8 @@ function drawingControls(painter, zoom) {
   $("zoom-out").onclick = zoom.out;
   $("zoom-whole").onclick = () => zoom.whole();
   for (const tool of document.querySelectorAll("[name=tool]")) tool.addEventListener("change", () => painter.finish());
-  // Not on the photo alone: after a click on a tool it has not the focus, and nothing has after one that turned a button off.
+  // Not on the photo alone: after a click on a tool it has not the focus, and nothing has after one that turned its
+  // button off.
   document.addEventListener("keydown", (event) => {
     if (!isUndo(event) || painter.canvas.hidden) return;
     event.preventDefault();
@@ -83,8 +85,8 @@ function isUndo({ key, ctrlKey, metaKey, target }) {
 // A mask file over the photo, so that one sees whether it fits.
 async function showMask(frame) {
   const [file] = $("teach-mask").files;
-  const image = frame.querySelector(".chosen-mask");
-  image.hidden = !file || frame.classList.contains("empty") || !(await showPhoto(image, file));
+  const over = frame.querySelector(".chosen-mask");
+  over.hidden = !file || frame.classList.contains("empty") || !(await showPhoto(over.firstChild, file));
 }
 
 // What was said about the last example.

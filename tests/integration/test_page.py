@@ -407,6 +407,7 @@ def test_a_mask_file_instead(page: Page) -> None:
     choose(page)
     page.get_by_label("Or a mask file").set_input_files(EXAMPLES / "kitten_mask.png")
     expect(page.locator("#paper .marks")).to_be_hidden()
+    expect(page.locator(".chosen-mask")).to_be_visible()
     taught(page)
     with Image.open(EXAMPLES / "kitten_mask.png") as mask:
         assert (stored_mask(page) == (np.asarray(mask) > 0)).all()
@@ -494,9 +495,8 @@ def test_a_category_shows_its_examples_and_an_older_version_is_used_again(page: 
     expect(page.locator(".examples").get_by_text("not in this photo")).to_have_count(2)
     expect(examples.nth(0).get_by_text("not in this photo")).to_be_hidden()
     expect(examples.nth(1).get_by_text("not in this photo")).to_be_visible()
-    page.wait_for_function(
-        "[...document.querySelectorAll('.examples img')].every((image) => image.naturalWidth === 640)"
-    )
+    for image in page.locator(".examples img").all():
+        expect(image).to_have_js_property("naturalWidth", 640)
     expect(versions).to_have_count(2)
     expect(versions.nth(0)).to_contain_text("in use")
     page.get_by_role("button", name="Use version 1").click()
@@ -582,6 +582,8 @@ def test_many_photos_are_a_gallery_that_opens_large_and_is_filtered(page: Page) 
     dialog.get_by_role("button", name="Next").click()
     expect(dialog.get_by_role("button", name="Next")).to_be_disabled()
     expect(dialog.locator("figcaption")).to_have_text("coffee.jpg")
+    page.keyboard.press("ArrowLeft")
+    expect(dialog.locator("figcaption")).to_have_text("dog.jpg")
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
 
@@ -703,6 +705,12 @@ def test_it_fits_and_every_control_has_a_label(page: Page, width: int) -> None:
     choose(page)
     segmented(page, names="cat")
     assert page.evaluate("document.documentElement.scrollWidth") == width
+    segment_many(page, CHELSEA, KITTEN)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.get_by_role("button", name="Open kitten.jpg").click()
+    expect(page.get_by_role("dialog").locator(".legend li")).to_have_count(2)
+    assert page.get_by_role("dialog").evaluate("dialog => dialog.scrollWidth - dialog.clientWidth") == 0
+    page.keyboard.press("Escape")
     unlabelled = "inputs => inputs.filter((input) => !input.labels.length).map(({ id }) => id)"
     assert page.locator("input").evaluate_all(unlabelled) == []
 
