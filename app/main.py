@@ -50,6 +50,8 @@ _TAGS = {
     "jobs": "Follow and cancel the background jobs that teaching and ranking start.",
     "layers": "Layers of the loaded models: which are read, and their ranking by InfoScore.",
     "health": "Probes and metrics.",
+    "label-studio": "Machine learning backend of Label Studio: it learns from annotations and predicts.",
+    "open inference protocol": "Health and metadata as KServe asks for them.",
 }
 
 

@@ -146,9 +146,9 @@ async def webhook(body: Change, live: Live) -> Noted:
     return Noted()
 
 
-@router.post("/validate", responses=documented())
-@router.post("/delete", responses=documented())
-@router.post("/duplicate_model", responses=documented())
+@router.post("/validate", responses=documented(), name="validate")
+@router.post("/delete", responses=documented(), name="delete_project")
+@router.post("/duplicate_model", responses=documented(), name="duplicate_model")
 async def nothing() -> Nothing:
     """Return 200: there is nothing to do. What was learnt stays."""
     return Nothing()

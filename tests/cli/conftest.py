@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 import uvicorn
 
-from app.cli import main
+from app.cli import main, terminal
 from app.main import create_app
 from app.method.backbone import Backbone
 from app.settings import Settings
@@ -40,6 +40,8 @@ Command = Callable[..., Ended]
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs a command in this process: a new one would spend seconds on imports."""
     monkeypatch.setenv("COLUMNS", "200")
+    for one in (terminal.console, terminal.errors):  # which read COLUMNS at their import
+        monkeypatch.setattr(one, "_width", 200)
 
     def run_here(*words: object, **environment: str) -> Ended:
         monkeypatch.chdir(ROOT)
