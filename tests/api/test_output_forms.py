@@ -41,7 +41,7 @@ def test_a_form_holds_the_mask_of_the_label_map(api, form: str, options: dict[st
 
 def test_the_document_lists_the_forms(api) -> None:
     schemas = api.http.get("/openapi.json").json()["components"]["schemas"]
-    for body in ("Body_segment_segment_post", "Body_segment_batch_segment_batch_post"):
+    for body in ("Body_segment", "Body_segment_batch"):
         output = schemas[body]["properties"]["output"]
         assert (output["enum"], output["default"]) == (list(OUTPUT_FORMS), DEFAULT_OUTPUT_FORM)
     described = schemas["FoundOut"]["properties"]["segmentation"]["anyOf"]
