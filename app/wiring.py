@@ -282,7 +282,6 @@ def fastest_dtype(device: str) -> str:
     """bfloat16 where the device multiplies matrices of it in hardware, else float32.
 
     The flags decide, not a measurement: replicas on machines of one kind must give the same masks, under load too.
-    On one core with AMX the embedded model encodes a photo in 0.53 of the time of float32.
     """
     if torch.device(device).type == "cuda":
         has = torch.cuda.is_bf16_supported(including_emulation=False)

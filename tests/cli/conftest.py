@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import uvicorn
 
 from app.cli import main, terminal
 from app.main import create_app
 from app.method.backbone import Backbone
 from app.settings import Settings
+from tests.served import served
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60.0
@@ -79,18 +78,8 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
 def running(database: str, folder: Path, model: Backbone) -> Iterator[str]:
     """A service with a model over a real socket; its address."""
     settings = Settings(redis_url=database, data_dir=folder, tune_steps=3, threads=1)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, loaded=[model]), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    deadline = time.monotonic() + DEADLINE_S
-    while not server.started:
-        assert thread.is_alive()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    host, port = server.servers[0].sockets[0].getsockname()
-    yield f"http://{host}:{port}"
-    server.should_exit = True
-    thread.join()
+    with served(create_app(settings, loaded=[model])) as address:
+        yield address
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 from app.main import create_app
 from app.method.backbone import Backbone
 from app.settings import Settings
 from exemplar_client import Client
+from tests.served import served
 
 DEADLINE_S = 30.0
 HW = (31, 47)
@@ -39,20 +38,8 @@ def serve(
             folder = tmp_path_factory.mktemp("data")
             few_steps = {"tune_steps": 3, "threads": 1} | settings
             app = create_app(Settings(redis_url=database, data_dir=folder, **few_steps), loaded=[tiny])
-            server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-            thread = threading.Thread(target=server.run)
-            thread.start()
-            try:
-                deadline = time.monotonic() + DEADLINE_S
-                while not server.started:
-                    assert thread.is_alive()
-                    assert time.monotonic() < deadline
-                    time.sleep(0.01)
-                host, port = server.servers[0].sockets[0].getsockname()
-                yield f"http://{host}:{port}"
-            finally:
-                server.should_exit = True
-                thread.join()
+            with served(app) as address:
+                yield address
 
     return serving
 

@@ -8,7 +8,6 @@ import io
 import json
 import re
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
@@ -25,6 +23,7 @@ from app.masks.pictures import palette
 from app.masks.rle import mask_to_rle, rle_to_mask
 from app.method.backbone import Backbone
 from app.settings import Settings
+from tests.served import served
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 KITTEN = EXAMPLES / "kitten.jpg"
@@ -54,18 +53,8 @@ def api_keys() -> str:
 @pytest.fixture
 def url(database: str, embedded: Backbone, tmp_path: Path, api_keys: str) -> Iterator[str]:
     settings = Settings(redis_url=database, data_dir=tmp_path, tune_steps=3, threads=1, api_keys=api_keys)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, loaded=[embedded]), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    deadline = time.monotonic() + DEADLINE_S
-    while not server.started:
-        assert thread.is_alive()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    host, port = server.servers[0].sockets[0].getsockname()
-    yield f"http://{host}:{port}"
-    server.should_exit = True
-    thread.join()
+    with served(create_app(settings, loaded=[embedded])) as address:
+        yield address
 
 
 @pytest.fixture
