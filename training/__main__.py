@@ -21,8 +21,9 @@ from . import pack
 from .batches import Collections, Material
 from .looking import look, whole_file
 from .losses import Vocabulary
-from .mask_decoder import train_mask_decoder
+from .mask_decoder import train_mask_decoder, train_on_open_requests
 from .network import Network
+from .own_things import own_photos
 from .photos import Labels, Photo, imagenet_names, load, masked_photos, named_photos, vary
 from .pseudo_labels import own_labels, pseudo_labels
 from .self_support import train_self_support
@@ -85,7 +86,8 @@ def main() -> None:
     for stage in stages:
         facts = {"stage": stage.name, "seed": str(arguments.seed), "without": ", ".join(sorted(without))}
         if isinstance(stage, DecoderStage):
-            _learn_decoder(network, arguments.out, collections, seed=arguments.seed, pace=arguments.pace)
+            own = list(own_photos(data).values()) if stage.open_requests else []
+            _learn_decoder(network, arguments.out, collections, own, seed=arguments.seed, pace=arguments.pace)
         else:
             if stage.own_labels:
                 material = _labelled_by(network, material, arguments.out)
@@ -106,14 +108,23 @@ def _train(network: Network, material: Material, stage: Stage, out: Path, facts:
             network.weights[name] *= _MATCH_SHARE
 
 
-def _learn_decoder(network: Network, out: Path, collections: Collections, *, seed: int, pace: float) -> None:
+def _learn_decoder(
+    network: Network, out: Path, collections: Collections, own: list[list[Photo]], *, seed: int, pace: float
+) -> None:
     """Encode the photos with exact masks, and train the mask decoder on the results."""
     pack.write(network.weights, out, {})
     model = embedded.load(str(out), device="cpu", dtype="float32")
     seen = look(
         model, collections.coco, collections.voc, seed=seed, remembered=_beside(out, "looked", model.revision, "pt")
     )
-    learned = train_mask_decoder(train_self_support(*seen, seed=seed, pace=pace), *seen, seed=seed, pace=pace)
+    if own:
+        file = _beside(out, "looked at own things", model.revision, "pt")
+        flat, _ = look(model, [photo for photos in own for photo in photos], [], seed=seed, remembered=file)
+        ids = [{photo.image.stem for photo in photos} for photos in own]
+        sets = [found for some in ids if (found := [one for one in flat if one.photo in some])]
+        learned = train_on_open_requests(model.mask_decoder.weights, sets, *seen, seed=seed, pace=pace)
+    else:
+        learned = train_mask_decoder(train_self_support(*seen, seed=seed, pace=pace), *seen, seed=seed, pace=pace)
     network.weights.update({PREFIX + name: tensor for name, tensor in learned.items()})
 
 

@@ -23,8 +23,8 @@ from .photos import SIZE, UNKNOWN, Photo, Sample, load, vary, whole
 CELLS = 96
 PIXELS = (SIZE // CELLS) ** 2
 
-# Maximum number of absent names that are scored as competitors.
-_OTHERS = 24
+# Maximum number of absent names that are scored as competitors, and of the photo's rivals among them, which come first.
+_OTHERS, _RIVALS = 24, 16
 # Minimum share of the labelled pixels that a region needs to be used.
 _LEAST_AREA = 0.001
 # Augmented forms of each photo of the small collection, in addition to the photo itself.
@@ -37,7 +37,7 @@ class Seen:
 
     Attributes:
         photo: Id of the photo, the same for all its augmented forms.
-        names: Names that are present, then some that are absent.
+        names: Names that are present, then some that are absent, those of look-alikes first.
         scores: Scores of the background and the names, by layer.
         features: Features of the patches.
         edges: Edge map of the image tower.
@@ -112,8 +112,11 @@ def _look(
     present, target = cells_of(sample)
     if not present:
         return None
-    possible = [name for name in names if name not in {*sample.related, *present}]
-    words = [*present, *rng.sample(possible, min(_OTHERS, len(possible)))]
+    known = {*sample.related, *present}
+    rivals = [name for name in photo.rivals if name in names and name not in known]
+    rivals = rng.sample(rivals, min(_RIVALS, len(rivals)))
+    possible = [name for name in names if name not in {*known, *rivals}]
+    words = [*present, *rivals, *rng.sample(possible, min(_OTHERS - len(rivals), len(possible)))]
     image = model.encode_image(torch.from_numpy(sample.rgb.copy()).permute(2, 0, 1)[None].float() / 255)[0]
     prompts = Prompts.of([Query((word,)) for word in words])
     scores = torch.stack(prompt_evidence(model, image, prompts, range(model.layer_count)).by_layer())

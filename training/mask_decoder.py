@@ -3,6 +3,9 @@
 The first part trains on words and photo. The second part freezes these parameters and trains the example memory, with
 other photos of the same class as examples. Some of the taught classes get the words of another class, so that the
 decoder also learns categories that the words do not describe.
+
+Two more parts train on open requests: most of what is asked for is absent, look-alikes of what is there among it, and
+most of it is taught. Two photos of five show people's own things, which the words hardly describe.
 """
 
 import math
@@ -10,6 +13,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -40,9 +44,9 @@ _WARM_UP = 50
 _AVERAGE = 0.99
 # Weight of the overlap loss relative to the cross-entropy.
 _OVERLAP = 0.5
-# Share of the present classes and of the absent ones that get an example; and share of the present classes with an
-# example whose words are replaced by those of another class.
-_TAUGHT, _TAUGHT_ABSENT, _WORDLESS = 0.7, 0.3, 0.25
+# Share of the present classes that get an example, and of these the share whose words are replaced by those of another
+# class.
+_TAUGHT, _WORDLESS = 0.7, 0.25
 # Minimum share of a photo that a class must cover for the photo to be an example of it.
 _EXAMPLE_AREA = 0.005
 # Number of patches inside the mask, and outside it, that represent an example; at inference it is that of mean patches.
@@ -52,27 +56,58 @@ _COMPETING = (0, 2, 8, 16, 16)
 
 
 @dataclass(frozen=True)
+class Requests:
+    """Shares of the requests of which absent names are part, and of the absent ones that get an example.
+
+    Attributes:
+        without_absent: Share in which no absent name competes.
+        with_few: Share in which one to six do; in the rest all of them do.
+        taught_absent: Share of the absent classes that get an example.
+        from_first: Number of the first absent names, those of look-alikes, that the few are drawn from; None for all.
+    """
+
+    without_absent: float = 0.5
+    with_few: float = 0.3
+    taught_absent: float = 0.3
+    from_first: int | None = None
+
+
+_OPEN = Requests(without_absent=0.35, with_few=0.35, taught_absent=0.6, from_first=12)
+
+
+@dataclass(frozen=True)
 class _Part:
-    """One of the two parts of the training.
+    """One part of the training.
 
     Attributes:
         name: Name in the progress bar.
         steps: Optimiser steps.
-        examples: True to give classes examples and train only the parameters that read them; False to train the others.
+        learns: Trained parameters: those that read examples, the others, or all. The others are trained without
+            examples.
         rates: Peak learning rates: `space` for the projections in which patches are compared, `numbers` for the few
             other parameters of self-support, `new` for all parameters that start from random values.
+        weight_decay: Of the optimiser.
+        requests: How classes are drawn.
     """
 
     name: str
     steps: int
-    examples: bool
+    learns: Literal["others", "examples", "all"]
     rates: dict[str, float]
+    weight_decay: float = 0.0
+    requests: Requests = Requests()
 
 
 _PARTS = (
-    _Part("mask decoder", 500, examples=False, rates={"space": 1e-4, "numbers": 1e-3, "new": 2e-3}),
-    _Part("examples", 400, examples=True, rates={"space": 2e-4, "new": 3e-3}),
+    _Part("mask decoder", 500, "others", {"space": 1e-4, "numbers": 1e-3, "new": 2e-3}, weight_decay=0.02),
+    _Part("examples", 400, "examples", {"space": 2e-4, "new": 3e-3}),
 )
+_OPEN_PARTS = (
+    _Part("examples, open requests", 400, "examples", {"space": 1e-4, "new": 1.5e-3}, requests=_OPEN),
+    _Part("open requests", 500, "all", {"space": 5e-5, "numbers": 3e-4, "new": 5e-4}, requests=_OPEN),
+)
+# Shares of their lessons: photos of people's own things, of the few and of the many.
+_OPEN_SHARES = (0.4, 0.35, 0.25)
 
 
 @dataclass(frozen=True)
@@ -111,9 +146,38 @@ def train_mask_decoder(
     weights = _start(start, [*few, *many])
     shown = showing([*few, *many])
     for part in _PARTS:
-        lessons = _lessons(few, many, shown if part.examples else {}, rng)
+        lessons = _lessons(_either(few, many, rng), shown if part.learns == "examples" else {}, part.requests, rng)
         weights = _learned(weights, part, lessons, rng, steps=max(1, round(part.steps * pace)))
     return weights
+
+
+def train_on_open_requests(
+    weights: Mapping[str, Tensor],
+    own: Sequence[Sequence[Seen]],
+    few: Sequence[Seen],
+    many: Sequence[Seen],
+    *,
+    seed: int,
+    pace: float = 1.0,
+) -> dict[str, Tensor]:
+    """Train the tensors of `app.backbones.embedded.mask_decoder` further, on requests of which most is absent.
+
+    Args:
+        weights: The tensors, trained before.
+        own: Photos of people's own things, by set; a set is drawn by the root of its size.
+        few: Photos of everyday scenes.
+        many: The same, of a larger collection.
+        seed: Seed of all random choices.
+        pace: Factor on the number of steps.
+    """
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    learned = {name: tensor.detach().clone() for name, tensor in weights.items()}
+    shown = showing([photo for photos in (*own, few, many) for photo in photos])
+    for part in _OPEN_PARTS:
+        lessons = _lessons(_mixed(own, few, many, rng), shown, part.requests, rng)
+        learned = _learned(learned, part, lessons, rng, steps=max(1, round(part.steps * pace)))
+    return learned
 
 
 def _learned(
@@ -131,7 +195,7 @@ def _learned(
         {"params": [tensor for name, tensor in learning.items() if _kind(name) == kind], "peak": rate}
         for kind, rate in part.rates.items()
     ]
-    optimiser = torch.optim.AdamW(groups, weight_decay=0.0 if part.examples else 0.02)
+    optimiser = torch.optim.AdamW(groups, weight_decay=part.weight_decay)
     bar = tqdm(range(steps), desc=part.name, unit="step", mininterval=20)
     smooth = 0.0
     for step in bar:
@@ -144,7 +208,7 @@ def _learned(
             loss = lesson_loss({**weights, **learning}, photo, lesson, rng) / _BATCH
             loss.backward()
             total += loss.item()
-        if part.examples:  # of the first convolution, only the input channels of the examples are trained
+        if part.learns == "examples":  # of the first convolution, only the input channels of the examples are trained
             learning[_FIRST].grad[:, :-_EXAMPLE_CHANNELS] = 0
         torch.nn.utils.clip_grad_norm_(list(learning.values()), 1.0)
         optimiser.step()
@@ -159,7 +223,9 @@ def _learned(
 def _learns(name: str, part: _Part) -> bool:
     if name in _STATISTICS:
         return False
-    return name.startswith("example.") == part.examples or name == _FIRST
+    if part.learns == "all" or name == _FIRST:
+        return True
+    return name.startswith("example.") == (part.learns == "examples")
 
 
 def _kind(name: str) -> str:
@@ -213,18 +279,38 @@ def showing(photos: Sequence[Seen]) -> dict[str, list[Seen]]:
     return found
 
 
-def _lessons(
-    few: Sequence[Seen], many: Sequence[Seen], shown: Mapping[str, list[Seen]], rng: random.Random
-) -> Iterator[tuple[Seen, Lesson]]:
+def _either(few: Sequence[Seen], many: Sequence[Seen], rng: random.Random) -> Iterator[Seen]:
     while True:
-        photo = rng.choice(few if rng.random() < 0.5 else many)
-        yield photo, lesson_of(photo, shown, rng, layers=DEFAULT_LAYERS)
+        yield rng.choice(few if rng.random() < 0.5 else many)
+
+
+def _mixed(
+    own: Sequence[Sequence[Seen]], few: Sequence[Seen], many: Sequence[Seen], rng: random.Random
+) -> Iterator[Seen]:
+    roots = [math.sqrt(len(photos)) for photos in own]
+    while True:
+        (source,) = rng.choices(("own", "few", "many"), _OPEN_SHARES)
+        photos = rng.choices(own, roots)[0] if source == "own" else few if source == "few" else many
+        yield rng.choice(photos)
+
+
+def _lessons(
+    photos: Iterator[Seen], shown: Mapping[str, list[Seen]], requests: Requests, rng: random.Random
+) -> Iterator[tuple[Seen, Lesson]]:
+    for photo in photos:
+        yield photo, lesson_of(photo, shown, rng, layers=DEFAULT_LAYERS, requests=requests)
 
 
 def lesson_of(
-    photo: Seen, shown: Mapping[str, list[Seen]], rng: random.Random, *, layers: Sequence[int], doubt: float = 1.0
+    photo: Seen,
+    shown: Mapping[str, list[Seen]],
+    rng: random.Random,
+    *,
+    layers: Sequence[int],
+    doubt: float = 1.0,
+    requests: Requests = Requests(),
 ) -> Lesson:
-    """Draw a lesson about a photo. In half of the lessons absent names compete, a few or all of them.
+    """Draw a lesson about a photo.
 
     Args:
         photo: Outputs of the network on the photo.
@@ -232,18 +318,17 @@ def lesson_of(
         rng: Source of the random choices.
         layers: Layers that are read.
         doubt: Factor on the random bias that makes the words less accurate.
+        requests: How classes are drawn.
     """
     present, names = len(photo.target), 1 + len(photo.names)
     absent = list(range(present, names))
-    draw = rng.random()
-    count = 0 if draw < 0.5 else rng.randint(1, 6) if draw < 0.8 else len(absent)
-    rows = [*range(present), *rng.sample(absent, min(count, len(absent)))]
+    rows = [*range(present), *_competing(absent, requests, rng)]
     spare = [row for row in absent if row not in rows]
     words, examples = list(rows), {}
     for at, row in enumerate(rows[1:], start=1):
         there = row < present
         others = [one for one in shown.get(photo.names[row - 1], ()) if one.photo != photo.photo]
-        if not others or rng.random() > (_TAUGHT if there else _TAUGHT_ABSENT):
+        if not others or rng.random() > (_TAUGHT if there else requests.taught_absent):
             continue
         shots = 1 if rng.random() < 0.65 or len(others) < 3 else min(len(others), rng.choice((2, 3, 5)))
         wordless = there and bool(spare) and rng.random() < _WORDLESS
@@ -251,6 +336,17 @@ def lesson_of(
             words[at] = rng.choice(spare)
         examples[at] = rng.sample(others, shots), wordless
     return Lesson(layers, rows, words, doubt * random_bias(len(rows)), examples)
+
+
+def _competing(absent: Sequence[int], requests: Requests, rng: random.Random) -> list[int]:
+    """Absent rows of a request."""
+    draw = rng.random()
+    if draw < requests.without_absent:
+        return []
+    if draw >= requests.without_absent + requests.with_few:
+        return rng.sample(absent, len(absent))
+    first = absent[: requests.from_first]
+    return rng.sample(first, min(rng.randint(1, 6), len(first)))
 
 
 def lesson_loss(weights: dict[str, Tensor], photo: Seen, lesson: Lesson, rng: random.Random) -> Float[Tensor, ""]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageEnhance
 
-from .vocabulary import CALTECH_KINDS, KINDS, PLACES, excluded_with, names_of
+from .vocabulary import CALTECH_KINDS, KINDS, PLACES, excluded_with, names_of, rivals_of
 
 SIZE = 384
 # Patches along one side.
@@ -48,6 +48,7 @@ class Photo:
         regions: Regions by their value in the mask file.
         uncertain: Names of things that may be in the photo without a label.
         guess: For a photo without a mask: ImageNet classes that it may show; empty for the most probable classes.
+        rivals: Names of things that look like those of the photo.
     """
 
     image: Path
@@ -55,6 +56,7 @@ class Photo:
     regions: dict[int, Region]
     uncertain: frozenset[str] = frozenset()
     guess: tuple[int, ...] = ()
+    rivals: tuple[str, ...] = ()
 
 
 @dataclass
@@ -109,6 +111,7 @@ def masked_photos(
             image=folder / "images" / f"{image['id']}.jpg",
             labels=folder / "masks" / f"{image['id']}.png",
             regions={value: regions[value] for value in image["classes"]},
+            rivals=rivals_of(index["classes"][value] for value in image["classes"]),
         )
         for image in index["images"]
         if image["id"] not in held_out and not without & {index["classes"][value] for value in image["classes"]}

@@ -1,7 +1,7 @@
 """`python -m training.presence --data DIR`: make the embedded model's presence file, the bank and two logistic models.
 
 Every sample is a category in a photo: named alone or among others, or taught from one other photo. Photos that are
-measured on (`measured`) are neither in the bank nor fitted.
+measured on (`own_things.measured`) are neither in the bank nor fitted.
 """
 
 import argparse
@@ -30,6 +30,8 @@ from app.method.prompts import BACKGROUND_WORDS, Prompts, Query
 from app.method.scores import LayerWeights, normalise
 from app.method.tuning import COMPETING_CATEGORIES
 
+from .own_things import COMMON, measured
+
 # Photos of the bank, directions per photo, and directions that stand for all of its patches.
 BANK_PHOTOS, DIRECTIONS, CENTROIDS = 256, 16, 512
 # Sizes of the requests that samples are drawn from, and requests per photo.
@@ -44,9 +46,6 @@ DRAWS, FITS = 3, 5
 TAUGHT_AT_ONCE = 12
 # A photo teaches a category that covers at least this share of it.
 SUPPORT_AREA = 0.005
-# Names of people's own things that photos of other sets may well show, labelled or not.
-COMMON = frozenset({"person", "car", "dog", "cat", "plate", "vehicle", "pedestrian", "sidewalk", "lane", "apple", "cow",
-                    "bear", "elephant", "face mask", "helmet", "rice", "slice of bread", "button"})  # fmt: skip
 
 _HIDDEN, _STEPS, _RATE, _DECAY = 8, 600, 0.02, 3e-4
 _HELD_OUT = Path(__file__).parent / "held_out.json"
@@ -78,11 +77,6 @@ class Entry:
     image: Path
     mask: Path
     labels: dict[int, str]
-
-
-def measured(name: str) -> bool:
-    """True for the half of people's own categories that is measured on and never fitted."""
-    return sum(name.encode()) % 2 == 1
 
 
 def fitted_entries(data: Path) -> dict[str, list[Entry]]:

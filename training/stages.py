@@ -48,9 +48,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class DecoderStage:
-    """A stage that trains the mask decoder; everything else is frozen (`training.mask_decoder`)."""
+    """A stage that trains the mask decoder; everything else is frozen (`training.mask_decoder`).
+
+    Attributes:
+        name: Name in the progress bar and for `--stage`.
+        open_requests: True to train it further on open requests, False to train it from the start.
+    """
 
     name: str
+    open_requests: bool = False
 
 
 _MATCH = Stage(
@@ -70,7 +76,8 @@ _MATCH = Stage(
 # and after is better than either (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903). Then the match head, with
 # only the layers behind the second layer's map: training the whole text tower cost the maps five points. Then masks,
 # first with everything else frozen, then together with the tower, again interpolated. The match head does not fit the
-# changed tower and is trained again.
+# changed tower and is trained again. Last the mask decoder learns from people's own things and from requests of which
+# most is absent.
 STAGES: tuple[Stage | DecoderStage, ...] = (
     Stage("maps", steps=1200, learning_rates=(("joining", 7e-4), ("tower", 8e-5))),
     Stage(
@@ -103,4 +110,5 @@ STAGES: tuple[Stage | DecoderStage, ...] = (
         together=True,
     ),
     replace(_MATCH, name="match again", shares=(0.5, 0.5, 0.0)),
+    DecoderStage("open requests", open_requests=True),
 )

@@ -1,6 +1,6 @@
 """Names in the training photos: COCO categories, their synonyms, and the ImageNet classes that they cover."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 # Synonyms of COCO categories.
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -152,6 +152,28 @@ RELATED: dict[str, tuple[str, ...]] = {
     "person": ("face",),
     "clock": ("watch",),
 }
+
+# Supercategories of COCO, whose members look alike more than others do (https://cocodataset.org).
+LOOK_ALIKES: tuple[tuple[str, ...], ...] = (
+    ("bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
+    ("traffic light", "fire hydrant", "stop sign", "parking meter", "bench"),
+    ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"),
+    ("backpack", "umbrella", "handbag", "tie", "suitcase"),
+    ("frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard",
+     "surfboard", "tennis racket"),
+    ("bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl"),
+    ("banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake"),
+    ("chair", "couch", "potted plant", "bed", "dining table", "toilet"),
+    ("tv", "laptop", "mouse", "remote", "keyboard", "cell phone"),
+    ("microwave", "oven", "toaster", "sink", "refrigerator"),
+    ("book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
+)  # fmt: skip
+
+
+def rivals_of(categories: Iterable[str]) -> tuple[str, ...]:
+    """Names of the COCO categories that look like some of these, these included."""
+    asked = set(categories)
+    return tuple(name for group in LOOK_ALIKES if asked & set(group) for name in group)
 
 
 def names_of(category: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ from PIL import Image
 from app.backbones.embedded.example_memory import empty_memory
 from app.backbones.embedded.mask_decoder import decode
 from training.looking import PIXELS, Seen, look
-from training.mask_decoder import _memory, lesson_of, showing, train_mask_decoder
+from training.mask_decoder import (
+    Requests,
+    _memory,
+    lesson_of,
+    showing,
+    train_mask_decoder,
+    train_on_open_requests,
+)
 from training.photos import Photo
 from training.self_support import train_self_support
 
@@ -75,6 +83,33 @@ def test_it_gives_the_tensors_that_the_model_reads(embedded, learned: dict[str, 
 def test_a_seed_gives_the_same_again(seen: tuple[list[Seen], list[Seen]], learned: dict[str, torch.Tensor]) -> None:
     again = train_mask_decoder(train_self_support(*seen, seed=0, pace=0.01), *seen, seed=0, pace=0.005)
     assert all(torch.equal(learned[name], again[name]) for name in learned)
+
+
+def test_open_requests_go_on_from_what_was_learned(
+    seen: tuple[list[Seen], list[Seen]], learned: dict[str, torch.Tensor]
+) -> None:
+    few, many = seen
+    first, again = (train_on_open_requests(learned, [few, many], few, many, seed=0, pace=0.002) for _ in range(2))
+    assert {name: t.shape for name, t in first.items()} == {name: t.shape for name, t in learned.items()}
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    changed = {name for name in first if not torch.equal(first[name], learned[name])}
+    assert changed == {name for name in first if name not in ("edges.mean", "edges.deviation")}
+
+
+def test_look_alikes_are_asked_for_first(embedded, photos: list[Photo], tmp_path: Path) -> None:
+    cat, dog = photos[0], photos[2]
+    asked = [
+        look(embedded, [replace(cat, rivals=rivals), dog], [], seed=0, remembered=tmp_path / f"{len(rivals)}.pt")[0][0]
+        for rivals in ((), ("dog", "cat", "a name that no photo has"))
+    ]
+    assert [one.names for one in asked] == [["cat", "dog"], ["cat", "dog"]]
+    everything = Requests(without_absent=0, with_few=0)
+    nothing, few_first = Requests(without_absent=1, with_few=0), Requests(without_absent=0, with_few=1, from_first=1)
+    rows = [
+        lesson_of(asked[1], {}, random.Random(0), layers=(0,), requests=requests).rows
+        for requests in (everything, nothing, few_first)
+    ]
+    assert rows == [[0, 1, 2], [0, 1], [0, 1, 2]]
 
 
 def test_examples_are_other_photos_of_the_same_thing(seen: tuple[list[Seen], list[Seen]]) -> None:

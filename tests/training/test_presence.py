@@ -14,7 +14,7 @@ from PIL import Image
 
 from app.backbones.embedded.presence import EXAMPLE_FACTS, Presence
 from app.method.presence import WORD_FACTS
-from training import presence
+from training import own_things, presence
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -27,7 +27,7 @@ def data(tmp_path: Path) -> Path:
         "voc_animals_dev": {"dog": "dog"},
         "own_things/cups": {"teacup": "fitted", "coffee": "fitted", "giraffes": "held"},
     }
-    assert [presence.measured(name) for name in ("fitted", "held")] == [False, True]
+    assert [own_things.measured(name) for name in ("fitted", "held")] == [False, True]
     for name, photos in sets.items():
         folder = tmp_path / name
         for part in ("images", "masks"):
@@ -52,6 +52,12 @@ def test_photos_that_show_a_measured_category_are_left_out(data: Path) -> None:
         "voc": ["dog"],
         "cups": ["teacup", "coffee"],
     }
+
+
+def test_the_mask_decoder_learns_from_the_same_own_things(data: Path) -> None:
+    (cups,) = own_things.own_photos(data).values()
+    assert [photo.image.stem for photo in cups] == ["teacup", "coffee"]
+    assert all(photo.rivals == ("fitted",) and "dog" in photo.uncertain for photo in cups)
 
 
 def test_from_photos_to_a_file_that_the_model_reads(data: Path, embedded, tmp_path: Path) -> None:
