@@ -1,7 +1,7 @@
 """Outcome of tuning: adapter or words, by how well each marks the category's own examples.
 
-The decisions are pure functions of scores (`helps`, `visual_prompt_helps`, `visual_prompt_harms`). `select` measures
-what they need, one example at a time.
+The decisions are pure functions of scores (`helps`, `teaches_the_word`, `visual_prompt_helps`, `visual_prompt_harms`).
+`select` measures what they need, one example at a time.
 """
 
 from collections.abc import Generator, Sequence
@@ -22,6 +22,10 @@ Value = TypeVar("Value")
 # Work in pieces: between two of them a caller can do other work.
 Pieces = Generator[None, None, Value]
 
+# With a mask decoder, parameters are kept if the words mark the examples with an IoU below the first number, and the
+# parameters with one that is higher by the second. Otherwise they also raise the category's scores where it is not, and
+# the example memory alone is better (training/NOTEBOOK.md, section 13).
+_WORDS_FAIL, _CLEAR_GAIN = 0.3, 0.3
 # Tensors of an adapter are kept in this format.
 _KEPT_DTYPE = torch.float16
 
@@ -82,6 +86,16 @@ def helps(iou: float, words_iou: float) -> bool:
     return iou >= words_iou
 
 
+def teaches_the_word(iou: float, words_iou: float) -> bool:
+    """True if the words hardly find the examples and what was tuned does; such parameters are worth their interference.
+
+    Args:
+        iou: Mean over the examples, by the tuned parameters without appearance.
+        words_iou: The same by the words.
+    """
+    return words_iou < _WORDS_FAIL and iou - words_iou >= _CLEAR_GAIN
+
+
 def visual_prompt_helps(with_others: Sequence[float], without: Sequence[float]) -> bool:
     """True if examples are marked better with a visual prompt of the other examples than without one.
 
@@ -110,7 +124,7 @@ def select(tuning: CategoryTuning) -> Pieces[Outcome]:
         alone.append(tuning.iou(index, tuned))
         yield
     if tuning.decodes:
-        parameters, prompt = (tuned if helps(fmean(alone), fmean(words)) else None), None
+        parameters, prompt = (tuned if teaches_the_word(fmean(alone), fmean(words)) else None), None
         memory = yield from _memory(tuning, parameters)
     else:
         parameters, memory = tuned, None

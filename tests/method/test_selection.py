@@ -23,6 +23,7 @@ from app.method.selection import (
     finished,
     helps,
     select,
+    teaches_the_word,
     visual_prompt_harms,
     visual_prompt_helps,
 )
@@ -47,6 +48,15 @@ class TestDecisions:
         self, tuned: float, words: float, kept: bool
     ) -> None:
         assert helps(tuned, words) is kept
+
+    @pytest.mark.parametrize(
+        ("tuned", "words", "kept"),
+        [(0.31, 0.0, True), (0.29, 0.0, False), (0.62, 0.29, True), (0.9, 0.31, False), (0.2, 0.25, False)],
+    )
+    def test_beside_a_memory_parameters_stay_that_teach_a_word_the_model_does_not_know(
+        self, tuned: float, words: float, kept: bool
+    ) -> None:
+        assert teaches_the_word(tuned, words) is kept
 
     @pytest.mark.parametrize(
         ("with_others", "without", "kept"),
