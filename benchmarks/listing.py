@@ -1,4 +1,7 @@
-"""Benchmark of a long list of categories: a page of `GET /categories` must not cost more because more are stored."""
+"""Benchmark of a long list of categories: a page of `GET /categories` must not cost more because more are stored.
+
+`python -m benchmarks.listing` prints the rows alone.
+"""
 
 from __future__ import annotations
 
