@@ -150,12 +150,12 @@ class JobStore:
         jobs = await self._records(await self._selected(ids, {status}) if status else ids)
         return [job for job in jobs if job and _is_wanted(job, category_id, status)]
 
-    async def unended(self) -> list[Job]:
+    async def unended(self) -> Sequence[Job]:
         """Records of jobs that are queued or running, the newest first."""
         jobs = await self._records(await self._selected(await self._ids(), set(_STATUSES) - ENDED))
         return [job for job in jobs if job and not job.ended]
 
-    async def _selected(self, ids: Sequence[str], statuses: Set[Status]) -> list[str]:
+    async def _selected(self, ids: Sequence[str], statuses: Set[Status]) -> Sequence[str]:
         """Those ids whose record has one of these statuses, or can't be read; the store looks through them."""
         unwanted = {json.dumps(status): True for status in _STATUSES if status not in statuses}
         argument = json.dumps({"job_prefix": keys.JOB_PREFIX, "unwanted": unwanted})

@@ -362,7 +362,7 @@ def revision_of(tensors: Iterable[tuple[str, Tensor]], *context: str) -> str:
     digest = hashlib.sha256("\0".join(context).encode())
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
