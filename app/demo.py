@@ -107,7 +107,7 @@ def running_service(console: Console, **settings: str) -> Iterator[RunningServic
         settings: Settings by their names in `Settings`; all others have their defaults.
     """
     with tempfile.TemporaryDirectory(prefix="exemplar-demo-") as folder:
-        port = _free_port()
+        port = free_port()
         log = Path(folder) / "service.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EXEMPLAR_")}
         settings = {**settings, "data_dir": str(Path(folder) / "data"), "port": str(port)}
@@ -179,7 +179,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
             time.sleep(0.1)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

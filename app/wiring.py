@@ -200,6 +200,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 RankingStore(client),
                 background=background,
                 max_pixels=settings.max_image_pixels,
+                max_categories=settings.max_categories,
             ),
             health=Health(client, models, metrics, unreadable),
             photo_memory=photo_memory,

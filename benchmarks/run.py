@@ -14,10 +14,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from .listing import listing_rows
 from .measure import table
 from .method import crf_rows, large_rows
+from .peers import peer_rows
 from .presence import presence_row
 from .service import service_rows
+from .start import start_rows
 
 RESULTS = Path(__file__).parent / "results.json"
 
@@ -27,15 +30,18 @@ def main() -> None:
     console = Console(width=180)
     torch.set_num_threads(os.cpu_count() or 1)
     stages, service = service_rows(console)
+    service += [*listing_rows(console), *start_rows()]
     console.print(table("The service, embedded backbone", service))
     with console.status("measuring the baseline takes minutes"):
         method = [*crf_rows(), presence_row(), *large_rows()]
     console.print(table("The method against the baseline", method))
+    peers = peer_rows(console)
+    console.print(table("Peers, random weights: only time is compared", peers))
     results = {
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "segment": stages,
-        "ratios": [asdict(row) | {"met": row.met} for row in (*service, *method)],
+        "ratios": [asdict(row) | {"met": row.met} for row in (*service, *method, *peers)],
     }
     RESULTS.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     console.print(f"Written to {RESULTS.name}.")

@@ -97,25 +97,17 @@ class CategoryLookup:
         """
         started = self._clock()
         try:
-            self._check(await self._store.count())
+            check_count(await self._store.count(), self._most)
             records = await self._store.all()
         except StoreAwayError:
             if not self._complete:
                 raise
             known = [seen.record for id_ in self._seen if (seen := self._seen.get(id_)) and seen.record]
-            self._check(len(known))
+            check_count(len(known), self._most)
             known.sort(key=lambda record: record.created_at)
             return self._from_memory([record.id for record in known], since=self._listed_at)
         self._remember_all(records, started)
         return Found(list(records))
-
-    def _check(self, count: int) -> None:
-        if count > self._most:
-            raise InvalidInputError(
-                f"{count} categories are taught, at most {self._most} can be asked for in one request "
-                "(EXEMPLAR_MAX_CATEGORIES): name those you want.",
-                field="categories",
-            )
 
     def _from_memory(self, ids: Iterable[str], *, since: float | None = None) -> Found:
         self._metrics.lookups_from_memory.inc()
@@ -143,3 +135,17 @@ class CategoryLookup:
         self._seen.discard(id_)
         if self._seen.put(id_, _Seen(record, read_at)) or (record and self._seen.get(id_) is None):
             self._complete = False
+
+
+def check_count(taught: int, most: int) -> None:
+    """Refuse a request for all categories.
+
+    Raises:
+        InvalidInputError: If more are taught than one request may have.
+    """
+    if taught > most:
+        raise InvalidInputError(
+            f"{taught} categories are taught, at most {most} can be asked for in one request "
+            "(EXEMPLAR_MAX_CATEGORIES): name those you want.",
+            field="categories",
+        )

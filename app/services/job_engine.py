@@ -127,9 +127,8 @@ class JobEngine:
 
     async def recover(self) -> None:
         """Queue every job that has not ended. Some may never have been queued: their process died after the record."""
-        for job in await self._jobs.list():
-            if not job.ended:
-                await self.add(job)
+        for job in await self._jobs.unended():
+            await self.add(job)
 
     async def sweep(self) -> None:
         """Queue every job that has waited for a while: queueing may have failed after its record was made."""

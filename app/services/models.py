@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -196,6 +197,7 @@ class Models:
 
     async def _warm(self, model: Model, backbone: Backbone) -> None:
         await model.lane.run(partial(_run_once, backbone), kind="rank")
+        await asyncio.to_thread(_return_memory)
         model.warm = not model.unloaded
         self._show(model)
 
@@ -247,6 +249,12 @@ def check_layers(backbone: Backbone, layers: tuple[int, ...] | None) -> None:
         raise InvalidInputError(
             f"EXEMPLAR_LAYERS names layer {max(layers)}: {backbone.name} has layers 0 to {backbone.layer_count - 1}."
         )
+
+
+def _return_memory() -> None:
+    """Return what loading has freed to the system; glibc keeps some tens of megabytes of it."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _run_once(backbone: Backbone) -> None:

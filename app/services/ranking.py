@@ -19,6 +19,7 @@ from app.method.infoscore import LayerStatistics, prompt_shares
 from app.method.pipeline import encode_one
 from app.method.prompts import Prompts, Query, free_background
 from app.method.scores import prompt_scores
+from app.services.category_lookup import check_count
 from app.services.job_engine import JobEngine
 from app.services.models import Models
 from app.storage.categories import CategoryStore
@@ -41,6 +42,7 @@ class Ranking:
         rankings: Store of the photos and names that wait for a job.
         background: Background words; each is a class here.
         max_pixels: Largest photo.
+        max_categories: Largest number of categories of a job.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Ranking:
         *,
         background: tuple[str, ...],
         max_pixels: int,
+        max_categories: int,
     ) -> None:
         self._models = models
         self._categories = categories
@@ -63,6 +66,7 @@ class Ranking:
         self._rankings = rankings
         self._background = background
         self._max_pixels = max_pixels
+        self._max_categories = max_categories
         engine.register("rank", self.rank, clear=self._clear)
 
     async def start(self, images: Sequence[bytes], names: Sequence[str], *, id: str | None = None) -> Job:
@@ -75,10 +79,13 @@ class Ranking:
                 request sent again changes nothing.
 
         Raises:
-            InvalidInputError: If there is no photo, or one cannot be read; nothing is stored then.
+            InvalidInputError: If there is no photo, or one cannot be read, or the request names no categories and more
+                are taught than one request may have; nothing is stored then.
         """
         if not images:
             raise InvalidInputError("Send at least one photo in the field images.", field="images")
+        if not names:
+            check_count(await self._categories.count(), self._max_categories)
         for raw in images:
             await asyncio.to_thread(decode_photo, raw, max_pixels=self._max_pixels, field="images")
         known = await self._jobs.get(id) if id else None
@@ -119,7 +126,9 @@ class Ranking:
         await self._rankings.delete(job.id)
 
     async def _prompts(self, job: Job) -> tuple[str, ...]:
-        names = await self._rankings.names(job.id) or [record.name for record in await self._categories.all()]
+        names = await self._rankings.names(job.id)
+        if not names:  # more may have been taught since the request
+            names = [record.name for record in await self._categories.latest(self._max_categories)]
         return (*free_background(self._background, names), *names)
 
 

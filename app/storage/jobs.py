@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from uuid import uuid4
 
 from pydantic import TypeAdapter
@@ -38,10 +38,10 @@ _LOOK_AGAIN_S = 2.0
 MAX_STREAMS = 200
 _STREAMS_FULL_RETRY_S = 5
 
-_QUEUED = json.dumps("queued").encode()
+_STATUSES: tuple[Status, ...] = get_args(Status)
 
-# Records whose status is read in one round trip.
-_STATUSES_AT_ONCE = 500
+# Jobs looked through by one script: the store answers nobody else meanwhile, for about a millisecond.
+_SELECTED_AT_ONCE = 1000
 # Name of `keys.JOBS` among the records that can't be read.
 _ALL_JOBS = "list of all jobs"
 
@@ -110,6 +110,7 @@ class JobStore:
         self._open_streams = 0
         self._ttl_s = int(ttl_s)
         self._update_job = script(redis, "update_job", needs=("job",))
+        self._select_jobs = script(redis, "select_jobs")
 
     async def create(self, kind: Kind, *, category: str | None, steps: int, id: str | None = None) -> Job:
         """Record a queued job, with a new id unless one is given."""
@@ -145,8 +146,24 @@ class JobStore:
 
     async def list(self, *, category_id: str | None = None, status: Status | None = None) -> list[Job]:
         """Records that can be read, the newest first, optionally of one category or one status."""
-        jobs = await self._records(await self._ids())
+        ids = await self._ids()
+        jobs = await self._records(await self._selected(ids, {status}) if status else ids)
         return [job for job in jobs if job and _is_wanted(job, category_id, status)]
+
+    async def unended(self) -> Sequence[Job]:
+        """Records of jobs that are queued or running, the newest first."""
+        jobs = await self._records(await self._selected(await self._ids(), set(_STATUSES) - ENDED))
+        return [job for job in jobs if job and not job.ended]
+
+    async def _selected(self, ids: Sequence[str], statuses: Set[Status]) -> Sequence[str]:
+        """Those ids whose record has one of these statuses, or can't be read; the store looks through them."""
+        unwanted = {json.dumps(status): True for status in _STATUSES if status not in statuses}
+        argument = json.dumps({"job_prefix": keys.JOB_PREFIX, "unwanted": unwanted})
+        selected: list[str] = []
+        for first in range(0, len(ids), _SELECTED_AT_ONCE):
+            some = ids[first : first + _SELECTED_AT_ONCE]
+            selected += as_texts(await self._select_jobs(keys=[keys.JOBS], args=[argument, *some]))
+        return selected
 
     async def _records(self, ids: Sequence[str]) -> Sequence[Job | None]:
         """Records by id, in one round trip; None for one that can't be read or has expired, whose id is dropped."""
@@ -169,8 +186,10 @@ class JobStore:
         """
 
         async def read(ids: Sequence[str]) -> Sequence[Job | None]:
-            found = await self._records(ids)
-            return [job if job and _is_wanted(job, category_id, status) else None for job in found]
+            wanted = await self._selected(ids, {status}) if status else ids
+            found = dict(zip(wanted, await self._records(wanted), strict=True))
+            jobs = [found.get(job_id) for job_id in ids]
+            return [job if job and _is_wanted(job, category_id, status) else None for job in jobs]
 
         try:
             return await read_page(self._redis, keys.JOBS, read, limit=limit, cursor=cursor, newest_first=True)
@@ -180,22 +199,9 @@ class JobStore:
 
     async def overdue(self, age_s: float) -> Sequence[Job]:
         """Jobs that are queued and were recorded at least so many seconds ago."""
-        found: list[Job] = []
         ids = await self._ids(until=time.time() - age_s)
-        for first in range(0, len(ids), _STATUSES_AT_ONCE):
-            some = ids[first : first + _STATUSES_AT_ONCE]
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for job_id in some:
-                    pipe.hget(keys.job(job_id), "status")
-                statuses = await replies_of(pipe)
-            queued = [job_id for job_id, status in zip(some, statuses, strict=True) if status == _QUEUED]
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for job_id in queued:
-                    pipe.hgetall(keys.job(job_id))
-                records = await replies_of(pipe)
-            jobs = [self._read(job_id, fields) for job_id, fields in zip(queued, records, strict=True)]
-            found += [job for job in jobs if job and job.status == "queued"]
-        return found
+        jobs = await self._records(await self._selected(ids, {"queued"}))
+        return [job for job in jobs if job and job.status == "queued"]
 
     async def _ids(self, *, until: float = float("inf")) -> Sequence[str]:
         """Ids of the jobs that were recorded until a time, the newest first."""

@@ -16,8 +16,8 @@ from .replies import as_texts
 
 Item = TypeVar("Item")
 
-# Ids read at once: of a filtered list most items may be left out.
-_CHUNK = 200
+# Most ids read at once. Of a filtered list most items may be left out, so each read takes twice as many as the last.
+_MOST_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ async def read_page(
     after = Place.of(cursor) if cursor else None
     items: list[Item] = []
     last = after
+    count = limit + 1  # one more tells whether there is a next page
     while True:
-        places = await _places(redis, key, after, newest_first=newest_first)
+        places = await _places(redis, key, after, count=min(count, _MOST_AT_ONCE), newest_first=newest_first)
         for place, item in zip(places, await read([place.id for place in places]), strict=True):
             if item is None:
                 continue
@@ -95,31 +96,39 @@ async def read_page(
             last = place
         if not places:
             return Page(items, None)
-        after = places[-1]
+        after, count = places[-1], 2 * count
 
 
-async def _places(redis: Redis, key: str, after: Place | None, *, newest_first: bool) -> list[Place]:
+async def _places(redis: Redis, key: str, after: Place | None, *, count: int, newest_first: bool) -> list[Place]:
+    """`count` places of the list or somewhat more, from the first one or behind one; none at its end."""
     first, last = ("+inf", "-inf") if newest_first else ("-inf", "+inf")
-    found = await redis.zrange(
-        key,
-        repr(after.score) if after else first,
-        last,
-        desc=newest_first,
-        byscore=True,
-        offset=0,
-        num=_CHUNK,
-        withscores=True,
-    )
-    pairs = cast("list[tuple[bytes, float]]", found)
-    ids = as_texts(id_ for id_, _ in pairs)
-    places = [Place(score, id_) for id_, (_, score) in zip(ids, pairs, strict=True)]
-    if after is None:
-        return places
-    # Ids of one score are in the order of their bytes.
-    order = (after.score, after.id.encode())
-    if newest_first:
-        return [place for place in places if (place.score, place.id.encode()) < order]
-    return [place for place in places if (place.score, place.id.encode()) > order]
+    offset = 0
+    if after:
+        count += 1  # it is read again, unless it was deleted
+    while True:
+        found = await redis.zrange(
+            key,
+            repr(after.score) if after else first,
+            last,
+            desc=newest_first,
+            byscore=True,
+            offset=offset,
+            num=count,
+            withscores=True,
+        )
+        pairs = cast("list[tuple[bytes, float]]", found)
+        ids = as_texts(id_ for id_, _ in pairs)
+        places = [Place(score, id_) for id_, (_, score) in zip(ids, pairs, strict=True)]
+        beyond = [place for place in places if after is None or _follows(place, after, newest_first=newest_first)]
+        if beyond or len(places) < count:
+            return beyond
+        offset += count  # all of them have the score of the place before, and were listed before it
+
+
+def _follows(place: Place, other: Place, *, newest_first: bool) -> bool:
+    """True if a place comes behind another one; ids of one score are in the order of their bytes."""
+    order, of_other = ((one.score, one.id.encode()) for one in (place, other))
+    return order < of_other if newest_first else order > of_other
 
 
 def page_of(items: Sequence[Item], id_of: Callable[[Item], str], *, limit: int, cursor: str | None) -> Page[Item]:

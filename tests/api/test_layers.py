@@ -72,6 +72,17 @@ class TestRanking:
             assert "EXEMPLAR_MAX_BATCH_IMAGES" in answer.json()["detail"]
             assert api.stored() == before
 
+    def test_more_categories_taught_than_one_job_may_have(self, start) -> None:
+        with start(worker=False, max_categories=2) as api:
+            for name in ("a", "b", "c"):
+                api.teach(name)
+            before = api.stored()
+            answer = rank(api, api.photo)
+            assert answer.status_code == 422
+            assert "EXEMPLAR_MAX_CATEGORIES" in answer.json()["detail"]
+            assert api.stored() == before
+            assert rank(api, api.photo, categories=["a", "b"]).status_code == 202
+
     def test_one_bad_photo_refuses_all(self, api) -> None:
         before = api.stored()
         answer = rank(api, api.photo, b"no photo")

@@ -60,6 +60,19 @@ class TestPages:
         rest = follow(many, re.search("<(.*)>", answer.headers["link"])[1])
         assert [one["name"] for page in rest for one in page] == ["c4", "c5", "c6"]
 
+    @pytest.mark.parametrize("limit", [1, 20])
+    def test_a_page_reads_no_more_records_than_it_shows(self, many, limit: int) -> None:
+        record = many.redis.hgetall(keys.category("c0"))
+        for number in range(300):
+            many.redis.hset(keys.category(f"n{number}"), mapping=record | {b"name": f"n{number}"})
+            many.redis.zadd(keys.CATEGORIES, {f"n{number}": float(number)})
+        first = many.http.get(f"/categories?limit={limit}")
+        for path in (f"/categories?limit={limit}", re.search("<(.*)>", first.headers["link"])[1]):
+            before = many.redis.info("commandstats")["cmdstat_llen"]["calls"]
+            many.http.get(path)
+            read = many.redis.info("commandstats")["cmdstat_llen"]["calls"] - before
+            assert limit <= read <= limit + 2
+
     def test_examples_and_versions(self, api) -> None:
         for number in range(3):
             api.taught(photo=api.photo_number(number))

@@ -98,6 +98,20 @@ async def test_the_list_is_the_newest_first_and_drops_what_expired(jobs: JobStor
     assert await redis.zcard(keys.JOBS) == 2
 
 
+async def test_jobs_that_have_not_ended_among_many_that_have(jobs: JobStore, redis: Redis) -> None:
+    ended, waiting, running, expired, damaged = [await new(jobs) for _ in range(5)]
+    await jobs.end(ended.id, "succeeded")
+    await jobs.start(running.id, steps=5)
+    await redis.delete(keys.job(expired.id), keys.job(damaged.id))
+    await redis.set(keys.job(damaged.id), "no record")
+    assert [job.id for job in await jobs.unended()] == [running.id, waiting.id]
+    assert jobs.unreadable(damaged.id)
+    assert await redis.zscore(keys.JOBS, expired.id) is None
+    assert [job.id for job in await jobs.overdue(0)] == [waiting.id]
+    page = await jobs.page(limit=1, cursor=None, status="succeeded")
+    assert ([job.id for job in page.items], page.cursor) == ([ended.id], None)
+
+
 class TestEvents:
     async def test_now_every_change_and_the_end(self, jobs: JobStore) -> None:
         job = await new(jobs)

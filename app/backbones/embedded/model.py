@@ -18,6 +18,7 @@ from app.method.frame import Frame, stretch
 from app.method.parameters import Parameters
 from app.method.prompts import phrase
 
+from ..shared.adapted import Int8Rows
 from ..shared.blip_text import MAX_TOKENS, BlipText, of_patches, revision_of
 from ..shared.family import Family
 from ..shared.transformers_backbone import TransformersBackbone
@@ -48,6 +49,8 @@ TEXT_EPS = 1e-12
 _SEMANTIC_SCALE = 19.6
 _FEATURE_LIMIT = 6.0
 _SCALE = ".scale"
+# A third of the weights, of which a request reads a few rows.
+_WORDS = "embeddings.word_embeddings.weight"
 # Their mean is best when all names are requested, and good when only the present ones are (docs/quality.md).
 DEFAULT_LAYERS = (0, 1)
 
@@ -97,10 +100,14 @@ class Embedded(TransformersBackbone):
     input_size = _INPUT_SIZE
 
     def __init__(self, weights: Path, *, device: str, dtype: torch.dtype) -> None:
-        stored = dequantised(load_file(weights))
+        in_file = load_file(weights)
+        stored = dequantised(in_file)
         self.name = "embedded" if weights == WEIGHTS else f"embedded:{weights}"
         self.revision = revision_of(stored.items(), "embedded-1")
         self._device, self._dtype = torch.device(device), dtype
+        words = _int8_rows(in_file, _WORDS, device=self._device, dtype=dtype)
+        if words:
+            del stored[_WORDS]
         tower = {
             name.removeprefix("image_tower."): t.float()
             for name, t in stored.items()
@@ -119,7 +126,7 @@ class Embedded(TransformersBackbone):
         self.mask_decoder = MaskDecoder(decoder, grid_hw=self.patch_grid_hw) if decoder else None
         self.presence = Presence.load(PRESENCE, decoder, revision=self.revision) if decoder else None
         self.layer_count = sum(name.endswith(".crossattention.self.query.weight") for name in self._weights)
-        self._text = BlipText(self._weights, heads=HEADS, layer_count=self.layer_count, eps=TEXT_EPS)
+        self._text = BlipText(self._weights, heads=HEADS, layer_count=self.layer_count, eps=TEXT_EPS, words=words)
         self.feature_width = self._text.image_width
         # That of transformers, which takes a second to import.
         self._tokenizer = BertWordPieceTokenizer(str(VOCABULARY), lowercase=True)
@@ -131,7 +138,8 @@ class Embedded(TransformersBackbone):
         """Bytes of the weights."""
         tower = (tensor for _, tensor in self._tower.tensors())
         decoder = self.mask_decoder.memory_bytes if self.mask_decoder else 0
-        return sum(tensor.nbytes for tensor in [*self._weights.values(), *tower]) + decoder
+        words = self._text.words.nbytes if self._text.words else 0
+        return sum(tensor.nbytes for tensor in [*self._weights.values(), *tower]) + words + decoder
 
     def preprocess(self, photo: UInt8[np.ndarray, "height width 3"]) -> tuple[Float[Tensor, "3 size size"], Frame]:
         """Stretch the whole photo to the square, as in training."""
@@ -198,13 +206,24 @@ def image_tokens(
 
 
 def dequantised(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with int8 matrices replaced by their values: weight × `.scale`, a tensor with one scale per row."""
+    """Weights with int8 matrices replaced by their values: weight × `.scale`, a tensor with one scale per row.
+
+    All are copies: a view of one of them would keep the whole file mapped.
+    """
     scaled = {name.removesuffix(_SCALE) for name in stored if name.endswith(_SCALE)}
     return {
-        name: tensor.float() * stored[name + _SCALE].float()[:, None] if name in scaled else tensor
+        name: tensor.float() * stored[name + _SCALE].float()[:, None] if name in scaled else tensor.clone()
         for name, tensor in stored.items()
         if not name.endswith(_SCALE)
     }
+
+
+def _int8_rows(stored: Mapping[str, Tensor], name: str, *, device: torch.device, dtype: torch.dtype) -> Int8Rows | None:
+    """A matrix as it is stored; None if it is not stored as int8."""
+    if name + _SCALE not in stored:
+        return None
+    values, scale = (tensor.to(device, copy=True) for tensor in (stored[name], stored[name + _SCALE]))
+    return Int8Rows(values, scale, dtype)
 
 
 def _norm(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:

@@ -1,9 +1,10 @@
 """Linear layer and layer norm whose parameters an adapter may replace for its share of the prompts."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Int8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -124,7 +125,30 @@ def copies(weights: Mapping[str, Tensor], names: list[str], *, prefix: str = "")
     return {prefix + name: weights[name].detach().clone().float() for name in names}
 
 
-def token_copies(table: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Int8Rows:
+    """A matrix that is read by rows and kept as int8, in a quarter of the memory of float32.
+
+    Attributes:
+        values: The rows divided by their scales.
+        scale: Of each row.
+        dtype: Number format in which rows are read.
+    """
+
+    values: Int8[Tensor, "row hidden"]
+    scale: Float[Tensor, "row"]
+    dtype: torch.dtype
+
+    def __getitem__(self, rows: Int[Tensor, "*place"]) -> Float[Tensor, "*place hidden"]:
+        return (self.values[rows].float() * self.scale[rows].float()[..., None]).to(self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.values.nbytes + self.scale.nbytes
+
+
+def token_copies(table: Tensor | Int8Rows, input_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Ids of the tokens used, and float32 copies of their embedding rows."""
     ids = torch.unique(input_ids)
     return ids, table[ids].detach().clone().float()

@@ -18,7 +18,7 @@ from app.method.backbone import EncodedImage, TextTokens
 from app.method.parameters import Change, LowRank, Parameters, TokenRows
 from app.method.prompts import phrase
 
-from .adapted import cast, check_share, copies, delta_of, low_rank, token_copies, whole, with_prefix
+from .adapted import Int8Rows, cast, check_share, copies, delta_of, low_rank, token_copies, whole, with_prefix
 
 # The longest name has 64 characters, so at most 64 pieces, and the sentence around it fits as well.
 MAX_TOKENS = 80
@@ -44,6 +44,7 @@ class BlipText:
         eps: Epsilon of the layer norms.
         text_layers: Number of layers without cross-attention, which come first.
         prefix: Prefix of all parameter names, in adapters too.
+        words: Word embeddings; None if they are among the weights.
     """
 
     weights: Mapping[str, Tensor]
@@ -52,6 +53,7 @@ class BlipText:
     eps: float
     text_layers: int = 0
     prefix: str = ""
+    words: Int8Rows | None = None
 
     def attend(
         self,
@@ -90,12 +92,15 @@ class BlipText:
     def trainable(self, layers: Sequence[int], text: TextTokens) -> Parameters:
         """Cross-attention of the layers, and embedding rows of the tokens used (paper, section 3.4)."""
         names = [f"{self._layer(layer)}crossattention.{part}" for layer in layers for part in CROSS_ATTENTION]
-        table = self.weights[f"{self.prefix}embeddings.word_embeddings.weight"]
-        return Parameters(copies(self.weights, names), TokenRows(*token_copies(table, text.input_ids)))
+        return Parameters(copies(self.weights, names), TokenRows(*token_copies(self._words, text.input_ids)))
+
+    @property
+    def _words(self) -> Tensor | Int8Rows:
+        return self.words or self.weights[f"{self.prefix}embeddings.word_embeddings.weight"]
 
     def _embed(self, text: TextTokens, adapters: Parameters | None) -> Float[Tensor, "prompt token hidden"]:
         prefix = f"{self.prefix}embeddings."
-        words = self.weights[f"{prefix}word_embeddings.weight"][text.input_ids]
+        words = self._words[text.input_ids]
         if adapters:
             words = replace_rows(words, text.input_ids, adapters.tokens)
         x = words + self.weights[f"{prefix}position_embeddings.weight"][: text.input_ids.shape[1]]
@@ -357,7 +362,7 @@ def revision_of(tensors: Iterable[tuple[str, Tensor]], *context: str) -> str:
     digest = hashlib.sha256("\0".join(context).encode())
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

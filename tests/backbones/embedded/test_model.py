@@ -101,3 +101,24 @@ def test_fine_features_are_not_attended_to(model: Embedded) -> None:
     seen, same = (model.attend(each, text, layers=(0, 1)) for each in (image, replace(image, fine_features=None)))
     assert torch.equal(seen.match_score, same.match_score)
     assert all(torch.equal(seen.logits[layer], same.logits[layer]) for layer in (0, 1))
+
+
+def test_word_embeddings_stay_int8_and_read_as_their_values(model: Embedded) -> None:
+    name = "embeddings.word_embeddings.weight"
+    whole = dequantised({key: tensor for key, tensor in load_file(WEIGHTS).items() if key.startswith(name)})[name]
+    text = model.tokenize(["cat", "traffic light"])
+    words = model._text.words
+    assert words is not None
+    assert torch.equal(words[text.input_ids], whole[text.input_ids])
+    assert words.nbytes < whole.nbytes / 3.8
+    ids, rows = (model.trainable((0,), text).tokens.ids, model.trainable((0,), text).tokens.rows)
+    assert torch.equal(rows, whole[ids])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells which files are mapped")
+def test_a_loaded_model_does_not_keep_its_file_mapped(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(WEIGHTS.read_bytes())
+    loaded = load(str(copy), device="cpu", dtype="float32")
+    assert loaded.memory_bytes < 90 * 2**20
+    assert copy.name not in Path("/proc/self/maps").read_text()
