@@ -10,7 +10,7 @@ from .backbone import Backbone
 from .low_rank import rank_of, unchanged
 from .parameters import ExampleMemory, LowRank, Parameters, VisualPrompt
 
-Kept = Literal["adapter", "words"]
+Kept = Literal["adapter", "presence", "words"]
 
 # Stacked adapters share one type per tensor, and bytes from elsewhere are limited to these.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int64)
@@ -36,8 +36,8 @@ class Adapter:
         zero_shot_example_iou: The same by the words alone.
         created_at: RFC 3339 time.
         parameters: Tuned parameters; None if the model's own marked the examples better.
-        kept: `words` if the words alone mark the examples better: then masks are made by them, and the memory serves
-            presence only.
+        kept: `presence` if the words alone suffice for the masks, and `words` if they mark the examples better: then
+            masks are made by them, and the memory serves presence only.
         presence_bias: Added to the category's log-odds of presence, by its own examples.
         visual_prompt: Of a backbone without a mask decoder; it needs `parameters`.
         memory: Of a backbone with a mask decoder.

@@ -1,7 +1,7 @@
 """Outcome of tuning: adapter or words, by how well each marks the category's own examples.
 
-The decisions are pure functions of scores (`helps`, `teaches_the_word`, `visual_prompt_helps`, `visual_prompt_harms`).
-`select` measures what they need, one example at a time.
+The decisions are pure functions of scores (`helps`, `words_suffice`, `teaches_the_word`, `visual_prompt_helps`,
+`visual_prompt_harms`). `select` measures what they need, one example at a time.
 """
 
 from collections.abc import Generator, Sequence
@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch.nn import functional as F
 
-from .adapter import Adapter
+from .adapter import Adapter, Kept
 from .parameters import ExampleMemory, Parameters, VisualPrompt
 from .presence import calibrated_bias
 from .tuning import CategoryTuning
@@ -26,6 +26,9 @@ Pieces = Generator[None, None, Value]
 # parameters with one that is higher by the second. Otherwise they also raise the category's scores where it is not, and
 # the example memory alone is better (training/NOTEBOOK.md, section 13).
 _WORDS_FAIL, _CLEAR_GAIN = 0.3, 0.3
+# Where the words mark the examples with an IoU of at least the first number, and see the category there with a presence
+# of at least the second, they make its masks alone: the appearance of one example would also mark look-alikes.
+_WORDS_FIND, _WORDS_SURE = 0.5, 0.7
 # Tensors of an adapter are kept in this format.
 _KEPT_DTYPE = torch.float16
 
@@ -39,8 +42,9 @@ class Outcome:
         visual_prompt: Appearance of the examples, for a backbone without a mask decoder.
         memory: Appearance of the examples, for a mask decoder.
         presence_bias: Bias of the category's presence, by the examples, if some of them lack the category.
-        example_iou: Mean over the examples, by all of this, in [0, 1].
+        example_iou: Mean over the examples, by what makes the masks, in [0, 1].
         zero_shot_example_iou: The same by the words alone.
+        words_suffice: True if masks are made by the words, and the memory serves presence.
     """
 
     parameters: Parameters | None
@@ -49,9 +53,10 @@ class Outcome:
     presence_bias: float
     example_iou: float
     zero_shot_example_iou: float
+    words_suffice: bool = False
 
     def adapter(self, tuning: CategoryTuning, category: str, *, version: int, created_at: str) -> Adapter:
-        """The adapter; where the words alone mark the examples better, with the memory alone."""
+        """The adapter; where masks are made by the words, with the memory alone."""
         # A large change may overflow in the format in which it is kept.
         keep = helps(self.example_iou, self.zero_shot_example_iou) and self._finite()
         example_iou, words_iou = round(self.example_iou, 4), round(self.zero_shot_example_iou, 4)
@@ -69,12 +74,17 @@ class Outcome:
             example_iou=example_iou,
             zero_shot_example_iou=words_iou,
             created_at=created_at,
-            kept="adapter" if keep and (self.parameters or self.memory) else "words",
+            kept=self._kept() if keep else "words",
             presence_bias=self.presence_bias,
             parameters=self.parameters.map(_kept) if keep and self.parameters else None,
             visual_prompt=self.visual_prompt.map(_kept) if keep and self.visual_prompt else None,
             memory=self.memory.map(_kept) if self.memory else None,
         )
+
+    def _kept(self) -> Kept:
+        if self.words_suffice:
+            return "presence"
+        return "adapter" if self.parameters or self.memory else "words"
 
     def _finite(self) -> bool:
         tensors = self.parameters.map(_kept).trained if self.parameters else []
@@ -84,6 +94,16 @@ class Outcome:
 def helps(iou: float, words_iou: float) -> bool:
     """True if what was tuned marks the examples at least as well as the words alone."""
     return iou >= words_iou
+
+
+def words_suffice(words_iou: float, presence: float) -> bool:
+    """True if the words know the category: they mark its examples and are sure that it is in them.
+
+    Args:
+        words_iou: Mean over the examples, by the words.
+        presence: Mean over the examples that show the category, by the words.
+    """
+    return words_iou >= _WORDS_FIND and presence >= _WORDS_SURE
 
 
 def teaches_the_word(iou: float, words_iou: float) -> bool:
@@ -123,7 +143,9 @@ def select(tuning: CategoryTuning) -> Pieces[Outcome]:
         words.append(tuning.iou(index, None))
         alone.append(tuning.iou(index, tuned))
         yield
+    known = False
     if tuning.decodes:
+        known = words_suffice(fmean(words), _presence_by_words(tuning))
         parameters, prompt = (tuned if teaches_the_word(fmean(alone), fmean(words)) else None), None
         memory = yield from _memory(tuning, parameters)
     else:
@@ -131,10 +153,10 @@ def select(tuning: CategoryTuning) -> Pieces[Outcome]:
         prompt = yield from _visual_prompt_if_it_helps(tuning, tuned, words, alone)
     kept = []
     for index in indices:
-        kept.append(tuning.iou(index, parameters, visual_prompt=prompt, memory=memory))
+        kept.append(tuning.iou(index, parameters, visual_prompt=prompt, memory=None if known else memory))
         yield
     bias = yield from _presence_bias(tuning, parameters, prompt, memory)
-    return Outcome(parameters, prompt, memory, bias, fmean(kept), fmean(words))
+    return Outcome(parameters, prompt, memory, bias, fmean(kept), fmean(words), known)
 
 
 def finished(pieces: Pieces[Value]) -> Value:
@@ -152,6 +174,13 @@ def advance(pieces: Pieces[Value]) -> Value | None:
         result: Value = end.value
         return result
     return None
+
+
+def _presence_by_words(tuning: CategoryTuning) -> float:
+    """Mean presence over the examples that show the category."""
+    return fmean(
+        float(tuning.presence_logit(index, None).sigmoid()) for index, shot in enumerate(tuning.shots) if shot.shows
+    )
 
 
 def _memory(tuning: CategoryTuning, parameters: Parameters | None) -> Pieces[ExampleMemory]:

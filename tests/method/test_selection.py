@@ -26,6 +26,7 @@ from app.method.selection import (
     teaches_the_word,
     visual_prompt_harms,
     visual_prompt_helps,
+    words_suffice,
 )
 from app.method.shot import IGNORE, Shot
 from app.method.tuning import PAPER, TUNED, CategoryTuning, Recipe
@@ -48,6 +49,14 @@ class TestDecisions:
         self, tuned: float, words: float, kept: bool
     ) -> None:
         assert helps(tuned, words) is kept
+
+    @pytest.mark.parametrize(
+        ("words", "presence", "suffice"), [(0.5, 0.7, True), (0.49, 0.9, False), (0.9, 0.69, False)]
+    )
+    def test_words_suffice_that_mark_the_examples_and_are_sure_of_them(
+        self, words: float, presence: float, suffice: bool
+    ) -> None:
+        assert words_suffice(words, presence) is suffice
 
     @pytest.mark.parametrize(
         ("tuned", "words", "kept"),
@@ -197,13 +206,24 @@ class TestMemory:
         assert after.presence_bias != 0
         assert float(after.memory.absent_share.sum()) == pytest.approx(1)
 
-    def test_parameters_that_do_harm_are_left_out_and_the_looks_stay(self, embedded, monkeypatch) -> None:
-        """The words know a cat; a few steps at an absurd rate ruin that."""
-        monkeypatch.setattr(tuning_module, "LEARNING_RATE", 1.0)
+    def cat(self, embedded) -> Shot:
         with Image.open(EXAMPLES / "chelsea.jpg") as photo, Image.open(EXAMPLES / "chelsea_mask.png") as mask:
             rgb, frame = embedded.preprocess(np.array(photo.convert("RGB")))
             marked = np.array(mask.convert("L")) > 0
-        cat = Shot.of(embedded, encode_one(embedded, rgb), mask_to_input(marked, frame, outside=IGNORE))
+        return Shot.of(embedded, encode_one(embedded, rgb), mask_to_input(marked, frame, outside=IGNORE))
+
+    def test_a_category_that_the_words_know_is_marked_by_them_and_looks_serve_presence(self, embedded) -> None:
+        tuning = self.tuning(embedded, self.cat(embedded), word="cat")
+        outcome = finished(select(tuning))
+        adapter = outcome.adapter(tuning, "cat", version=1, created_at="")
+        assert (adapter.kept, adapter.parameters, adapter.mask_memory) == ("presence", None, None)
+        assert adapter.memory is not None
+        assert adapter.example_iou == adapter.zero_shot_example_iou > 0.8
+
+    def test_parameters_that_do_harm_are_left_out_and_the_looks_stay(self, embedded, monkeypatch) -> None:
+        """The words know a cat; a few steps at an absurd rate ruin that."""
+        monkeypatch.setattr(tuning_module, "LEARNING_RATE", 1.0)
+        cat = self.cat(embedded)
         tuning = self.tuning(embedded, cat, replace(TUNED, interpolation=1.0), word="cat")
         for _ in range(3):
             tuning.step()
