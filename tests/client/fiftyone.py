@@ -79,7 +79,7 @@ for sample in dataset:
     for detection, mask in zip(sample["exemplar"].detections, masks.found):
         assert (whole(detection, masks.size_hw) == mask.array).all()
         assert detection.confidence == mask.presence
-    print(f"  {masks.name}: {', '.join(f'{mask.name} {mask.presence:.2f}' for mask in masks.found) or 'nothing'}, equal")
+    print(f"  {masks.name}: {', '.join(mask.name for mask in masks.found) or 'nothing'}, equal")
 
 assert segment_samples(dataset, client, ["cat", "dog"], field="map", labels="segmentation") == len(photos)
 assert dataset.mask_targets["map"] == {1: "cat", 2: "dog"}
