@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -40,10 +41,11 @@ class Calls:
         lines = answer.text.strip().splitlines()
         value = json.loads(lines[0]) if "ndjson" in answer.headers["content-type"] else answer.json()
         name = re.sub(r"\W+", "-", shows.lower()).strip("-")
-        entry = self.examples.setdefault(operation, {"request": {}, "responses": {}})
-        if (form or body) and answer.is_success:
-            summary = f"{shows}; files are given by their names" if form else shows
-            entry["request"][name] = {"summary": summary, "value": form or body}
+        entry = self.examples.setdefault(operation, {"commands": [], "request": {}, "responses": {}})
+        if form and answer.is_success:
+            entry["commands"].append(f"# {shows}\n{_curl(form, path)}")
+        elif body and answer.is_success:
+            entry["request"][name] = {"summary": shows, "value": body}
         entry["responses"].setdefault(str(answer.status_code), {})[name] = {"summary": shows, "value": value}
         return value
 
@@ -103,8 +105,19 @@ def examples(url: str) -> Iterator[tuple[str, Json]]:
     yield from sorted(calls.examples.items())
 
 
-def _listed(names: str | list[str]) -> list[str]:
-    return [names] if isinstance(names, str) else names
+def _listed(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else [values]
+
+
+def _curl(form: Json, path: str) -> str:
+    """The command that sends a form, to be run in the root of the repository."""
+    texts = {"absent": "true"}
+    fields = [
+        shlex.quote(f"{field}=@examples/{value}" if field in FILES else f"{field}={texts.get(field, value)}")
+        for field, values in form.items()
+        for value in _listed(values)
+    ]
+    return f"curl {' '.join(f'-F {field}' for field in fields)} http://127.0.0.1:8000{path}"
 
 
 def main() -> None:

@@ -13,12 +13,16 @@ Json = dict[str, Any]
 def add_examples(document: Json) -> None:
     """Add the examples in examples.json to the operations of an OpenAPI document.
 
-    They come from calls to a running service: `python -m docs.examples` writes the file.
+    They come from calls to a running service: `python -m docs.examples` writes the file. A form is shown as a command in
+    the description: as an example of its schema, Swagger UI would fill the names of files into the fields of files.
     """
     recorded = _recorded()
     for path in document["paths"].values():
         for operation in path.values():
-            examples = recorded.get(operation.get("operationId"), {"request": {}, "responses": {}})
+            examples = recorded.get(operation.get("operationId"), {"commands": [], "request": {}, "responses": {}})
+            commands = "\n".join(examples["commands"])
+            if commands and commands not in operation["description"]:
+                operation["description"] += f"\n\n```sh\n{commands}\n```"
             if examples["request"]:
                 _json_or_form(operation["requestBody"])["examples"] = examples["request"]
             for status, shown in examples["responses"].items():
