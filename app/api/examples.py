@@ -13,8 +13,8 @@ Json = dict[str, Any]
 def add_examples(document: Json) -> None:
     """Add the examples in examples.json to the operations of an OpenAPI document.
 
-    They come from calls to a running service: `python -m docs.examples` writes the file. A form is shown as a command in
-    the description: as an example of its schema, Swagger UI would fill the names of files into the fields of files.
+    They come from calls to a running service: `python -m docs.examples` writes the file. A form is shown as a command
+    in the description, since no JSON value is an example of a file.
     """
     recorded = _recorded()
     for path in document["paths"].values():
