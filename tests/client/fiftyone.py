@@ -6,7 +6,7 @@
 The service starts on a free port with an empty folder and is taught "cat". FiftyOne's Python then runs the check below
 and the code of docs/integrations/fiftyone.md. FiftyOne keeps its datasets in a MongoDB, which its installation
 downloads. Where that is not possible, `pip install mongomock` and `--in-memory` put one in memory in its place. No test
-of `make test`: FiftyOne has eighty dependencies, 1 GB in all.
+of `make test`: FiftyOne and what it needs take 1 GB.
 """
 
 from __future__ import annotations
