@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test serve lint bench chaos fuzz soak docs weights format clean
+.PHONY: install demo test serve lint bench chaos fuzz soak docs site weights format clean
 
 install: $(INSTALLED)
 
@@ -53,6 +53,12 @@ soak: install
 # Writes docs/settings.md, docs/metrics.md and docs/code.md from the code.
 docs: install
 	$(PY) -m docs.generate
+
+# The documents as a site in build/site; a link that leads nowhere fails it.
+site: install
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[site]"
+	$(PY) -m docs.site
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 # Photos to train on: see docs/embedded-model.md. The MALLOC settings keep freed memory in the process, which makes
 # training a third faster.

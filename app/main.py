@@ -24,6 +24,7 @@ from app.api import (
     segment,
 )
 from app.api.access import Access, scope_of
+from app.api.examples import add_examples
 from app.api.forms import check_fields
 from app.api.middleware import BodyLimit, Guarded, Heads, Identified, Measured, PlainBodies, WholeNames
 from app.api.rate_limit import RateLimited
@@ -127,7 +128,7 @@ def _is_probe(scope: Scope) -> bool:
 
 
 class _Application(FastAPI):
-    """FastAPI whose OpenAPI document also has the schemas of non-JSON responses and the API keys."""
+    """FastAPI whose OpenAPI document also has the schemas of non-JSON responses, examples and the API keys."""
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""
@@ -146,6 +147,7 @@ class _Application(FastAPI):
             if name.startswith("Body_"):
                 for field in schema["properties"].values():
                     _mark_file(field.get("items", field))
+        add_examples(document)
         # Either header, or none where the service has no keys.
         document["components"]["securitySchemes"] = {
             "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from docs.generate import pages
+from docs.site import documents
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,6 +64,13 @@ def test_make_targets_exist(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     for target in re.findall(r"^make ([a-z]+)|`make ([a-z]+)", text, re.MULTILINE):
         assert "".join(target) in targets, f"{document}: make {''.join(target)}"
+
+
+def test_the_site_has_every_document() -> None:
+    navigation = re.findall(
+        r"- (?:[^:\n]+: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert sorted(navigation) == [path.as_posix() for path in documents()] == DOCUMENTS
 
 
 def _anchors(text: str) -> set[str]:

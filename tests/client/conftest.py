@@ -20,6 +20,7 @@ from tests.served import served
 
 DEADLINE_S = 30.0
 HW = (31, 47)
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 Serve = Callable[..., AbstractContextManager[str]]
 
@@ -54,6 +55,21 @@ def url(serve: Serve) -> Iterator[str]:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
         yield running
+
+
+@pytest.fixture(scope="session")
+def cat_url(
+    tmp_path_factory: pytest.TempPathFactory,
+    embedded: Backbone,
+    new_database: Callable[[], AbstractContextManager[str]],
+) -> Iterator[str]:
+    """A service with the embedded model, which was taught "cat" from the kitten among the examples."""
+    with new_database() as database:
+        settings = Settings(redis_url=database, data_dir=tmp_path_factory.mktemp("data"), threads=1)
+        with served(create_app(settings, loaded=[embedded])) as address:
+            with Client(address) as client:
+                client.teach("cat", EXAMPLES / "kitten.jpg", EXAMPLES / "kitten_mask.png").wait(progress=False)
+            yield address
 
 
 @pytest.fixture

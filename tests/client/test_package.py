@@ -88,7 +88,8 @@ def test_it_imports_what_it_declares() -> None:
     assert isinstance(optional, dict)
     declared = names(project["dependencies"]) | set().union(*map(names, optional.values()))
     others = imported - set(sys.stdlib_module_names) - {"exemplar_client", "__future__"}
-    assert {name.replace("PIL", "pillow") for name in others} == declared | {"tqdm"}
+    distributions = {"PIL": "pillow", "cvat_sdk": "cvat-sdk"}
+    assert {distributions.get(name, name) for name in others} == declared | {"tqdm"}
 
 
 def test_the_service_does_not_import_it() -> None:

@@ -1,4 +1,4 @@
-"""The commands of the README, docs/api.md and docs/command-line.md, run against a service with the embedded model."""
+"""The commands of README.md, api.md, command-line.md and tutorial.md, run against a service with the embedded model."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def ended_job(url: str) -> str:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_curl_commands(url: str, tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")  # what a command writes must not land in the repository
-    commands = [block for document in ("README.md", "docs/api.md") for block in blocks(document, "sh")]
+    commands = [
+        block for document in ("README.md", "docs/api.md", "docs/tutorial.md") for block in blocks(document, "sh")
+    ]
     commands = [block for block in commands if block.startswith("curl ")]
     assert len(commands) > 8
     for command in commands:
@@ -74,7 +76,7 @@ def test_command_line(url: str, tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     ours = f"{sys.executable} -m app"  # `make install` may not have made the script of this very copy
     environment = os.environ | {"EXEMPLAR_URL": url, "PYTHONPATH": str(ROOT)}
-    commands = [block for page in ("command-line", "api") for block in blocks(f"docs/{page}.md", "sh")]
+    commands = [block for page in ("command-line", "api", "tutorial") for block in blocks(f"docs/{page}.md", "sh")]
     commands = [block for block in commands if ".venv/bin/exemplar " in block]
     assert len(commands) > 5
     for command in commands:
