@@ -28,7 +28,7 @@ Pieces = Generator[None, None, Value]
 _WORDS_FAIL, _CLEAR_GAIN = 0.3, 0.3
 # Where the words mark the examples with an IoU of at least the first number, and see the category there with a presence
 # of at least the second, they make its masks alone: the appearance of one example would also mark look-alikes.
-_WORDS_FIND, _WORDS_SURE = 0.5, 0.7
+_WORDS_FIND, _WORDS_SURE = 0.6, 0.7
 # Tensors of an adapter are kept in this format.
 _KEPT_DTYPE = torch.float16
 
