@@ -112,16 +112,17 @@ class _CheckedRedis(Redis):
 
     async def xreadgroup(self, *args: Any, **options: Any) -> Any:
         """Read new messages."""
-        reply = await super().xreadgroup(*args, **options)
-        return [(stream, await self._ours(stream, messages)) for stream, messages in reply or ()]
+        reply = cast("Sequence[tuple[bytes, Sequence[_Message]]]", await super().xreadgroup(*args, **options) or ())
+        return [(stream, await self._ours(stream, messages)) for stream, messages in reply]
 
     async def xautoclaim(self, name: Any, *args: Any, **options: Any) -> Any:
         """Take over messages of workers that died."""
-        cursor, messages, *rest = cast("list[Any]", await super().xautoclaim(name, *args, **options))
-        return [cursor, await self._ours(name, messages), *rest]
+        reply: list[Any] = await super().xautoclaim(name, *args, **options)
+        return [reply[0], await self._ours(name, reply[1]), *reply[2:]]
 
     async def _ours(self, stream: Any, messages: Sequence[_Message]) -> list[_Message]:
-        foreign = [message_id for message_id, fields in messages if job_id_of(fields) is None]
+        # A message that is gone already has no fields, and pydocket skips it.
+        foreign = [message_id for message_id, fields in messages if fields and job_id_of(fields) is None]
         if foreign:
             async with self.pipeline(transaction=True) as pipe:
                 pipe.xack(stream, self._group, *foreign)
