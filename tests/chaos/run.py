@@ -35,6 +35,8 @@ class Options:
         kills: Times that each kind of trouble comes, unless the seconds end first.
         kinds: Names of the kinds of trouble.
         jobs_end_s: Time in which all jobs must end after the last trouble.
+        longest_s: Longest time of one trouble.
+        redelivery_s: Time after which the job of a dead worker is delivered to another one.
     """
 
     seed: int
@@ -44,6 +46,8 @@ class Options:
     fsync: str = "always"
     kinds: tuple[str, ...] = tuple(TROUBLES)
     jobs_end_s: float = JOBS_END_S
+    longest_s: float = 6.0
+    redelivery_s: float = 3.0
 
 
 @dataclass
@@ -75,7 +79,8 @@ def run(options: Options, folder: Path, *, console: Console | None = None) -> Re
     console.print(f"seed {options.seed}: {options}")
     model = write_model(folder / "model")
     journal = Journal()
-    plant = Plant(folder, model=model, fsync=options.fsync, journal=journal)
+    redelivery = {"job_redelivery_s": str(options.redelivery_s)}
+    plant = Plant(folder, model=model, fsync=options.fsync, journal=journal, **redelivery)
     report = Report()
     with plant.running():
         watch = Watch(plant.documented())
@@ -118,7 +123,7 @@ def _trouble(plant: Plant, options: Options, report: Report, console: Console) -
             if time.monotonic() > deadline:
                 break
             progress.update(bar, description=name)
-            TROUBLES[name](plant, lasts_s)
+            TROUBLES[name](plant, min(lasts_s, options.longest_s))
             report.troubles[name] += 1
             wait_until(plant.mended, f"the service is ready after {name}")
             plant.pause(calm_s)
