@@ -60,6 +60,9 @@ _WORKER_PAUSE_S = 1.0
 # An event stream outlives the restart of a killed embedded server, but does not wait for a store that is away.
 _STREAMS_RESTART_S = 1.0
 
+# Pause before the memory is filled again, if the store was away.
+_FILL_PAUSE_S = 2.0
+
 # Time after which a task that was cancelled and goes on is cancelled again; giving a job back takes less.
 _SWALLOWED_S = 30.0
 
@@ -383,11 +386,19 @@ async def _recover_after(outages: _Outages, engine: JobEngine) -> None:
 
 
 async def _fill_memory(lookup: CategoryLookup, models: Models) -> None:
-    """Read what requests need while the store is away."""
-    with suppress(InvalidInputError):  # more categories than one request may have: those asked for are remembered
-        await lookup.taught()
-    for model in models:
-        await models.layers_of(model)
+    """Read what requests need while the store is away; if it is away already, when it is back."""
+    while True:
+        try:
+            with suppress(
+                InvalidInputError
+            ):  # more categories than one request may have: those asked for are remembered
+                await lookup.taught()
+            for model in models:
+                await models.layers_of(model)
+        except StoreError:
+            await asyncio.sleep(_FILL_PAUSE_S)
+        else:
+            return
 
 
 async def _unending(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
