@@ -389,9 +389,8 @@ async def _fill_memory(lookup: CategoryLookup, models: Models) -> None:
     """Read what requests need while the store is away; if it is away already, when it is back."""
     while True:
         try:
-            with suppress(
-                InvalidInputError
-            ):  # more categories than one request may have: those asked for are remembered
+            # More categories than one request may have can't be listed: those asked for are remembered.
+            with suppress(InvalidInputError):
                 await lookup.taught()
             for model in models:
                 await models.layers_of(model)
