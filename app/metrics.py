@@ -87,6 +87,11 @@ class Metrics:
         self.job_redeliveries = Counter(
             "exemplar_job_redeliveries", "Jobs taken over from a worker that died.", registry=on
         )
+        self.dropped_messages = Counter(
+            "exemplar_dropped_messages",
+            "Messages of the job queue that this program did not write, dropped unread.",
+            registry=on,
+        )
         self.adapter_cache_hits = Counter(
             "exemplar_adapter_cache_hits", "Adapter reads answered from memory.", registry=on
         )

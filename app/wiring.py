@@ -9,14 +9,12 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from docket import Docket
 
 import app
 from app import backbones
@@ -50,6 +48,7 @@ from app.storage.connection import Client, StoreError, connect, connect_with_bre
 from app.storage.idempotency import IdempotencyStore
 from app.storage.jobs import MAX_STREAMS, JobStore
 from app.storage.layers import LayerStore
+from app.storage.queue import JobQueue
 from app.storage.rankings import RankingStore
 from app.storage.rate_limits import RateLimits, rate_limits
 from app.storage.server import EmbeddedServer
@@ -60,6 +59,12 @@ _WORKER_PAUSE_S = 1.0
 
 # An event stream outlives the restart of a killed embedded server, but does not wait for a store that is away.
 _STREAMS_RESTART_S = 1.0
+
+# Pause before the memory is filled again, if the store was away.
+_FILL_PAUSE_S = 2.0
+
+# Time after which a task that was cancelled and goes on is cancelled again; giving a job back takes less.
+_SWALLOWED_S = 30.0
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -106,8 +111,8 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         outages = _Outages(metrics)
         client = await stack.enter_async_context(connect_with_breaker(url, on_change=outages.note))
         streams = await stack.enter_async_context(connect(url, connections=MAX_STREAMS, restart_s=_STREAMS_RESTART_S))
-        docket = await stack.enter_async_context(
-            Docket(name="exemplar:docket", url=url, execution_ttl=timedelta(seconds=settings.job_ttl_s))
+        queue = await stack.enter_async_context(
+            JobQueue(url, record_ttl_s=settings.job_ttl_s, on_drop=metrics.dropped_messages.inc)
         )
         # Only the lanes' threads compute in parallel; all other threads of the process compute alone. A new thread gets
         # the number that was set last. OpenMP keeps a team for every thread that computes in parallel; if all teams
@@ -141,7 +146,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             unreadable=unreadable,
         )
         engine = JobEngine(
-            docket,
+            queue,
             jobs,
             concurrency=settings.job_concurrency,
             redelivery_s=settings.job_redelivery_s,
@@ -349,7 +354,9 @@ async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIte
         yield
     finally:
         task.cancel()
-        await asyncio.wait([task])
+        # Once more, if a command of the store has swallowed it (see `renewing`).
+        while not (await asyncio.wait([task], timeout=_SWALLOWED_S))[0]:
+            task.cancel()
 
 
 class _Outages:
@@ -379,11 +386,18 @@ async def _recover_after(outages: _Outages, engine: JobEngine) -> None:
 
 
 async def _fill_memory(lookup: CategoryLookup, models: Models) -> None:
-    """Read what requests need while the store is away."""
-    with suppress(InvalidInputError):  # more categories than one request may have: those asked for are remembered
-        await lookup.taught()
-    for model in models:
-        await models.layers_of(model)
+    """Read what requests need while the store is away; if it is away already, when it is back."""
+    while True:
+        try:
+            # More categories than one request may have can't be listed: those asked for are remembered.
+            with suppress(InvalidInputError):
+                await lookup.taught()
+            for model in models:
+                await models.layers_of(model)
+        except StoreError:
+            await asyncio.sleep(_FILL_PAUSE_S)
+        else:
+            return
 
 
 async def _unending(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

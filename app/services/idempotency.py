@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 from app.errors import ConflictError, InvalidInputError
+from app.services.renewal import renewing
 from app.storage import keys
 from app.storage.connection import StoreError
 from app.storage.idempotency import Answer, Claim, IdempotencyStore
@@ -67,7 +68,8 @@ class Idempotency:
 
     async def _first_answer(self, claim: Claim, work: Work) -> Answer:
         try:
-            async with self._kept(claim):
+            # The claim does not expire, unless this process dies or the store is away for too long.
+            async with renewing(partial(self._store.renew, claim), every_s=_RENEW_S):
                 answer = await work(digest([claim.key_hash.encode(), claim.request.encode()])[:_ID_LENGTH])
         except BaseException:
             # The key is free again, for the same request or a corrected one, unless it was lost to another by its age.
@@ -75,22 +77,6 @@ class Idempotency:
             raise
         await self._store.answer(claim, answer)
         return answer
-
-    @asynccontextmanager
-    async def _kept(self, claim: Claim) -> AsyncIterator[None]:
-        """In the body the claim does not expire, unless this process dies or the store is away for too long."""
-        keeping = asyncio.create_task(self._keep(claim))
-        try:
-            yield
-        finally:
-            keeping.cancel()
-            await asyncio.wait([keeping])
-
-    async def _keep(self, claim: Claim) -> None:
-        while True:
-            await asyncio.sleep(_RENEW_S)
-            with suppress(StoreError):
-                await self._store.renew(claim)
 
     def _strand(self, claim: Claim) -> None:
         """Remember a claim that the store may hold, or receive only now, although its request has ended.

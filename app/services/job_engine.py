@@ -8,18 +8,22 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
+from typing import Protocol, TypeVar
 
-from docket import Docket, Retry, Worker
+from docket import Retry, Worker
 from docket.dependencies import CurrentExecution
-from docket.execution import Disposition, Execution
+from docket.execution import Execution
 
 from app import logs
 from app.errors import AppError
 from app.metrics import Metrics
-from app.storage.connection import StoreError, is_outage
+from app.services.renewal import renewing
+from app.storage.connection import StoreError, is_outage, patience
 from app.storage.jobs import Job, JobStore, Kind, Status
+from app.storage.queue import RUN_JOB, JobQueue
 
-Guard = Callable[[Callable[[], Awaitable[object]]], Awaitable[object]]
+Result = TypeVar("Result")
 Work = Callable[[Job], Awaitable[None]]
 Withdraw = Callable[[Job], Awaitable[bool]]
 Clear = Callable[[Job], Awaitable[None]]
@@ -27,8 +31,8 @@ Clear = Callable[[Job], Awaitable[None]]
 # Deaths of workers after which the job itself is the cause, most likely by its memory.
 _MAX_DEATHS = 5
 
-# Seconds between two looks for jobs that were recorded but not queued, and the least age of such a job: the process
-# that recorded it needs far less to queue it.
+# Seconds between two looks for jobs that the queue lacks, and the least age of such a job: the process that recorded it
+# needs far less to queue it.
 _SWEEP_PAUSE_S = 15.0
 _OVERDUE_S = 10.0
 
@@ -38,8 +42,15 @@ _OUTAGE_PAUSE_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-async def _unguarded(command: Callable[[], Awaitable[object]]) -> object:
-    return await command()
+class Guard(Protocol):
+    """Runs a command of the queue, unless the store is away."""
+
+    def __call__(self, command: Callable[[], Awaitable[Result]], /) -> Awaitable[Result]:
+        """Run the command and return its reply."""
+
+
+def _unguarded(command: Callable[[], Awaitable[Result]]) -> Awaitable[Result]:
+    return command()
 
 
 class JobEngine:
@@ -49,7 +60,7 @@ class JobEngine:
     again, and the job reads from its record and its category what is left to do.
 
     Args:
-        docket: Connected queue.
+        queue: Connected queue.
         jobs: Store of the records.
         concurrency: Concurrent jobs of this process.
         redelivery_s: Seconds after which the job of a dead worker is delivered to another worker.
@@ -59,7 +70,7 @@ class JobEngine:
 
     def __init__(
         self,
-        docket: Docket,
+        queue: JobQueue,
         jobs: JobStore,
         *,
         concurrency: int,
@@ -67,7 +78,7 @@ class JobEngine:
         metrics: Metrics,
         guard: Guard = _unguarded,
     ) -> None:
-        self._docket = docket
+        self._queue = queue
         self._jobs = jobs
         self._concurrency = concurrency
         self._redelivery = timedelta(seconds=redelivery_s)
@@ -78,7 +89,7 @@ class JobEngine:
         self._clear: dict[Kind, Clear] = {}
         self._stopping = False
         self._interrupted: set[str] = set()  # ids of jobs that an outage interrupted here
-        docket.register(self._run, names=["run_job"])
+        queue.register(self._run, names=[RUN_JOB])
 
     def register(self, kind: Kind, work: Work, *, withdraw: Withdraw | None = None, clear: Clear | None = None) -> None:
         """Set the functions of a kind of job.
@@ -99,7 +110,7 @@ class JobEngine:
 
     async def add(self, job: Job) -> None:
         """Queue a job. To queue it again while it has not ended has no effect."""
-        await self._guard(lambda: self._docket.add("run_job", key=job_key(job))(job.id))
+        await self._guard(lambda: self._queue.add(RUN_JOB, key=job_key(job))(job.id))
 
     async def cancel(self, job: Job) -> bool:
         """Cancel a queued or running job. False if it has ended, or its result is in use."""
@@ -125,17 +136,38 @@ class JobEngine:
             self._metrics.jobs.labels("tune", "superseded").inc()
             _log.info("job %s superseded", job_id)
 
-    async def recover(self) -> None:
-        """Queue every job that has not ended. Some may never have been queued: their process died after the record."""
-        for job in await self._jobs.unended():
-            await self.add(job)
+    async def recover(self, *, age_s: float = 0.0) -> None:
+        """Queue every job that has not ended, is not in the queue, and that no worker runs.
 
-    async def sweep(self) -> None:
-        """Queue every job that has waited for a while: queueing may have failed after its record was made."""
-        for job in await self._jobs.overdue(_OVERDUE_S):
-            execution = await self._docket.add("run_job", key=job_key(job))(job.id)
-            if execution.disposition is Disposition.SCHEDULED:
-                _log.warning("job %s was recorded but not queued: it is queued now", job.id)
+        Its process may have died between record and queue, or the queue has lost it.
+
+        Args:
+            age_s: Least time since the job was recorded.
+
+        Raises:
+            StoreError: If the store is away or takes no writes.
+        """
+        if not (going := await self._jobs.unended(age_s=age_s)):
+            return
+        held = await self._guard(self._queue.held)
+        for job in reversed(going):  # the oldest first
+            if job_key(job) not in held:
+                await self._put_again(job)
+
+    async def _put_again(self, job: Job) -> None:
+        """Queue a job that was not in the queue, unless it has ended since, or a worker runs it all the same."""
+        current = await self._jobs.get(job.id)
+        if current is None or current.ended or await self._jobs.is_leased(job.id):
+            return
+        try:
+            await self._guard(lambda: self._queue.put_again(job_key(job), job.id))
+        except StoreError as error:
+            if is_outage(error):
+                raise
+            # What is stored of it is damaged: that must cost no other job.
+            _log.error("job %s could not be queued: %s", job.id, error, extra={"job_id": job.id})
+        else:
+            _log.warning("job %s was not in the queue: it is queued now", job.id)
 
     async def step(self, job: Job, *, step: int, steps: int, loss: float | None = None) -> bool:
         """Record a step. False if the job was cancelled or superseded: the work must return at once.
@@ -162,12 +194,19 @@ class JobEngine:
         return False
 
     async def work(self) -> None:
-        """Run jobs until cancelled; running jobs then return to the queue at their next step."""
+        """Run jobs until cancelled; running jobs then return to the queue at their next step.
+
+        Their commands wait for a store that is away.
+        """
+        with patience():
+            await self._work_patiently()
+
+    async def _work_patiently(self) -> None:
         self._stopping = False
         # Its only message would be a traceback for every job that returns to the queue.
         logging.getLogger("docket.dependencies").setLevel(logging.CRITICAL)
         async with Worker(
-            self._docket,
+            self._queue,
             concurrency=self._concurrency,
             redelivery_timeout=self._redelivery,
             minimum_check_interval=timedelta(milliseconds=50),
@@ -187,10 +226,10 @@ class JobEngine:
                     await running
 
     async def _sweep_forever(self) -> None:
-        while True:
+        while not self._stopping:  # a command of the store may swallow the cancellation: see `renewing`
             await asyncio.sleep(_SWEEP_PAUSE_S)
             try:
-                await self.sweep()
+                await self.recover(age_s=_OVERDUE_S)
             except Exception as error:  # an outage of the store, or a bug: the next sweep tries again
                 _log.warning("jobs that were not queued could not be looked for: %r", error)
 
@@ -231,7 +270,12 @@ class JobEngine:
             self._metrics.jobs_running.labels(job.kind).track_inprogress(),
             logs.about(job_id=job.id, category=job.category),
         ):
-            await self._timed(job)
+            # Under a lease no other process takes the job for lost, even if the queue has lost it.
+            seconds = self._redelivery.total_seconds()
+            lease = partial(self._jobs.lease, job_id, seconds=seconds)
+            await lease()
+            async with renewing(lease, every_s=seconds / 4):
+                await self._timed(job)
 
     async def _timed(self, job: Job) -> None:
         started = time.perf_counter()

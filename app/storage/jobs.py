@@ -150,9 +150,10 @@ class JobStore:
         jobs = await self._records(await self._selected(ids, {status}) if status else ids)
         return [job for job in jobs if job and _is_wanted(job, category_id, status)]
 
-    async def unended(self) -> Sequence[Job]:
-        """Records of jobs that are queued or running, the newest first."""
-        jobs = await self._records(await self._selected(await self._ids(), set(_STATUSES) - ENDED))
+    async def unended(self, *, age_s: float = 0.0) -> Sequence[Job]:
+        """Jobs that are queued or running and were recorded at least so many seconds ago, the newest first."""
+        ids = await self._ids(until=time.time() - age_s)
+        jobs = await self._records(await self._selected(ids, set(_STATUSES) - ENDED))
         return [job for job in jobs if job and not job.ended]
 
     async def _selected(self, ids: Sequence[str], statuses: Set[Status]) -> Sequence[str]:
@@ -197,11 +198,13 @@ class JobStore:
             self._unreadable.note(UnreadableRecord("job", _ALL_JOBS, str(error), keys.JOBS))
             return Page([], None)
 
-    async def overdue(self, age_s: float) -> Sequence[Job]:
-        """Jobs that are queued and were recorded at least so many seconds ago."""
-        ids = await self._ids(until=time.time() - age_s)
-        jobs = await self._records(await self._selected(ids, {"queued"}))
-        return [job for job in jobs if job and job.status == "queued"]
+    async def lease(self, job_id: str, *, seconds: float) -> None:
+        """Tell for so many seconds that a worker runs the job."""
+        await self._redis.set(keys.job_lease(job_id), "1", px=max(1, int(1000 * seconds)))
+
+    async def is_leased(self, job_id: str) -> bool:
+        """True if a worker runs the job, or did so a moment ago."""
+        return bool(await self._redis.exists(keys.job_lease(job_id)))
 
     async def _ids(self, *, until: float = float("inf")) -> Sequence[str]:
         """Ids of the jobs that were recorded until a time, the newest first."""

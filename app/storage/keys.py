@@ -1,8 +1,8 @@
 """All keys of the store, and all times to live with their reasons.
 
-Values are JSON, safetensors or images, never pickle. Scripts change a category's keys together with the list of all
-categories and with jobs, so one server (or Sentinel) must hold all keys; Redis Cluster is not supported. Category ids
-are percent-encoded, so no name produces the key of another.
+Values are JSON, safetensors or images, never pickle, except in the messages of the queue (`queue.py`). Scripts change a
+category's keys together with the list of all categories and with jobs, so one server (or Sentinel) must hold all keys;
+Redis Cluster is not supported. Category ids are percent-encoded, so no name produces the key of another.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ PROBE = f"{PREFIX}:probe"
 
 # All categories: sorted set of ids by time of creation.
 CATEGORIES = f"{PREFIX}:categories"
+
+# Prefix of the keys of the job engine's queue (pydocket).
+QUEUE = f"{PREFIX}:docket"
 
 # All jobs: sorted set of ids by time of creation; ids whose record has expired are dropped when read.
 JOBS = f"{PREFIX}:jobs"
@@ -95,6 +98,11 @@ JOB_CHANNEL_PREFIX = f"{PREFIX}:job-events:"
 def job(job_id: str) -> str:
     """Hash: the job's record. It expires `EXEMPLAR_JOB_TTL_S` after the job's end."""
     return f"{JOB_PREFIX}{job_id}"
+
+
+def job_lease(job_id: str) -> str:
+    """String: there while a worker runs the job. It expires `EXEMPLAR_JOB_REDELIVERY_S` after the worker's death."""
+    return f"{PREFIX}:job-lease:{job_id}"
 
 
 def job_channel(job_id: str) -> str:

@@ -267,9 +267,13 @@ TEACHING = Dashboard(
             ),
             Panel(
                 title="Redeliveries",
-                description="Jobs taken over from a worker that died, in the rate window before each point.",
+                description="Jobs taken over from a worker that died, and messages of the job queue that this program "
+                "did not write, in the rate window before each point.",
                 unit="short",
-                queries={increase("exemplar_job_redeliveries_total"): "redeliveries"},
+                queries={
+                    increase("exemplar_job_redeliveries_total"): "redeliveries",
+                    increase("exemplar_dropped_messages_total"): "dropped messages",
+                },
             ),
         ],
         "Gain of one example": [

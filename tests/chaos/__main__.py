@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from random import SystemRandom
 
+from .invariants import JOBS_END_S
 from .run import Options, run
 from .troubles import TROUBLES
 
@@ -19,6 +20,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=SystemRandom().randrange(10_000), help="of all choices")
     parser.add_argument("--seconds", type=float, default=300.0, help="longest time of the troubles")
     parser.add_argument("--kills", type=int, default=30, help="times that each kind of trouble comes")
+    parser.add_argument(
+        "--jobs-end", type=float, default=JOBS_END_S, help="seconds in which all jobs must end after the last trouble"
+    )
     parser.add_argument("--clients", type=int, default=3, help="clients at a time")
     parser.add_argument("--fsync", choices=("always", "everysec"), default="always", help="the store's policy")
     parser.add_argument(
@@ -32,7 +36,7 @@ def main() -> int:
         folder.mkdir(parents=True)
         options = Options(
             seed=given.seed, seconds=given.seconds, kills=given.kills, clients=given.clients, fsync=given.fsync,
-            kinds=tuple(given.only),
+            kinds=tuple(given.only), jobs_end_s=given.jobs_end,
         )  # fmt: skip
         return 1 if run(options, folder).violations else 0
 

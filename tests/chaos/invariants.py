@@ -36,8 +36,8 @@ def everything(http: httpx2.Client, url: str) -> list[Any]:
     return items
 
 
-def wait_for_jobs(http: httpx2.Client) -> list[str]:
-    """Wait until all jobs have ended; those that do not are violations."""
+def wait_for_jobs(http: httpx2.Client, *, within_s: float = JOBS_END_S) -> list[str]:
+    """Wait until all jobs have ended; those that do not in this time are violations."""
     going: list[Any] = []
 
     def none_left() -> bool:
@@ -45,7 +45,7 @@ def wait_for_jobs(http: httpx2.Client) -> list[str]:
         return not going
 
     try:
-        wait_until(none_left, "all jobs end", timeout_s=JOBS_END_S)
+        wait_until(none_left, "all jobs end", timeout_s=within_s)
     except TimeoutError:
         return [f"job {job['id'][:8]} of {job['category']} is {job['status']}, step {job['step']}" for job in going]
     return []

@@ -17,7 +17,7 @@ from tests.conftest import random_blip
 
 from .calls import Watch
 from .clients import Client
-from .invariants import check, kinds_of_keys, statuses, wait_for_jobs
+from .invariants import JOBS_END_S, check, kinds_of_keys, statuses, wait_for_jobs
 from .journal import Journal
 from .processes import wait_until
 from .troubles import TROUBLES, Plant, mend, schedule
@@ -28,7 +28,16 @@ _TRACEBACK = "Traceback (most recent call last)"
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a run; `kinds` names the troubles, each of which comes `kills` times unless the seconds end first."""
+    """Options of a run.
+
+    Attributes:
+        seconds: Longest time of the troubles.
+        kills: Times that each kind of trouble comes, unless the seconds end first.
+        kinds: Names of the kinds of trouble.
+        jobs_end_s: Time in which all jobs must end after the last trouble.
+        longest_s: Longest time of one trouble.
+        redelivery_s: Time after which the job of a dead worker is delivered to another one.
+    """
 
     seed: int
     seconds: float = 300.0
@@ -36,6 +45,9 @@ class Options:
     clients: int = 3
     fsync: str = "always"
     kinds: tuple[str, ...] = tuple(TROUBLES)
+    jobs_end_s: float = JOBS_END_S
+    longest_s: float = 6.0
+    redelivery_s: float = 3.0
 
 
 @dataclass
@@ -67,7 +79,8 @@ def run(options: Options, folder: Path, *, console: Console | None = None) -> Re
     console.print(f"seed {options.seed}: {options}")
     model = write_model(folder / "model")
     journal = Journal()
-    plant = Plant(folder, model=model, fsync=options.fsync, journal=journal)
+    redelivery = {"job_redelivery_s": str(options.redelivery_s)}
+    plant = Plant(folder, model=model, fsync=options.fsync, journal=journal, **redelivery)
     report = Report()
     with plant.running():
         watch = Watch(plant.documented())
@@ -86,7 +99,7 @@ def run(options: Options, folder: Path, *, console: Console | None = None) -> Re
         began = time.monotonic()
         for client in clients:
             client.join()
-        _conclude(plant, journal, report)
+        _conclude(plant, options, journal, report)
         report.calm_s = time.monotonic() - began
     journal.write(folder / "journal.jsonl")
     report.answers, report.doubted = watch.answers, plant.doubted
@@ -110,17 +123,17 @@ def _trouble(plant: Plant, options: Options, report: Report, console: Console) -
             if time.monotonic() > deadline:
                 break
             progress.update(bar, description=name)
-            TROUBLES[name](plant, lasts_s)
+            TROUBLES[name](plant, min(lasts_s, options.longest_s))
             report.troubles[name] += 1
             wait_until(plant.mended, f"the service is ready after {name}")
             plant.pause(calm_s)
             progress.advance(bar)
 
 
-def _conclude(plant: Plant, journal: Journal, report: Report) -> None:
+def _conclude(plant: Plant, options: Options, journal: Journal, report: Report) -> None:
     wait_until(plant.mended, "the service is ready in the end")
     with httpx2.Client(base_url=plant.url, timeout=30) as http, plant.store.client() as redis:
-        report.violations += wait_for_jobs(http)
+        report.violations += wait_for_jobs(http, within_s=options.jobs_end_s)
         report.violations += check(http, redis, journal)
         report.jobs, report.keys = statuses(http), kinds_of_keys(redis)
 

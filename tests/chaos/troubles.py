@@ -42,7 +42,7 @@ class Plant:
         self._folder = folder
         self._journal = journal
         self._settings = {
-            "backbone": f"blip:{model}", "tune_steps": "3", "threads": "1", "job_redelivery_s": "3", "worker": "false",
+            "backbone": f"blip:{model}", "tune_steps": "3", "threads": "1", "worker": "false",
             "max_examples": "24",
         } | settings  # fmt: skip
 

@@ -8,14 +8,19 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random, SystemRandom
 
 import httpx2
+from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
+from redis.exceptions import RedisError
 from rich.console import Console
 from rich.progress import track
 
@@ -23,20 +28,26 @@ from app.storage.server import EmbeddedServer
 from tests.chaos.calls import Calls, Watch
 from tests.chaos.processes import application, free_port, ready, wait_until
 from tests.chaos.run import write_model
+from tests.soak.gauges import Sample, growth, sample
 
 from .rounds import records, uploads
 
-# That a file is an image, a text is a mask and a name has no slash is more than a schema says. A batch answers 200 and
-# tells in a photo's line what is wrong with it; and an empty field of a form is one that was not filled in.
+# That a file is an image, a text is a mask, a name has no slash and an ETag is the current one is more than a schema
+# says. A batch answers 200 and tells in a photo's line what is wrong with it; and an empty field of a form is one that
+# was not filled in.
 _CONFIG = """
 [checks.positive_data_acceptance]
-expected-statuses = ["2xx", 400, 404, 409, 413, 415, 422]
+expected-statuses = ["2xx", 400, 404, 409, 412, 413, 415, 422]
 
 [[operations]]
 include-path = "/segment/batch"
 checks.negative_data_rejection.expected-statuses = ["2xx", "4xx"]
 """
 _SHOWN = 40
+# Largest growth of resident memory after the first third of the time.
+_MAX_GROWTH = 0.05
+_SAMPLE_S = 1.0
+_MEBIBYTE = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class _Target:
     url: str
     data_dir: Path
     log: Path
+    pid: int
 
 
 def main() -> int:
@@ -58,8 +70,11 @@ def main() -> int:
     console = Console()
     console.print(f"seed {given.seed}")
     with tempfile.TemporaryDirectory() as folder, _serving(Path(folder)) as target:
-        faults = _by_document(target, examples=given.examples, seed=given.seed) if given.examples else []
-        faults += _corpus(target, given, console)
+        with _sampling(target) as samples:
+            faults = _corpus(target, given, console)
+            if given.examples:
+                faults += _by_document(target, examples=given.examples, seed=given.seed)
+        faults += _totals(target, samples, console)
         if "Traceback" in target.log.read_text(errors="replace"):
             faults.append(f"the log has a traceback:\n{_first_traceback(target.log)}")
     for fault in faults[:_SHOWN]:
@@ -82,10 +97,51 @@ def _serving(folder: Path) -> Iterator[_Target]:
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until(lambda: ready(url), "the service is ready")
-        yield _Target(url, data_dir, process.log)
+        yield _Target(url, data_dir, process.log, process.pid)
     finally:
         process.kill()
         EmbeddedServer.start(data_dir).stop()
+
+
+@contextmanager
+def _sampling(target: _Target) -> Iterator[list[Sample]]:
+    """Samples of what the service holds, taken while the body runs."""
+    samples: list[Sample] = []
+    ends = threading.Event()
+    began = time.monotonic()
+
+    def watch() -> None:
+        with Redis(unix_socket_path=str(target.data_dir / "valkey.sock")) as redis:
+            while not ends.wait(_SAMPLE_S):
+                with suppress(RedisError):
+                    seconds = time.monotonic() - began
+                    samples.append(sample(target.pid, redis, target.data_dir, seconds=seconds, requests=0, teachings=0))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ends.set()
+        thread.join()
+
+
+def _totals(target: _Target, samples: list[Sample], console: Console) -> list[str]:
+    """Tell what the service itself has counted and how its memory grew; faults of these."""
+    statuses: Counter[str] = Counter()
+    for family in text_string_to_metric_families(httpx2.get(f"{target.url}/metrics", timeout=60).text):
+        for one in family.samples:
+            if one.name == "exemplar_requests_total":
+                statuses[one.labels["status"]] += int(one.value)
+    console.print(f"{statuses.total()} requests: " + ", ".join(f"{key} {statuses[key]}" for key in sorted(statuses)))
+    faults = [f"{number} answers with {status}" for status, number in statuses.items() if status.startswith("5")]
+    if len(samples) > 10:
+        grown = growth(samples, warm_up_s=None)
+        first, last = (one.resident / _MEBIBYTE for one in (samples[len(samples) // 3], samples[-1]))
+        console.print(f"resident memory after the first third: {first:.0f} MiB, last {last:.0f} MiB, {grown:+.1%}")
+        if grown > _MAX_GROWTH:
+            faults.append(f"resident memory grew by {grown:.1%}")
+    return faults
 
 
 def _by_document(target: _Target, *, examples: int, seed: int) -> list[str]:

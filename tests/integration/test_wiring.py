@@ -13,6 +13,7 @@ from app import wiring
 from app.errors import AppError, InvalidInputError, UnavailableError
 from app.method.tuning import PAPER, TUNED
 from app.settings import Settings
+from app.storage.breaker import StoreAwayError
 from app.storage.jobs import MAX_STREAMS, Job
 from app.wiring import backbone_loaders, compute_threads, fastest_dtype, recipe_of, service, uses_mask_decoder
 
@@ -171,3 +172,16 @@ class TestThreads:
         monkeypatch.setattr(wiring, "_CPU_QUOTA", tmp_path / "cpu.max")
         assert compute_threads(Settings()) == cores
         assert compute_threads(Settings(threads=3)) == 3
+
+
+async def test_a_store_that_is_away_at_the_start_is_read_for_the_next_outage_when_it_is_back(monkeypatch) -> None:
+    monkeypatch.setattr(wiring, "_FILL_PAUSE_S", 0.0)
+    answers = [StoreAwayError("no answer"), None]
+
+    class Lookup:
+        async def taught(self) -> None:
+            if error := answers.pop(0):
+                raise error
+
+    await wiring._fill_memory(Lookup(), [])
+    assert answers == []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+import pickle
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
-from docket import Docket
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
@@ -17,6 +19,7 @@ from app.services import job_engine
 from app.services.job_engine import JobEngine
 from app.storage.breaker import StoreAwayError
 from app.storage.jobs import Job, JobStore
+from app.storage.queue import JobQueue
 from tests.services.outage import read_only
 
 
@@ -44,17 +47,23 @@ class Bench:
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
         task = asyncio.create_task(self.engine.work())
-        yield
-        task.cancel()
-        await asyncio.wait([task])
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
 
 @pytest.fixture
 async def bench(database: str) -> AsyncIterator[Bench]:
     metrics = Metrics()
-    async with Redis.from_url(database) as redis, Docket(name="exemplar:docket", url=database) as docket:
+    async with Redis.from_url(database) as redis, a_queue(database, metrics) as queue:
         jobs = JobStore(redis, redis, ttl_s=60)
-        yield Bench(JobEngine(docket, jobs, concurrency=2, redelivery_s=1, metrics=metrics), jobs, metrics, database)
+        yield Bench(JobEngine(queue, jobs, concurrency=2, redelivery_s=1, metrics=metrics), jobs, metrics, database)
+
+
+def a_queue(url: str, metrics: Metrics) -> JobQueue:
+    return JobQueue(url, record_ttl_s=60, on_drop=metrics.dropped_messages.inc)
 
 
 async def test_a_job_runs_and_ends_once(bench: Bench) -> None:
@@ -176,15 +185,150 @@ async def test_a_sweep_queues_what_was_recorded_but_not_queued(bench: Bench, mon
         assert [(await bench.ended(job)).status for job in queued] == ["succeeded"] * 4
     assert sorted(ran) == sorted([lost.id, *(job.id for job in queued)])
     assert [record.message for record in caplog.records if "queued" in record.message] == [
-        f"job {lost.id} was recorded but not queued: it is queued now"
+        f"job {lost.id} was not in the queue: it is queued now"
     ]
+
+
+def what_is_lost(*patterns: str):
+    async def lose(redis: Redis) -> None:
+        for pattern in patterns:
+            await redis.delete(*await redis.keys(f"exemplar:docket:{pattern}"))
+
+    return lose
+
+
+@pytest.mark.parametrize("lost", [("stream",), ("runs:*",), ("*",)], ids=str)
+@pytest.mark.parametrize("status", ["queued", "running"])
+async def test_a_sweep_finds_what_the_queue_has_lost(bench: Bench, monkeypatch, lost, status) -> None:
+    """A job that waits, or whose worker died."""
+    monkeypatch.setattr(job_engine, "_SWEEP_PAUSE_S", 0.05)
+    monkeypatch.setattr(job_engine, "_OVERDUE_S", 0.0)
+    ran: list[str] = []
+
+    async def work(job: Job) -> None:
+        ran.append(job.id)
+        await bench.engine.end(job, "succeeded")
+
+    bench.engine.register("rank", work)
+    job = await bench.add()
+    if status == "running":
+        await bench.jobs.start(job.id, steps=5)
+    async with Redis.from_url(bench.url) as redis:
+        await what_is_lost(*lost)(redis)
+    async with bench.working():
+        assert (await bench.ended(job)).status == "succeeded"
+    assert ran == [job.id]
+
+
+async def test_a_job_that_its_queue_has_lost_is_left_to_a_worker_that_lives(bench: Bench, monkeypatch) -> None:
+    monkeypatch.setattr(job_engine, "_SWEEP_PAUSE_S", 0.05)
+    monkeypatch.setattr(job_engine, "_OVERDUE_S", 0.0)
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+    ran: list[str] = []
+
+    async def work(job: Job) -> None:
+        ran.append(job.id)
+        begun.set()
+        await goes_on.wait()
+        await bench.engine.end(job, "succeeded")
+
+    bench.engine.register("rank", work)
+    async with bench.working(), Redis.from_url(bench.url) as redis:
+        job = await bench.add()
+        await begun.wait()
+        await what_is_lost("*")(redis)
+        await asyncio.sleep(1.5)  # longer than a lease that is not renewed
+        goes_on.set()
+        assert (await bench.ended(job)).status == "succeeded"
+        await asyncio.sleep(0.2)
+    assert ran == [job.id]
+
+    # The lease of a worker that died ends.
+    dead = await bench.jobs.create("rank", category=None, steps=5)
+    await bench.jobs.start(dead.id, steps=5)
+    await bench.jobs.lease(dead.id, seconds=0.2)
+    await bench.engine.recover()
+    async with Redis.from_url(bench.url) as redis:
+        assert not await redis.exists("exemplar:docket:stream") or not await redis.xlen("exemplar:docket:stream")
+        await asyncio.sleep(0.3)
+        await bench.engine.recover()
+        assert await redis.xlen("exemplar:docket:stream") == 1
+
+
+async def test_a_damaged_entry_of_the_queue_costs_no_other_job(bench: Bench, caplog) -> None:
+    damaged, other = [await bench.jobs.create("rank", category=None, steps=5) for _ in range(2)]
+    async with Redis.from_url(bench.url) as redis:
+        await redis.set(f"exemplar:docket:runs:rank:{damaged.id}", "of another type")
+        await bench.engine.recover()
+        assert await redis.xlen("exemplar:docket:stream") == 1
+    assert f"job {damaged.id} could not be queued" in caplog.text
+
+    async def work(job: Job) -> None:
+        await bench.engine.end(job, "succeeded")
+
+    bench.engine.register("rank", work)
+    async with bench.working():
+        assert (await bench.ended(other)).status == "succeeded"
+
+
+class Planted:
+    """A pickle that makes a folder when it is read, in place of any other effect."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self._folder),)
+
+
+async def test_a_pickle_that_somebody_planted_is_not_read(bench: Bench, tmp_path: Path, caplog) -> None:
+    async def work(job: Job) -> None:
+        await bench.engine.end(job, "succeeded")
+
+    bench.engine.register("rank", work)
+    pickle.loads(pickle.dumps((Planted(tmp_path / "proof"),)))
+    assert (tmp_path / "proof").exists()
+
+    template = await bench.add()
+    async with Redis.from_url(bench.url) as redis:
+        ((_, sound),) = await redis.xrange("exemplar:docket:stream")
+        planted = pickle.dumps((Planted(tmp_path / "harm"),))
+        for number, fields in enumerate(({b"args": planted}, {b"kwargs": planted}, {b"when": b"never"})):
+            await redis.xadd("exemplar:docket:stream", sound | {b"key": b"%d" % number} | fields)
+        # One message as of a worker that died, and one that was delayed.
+        await redis.xgroup_create("exemplar:docket:stream", "docket-workers", id="0")
+        await redis.xreadgroup("docket-workers", "dead", {"exemplar:docket:stream": ">"}, count=3)
+        await redis.hset("exemplar:docket:later", mapping=sound | {b"key": b"later", b"args": planted})
+        await redis.zadd("exemplar:docket:queue", {"later": 0.0})
+        # A call that is to be struck: every process would read it, without a worker too.
+        strike = {b"direction": b"strike", b"operator": b"==", b"value": planted}
+        await redis.xadd("exemplar:docket:strikes", strike)
+        async with a_queue(bench.url, bench.metrics), bench.working():
+            assert (await bench.ended(template)).status == "succeeded"
+            assert (await bench.ended(await bench.add())).status == "succeeded"
+            await until(lambda: bench.metrics.registry.get_sample_value("exemplar_dropped_messages_total") == 4)
+            await until_empty(redis)
+    assert not (tmp_path / "harm").exists()
+    assert "were dropped unread" in caplog.text
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.05)
+
+
+async def until_empty(redis: Redis) -> None:
+    async with asyncio.timeout(10):
+        while await redis.xlen("exemplar:docket:stream"):
+            await asyncio.sleep(0.05)
 
 
 async def test_a_sweep_leaves_a_job_time_to_be_queued(bench: Bench) -> None:
     young = await bench.jobs.create("rank", category=None, steps=5)
-    assert await bench.jobs.overdue(10) == []
-    assert await bench.jobs.overdue(0) == [young]
-    await bench.engine.sweep()
+    assert await bench.jobs.unended(age_s=10) == []
+    assert await bench.jobs.unended() == [young]
+    await bench.engine.recover(age_s=10)
     async with Redis.from_url(bench.url) as redis:
         assert not await redis.keys("exemplar:docket:*rank:*")
 

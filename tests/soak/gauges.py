@@ -4,45 +4,76 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from redis import Redis
 
-# Share of the time in which caches fill and the allocator finds its size.
+# Share of the time in which caches fill and the allocator finds its size, unless a time is given.
 WARM_UP = 1 / 3
 # Share of the time whose median stands for its begin and for its end.
 _WINDOW = 1 / 6
 
+_ANSWERS = "exemplar:idempotency:*"
+
 
 @dataclass(frozen=True)
 class Sample:
-    """What is held at a moment; `seconds` counts from the begin, sizes are in bytes."""
+    """What is held at a moment; `seconds` counts from the begin, sizes are in bytes.
+
+    Attributes:
+        answers: Answers to an Idempotency-Key, which are kept for a day, so that a run sees no end of their growth.
+        answers_bytes: Memory of the store that they take.
+    """
 
     seconds: float
     requests: int
+    teachings: int
     resident: int
     files: int
     keys: int
     store: int
+    answers: int
+    answers_bytes: int
     append_only_file: int
 
+    @property
+    def lasting(self) -> int:
+        """Bytes of the store without the answers: what a run must not let grow."""
+        return self.store - self.answers_bytes
 
-def sample(pid: int, redis: Redis, data_dir: Path, *, seconds: float, requests: int) -> Sample:
+
+def sample(pid: int, redis: Redis, data_dir: Path, *, seconds: float, requests: int, teachings: int) -> Sample:
     """Read all gauges of a service with this process id, store and data folder."""
     memory = redis.info("memory")
-    files = data_dir.glob("appendonlydir/*")
+    answers = list(redis.scan_iter(_ANSWERS, count=1000))
+    with redis.pipeline(transaction=False) as pipe:
+        for key in answers:
+            pipe.memory_usage(key)
+        answers_bytes = sum(usage or 0 for usage in pipe.execute())
     return Sample(
         seconds=seconds,
         requests=requests,
+        teachings=teachings,
         resident=resident_bytes(pid),
         files=open_files(pid),
         keys=int(redis.dbsize()),
         store=int(memory["used_memory"]),
-        append_only_file=sum(file.stat().st_size for file in files),
+        answers=len(answers),
+        answers_bytes=answers_bytes,
+        append_only_file=_size(data_dir / "appendonlydir"),
     )
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for file in folder.glob("*"):
+        with suppress(FileNotFoundError):  # the store rewrites its file now and then
+            total += file.stat().st_size
+    return total
 
 
 def resident_bytes(pid: int) -> int:
@@ -57,12 +88,30 @@ def open_files(pid: int) -> int:
     return len(os.listdir(folder)) if folder.exists() else 0
 
 
-def growth(samples: Sequence[Sample]) -> float:
-    """Growth of resident memory from the end of the warm-up to the end, as a share."""
+def growth(
+    samples: Sequence[Sample], gauge: Callable[[Sample], int] = lambda one: one.resident, *, warm_up_s: float | None
+) -> float:
+    """Growth of a gauge from the end of the warm-up to the end, as a share.
+
+    Args:
+        samples: Of a run, in the order of time.
+        gauge: What is looked at; resident memory unless another is given.
+        warm_up_s: Seconds of the warm-up; None for a third of the time.
+    """
     total = samples[-1].seconds
+    since_s = WARM_UP * total if warm_up_s is None else warm_up_s
 
     def middle(since: float, until: float) -> float:
-        window = [one.resident for one in samples if since * total <= one.seconds <= until * total]
-        return median(window or [one.resident for one in samples])
+        window = [gauge(one) for one in samples if since <= one.seconds <= until]
+        return median(window or [gauge(one) for one in samples])
 
-    return middle(1 - _WINDOW, 1) / middle(WARM_UP, WARM_UP + _WINDOW) - 1
+    return middle(total - _WINDOW * total, total) / middle(since_s, since_s + _WINDOW * total) - 1
+
+
+def growth_over_teachings(samples: Sequence[Sample], number: int, *, warm_up_s: float) -> int | None:
+    """Bytes by which resident memory grew over so many teachings after the warm-up; None if there were fewer."""
+    warm = [one for one in samples if one.seconds >= warm_up_s]
+    for one in warm:
+        if one.teachings - warm[0].teachings >= number:
+            return one.resident - warm[0].resident
+    return None

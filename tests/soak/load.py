@@ -13,9 +13,10 @@ import httpx2
 
 from tests.chaos.clients import mask_of, photo_of
 
-CATEGORIES = 5  # of each client
 TIMEOUT_S = 60.0
-JOB_S = 120.0
+# All clients' jobs wait for one another, on a machine that may do other work too.
+JOB_S = 600.0
+_LOOK_PAUSE_S = 0.5
 ENDED = {"succeeded", "failed", "cancelled", "superseded"}
 
 
@@ -46,14 +47,15 @@ class Client(threading.Thread):
     Args:
         number: Tells it from others.
         seed: Of its choices.
+        categories: Number of its categories.
         url: Address of the service.
         tally: Of all clients.
     """
 
-    def __init__(self, number: int, *, seed: int, url: str, tally: Tally) -> None:
+    def __init__(self, number: int, *, seed: int, categories: int, url: str, tally: Tally) -> None:
         super().__init__(name=f"client {number}")
         self._random = Random(f"{seed}/{number}")
-        self._names = [f"thing {number} {letter}" for letter in "abcdefgh"[:CATEGORIES]]
+        self._names = [f"thing {number} {other}" for other in range(categories)]
         self._http = httpx2.Client(base_url=url, timeout=TIMEOUT_S)
         self._tally = tally
         self._leaves = threading.Event()
@@ -102,7 +104,7 @@ class Client(threading.Thread):
         job = answer.json()["job"]
         deadline = time.monotonic() + JOB_S
         while job["status"] not in ENDED and time.monotonic() < deadline:
-            time.sleep(0.2)
+            time.sleep(_LOOK_PAUSE_S)
             job = self._send("job", "GET", f"/jobs/{job['id']}").json()
         if job["status"] != "succeeded":
             self._tally.blame(f"a job of {category} is {job['status']}: {job['error']}")
