@@ -27,6 +27,7 @@ from app.metrics import Metrics
 from app.services.adapter_cache import AdapterCache
 from app.services.categories import Categories
 from app.services.category_lookup import CategoryLookup
+from app.services.clicking import Clicking
 from app.services.health import Health
 from app.services.idempotency import Idempotency
 from app.services.image_cache import ImageCache
@@ -83,6 +84,7 @@ class Service:
     jobs: JobStore
     engine: JobEngine
     segmentation: Segmentation
+    clicking: Clicking
     teaching: Teaching
     tuning_job: TuningJob
     ranking: Ranking
@@ -157,17 +159,19 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         background = settings.background_words or BACKGROUND_WORDS
         lookup = CategoryLookup(store, most=settings.max_categories, metrics=metrics)
         cache = AdapterCache(store, max_bytes=settings.adapter_cache_bytes, metrics=metrics)
+        images = ImageCache(max_bytes=settings.image_cache_bytes, metrics=metrics)
         segmentation = Segmentation(
             models,
             lookup,
             cache,
-            ImageCache(max_bytes=settings.image_cache_bytes, metrics=metrics),
+            images,
             background=background,
             min_presence=settings.min_presence,
             use_mask_decoder=uses_mask_decoder(settings),
             use_tiles=settings.tiles,
             metrics=metrics,
         )
+        clicking = Clicking(models, images, use_mask_decoder=uses_mask_decoder(settings), metrics=metrics)
         teaching = Teaching(store, jobs, engine, steps=recipe.steps)
         photo_memory = PhotoMemory(max_bytes=settings.photo_memory_bytes, metrics=metrics)
         label_studio = LabelStudioClient(
@@ -186,6 +190,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             jobs=jobs,
             engine=engine,
             segmentation=segmentation,
+            clicking=clicking,
             teaching=teaching,
             tuning_job=TuningJob(
                 models,
@@ -213,6 +218,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             rate_limits=await stack.enter_async_context(rate_limits(url, settings.rate_limit)),
             label_studio=LabelStudio(
                 segmentation,
+                clicking,
                 lookup,
                 models,
                 Annotations(

@@ -27,6 +27,7 @@ _READING = frozenset(
     {
         "/segment",
         "/segment/batch",
+        "/segment/clicks",
         *(
             f"/label-studio/{name}"
             for name in ("setup", "predict", "validate", "delete", "duplicate_model", "job_status")

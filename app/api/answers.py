@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from fastapi import Response
 
-from app.api.schemas import BackboneRef, FoundOut, ImageOut, SegmentOut
+from app.api.schemas import BackboneRef, ClickedOut, FoundOut, ImageOut, SegmentOut
 from app.errors import InvalidInputError
 from app.images.photo import Photo
+from app.masks.boxes import bbox_of
 from app.masks.formats import OUTPUT_FORMS
 from app.masks.pictures import MAX_LABELS, label_map_to_png, overlay, palette, probability_to_png, rgb_to_png
+from app.services.clicking import Clicked
 from app.services.segmentation import Segmented
 
 LINES_MEDIA_TYPE = "application/x-ndjson"
@@ -97,6 +99,21 @@ def segment_json(photo: Photo, segmented: Segmented, *, output: str, heatmaps: b
         layers=list(segmented.photo.prediction.layers),
         categories=categories,
         timings_ms=segmented.timings_ms,
+    )
+    return answer.model_dump(exclude_defaults=True)
+
+
+def clicked_json(photo: Photo, clicked: Clicked, *, output: str) -> dict[str, Any]:
+    """Build the JSON of a proposed object, as `ClickedOut`."""
+    height, width = photo.rgb.shape[:2]
+    answer = ClickedOut(
+        image=ImageOut(width=width, height=height, sha256=photo.sha256, note=photo.note),
+        backbone=BackboneRef(name=clicked.backbone.name, revision=clicked.backbone.revision),
+        mean_probability=round(clicked.mean_probability, 4),
+        area=int(clicked.mask.sum()),
+        bbox=bbox_of(clicked.mask),
+        segmentation=OUTPUT_FORMS[output].write(clicked.mask),
+        timings_ms=clicked.timings_ms,
     )
     return answer.model_dump(exclude_defaults=True)
 

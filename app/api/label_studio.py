@@ -51,6 +51,10 @@ class Predict(BaseModel):
 
     tasks: list[dict[str, Any]] = Field(max_length=10_000)
     label_config: str = Field(description="XML.")
+    params: dict[str, Any] | None = Field(
+        default=None,
+        description="Its `context.result` has the regions that a person drew, of interactive preannotation.",
+    )
 
 
 class Predictions(BaseModel):
@@ -135,8 +139,11 @@ async def versions(live: Live) -> ModelVersions:
 
 @router.post("/predict", responses=documented(400, 413, 415, 422))
 async def predict(body: Predict, live: Live) -> Predictions:
-    """Segment the photos of tasks into the labels of the config; only labels that are found have regions."""
-    return Predictions(results=await live.label_studio.predict(body.tasks, body.label_config))
+    """Segment the photos of tasks into the labels of the config; only labels that are found have regions.
+
+    If a person drew key points, boxes or strokes of the brush, the object that they point at is marked instead.
+    """
+    return Predictions(results=await live.label_studio.predict(body.tasks, body.label_config, body.params))
 
 
 @router.post("/webhook", status_code=201, responses=documented(400, 413, 422))

@@ -11,9 +11,25 @@ from app.masks.formats import OUTPUT_FORMS
 from app.storage.categories import AdapterInfo, CategoryRecord, ExampleInfo
 from app.storage.jobs import Job, Kind, Status
 
+_NOT_LEARNED = (
+    "The model finds this object badly in its own photo: mark it more exactly, or choose a photo where it is larger."
+)
+
+
+class Doubt(BaseModel):
+    """Something about an example that is probably not meant."""
+
+    code: Literal[
+        "mask-looks-inverted", "mask-very-small", "mask-covers-most", "duplicate-example", "example-not-learned"
+    ]
+    detail: str
+
 
 class JobOut(BaseModel):
-    """A job: its kind, progress and outcome. `progress` goes from 0 to 1."""
+    """A job: its kind, progress and outcome. `progress` goes from 0 to 1.
+
+    `warnings` say of a job that succeeded that little came of it.
+    """
 
     id: str
     kind: Kind
@@ -29,11 +45,13 @@ class JobOut(BaseModel):
     created_at: str
     started_at: str | None
     finished_at: str | None
+    warnings: list[Doubt]
 
     @classmethod
     def of(cls, job: Job) -> JobOut:
         """Convert the record of a job."""
-        return cls(**{name: getattr(job, name) for name in cls.model_fields})
+        warnings = [Doubt(code="example-not-learned", detail=_NOT_LEARNED)] if job.not_learned else []
+        return cls(**{name: getattr(job, name) for name in cls.model_fields.keys() - {"warnings"}}, warnings=warnings)
 
 
 class AdapterOut(BaseModel):
@@ -85,13 +103,6 @@ class Rollback(BaseModel):
     """The version to use again."""
 
     version: Annotated[int, Field(strict=True, ge=1)]
-
-
-class Doubt(BaseModel):
-    """Something about an example that is probably not meant."""
-
-    code: Literal["mask-looks-inverted", "mask-very-small", "mask-covers-most", "duplicate-example"]
-    detail: str
 
 
 class Taught(BaseModel):
@@ -180,6 +191,18 @@ class SegmentOut(BaseModel):
     backbone: BackboneRef
     layers: list[int]
     categories: list[FoundOut]
+    timings_ms: dict[str, float]
+
+
+class ClickedOut(BaseModel):
+    """The object that was clicked."""
+
+    image: ImageOut
+    backbone: BackboneRef
+    mean_probability: float = Field(description="Mean over the mask's pixels; 0 for an empty mask.")
+    area: int
+    bbox: list[int]
+    segmentation: Segmentation
     timings_ms: dict[str, float]
 
 

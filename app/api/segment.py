@@ -1,4 +1,4 @@
-"""Routes that segment one photo or several."""
+"""Routes that segment one photo or several, or one object that was clicked."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from fastapi import APIRouter, Depends, File, Form, Header, Query, Response, Upl
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from app.api import answers, problems
-from app.api.context import Live, Maybe, check_count, read_upload
+from app.api.context import Live, Maybe, check_count, check_text, read_upload
 from app.api.forms import names_in
 from app.api.problems import documented
-from app.api.schemas import SegmentOut
+from app.api.schemas import ClickedOut, SegmentOut
 from app.errors import AppError
 from app.images.files import TakeBytes
 from app.images.photo import Photo, decode_photo
+from app.images.points import MAX_POINTS, parse_points
 from app.masks.formats import DEFAULT_OUTPUT_FORM, OUTPUT_FORMS
 from app.services.batch import as_ready, patiently
 from app.services.clock import Clock
@@ -34,6 +35,12 @@ else:
 # Photos of one batch that are processed at a time: while one is computed, another is decoded or encoded. With more,
 # other requests would wait longer.
 _AT_ONCE = 2
+
+
+Refine = Annotated[
+    Literal["crf", "none"], Form(description="crf = refine the edges of the masks along the photo's edges.")
+]
+BackboneName = Annotated[Maybe[str], Form(description="Name of a loaded backbone.")]
 
 
 async def asked(
@@ -58,13 +65,11 @@ async def asked(
             description="Least presence of a category that gets a mask; none = EXEMPLAR_MIN_PRESENCE, 0 = all.",
         ),
     ] = None,
-    refine: Annotated[
-        Literal["crf", "none"], Form(description="crf = refine the edges of the masks along the photo's edges.")
-    ] = "crf",
+    refine: Refine = "crf",
     adapters: Annotated[
         Literal["auto", "none"], Form(description="none = use the words alone, for comparison.")
     ] = "auto",
-    backbone: Annotated[Maybe[str], Form(description="Name of a loaded backbone.")] = None,
+    backbone: BackboneName = None,
 ) -> Request:
     """Read the options of a segmentation from the form."""
     limit = live.settings.max_categories
@@ -163,6 +168,43 @@ async def segment_batch(
     lines = as_ready((partial(line, *each) for each in enumerate(images)), at_once=_AT_ONCE)
     headers = answers.age_headers(found.age_s)
     return StreamingResponse(lines, media_type=answers.LINES_MEDIA_TYPE, headers=headers)
+
+
+@router.post(
+    "/segment/clicks",
+    response_model=ClickedOut,
+    responses=documented(400, 413, 415, 422),
+)
+async def segment_clicks(
+    live: Live,
+    image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF.")],
+    points: Annotated[
+        str,
+        Form(
+            description="JSON [[x, y, 1], [x, y, 0], …] in pixels of the photo after EXIF rotation: 1 on the object, "
+            f"0 beside it; at most {MAX_POINTS}, at least one of them on the object."
+        ),
+    ],
+    output: Output = DEFAULT_OUTPUT_FORM,
+    refine: Refine = "crf",
+    backbone: BackboneName = None,
+) -> JSONResponse:
+    """Propose the mask of one object from clicks on it and beside it; nothing needs to be taught.
+
+    A photo sent again with more clicks is not encoded again.
+    """
+    check_text(points, field="points", service=live)
+    live.clicking.admit(backbone)
+    clock = Clock()
+    with live.photo_memory.request() as take_bytes:
+        photo = await _read(live, image, "image", clock, take_bytes)
+        placed = parse_points(points, photo_hw=(photo.rgb.shape[0], photo.rgb.shape[1]))
+        clicked = await live.clicking.propose(photo, placed, refine=refine, backbone=backbone)
+        clicked.timings_ms.update(clock.rounded())
+        with clock.stage("answer"):
+            body = await asyncio.to_thread(partial(answers.clicked_json, photo, clicked, output=output))
+    clock.record(live.metrics, clicked.backbone.name)
+    return JSONResponse(body)
 
 
 async def _read(live: Service, image: UploadFile, field: str, clock: Clock, take_bytes: TakeBytes) -> Photo:

@@ -130,6 +130,7 @@ def _ended(client: Client, job: dict[str, Any], outcome: Outcome, told: Callable
         told(state["progress"])
     if state["status"] == "succeeded":
         outcome.adapter = client.category(outcome.name)["adapter"]
+        outcome.warnings += [warning["code"] for warning in state.get("warnings", ())]
     else:
         outcome.problem = f"the job {state['status']}: {state['error']}"
     return outcome

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import Progress, TaskID
@@ -14,6 +15,13 @@ from rich.table import Table
 
 from app.cli.terminal import check_writable, console, progress_bar, settings_with
 from app.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from app.method.backbone import Backbone
+    from app.research.dataset import Dataset
+    from app.research.subject import Options
 
 
 def parity(files: Annotated[list[Path], typer.Argument(help="Golden cases (safetensors).", exists=True)]) -> None:
@@ -47,11 +55,12 @@ def evaluate(
         ),
     ] = None,
     protocol: Annotated[
-        Literal["words", "one-shot", "joint", "interference", "open", "single"],
+        Literal["words", "one-shot", "joint", "interference", "open", "single", "click"],
         typer.Option(
             help="words: names only; one-shot: an adapter per class from --shots photos; joint: the authors' joint "
             "tuning; interference: change of the other classes when one class is taught; open: --categories are taught "
-            "and requested in every photo, shown or not; single: open, and every category is requested alone."
+            "and requested in every photo, shown or not; single: open, and every category is requested alone; click: "
+            "objects are clicked, again where the mask is most wrong."
         ),
     ] = "words",
     method: Annotated[
@@ -112,10 +121,8 @@ def evaluate(
     from app.method.pipeline import default_min_presence
     from app.method.prompts import BACKGROUND_WORDS
     from app.research.dataset import joined
-    from app.research.evaluation import Evaluation
     from app.research.layouts import read_dataset
-    from app.research.open_set import open_set, sights
-    from app.research.subject import Options, Subject
+    from app.research.subject import Options
     from app.wiring import backbone_loaders, compute_threads, recipe_of, uses_mask_decoder
 
     settings = settings_with(backbone=backbone, layers=layers, tiles=tiles)
@@ -146,32 +153,54 @@ def evaluate(
             background=settings.background_words or BACKGROUND_WORDS,
             recipe=recipe_of(settings),
         )
-        progress = partial(_show_progress, bar, task)
-        if protocol == "open":
-            subject = Subject(model, dataset, options, progress)
-            opened = open_set(subject)
-        else:
-            evaluation = Evaluation(model, dataset, options, progress)
-            report = evaluation.run()
-    from app.research.report import as_json, as_open_json, as_open_picture, as_open_table, as_picture, as_table
-
-    console.print(as_open_table(opened) if protocol == "open" else as_table(report))
+        measured = _measured(model, dataset, options, partial(_show_progress, bar, task))
+    console.print(measured.table)
     if json_file:
         name = " + ".join(folder.name for folder in data)
-        scores = as_open_json(opened) if protocol == "open" else as_json(report)
         facts = {
             "dataset": name,
             "backbone": {"name": model.name, "revision": model.revision},
             "options": asdict(options),
         }
-        json_file.write_text(json.dumps(facts | scores, indent=2))
-    if pictures:
-        sheet = (
-            as_open_picture(sights(subject, opened.draws[-1], 10))
-            if protocol == "open"
-            else as_picture(evaluation.cases(9), dataset.classes)
+        json_file.write_text(json.dumps(facts | measured.scores, indent=2))
+    if pictures and measured.draw:
+        measured.draw().save(pictures, format="PNG")
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A measurement: its table, its scores as JSON, and what draws its cases, if it has any."""
+
+    table: Table
+    scores: dict[str, Any]
+    draw: Callable[[], Image.Image] | None = None
+
+
+def _measured(
+    model: Backbone, dataset: Dataset, options: Options, progress: Callable[[int, int, str], None]
+) -> _Measured:
+    """Measure by the protocol of the options."""
+    from app.research import clicks, report
+    from app.research.evaluation import Evaluation
+    from app.research.open_set import open_set, sights
+    from app.research.subject import Subject
+
+    if options.protocol == "click":
+        clicked = clicks.measure(Subject(model, dataset, options, progress))
+        return _Measured(report.as_click_table(clicked), report.as_click_json(clicked))
+    if options.protocol == "open":
+        subject = Subject(model, dataset, options, progress)
+        opened = open_set(subject)
+        return _Measured(
+            report.as_open_table(opened),
+            report.as_open_json(opened),
+            lambda: report.as_open_picture(sights(subject, opened.draws[-1], 10)),
         )
-        sheet.save(pictures, format="PNG")
+    evaluation = Evaluation(model, dataset, options, progress)
+    found = evaluation.run()
+    return _Measured(
+        report.as_table(found), report.as_json(found), lambda: report.as_picture(evaluation.cases(9), dataset.classes)
+    )
 
 
 def _check_evaluation(protocol: str, method: str, pictures: Path | None) -> None:
@@ -181,7 +210,9 @@ def _check_evaluation(protocol: str, method: str, pictures: Path | None) -> None
             "--pictures does not work with --protocol interference, which finds other masks for every class that it "
             "teaches: omit --pictures, or choose another protocol."
         )
-    if method == "prototype" and protocol in ("joint", "interference", "open"):
+    if pictures and protocol == "click":
+        raise InvalidInputError("--pictures does not work with --protocol click: omit it.")
+    if method == "prototype" and protocol in ("joint", "interference", "open", "click"):
         raise InvalidInputError(
             f"--method prototype does no tuning, which --protocol {protocol} measures: choose --protocol one-shot."
         )

@@ -101,6 +101,8 @@ def _teach_one(
         state = _watched(client, job, f"teaching {name}")
         if state["status"] != "succeeded":
             raise InvalidInputError(f"The job {state['status']}: {state['error']}")
+        for warning in state.get("warnings", ()):
+            warn(f"Warning: {warning['detail']}")
         adapter = client.category(name)["adapter"]
         say(
             f"{name}: version {adapter['version']}, IoU on its examples {adapter['example_iou']:.2f} "

@@ -96,6 +96,16 @@ class MaskDecoder(Protocol):
             memories: Per class the memory of its examples, if it was taught.
         """
 
+    def comparison_spaces(
+        self, patch_features: Float[Tensor, "patch feature"], image: EncodedImage
+    ) -> Mapping[str, Float[Tensor, "_feature _y _x"]]:
+        """Spaces that the decoder compares places in, by name, each on a grid of its own: like places are near.
+
+        Args:
+            patch_features: By `Backbone.patch_features`.
+            image: The encoded image.
+        """
+
     def remember(
         self,
         features: Sequence[Float[Tensor, "patch feature"]],

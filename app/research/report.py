@@ -15,6 +15,7 @@ from app.masks.pictures import overlay
 from app.method.backbone import Backbone
 from app.method.shot import IGNORE
 
+from .clicks import ClickReport
 from .evaluation import Case
 from .open_set import COLUMNS, METRICS, Estimate, OpenReport
 from .scores import Report
@@ -65,6 +66,19 @@ def as_open_json(report: OpenReport) -> dict[str, Any]:
         "missed_though_named": asdict(report.missed_though_named()),
         "changes": {name: asdict(change) for name, change in report.changes().items()},
     }
+
+
+def as_click_table(report: ClickReport) -> Table:
+    """Table of the mean IoU by the number of clicks, in percent."""
+    table = Table("clicks", *report.ious, title=f"IoU in %, {report.objects} objects of {report.photos} photos")
+    for count in next(iter(report.ious.values())):
+        table.add_row(str(count), *(f"{100 * column[count]:.1f}" for column in report.ious.values()))
+    return table
+
+
+def as_click_json(report: ClickReport) -> dict[str, Any]:
+    """The same as fractions."""
+    return asdict(report)
 
 
 def as_family_table(families: Sequence[Family]) -> Table:

@@ -24,7 +24,7 @@ from app.method.tuning import TUNED, Recipe
 
 from .dataset import Dataset, LabelledPhoto
 
-Protocol = Literal["words", "one-shot", "joint", "interference", "open"]
+Protocol = Literal["words", "one-shot", "joint", "interference", "open", "click"]
 Prompts = Literal["present", "all"]
 Progress = Callable[[int, int, str], None]
 # Class probabilities of a photo for the classes asked for; `classes` are the data set's numbers.

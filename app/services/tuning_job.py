@@ -24,6 +24,9 @@ from app.services.models import Models
 from app.storage.categories import CategoryRecord, CategoryStore, Example
 from app.storage.jobs import Job, now
 
+# Below this overlap with its own examples a category is hardly found in other photos.
+_LEARNT_IOU = 0.6
+
 _SUPERSEDED = "The category was taught anew or deleted."
 
 
@@ -159,6 +162,7 @@ class TuningJob:
             "succeeded",
             adapter_version=result.version,
             example_iou=result.example_iou,
+            not_learned=max(result.example_iou, result.zero_shot_example_iou) < _LEARNT_IOU,
             step=job.steps,
         )
 

@@ -48,13 +48,14 @@ _ALL_JOBS = "list of all jobs"
 
 @dataclass(frozen=True)
 class Job:
-    """Record of a job. The HTTP API returns the same fields under the same names, except the last two.
+    """Record of a job. The HTTP API returns the same fields under the same names, except the last three.
 
     The fields with defaults may be missing in a record: other releases may not know them.
 
     Attributes:
         generation: Generation of the category that a tuning job works for; 0 for other jobs.
         deaths: Number of times that its worker died.
+        not_learned: True if the category, once tuned, is badly found in its own examples.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Job:
     finished_at: str | None = None
     generation: int = 0
     deaths: int = 0
+    not_learned: bool = False
 
     @property
     def ended(self) -> bool:

@@ -1,9 +1,20 @@
 // Marks of a photo, as they were drawn, in pixels of the upright photo: sharp at any size, and easy to undo.
 
+import { decode } from "./rle.js";
+
 const LEAST_BOX_PX = 3; // a click is no box
 
 // What can be seen of a list of marks: those after the last "clear", which is a mark so that it can be undone.
-export const visible = (marks) => marks.slice(marks.findLastIndex(({ tool }) => tool === "clear") + 1);
+// Clicks that follow each other are of one object, of which only the latest proposal is seen.
+export function visible(marks) {
+  const uncleared = marks.slice(marks.findLastIndex(({ tool }) => tool === "clear") + 1);
+  return uncleared.filter((mark, at) => mark.tool !== "click" || !laterClicks(uncleared, at).some(({ rle }) => rle));
+}
+
+function laterClicks(marks, at) {
+  const end = marks.findIndex(({ tool }, later) => later > at && tool !== "click");
+  return marks.slice(at + 1, end < 0 ? undefined : end);
+}
 
 export const isNothing = (mark) =>
   (mark.tool === "box" && Math.min(...boxOf(mark).slice(2)) < LEAST_BOX_PX) ||
@@ -12,6 +23,7 @@ export const isNothing = (mark) =>
 export function draw(context, mark) {
   const { tool, width, points } = mark;
   context.globalCompositeOperation = tool === "eraser" ? "destination-out" : "source-over";
+  if (tool === "click") return mark.rle && context.drawImage(picture(mark.rle, context.fillStyle), 0, 0, ...mark.size);
   if (tool === "box") return context.fillRect(...boxOf(mark));
   trace(context, points);
   if (tool === "polygon") return context.fill();
@@ -26,6 +38,37 @@ export function sketch(context, { points }, px) {
   Object.assign(context, { lineWidth: px, lineJoin: "round" });
   context.stroke();
   for (const [x, y] of points) context.fillRect(x - 2 * px, y - 2 * px, 4 * px, 4 * px);
+}
+
+// Where was clicked: white on the object, black beside it.
+export function dots(context, points, px) {
+  context.globalCompositeOperation = "source-over";
+  const colours = [context.fillStyle, context.strokeStyle];
+  for (const [x, y, inside] of points) {
+    context.beginPath();
+    context.arc(x, y, 5 * px, 0, 2 * Math.PI);
+    const [fillStyle, strokeStyle] = inside ? ["#fff", "#000"] : ["#000", "#fff"];
+    Object.assign(context, { lineWidth: 2 * px, fillStyle, strokeStyle });
+    context.fill();
+    context.stroke();
+  }
+  [context.fillStyle, context.strokeStyle] = colours;
+}
+
+let drawn = {}; // the proposal drawn last, since every stroke draws all marks again
+
+function picture(rle, colour) {
+  if (drawn.rle === rle && drawn.colour === colour) return drawn.canvas;
+  const [height, width] = rle.size;
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(width, height);
+  decode(rle).forEach((inside, at) => (image.data[4 * at + 3] = 255 * inside));
+  context.putImageData(image, 0, 0);
+  Object.assign(context, { globalCompositeOperation: "source-in", fillStyle: colour });
+  context.fillRect(0, 0, width, height);
+  drawn = { rle, colour, canvas };
+  return canvas;
 }
 
 function trace(context, points) {

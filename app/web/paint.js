@@ -1,6 +1,6 @@
-// Marking a photo with brush, eraser, boxes and polygons, by pointer or keyboard.
+// Marking a photo with clicks, brush, eraser, boxes and polygons, by pointer or keyboard.
 
-import { boxOf, draw, isNothing, pngOf, sketch, visible } from "./marks.js";
+import { boxOf, dots, draw, isNothing, pngOf, sketch, visible } from "./marks.js";
 
 const SHOWN_PX = 1600; // on screen a canvas needs no more, and one of a 40-megapixel photo would be slow
 const KEY_STEP = 0.02; // of the photo's longer side
@@ -15,21 +15,24 @@ export class Painter {
   #open = null; // the mark being drawn
   #at = [0, 0];
   #size = [0, 0];
+  #proposals = new Set(); // promises of what was clicked
 
-  // `tool()` is "brush", "eraser", "box" or "polygon", `percent()` the brush's share of the photo's longer side, `zoom`
-  // what moves the photo.
-  constructor(frame, { tool, percent, zoom, changed }) {
+  // `tool()` is "click", "brush", "eraser", "box" or "polygon", `percent()` the brush's share of the photo's longer
+  // side, `zoom` what moves the photo. `takesAway()` is true if clicks are beside the object, `propose(points)` promises
+  // its mask, and `failed(error)` is told why there is none.
+  constructor(frame, { tool, percent, zoom, takesAway, propose, failed, changed }) {
+    this.frame = frame;
     this.canvas = frame.querySelector(".marks");
     this.ring = frame.querySelector(".ring");
-    Object.assign(this, { tool, percent, zoom, changed });
+    Object.assign(this, { tool, percent, zoom, takesAway, propose, failed, changed });
     const { canvas } = this;
     canvas.addEventListener("pointerdown", (event) => this.#press(event));
     canvas.addEventListener("pointermove", (event) => event.isPrimary && this.#move(this.#point(event)));
     canvas.addEventListener("dblclick", () => this.#closePolygon());
-    for (const name of ["pointerup", "pointercancel", "blur"]) canvas.addEventListener(name, () => this.#end());
+    for (const name of ["pointerup", "pointercancel", "blur"]) canvas.addEventListener(name, () => this.#end(name));
     for (const name of ["pointerleave", "blur"]) canvas.addEventListener(name, () => (this.ring.hidden = true));
     canvas.addEventListener("keydown", (event) => this.#key(event));
-    canvas.addEventListener("keyup", (event) => event.key === " " && !this.zoom.dragged && this.#space());
+    canvas.addEventListener("keyup", (event) => event.key === " " && !this.zoom.dragged && this.#space(event));
   }
 
   // A new photo, unmarked.
@@ -73,6 +76,11 @@ export class Painter {
     this.#closePolygon();
   }
 
+  // What was clicked has been proposed, or could not be.
+  async settled() {
+    while (this.#proposals.size) await Promise.all(this.#proposals);
+  }
+
   get undoable() {
     return this.#marks.length > 0 || this.#open !== null;
   }
@@ -82,7 +90,7 @@ export class Painter {
   }
 
   get empty() {
-    return visible(this.#marks).every(({ tool }) => tool === "eraser");
+    return visible(this.#marks).every(({ tool, rle }) => tool === "eraser" || (tool === "click" && !rle));
   }
 
   // [x, y, width, height] if one box is all there is.
@@ -105,12 +113,37 @@ export class Painter {
     if (event.button || !event.isPrimary) return;
     this.canvas.setPointerCapture(event.pointerId);
     this.#move(this.#point(event));
-    this.#begin();
+    this.#begin(event);
   }
 
-  #begin() {
+  #begin({ shiftKey }) {
     if (this.tool() === "polygon") return this.#corner();
-    this.#open = { tool: this.tool(), width: this.#brushPx(), points: [this.#at, this.#at] };
+    const beside = shiftKey || this.takesAway();
+    this.#open = { tool: this.tool(), beside, width: this.#brushPx(), points: [this.#at, this.#at] };
+    this.#redraw();
+  }
+
+  // Clicks that follow each other are of one object.
+  #click({ beside }) {
+    const before = this.#marks.at(-1)?.tool === "click" ? this.#marks.at(-1).points : [];
+    if (beside && !before.length) return this.failed(new Error("Click on the object first, then beside it."));
+    const mark = { tool: "click", size: this.#size, points: [...before, [...this.#at, beside ? 0 : 1]] };
+    this.#add(mark);
+    const proposal = this.#propose(mark).finally(() => {
+      this.#proposals.delete(proposal);
+      this.frame.classList.toggle("looking", this.#proposals.size > 0);
+    });
+    this.#proposals.add(proposal);
+    this.frame.classList.add("looking");
+  }
+
+  async #propose(mark) {
+    try {
+      mark.rle = await this.propose(mark.points);
+    } catch (error) {
+      if (this.#marks.includes(mark)) this.failed(error); // not undone meanwhile, nor the photo changed
+      [this.#marks, this.#undone] = [this.#marks, this.#undone].map((marks) => marks.filter((other) => other !== mark));
+    }
     this.#redraw();
   }
 
@@ -132,7 +165,9 @@ export class Painter {
 
   #move(point) {
     this.#at = point;
-    if (this.#open?.tool === "box") {
+    if (this.#open?.tool === "click") {
+      this.#open.points = [point];
+    } else if (this.#open?.tool === "box") {
       this.#open.points[1] = point;
       this.#redraw();
     } else if (this.#open && this.#open.tool !== "polygon") {
@@ -142,21 +177,24 @@ export class Painter {
     this.#showRing();
   }
 
-  // A polygon goes on after the button is released.
-  #end() {
-    if (this.#open && this.#open.tool !== "polygon") this.#keep();
+  // A polygon goes on after the button is released. A click counts where it is released, so that two fingers are none.
+  #end(name) {
+    if (this.#open?.tool === "click" && name !== "pointerup") this.abandon();
+    else if (this.#open && this.#open.tool !== "polygon") this.#keep();
   }
 
   #keep() {
     const mark = this.#open;
     this.#open = null;
-    if (isNothing(mark)) this.#redraw();
+    if (mark.tool === "click") this.#click(mark);
+    else if (isNothing(mark)) this.#redraw();
     else this.#add(mark);
   }
 
-  #space() {
-    if (this.#open && this.#open.tool !== "polygon") this.#end();
-    else this.#begin();
+  #space(event) {
+    if (this.#open && this.#open.tool !== "polygon") return this.#end();
+    this.#begin(event);
+    if (this.#open?.tool === "click") this.#keep();
   }
 
   #key(event) {
@@ -181,6 +219,7 @@ export class Painter {
     for (const mark of visible(this.#marks)) draw(context, mark);
     if (this.#open?.tool === "polygon") sketch(context, this.#open, 2 * this.#screenPx());
     else if (this.#open) draw(context, this.#open);
+    else if (this.#marks.at(-1)?.tool === "click") dots(context, this.#marks.at(-1).points, this.#screenPx());
     this.changed();
   }
 
@@ -208,7 +247,7 @@ export class Painter {
 
   #showRing() {
     const scale = this.canvas.clientWidth / this.#size[0];
-    const px = ["box", "polygon"].includes(this.tool()) ? 6 : this.#brushPx() * scale;
+    const px = ["click", "box", "polygon"].includes(this.tool()) ? 6 : this.#brushPx() * scale;
     this.ring.hidden = false;
     Object.assign(this.ring.style, {
       width: `${px}px`,

@@ -9,7 +9,7 @@ const DOUBTS = {
   "mask-covers-most": "Almost the whole photo is marked. Mark the object alone.",
   "duplicate-example": "It knows this example already and learns nothing new from it. Show it another photo.",
   "example-not-learned":
-    "It could not learn from this example. Mark more exactly, or take a photo that shows the object larger.",
+    "It finds this object badly in its own photo. Mark it more exactly, or choose a photo where it is larger.",
 };
 
 // An answer's warnings, each as a sentence. A code that the page does not know comes with the service's own.

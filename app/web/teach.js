@@ -2,6 +2,7 @@
 
 import { $, busy, element, showPhoto, showProblem, takeDrops, words } from "./form.js";
 import { Painter } from "./paint.js";
+import { Proposer } from "./propose.js";
 import { doubts, isMarkedLoosely, outcome, percent } from "./say.js";
 import { showSeen } from "./seen.js";
 import { call, follow, json } from "./service.js";
@@ -13,10 +14,17 @@ export function teaching(taught) {
   const frame = $("paper");
   const image = frame.querySelector(".original");
   const zoom = new Zoom(frame, { taken: () => painter.abandon() });
+  const proposer = new Proposer();
   const painter = new Painter(frame, {
     tool: () => document.querySelector("[name=tool]:checked").value,
     percent: () => Number($("size").value),
     zoom,
+    takesAway: () => $("take-away").checked,
+    propose: (points) => {
+      showProblem($("teach-problem"), "");
+      return proposer.mask(points);
+    },
+    failed: ({ message }) => showProblem($("teach-problem"), message),
     changed: () => {
       $("undo").disabled = $("clear").disabled = !painter.undoable;
       $("redo").disabled = !painter.redoable;
@@ -47,7 +55,10 @@ export function teaching(taught) {
     const shown = photo && (await showPhoto(image, photo));
     image.hidden = !shown;
     frame.classList.toggle("empty", !shown);
-    if (shown) painter.start(image.naturalWidth, image.naturalHeight);
+    if (shown) {
+      proposer.start(photo, image);
+      painter.start(image.naturalWidth, image.naturalHeight);
+    }
     showProblem($("teach-problem"), photo && !shown ? "The browser can't show this file: a mask file is needed." : "");
     canMark();
     showMask(frame);
@@ -65,7 +76,12 @@ function drawingControls(painter, zoom) {
   $("zoom-in").onclick = zoom.in;
   $("zoom-out").onclick = zoom.out;
   $("zoom-whole").onclick = () => zoom.whole();
-  for (const tool of document.querySelectorAll("[name=tool]")) tool.addEventListener("change", () => painter.finish());
+  for (const tool of document.querySelectorAll("[name=tool]")) {
+    tool.addEventListener("change", () => {
+      painter.finish();
+      $("take-away").disabled = tool.value !== "click";
+    });
+  }
   // Not on the photo alone: after a click on a tool it has not the focus, and nothing has after one that turned its
   // button off.
   document.addEventListener("keydown", (event) => {
@@ -125,6 +141,7 @@ async function teach(frame, painter, taught) {
 
 async function mark(form, painter) {
   const [file] = $("teach-mask").files;
+  if (!file) await painter.settled();
   if (file) form.append("mask", file);
   else if (painter.canvas.hidden || (painter.finish(), painter.empty)) {
     throw new Error("Mark the object on the photo, or choose a mask file.");

@@ -21,7 +21,7 @@ from exemplar_client.errors import (
     Unavailable,
     UnsupportedMedia,
 )
-from exemplar_client.masks import Mask, Masks
+from exemplar_client.masks import ClickedMask, Mask, Masks
 from exemplar_client.records import Adapter, Category, Example, Health, JobState, Version
 from exemplar_client.sync_client import Client, Job
 
@@ -33,6 +33,7 @@ __all__ = [
     "AsyncJob",
     "BatchFailed",
     "Category",
+    "ClickedMask",
     "Client",
     "Conflict",
     "Example",

@@ -19,7 +19,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from exemplar_client.annotations import Drawn, MaskInput, read_mask
 from exemplar_client.errors import ExemplarError, Invalid, Unavailable, error_of
-from exemplar_client.masks import Masks, Segmented
+from exemplar_client.masks import ClickedMask, Masks, Segmented
 from exemplar_client.photos import SUFFIXES, ImageInput, Photo, open_photo
 from exemplar_client.records import Category, Example, Health, JobState, Taught, Version
 from exemplar_client.wire import (
@@ -130,6 +130,15 @@ class Calls:
         files = [File("image", photo.name, (yield Work(photo.content)))]
         reply = yield from self._send(Request("POST", "/segment", fields=fields, files=files))
         return Masks(_parsed(Segmented, reply), photo, age_s=_age_s(reply))
+
+    def click(self, image: ImageInput, points: Iterable[Sequence[float]], *, refine: bool) -> Flow[ClickedMask]:
+        """Propose the mask of the object that some points are on and others are not."""
+        photo: Photo = yield Work(partial(open_photo, image))
+        files = [File("image", photo.name, (yield Work(photo.content)))]
+        fields = {"points": [_points(points)], "refine": ["crf" if refine else "none"]}
+        return _parsed(
+            ClickedMask, (yield from self._send(Request("POST", "/segment/clicks", fields=fields, files=files)))
+        )
 
     def segment_many(
         self, images: Iterable[ImageInput], categories: str | Iterable[str] | None, options: Options
@@ -363,6 +372,11 @@ def _fields(categories: str | Iterable[str] | None, options: Options) -> dict[st
         if value is not None:
             fields[name] = _words(value) if name == "background" else [str(value)]  # type: ignore[arg-type]
     return fields
+
+
+def _points(points: Iterable[Sequence[float]]) -> str:
+    """Points as the service reads them; numbers of NumPy are numbers too."""
+    return json.dumps([[float(x), float(y), *(int(bool(side)) for side in rest)] for x, y, *rest in points])
 
 
 def _words(words: str | Iterable[str]) -> list[str]:

@@ -15,16 +15,20 @@ class JobView:
     Attributes:
         state: The job when the service was last asked.
         note: What was left out of the photo's file, such as further pages; None if nothing.
-        warnings: What is odd about the example that started the job.
     """
 
     def __init__(self, state: JobState, *, note: str | None = None, warnings: Sequence[Warned] = ()) -> None:
         self.state = state
         self.note = note
-        self.warnings = list(warnings)
+        self._doubts = list(warnings)
 
     def __repr__(self) -> str:
         return f"<Job {self.id} of {self.category}: {self.status}, {self.progress:.0%}>"
+
+    @property
+    def warnings(self) -> list[Warned]:
+        """What is odd about the example that started the job, and, once it has ended, if it was not learned."""
+        return [*self._doubts, *self.state.warnings]
 
     @property
     def id(self) -> str:

@@ -90,6 +90,37 @@ class Segmented(Record):
     timings_ms: dict[str, float] = Field(default_factory=dict)
 
 
+class ClickedMask(Record):
+    """The mask of one object that was clicked.
+
+    Attributes:
+        image: The photo as the service read it.
+        backbone: The model that answered.
+        mean_probability: Mean over the mask's pixels; 0 if nothing was found.
+        area: Marked pixels.
+        bbox: (x, y, width, height) in pixels.
+        rle: COCO's compressed run lengths, `{"size": [height, width], "counts": str}`.
+        timings_ms: Milliseconds that the service spent, by stage.
+    """
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    image: Picture
+    backbone: Backbone
+    mean_probability: float
+    area: int
+    bbox: tuple[int, int, int, int]
+    rle: dict[str, Any] = Field(alias="segmentation", repr=False)
+    timings_ms: dict[str, float] = Field(default_factory=dict, repr=False)
+
+    @cached_property
+    def array(self) -> Bits:
+        """The mask, bool `[height, width]`, read-only; decoded when it is first read."""
+        bits = decode(self.rle)
+        bits.flags.writeable = False
+        return bits
+
+
 class Masks(Sequence[Mask]):
     """The masks of one photo, in the order of the categories asked for; `masks["cat"]` is that of a name.
 

@@ -16,6 +16,13 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
 
+class Warned(Record):
+    """A warning about an example that was accepted: a mask that looks inverted, or one that was not learned."""
+
+    code: str
+    detail: str
+
+
 class JobState(Record):
     """A job at one moment. `progress` goes from 0 to 1; `status` may be one that a newer service has added."""
 
@@ -33,6 +40,7 @@ class JobState(Record):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    warnings: list[Warned] = []
 
     @property
     def ended(self) -> bool:
@@ -83,13 +91,6 @@ class Example(Record):
     sha256: str
     media_type: str
     created_at: datetime
-
-
-class Warned(Record):
-    """A warning about an example that was accepted, such as a mask that looks inverted."""
-
-    code: str
-    detail: str
 
 
 class Taught(Record):

@@ -14,7 +14,7 @@ from exemplar_client.annotations import MaskInput
 from exemplar_client.calls import Calls, Failed, Options, images_in
 from exemplar_client.errors import BatchFailed, ExemplarError
 from exemplar_client.jobs import JobView, label_of, note_of
-from exemplar_client.masks import Masks
+from exemplar_client.masks import ClickedMask, Masks
 from exemplar_client.photos import ImageInput
 from exemplar_client.progress import progress_bar
 from exemplar_client.records import Category, Example, Health, JobState, Taught, Version
@@ -138,6 +138,16 @@ class Client:
             One mask per category, in order; those of categories that were not found are empty.
         """
         return self._run(self._calls.segment(image, categories, options))
+
+    def click(self, image: ImageInput, points: Iterable[Sequence[float]], *, refine: bool = True) -> ClickedMask:
+        """Propose the mask of one object from clicks; nothing needs to be taught.
+
+        Args:
+            image: The photo; `photos.open_photo` lists the accepted forms.
+            points: `(x, y)` or `(x, y, 1)` on the object and `(x, y, 0)` beside it, in pixels of the upright photo.
+            refine: False to leave the edges unrefined.
+        """
+        return self._run(self._calls.click(image, points, refine=refine))
 
     def segment_many(
         self,

@@ -127,6 +127,7 @@ NEEDED = {
     ("DELETE", "/categories/{name}/examples/{id}"): "teach",
     ("POST", "/segment"): "read",
     ("POST", "/segment/batch"): "read",
+    ("POST", "/segment/clicks"): "read",
     ("GET", "/jobs"): "read",
     ("GET", "/jobs/{id}"): "read",
     ("DELETE", "/jobs/{id}"): "teach",

@@ -23,7 +23,7 @@ from app.storage.adapter_file import adapter_from_bytes, adapter_to_bytes
 
 JOB = {
     "id", "kind", "category", "status", "progress", "step", "steps", "loss", "example_iou", "error", "adapter_version",
-    "created_at", "started_at", "finished_at",
+    "created_at", "started_at", "finished_at", "warnings",
 }  # fmt: skip
 CATEGORY = {"name", "prompts", "examples", "adapter", "job"}
 ADAPTER = {

@@ -469,3 +469,80 @@ class TestKeys:
             assert call(api, "webhook", change).status_code == 401
             assert call(api, "webhook", change, headers=reading).status_code == 403
             assert call(api, "webhook", change, headers=teaching).status_code == 201
+
+
+SMART = (
+    '<View><Image name="image" value="$image"/>'
+    '<BrushLabels name="brush" toName="image"><Label value="cat" alias="c"/></BrushLabels>'
+    '<KeyPointLabels name="point" toName="image" smart="true"><Label value="cat" alias="c"/></KeyPointLabels>'
+    '<RectangleLabels name="box" toName="image" smart="true"><Label value="cat" alias="c"/></RectangleLabels></View>'
+)
+
+
+class TestInteractive:
+    def drawn(self, api, *regions: dict[str, Any], config: str = SMART):
+        tasks = [{"id": 1, "data": {"image": "/data/upload/1/x-kitten.jpg"}}]
+        return call(
+            api, "predict", {"tasks": tasks, "label_config": config, "params": {"context": {"result": list(regions)}}}
+        )
+
+    @staticmethod
+    def point(x: float, y: float, **more: Any) -> dict[str, Any]:
+        value = {"x": 100 * x / 640, "y": 100 * y / 480, "width": 0.5, "keypointlabels": ["c"]}
+        return {"from_name": "point", "to_name": "image", "type": "keypointlabels", "value": value, **more}
+
+    @staticmethod
+    def box(x: float, y: float, width: float, height: float) -> dict[str, Any]:
+        value = {"x": x, "y": y, "width": width, "height": height, "rotation": 0, "rectanglelabels": ["c"]}
+        return {"from_name": "box", "to_name": "image", "type": "rectanglelabels", "value": value}
+
+    @staticmethod
+    def mask(answer) -> np.ndarray:
+        ((region,),) = [result["result"] for result in answer.json()["results"]]
+        assert (region["from_name"], region["type"], region["value"]["brushlabels"]) == ("brush", "brushlabels", ["c"])
+        assert 0.5 <= region["score"] <= 1
+        return brush_to_mask(region["value"]["rle"], (480, 640))
+
+    @pytest.fixture
+    def api(self, start, embedded, label_studio: FakeLabelStudio):
+        with start(loaded=[embedded], label_studio_url=label_studio.url, label_studio_token=TOKEN) as running:
+            yield running
+
+    def test_key_points_on_the_object_and_beside_it(self, api) -> None:
+        found = self.mask(self.drawn(api, self.point(540, 240)))
+        answer = api.http.post(
+            "/segment/clicks",
+            files={"image": (EXAMPLES / "kitten.jpg").read_bytes()},
+            data={"points": "[[540, 240, 1]]"},
+        ).json()
+        assert found.sum() == answer["area"]
+        rows, columns = np.nonzero(found)
+        last = int(rows.argmax())
+        beside = self.point(columns[last] + 0.5, rows[last] + 0.5, is_positive=0)
+        assert not self.mask(self.drawn(api, self.point(540, 240, is_positive=1), beside))[rows[last], columns[last]]
+
+    def test_the_object_in_a_box(self, api) -> None:
+        rows, columns = np.nonzero(self.mask(self.drawn(api, self.box(20, 15, 70, 60))))
+        assert 0.15 * 480 <= rows.min() <= rows.max() < 0.75 * 480
+        assert 0.20 * 640 <= columns.min() <= columns.max() < 0.90 * 640
+
+    def test_a_stroke_of_the_brush(self, api) -> None:
+        stroke = np.zeros((480, 640), bool)
+        stroke[235:245, 520:560] = True
+        value = {"format": "rle", "rle": mask_to_brush(stroke), "brushlabels": ["c"]}
+        region = {"from_name": "brush", "to_name": "image", "type": "brushlabels", "value": value}
+        assert self.mask(self.drawn(api, region))[240, 540]
+
+    def test_what_no_control_knows_is_left_out(self, api) -> None:
+        stranger = self.point(540, 240) | {"value": {"x": 1, "y": 1, "keypointlabels": ["dog"]}}
+        only_beside = self.point(540, 240, is_positive=False)
+        for regions in ([stranger], [only_beside], [{"type": "keypointlabels"}], [{"type": "choices", "value": {}}]):
+            assert self.drawn(api, *regions).json()["results"][0]["result"] == []
+
+    def test_what_can_not_be_read_is_refused(self, api) -> None:
+        broken = self.point(540, 240)
+        broken["value"]["x"] = "left"
+        for region in (broken, self.box(10, 10, 0, 5), self.box(10, 10, 5, None)):
+            answer = self.drawn(api, region)
+            assert answer.status_code == 422
+            assert answer.json()["errors"][0]["field"] == "params"

@@ -427,7 +427,7 @@ class TestSlips:
                 told = {error["field"] for error in answer.json().get("errors", ()) if "once" in error["detail"]}
                 assert told == (set() if schema["type"] == "array" else {field}), (path, field)
                 seen.add(path)
-        assert seen == {"/categories/{name}/example", "/segment", "/segment/batch", "/layers/rank"}
+        assert seen == {"/categories/{name}/example", "/segment", "/segment/batch", "/segment/clicks", "/layers/rank"}
 
     @pytest.mark.parametrize(("path", "field"), [("/segment", "image"), ("/segment/batch", "images")])
     def test_a_name_of_a_file_instead_of_the_file(self, api, path: str, field: str) -> None:

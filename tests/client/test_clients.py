@@ -116,6 +116,18 @@ def test_segment_with_options(client: Client, photo: Path) -> None:
     assert client.segment(photo, "cat", min_presence=1, backbone=None).found == []
 
 
+def test_a_clicked_object(client: Client, photo: Path) -> None:
+    found = client.click(photo, [(20, 12), (np.float32(2.5), np.int64(2), False)])
+    assert found.array.shape == HW
+    assert found.array.sum() == found.area
+    assert found.image.sha256 == sha256(photo.read_bytes()).hexdigest()
+    assert client.click(photo, [[20, 12, 1]], refine=False).backbone.name == "tiny"
+    with pytest.raises(Invalid, match="on the object"):
+        client.click(photo, [(20, 12, 0)])
+    with pytest.raises(Invalid, match="outside the photo"):
+        client.click(photo, [(99, 12)])
+
+
 @pytest.mark.parametrize(
     ("options", "told"), [({"backbone": "none"}, "backbone"), ({"min_presence": 2}, "min_presence")]
 )
@@ -264,6 +276,7 @@ async def test_async_from_example_to_masks(url: str, photo: Path, marked: np.nda
         await client.rollback("async cat", 1)
         await client.import_("async copy", await client.export("async cat"))
         assert (await client.job(job.id)).state == job.state
+        assert (await client.click(photo, [(20, 12)])).array.shape == HW
         assert job.id in [each.id for each in await client.jobs("async cat")]
         assert (await job.refresh()).ended
         with pytest.raises(Conflict):

@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -383,6 +383,7 @@ def test_no_jargon_is_on_the_page(page: Page) -> None:
 
 def test_painting_with_the_keyboard(page: Page) -> None:
     canvas = choose(page)
+    page.get_by_label("Brush", exact=True).check(force=True)
     canvas.element.focus()
     for key in ("ArrowLeft", "Space", "ArrowRight", "ArrowRight", "Space", "ArrowDown", "Space", "Space", "Control+z"):
         page.keyboard.press(key)
@@ -390,6 +391,68 @@ def test_painting_with_the_keyboard(page: Page) -> None:
     mask = stored_mask(page)
     assert mask[240, 310:330].all()
     assert not mask[275:].any()
+
+
+def proposed(page: Page, act: Callable[[], None]) -> dict:
+    """What the service proposes for a click."""
+    with page.expect_response("**/segment/clicks") as answer:
+        act()
+    expect(page.locator("#paper")).not_to_have_class(re.compile("looking"))
+    return answer.value.json()
+
+
+def test_clicks_find_the_object_and_the_brush_corrects_it(page: Page) -> None:
+    canvas = choose(page)
+    undo, redo = page.get_by_role("button", name="Undo"), page.get_by_role("button", name="Redo")
+    first = proposed(page, lambda: canvas.draw("Click", (540, 240)))
+    mask = rle_to_mask(first["segmentation"])
+    assert mask[240, 540]
+    assert np.count_nonzero(alphas(canvas.element)) >= first["area"]
+    rows, columns = np.nonzero(mask)
+    last = int(rows.argmax())
+    beside = (float(columns[last]), float(rows[last]))
+    page.keyboard.down("Shift")
+    second = proposed(page, lambda: canvas.draw("Click", beside))
+    page.keyboard.up("Shift")
+    assert not rle_to_mask(second["segmentation"])[int(beside[1]), int(beside[0])]
+    undo.click()
+    page.get_by_label("Clicks take away").check()
+    assert proposed(page, lambda: canvas.draw("Click", beside))["area"] == second["area"]
+    undo.click()
+    redo.click()
+    undo.click()
+    canvas.draw("Brush", (20, 20), (60, 20))
+    taught(page)
+    stored = stored_mask(page)
+    assert stored[20, 40]
+    assert (stored[60:] == mask[60:]).mean() > 0.999  # a canvas softens edges
+
+
+def test_the_keyboard_clicks_too(page: Page) -> None:
+    canvas = choose(page)
+    page.keyboard.press("Control+z")
+    canvas.element.focus()
+    found = proposed(page, lambda: page.keyboard.press("Space"))
+    assert found["area"]
+    page.keyboard.press("Control+z")
+    assert not alphas(canvas.element).any()
+
+
+def test_a_click_that_is_refused_is_told_and_the_brush_works(page: Page) -> None:
+    canvas = choose(page)
+    told = page.locator("#teach-problem")
+    page.get_by_label("Clicks take away").check()
+    canvas.draw("Click", (540, 240))
+    expect(told).to_contain_text("Click on the object first")
+    page.get_by_label("Clicks take away").uncheck()
+    refusal = {"title": "Overloaded", "detail": "64 requests are waiting: try again in a second."}
+    page.route("**/segment/clicks", lambda route: route.fulfill(status=503, json=refusal))
+    canvas.draw("Click", (540, 240))
+    expect(told).to_have_text(refusal["detail"])
+    expect(page.get_by_role("button", name="Undo")).to_be_disabled()
+    canvas.draw("Brush", (200, 200), (280, 240))
+    taught(page)
+    assert stored_mask(page)[200, 200]
 
 
 def test_a_mask_file_instead(page: Page) -> None:

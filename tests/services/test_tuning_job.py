@@ -70,6 +70,20 @@ class TestIdempotence:
             assert (await ended(live, job)).status == "succeeded"
 
 
+@pytest.mark.parametrize(("ious", "told"), [((0.59, 0.3), True), ((0.3, 0.59), True), ((0.61, 0.3), False)])
+async def test_an_example_that_is_not_learned_is_told(wire, monkeypatch, ious: tuple[float, float], told: bool) -> None:
+    """The overlap is that of the better of adapter and words."""
+
+    def selected(_: CategoryTuning) -> Pieces[Outcome]:
+        yield
+        return Outcome(None, None, None, 0.0, *ious)
+
+    monkeypatch.setattr("app.services.tuning_job.select", selected)
+    async with wire() as live:
+        job, _ = await live.teaching.teach(lesson())
+        assert (await ended(live, job)).not_learned is told
+
+
 class TestStopping:
     async def test_a_job_in_hand_is_given_back_and_finished_after_the_restart(self, wire) -> None:
         async with wire(tune_steps=LONG) as live:

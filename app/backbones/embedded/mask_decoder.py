@@ -32,6 +32,8 @@ _MIN_AREA = 0.005
 _MIN_LOG, _MIN_SCORE = -12.0, 1e-5
 # Inputs are divided by this, so that they are near one.
 _SCALE = 4.0
+# Spaces in which patches are compared, and the layers that lead into them.
+_PATCH_SPACES = {"example": "example", "support": "projection"}
 # Patches whose mean likeness tells how sure an example's category is of itself at best.
 _BEST_PATCHES = 12
 
@@ -79,6 +81,21 @@ class MaskDecoder:
         )
         # The decoder was trained with every place in the middle of its cell.
         return ScoreMap(maps.flatten(1), (maps.shape[1], maps.shape[2]), align_corners=False)
+
+    def comparison_spaces(
+        self, patch_features: Float[Tensor, "patch feature"], image: EncodedImage
+    ) -> dict[str, Float[Tensor, "_feature _y _x"]]:
+        """See `app.method.backbone.MaskDecoder`.
+
+        Raises:
+            ValueError: If the image was encoded without fine features.
+        """
+        if image.fine_features is None:
+            raise ValueError("expected an image encoded with fine features")
+        features = patch_features.float()
+        patches = {name: _linear(self.weights, layer, features) for name, layer in _PATCH_SPACES.items()}
+        joined = image_features(self.weights, features, image.fine_features, grid_hw=self.grid_hw)
+        return {name: space.T.reshape(-1, *self.grid_hw) for name, space in patches.items()} | {"image": joined[0]}
 
     def remember(
         self,

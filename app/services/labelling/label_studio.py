@@ -12,10 +12,12 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from app.errors import AppError, OverloadedError, UnavailableError
+from app.errors import AppError, InvalidInputError, OverloadedError, UnavailableError
 from app.images.photo import decode_photo
+from app.masks import MalformedMaskError
 from app.services.batch import as_ready, patiently
 from app.services.category_lookup import CategoryLookup
+from app.services.clicking import Clicking
 from app.services.models import Models
 from app.services.photo_memory import PhotoMemory
 from app.services.segmentation import Request, Segmentation, Segmented
@@ -23,6 +25,7 @@ from app.storage.connection import StoreError
 
 from .annotations import Annotations, Marked
 from .config import Control, categories_of, controls_of
+from .interactive import drawn_in, prompts_of
 from .photos import LabelStudioClient
 from .regions import Json, regions_of
 
@@ -48,6 +51,7 @@ class LabelStudio:
 
     Args:
         segmentation: Segments photos.
+        clicking: Proposes what a person points at.
         lookup: Looks categories up.
         models: The loaded backbones.
         annotations: Keeps examples as annotations are.
@@ -60,6 +64,7 @@ class LabelStudio:
     def __init__(
         self,
         segmentation: Segmentation,
+        clicking: Clicking,
         lookup: CategoryLookup,
         models: Models,
         annotations: Annotations,
@@ -70,6 +75,7 @@ class LabelStudio:
         min_presence: float,
     ) -> None:
         self._segmentation = segmentation
+        self._clicking = clicking
         self._lookup = lookup
         self._models = models
         self._annotations = annotations
@@ -106,7 +112,9 @@ class LabelStudio:
         facts = json.dumps([self._models.default.info.revision, self._min_presence, sorted(adapters)])
         return f"exemplar-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
-    async def predict(self, tasks: Sequence[Mapping[str, Any]], config: str) -> list[Json | list[Json]]:
+    async def predict(
+        self, tasks: Sequence[Mapping[str, Any]], config: str, params: Mapping[str, Any] | None = None
+    ) -> list[Json | list[Json]]:
         """Predictions for some tasks, in order: what was found in their photos, under all controls that mark areas.
 
         A task whose photo can't be read has no prediction. If they take too long, there is only the first.
@@ -114,6 +122,7 @@ class LabelStudio:
         Args:
             tasks: Each with its `data`.
             config: Label config of their project.
+            params: With what a person drew on the photo of the only task, if the prediction is to follow that.
 
         Raises:
             InvalidInputError: If the config can't be used.
@@ -122,12 +131,14 @@ class LabelStudio:
         controls = controls_of(config)
         version = await self.version(controls)
         self._segmentation.admit(Request())
+        drawn = drawn_in(params)
         results: dict[int, Json | list[Json]] = {}
         problems: list[AppError] = []
 
         async def one(index: int, task: Mapping[str, Any]) -> None:
             try:
-                results[index] = await self._prediction(task, controls, version)
+                predict = partial(self._proposal, drawn) if drawn else self._prediction
+                results[index] = await predict(task, controls, version)
             except AppError as error:
                 _log.warning("task %s has no prediction: %s", task.get("id"), error)
                 problems.append(error)
@@ -144,18 +155,41 @@ class LabelStudio:
         return [results[index] for index in range(len(tasks))] if len(results) == len(tasks) else [results[0]]
 
     async def _prediction(self, task: Mapping[str, Any], controls: tuple[Control, ...], version: str) -> Json:
-        data = task.get("data")
-        by_address: dict[str, list[Control]] = {}
-        for control in controls:
-            if isinstance(data, Mapping) and (address := control.address(data)):
-                by_address.setdefault(address, []).append(control)
         regions: list[Json] = []
         scores = [0.0]
-        for address, of_photo in by_address.items():
+        for address, of_photo in _by_address(task, controls).items():
             segmented = await self._segment(address, tuple(of_photo))
             regions += await asyncio.to_thread(_regions, segmented, of_photo)
             scores += [round(found.presence, 4) for found in segmented.categories]
         return {"result": regions, "score": max(scores), "model_version": version}
+
+    async def _proposal(
+        self, drawn: Sequence[Mapping[str, Any]], task: Mapping[str, Any], controls: tuple[Control, ...], version: str
+    ) -> Json:
+        """What a person points at in a task's photo, instead of what is found in it."""
+        regions: list[Json] = []
+        for address, of_photo in _by_address(task, controls).items():
+            regions += await patiently(partial(self._propose, await self._client.photo(address), drawn, of_photo))
+        scores = [0.0, *(region["score"] for region in regions)]
+        return {"result": regions, "score": max(scores), "model_version": version}
+
+    async def _propose(self, raw: bytes, drawn: Sequence[Mapping[str, Any]], controls: Sequence[Control]) -> list[Json]:
+        with self._photo_memory.request() as take_bytes:
+            read = partial(decode_photo, raw, max_pixels=self._max_pixels, field="tasks", take_bytes=take_bytes)
+            photo = await asyncio.to_thread(read)
+            try:
+                photo_hw = (photo.rgb.shape[0], photo.rgb.shape[1])
+                prompts = await asyncio.to_thread(prompts_of, drawn, controls, photo_hw)
+            except MalformedMaskError as error:
+                raise InvalidInputError(f"What was drawn can't be used: {error}.", field="params") from error
+            regions = []
+            for prompt in prompts:
+                clicked = await self._clicking.propose(photo, prompt.points)
+                if (mask := prompt.cut(clicked.mask)).any():
+                    score = round(clicked.mean_probability, 4)
+                    write = partial(regions_of, prompt.control, prompt.label, mask, score=score)
+                    regions += await asyncio.to_thread(write)
+            return regions
 
     async def _segment(self, address: str, controls: tuple[Control, ...]) -> Segmented:
         raw = await self._client.photo(address)
@@ -252,6 +286,16 @@ def marked_of(task: Mapping[str, Any], config: str) -> list[Marked]:
                 updated_at=str(annotation.get("updated_at", "")),
             )
         )
+    return found
+
+
+def _by_address(task: Mapping[str, Any], controls: Sequence[Control]) -> dict[str, list[Control]]:
+    """The controls by the address of the photo that they mark."""
+    data = task.get("data")
+    found: dict[str, list[Control]] = {}
+    for control in controls:
+        if isinstance(data, Mapping) and (address := control.address(data)):
+            found.setdefault(address, []).append(control)
     return found
 
 

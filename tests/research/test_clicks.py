@@ -1,0 +1,80 @@
+"""Protocol `click`: objects, simulated clicks and their scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.method.clicks import Click
+from app.research.clicks import CLICKS, Thing, clicked, innermost, iou, next_click, things_of
+from app.research.dataset import LabelledPhoto
+
+HW = (29, 37)
+
+
+def area(rows: slice, columns: slice) -> np.ndarray:
+    mask = np.zeros(HW, bool)
+    mask[rows, columns] = True
+    return mask
+
+
+def thing(mask: np.ndarray, ignored: np.ndarray | None = None) -> Thing:
+    photo = LabelledPhoto("1", Path("1.jpg"), lambda: mask.astype(np.uint8), (1,))
+    return Thing(photo, 1, mask, np.zeros(HW, bool) if ignored is None else ignored)
+
+
+def test_the_innermost_pixel_is_the_middle() -> None:
+    assert innermost(area(slice(3, 8), slice(11, 30)))[0][1] == 5.5
+    assert innermost(area(slice(3, 8), slice(11, 16))) == ((13.5, 5.5), 3)
+
+
+def test_the_edge_of_the_photo_is_an_edge() -> None:
+    assert innermost(np.ones((5, 7), bool))[1] == 3
+
+
+def test_the_distance_is_euclidean() -> None:
+    plus = area(slice(2, 9), slice(2, 9))
+    for row in (2, 8):
+        for column in (2, 8):
+            plus[row, column] = False
+    assert innermost(plus)[1] == 4
+
+
+def test_each_large_part_of_a_mask_is_an_object() -> None:
+    labels = (area(slice(2, 9), slice(2, 9)) | area(slice(15, 20), slice(20, 30))).astype(np.uint8)
+    labels[27, 30] = 1  # too small
+    photo = LabelledPhoto("1", Path("1.jpg"), lambda: labels, (1,))
+    assert sorted(each.mask.sum() for each in things_of(photo)) == [49, 50]
+
+
+def test_the_next_click_is_in_the_largest_error() -> None:
+    true = area(slice(2, 21), slice(2, 21))
+    assert next_click(thing(true), true) is None
+    hollow = true & ~area(slice(5, 14), slice(5, 14))
+    assert next_click(thing(true), hollow) == Click(9.5, 9.5, inside=True)
+    wider = hollow | area(slice(5, 18), slice(21, 34))
+    assert next_click(thing(true), wider) == Click(27.5, 11.5, inside=False)
+    ignored = next_click(thing(true, ignored=wider & ~true), wider)
+    assert ignored == Click(9.5, 9.5, inside=True)
+
+
+def test_ignored_pixels_count_nothing() -> None:
+    true, wider = area(slice(0, 10), slice(0, 10)), area(slice(0, 10), slice(0, 20))
+    assert iou(thing(true), wider) == 0.5
+    assert iou(thing(true, ignored=area(slice(0, 10), slice(15, 20))), wider) == pytest.approx(100 / 150)
+
+
+def test_scores_are_told_by_the_number_of_clicks() -> None:
+    true = area(slice(2, 20), slice(2, 20))
+    asked: list[int] = []
+
+    def propose(_: LabelledPhoto, clicks: list[Click]) -> np.ndarray:
+        asked.append(len(clicks))
+        return true if len(clicks) > 2 else area(slice(2, 20), slice(2, 11))
+
+    scores = clicked([thing(true)], propose, lambda *_: None)
+    assert scores == {1: 0.5, 3: 1, 5: 1}
+    assert tuple(scores) == CLICKS
+    assert asked == [1, 2, 3]
