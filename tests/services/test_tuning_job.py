@@ -82,6 +82,9 @@ async def test_an_example_that_is_not_learned_is_told(wire, monkeypatch, ious: t
     async with wire() as live:
         job, _ = await live.teaching.teach(lesson())
         assert (await ended(live, job)).not_learned is told
+        without = replace(lesson(seed=5), mask=np.zeros((31, 47), dtype=bool))
+        job, _ = await live.teaching.teach(without)
+        assert not (await ended(live, job)).not_learned
 
 
 class TestStopping:
