@@ -42,7 +42,9 @@ def test_attention_is_that_of_transformers(backbone: Backbone, image: EncodedIma
     """The text tower against `BlipTextModel` with the same weights: hidden states, attention, and its q·k/√d."""
     tower = backbone._text
     width = image.tokens.shape[1]
-    hidden = tower.weights["embeddings.word_embeddings.weight"].shape[1]
+    words = "embeddings.word_embeddings.weight"
+    read = {words: tower._words[torch.arange(30522)], **tower.weights}
+    hidden = read[words].shape[1]
     config = BlipTextConfig(
         vocab_size=30522,
         hidden_size=hidden,
@@ -55,7 +57,7 @@ def test_attention_is_that_of_transformers(backbone: Backbone, image: EncodedIma
         bos_token_id=101,
     )
     reference = BlipTextModel(config, add_pooling_layer=False).eval()
-    own = {name: tower.weights[name] for name in reference.state_dict()}
+    own = {name: read[name] for name in reference.state_dict()}
     reference.load_state_dict(own)
     projected: dict[str, Tensor] = {}
     attention = reference.encoder.layer[3].crossattention.self
