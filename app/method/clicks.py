@@ -268,10 +268,14 @@ def _place(frame: Frame, click: Click) -> Place:
 
 
 def _likeness(space: Float[Tensor, "_feature _y _x"], places: Sequence[Place]) -> Float[Tensor, "place"]:
-    """Cosine with the most similar of the clicked places."""
-    rows, columns = space.shape[1:]
-    clicked = torch.stack([space[:, row * rows // GRID, column * columns // GRID] for row, column in places])
-    return _on_grid((clicked @ space.flatten(1)).amax(dim=0).view(rows, columns)).flatten()
+    """Cosine with the most similar of the clicked places, whose features are interpolated."""
+    centres = _centres()
+    xy = torch.stack([torch.stack([centres[column], centres[row]]) for row, column in places])
+    clicked = F.grid_sample(
+        space[None], (2 * xy - 1)[None, None], mode="bilinear", padding_mode="border", align_corners=False
+    )[0, :, 0]
+    like = (F.normalize(clicked, dim=0).T @ space.flatten(1)).amax(dim=0)
+    return _on_grid(like.view(space.shape[1:])).flatten()
 
 
 def _border_likeness(space: Float[Tensor, "_feature _y _x"]) -> Float[Tensor, "place"]:

@@ -84,14 +84,14 @@ def test_a_full_queue_is_told(start) -> None:
     assert refused.headers["retry-after"]
 
 
-def test_a_kitten_is_found_by_one_click(start, embedded) -> None:
-    with start(loaded=[embedded]) as api, Image.open(EXAMPLES / "kitten_mask.png") as marked:
+def test_a_dog_is_found_by_one_click(start, embedded) -> None:
+    with start(loaded=[embedded]) as api, Image.open(EXAMPLES / "dog_mask.png") as marked:
         true = np.asarray(marked.convert("L")) > 0
-        photo = (EXAMPLES / "kitten.jpg").read_bytes()
-        answer = click(api, [[540, 240]], photo=photo).json()
-        found = rle_to_mask(answer["segmentation"])
-        assert true[240, 540]
-        assert (found & true).sum() / (found | true).sum() > 0.6
-        x, y = (int(values[0]) for values in np.nonzero((found & true).T))
-        less = click(api, [[540, 240], [x, y, 0]], photo=photo).json()
-        assert not rle_to_mask(less["segmentation"])[y, x]
+        photo = (EXAMPLES / "dog.jpg").read_bytes()
+        found = rle_to_mask(click(api, [[419.5, 220.5]], photo=photo).json()["segmentation"])
+        assert (found & true).sum() / (found | true).sum() > 0.75
+        rows, columns = np.nonzero(found)
+        highest = int(rows.argmin())
+        beside = [columns[highest] + 0.5, rows[highest] + 0.5, 0]
+        less = rle_to_mask(click(api, [[419.5, 220.5], beside], photo=photo).json()["segmentation"])
+        assert not less[rows[highest], columns[highest]]
