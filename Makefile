@@ -70,6 +70,7 @@ weights: install
 	    $(PY) -m training --data $(DATA) --out build/embedded.safetensors
 	cp build/embedded.safetensors app/backbones/embedded/weights/
 	$(PY) -m training.presence --data $(DATA) --out app/backbones/embedded/weights/presence.safetensors
+	$(PY) -m training.clicks --data $(DATA)
 
 clean:
 	rm -rf $(VENV) build var .pytest_cache .mypy_cache .ruff_cache .hypothesis

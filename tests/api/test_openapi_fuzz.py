@@ -64,6 +64,7 @@ class Running:
             case.body.update({"image": PHOTO} if "image" in case.body else {})
             case.body.update({"images": [PHOTO]} if "images" in case.body else {})
             case.body.update({"backbone": "tiny"} if "backbone" in case.body else {})
+            case.body.update({"points": "[[3, 5, 1], [8, 2, 0]]"} if "points" in case.body else {})
             for field in {"categories", "background", "prompts"} & case.body.keys():
                 case.body[field] = [f"{field} {n}" for n in range(len(case.body[field]))]
         if case.operation.path.endswith("/example"):

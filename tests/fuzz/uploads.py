@@ -115,7 +115,7 @@ def attack(calls: Calls, random: Random, adapter: bytes) -> None:
         adapter: A valid adapter file to start from.
     """
     kind: Callable[[Calls, Random, bytes], None] = random.choice(
-        [_segment, _segment, _teach, _teach, _batch, _adapter, _rank, _options]
+        [_segment, _segment, _clicks, _teach, _teach, _batch, _adapter, _rank, _options]
     )
     kind(calls, random, adapter)
 
@@ -124,6 +124,18 @@ def _segment(calls: Calls, random: Random, _: bytes) -> None:
     calls.once(
         "POST", "/segment", files={"image": hostile_file(random)}, data={"categories": random.choice(["cat", "sky"])}
     )
+
+
+def _clicks(calls: Calls, random: Random, _: bytes) -> None:
+    if random.random() < 0.5:
+        image, points = hostile_file(random), "[[3, 5, 1]]"
+    else:
+        number = json.dumps(random.choice([3, 5.5, -1, 10**400, True, None, "3"]))
+        image, points = (
+            seeds()[0],
+            random.choice([hostile_json(random), f"[[{number}, 5, 1], [3, {number}, {number}]]"]),
+        )
+    calls.once("POST", "/segment/clicks", files={"image": image}, data={"points": points})
 
 
 def _teach(calls: Calls, random: Random, _: bytes) -> None:

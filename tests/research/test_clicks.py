@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from app.method.backbone import Backbone
 from app.method.clicks import Click
-from app.research.clicks import CLICKS, Thing, clicked, innermost, iou, next_click, things_of
-from app.research.dataset import LabelledPhoto
+from app.research.clicks import CLICKS, Thing, clicked, innermost, iou, measure, next_click, things_of
+from app.research.dataset import Dataset, LabelledPhoto
+from app.research.report import as_click_json, as_click_table
+from app.research.subject import Options, Subject
 
 HW = (29, 37)
 
@@ -78,3 +81,17 @@ def test_scores_are_told_by_the_number_of_clicks() -> None:
     assert scores == {1: 0.5, 3: 1, 5: 1}
     assert tuple(scores) == CLICKS
     assert asked == [1, 2, 3]
+
+
+def test_a_measurement_on_the_sample_photos(tiny: Backbone, dataset: Dataset) -> None:
+    report = measure(Subject(tiny, dataset, Options(protocol="click"), lambda *_: None))
+    assert report.photos == 4
+    assert report.objects >= 4
+    assert list(report.ious) == ["clicks", "clicks + CRF", "patches and colours"]
+    # The random model has no mask decoder.
+    assert report.ious["clicks"] == report.ious["patches and colours"]
+    assert all(0 <= value <= 1 for column in report.ious.values() for value in column.values())
+    table = as_click_table(report)
+    assert [column.header for column in table.columns] == ["clicks", *report.ious]
+    assert table.row_count == len(CLICKS)
+    assert as_click_json(report)["objects"] == report.objects
