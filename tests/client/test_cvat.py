@@ -62,9 +62,9 @@ def test_the_threshold_of_cvat_is_the_least_presence(cat_url: str) -> None:
     with Client(cat_url) as client:
         function = cvat.Function(client, [])
         assert [label.name for label in function.spec.labels] == ["cat"], "every category taught"
-        coffee = Image.open(EXAMPLES / "coffee.jpg")
-        assert annotate(function, coffee) == []
-        assert len(annotate(function, coffee, conf_threshold=0.0)) == 1
+        dog = Image.open(EXAMPLES / "dog.jpg")
+        assert annotate(function, dog) == []
+        assert len(annotate(function, dog, conf_threshold=0.0)) == 1
         assert annotate(function, Image.open(EXAMPLES / "chelsea.jpg"), conf_threshold=1.0) == []
 
 
