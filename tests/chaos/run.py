@@ -35,7 +35,7 @@ class Options:
         kills: Times that each kind of trouble comes, unless the seconds end first.
         kinds: Names of the kinds of trouble.
         jobs_end_s: Time in which all jobs must end after the last trouble.
-        longest_s: Longest time of one trouble.
+        longest_s: Longest time of one trouble, and of the calm after it.
         redelivery_s: Time after which the job of a dead worker is delivered to another one.
     """
 
@@ -126,7 +126,7 @@ def _trouble(plant: Plant, options: Options, report: Report, console: Console) -
             TROUBLES[name](plant, min(lasts_s, options.longest_s))
             report.troubles[name] += 1
             wait_until(plant.mended, f"the service is ready after {name}")
-            plant.pause(calm_s)
+            plant.pause(min(calm_s, options.longest_s))
             progress.advance(bar)
 
 

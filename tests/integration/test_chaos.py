@@ -17,7 +17,7 @@ def test_nothing_acknowledged_is_lost_while_everything_breaks(tmp_path: Path) ->
     # Without kills of the service, which takes seconds to come back; and troubles are short, so that more of them come.
     kinds = ("cut", "kill store", "kill worker", "stop store", "stop worker", "store full", "store read-only")
     options = chaos_run.Options(
-        seed=SystemRandom().randrange(10_000), seconds=2.5, kills=1, clients=2, kinds=kinds, longest_s=0.5,
+        seed=SystemRandom().randrange(10_000), seconds=3, kills=1, clients=2, kinds=kinds, longest_s=0.5,
         redelivery_s=1.0,
     )  # fmt: skip
     report = chaos_run.run(options, tmp_path)
