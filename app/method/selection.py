@@ -145,7 +145,7 @@ def select(tuning: CategoryTuning) -> Pieces[Outcome]:
         yield
     known = False
     if tuning.decodes:
-        known = words_suffice(fmean(words), _presence_by_words(tuning))
+        known = words_suffice(fmean(words), (yield from _presence_by_words(tuning)))
         parameters, prompt = (tuned if teaches_the_word(fmean(alone), fmean(words)) else None), None
         memory = yield from _memory(tuning, parameters)
     else:
@@ -176,11 +176,14 @@ def advance(pieces: Pieces[Value]) -> Value | None:
     return None
 
 
-def _presence_by_words(tuning: CategoryTuning) -> float:
+def _presence_by_words(tuning: CategoryTuning) -> Pieces[float]:
     """Mean presence over the examples that show the category."""
-    return fmean(
-        float(tuning.presence_logit(index, None).sigmoid()) for index, shot in enumerate(tuning.shots) if shot.shows
-    )
+    presence = []
+    for index, shot in enumerate(tuning.shots):
+        if shot.shows:
+            presence.append(float(tuning.presence_logit(index, None).sigmoid()))
+            yield
+    return fmean(presence)
 
 
 def _memory(tuning: CategoryTuning, parameters: Parameters | None) -> Pieces[ExampleMemory]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-import signal
 import sys
 import tempfile
 from pathlib import Path
-from random import SystemRandom
+
+from tests.command_line import command_line
 
 from .invariants import JOBS_END_S
 from .run import Options, run
@@ -16,8 +15,7 @@ from .troubles import TROUBLES
 
 def main() -> int:
     """Read the options, run, and tell what was found."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--seed", type=int, default=SystemRandom().randrange(10_000), help="of all choices")
+    parser = command_line("chaos", __doc__)
     parser.add_argument("--seconds", type=float, default=300.0, help="longest time of the troubles")
     parser.add_argument("--kills", type=int, default=30, help="times that each kind of trouble comes")
     parser.add_argument(
@@ -30,7 +28,6 @@ def main() -> int:
     )
     parser.add_argument("--keep", type=Path, help="folder for the logs and the journal, which must not exist yet")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes under test are ended too
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary) / "run"
         folder.mkdir(parents=True)

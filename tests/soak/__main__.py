@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import signal
 import sys
 import tempfile
 from pathlib import Path
-from random import SystemRandom
+
+from tests.command_line import command_line
 
 from .run import Options, run
 
 
 def main() -> int:
     """Read the options, run, and tell what was found."""
-    defaults = Options(seed=SystemRandom().randrange(10_000))
-    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of all choices")
+    defaults = Options(seed=0)
+    parser = command_line("soak", __doc__)
     parser.add_argument("--minutes", type=float, default=defaults.minutes, help="time of the load")
     parser.add_argument("--clients", type=int, default=defaults.clients, help="clients at a time")
     parser.add_argument("--categories", type=int, default=defaults.categories, help="of each client")
@@ -24,7 +22,6 @@ def main() -> int:
     parser.add_argument("--backbone", default=defaults.backbone, help="as EXEMPLAR_BACKBONE")
     parser.add_argument("--max-growth", type=float, default=defaults.max_growth, help="of resident memory, as a share")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service is ended too
     options = Options(
         seed=given.seed, minutes=given.minutes, clients=given.clients, categories=given.categories,
         backbone=given.backbone, max_growth=given.max_growth, warm_up_minutes=given.warm_up,

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from app.storage.server import EmbeddedServer
-from tests.chaos.processes import Process, application, free_port, ready, wait_until
+from tests.chaos.processes import Process, serving
 
 from .gauges import WARM_UP, Sample, growth, growth_over_teachings, sample
 from .load import Client, Tally
@@ -123,25 +122,16 @@ def run(options: Options, folder: Path, *, console: Console | None = None) -> Re
 
 @contextmanager
 def _serving(options: Options, folder: Path) -> Iterator[tuple[Process, str, Redis]]:
-    port = free_port()
-    settings = {
-        # Ended jobs and replaced adapters are kept for a short time, so that their number stops growing; caches are
-        # small, so that they are full after the warm-up.
-        "data_dir": str(folder), "backbone": options.backbone, "port": str(port), "tune_steps": "3", "job_ttl_s": "60",
-        "versions_kept": "2",
-        "image_cache_bytes": str(4 * MEBIBYTE), "adapter_cache_bytes": str(MEBIBYTE),
-    }  # fmt: skip
-    process = application("service", ["serve"], folder=folder, settings=settings)
-    process.start()
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: ready(url), "the service is ready")
-        with Redis(unix_socket_path=str(folder / "valkey.sock")) as redis:
-            yield process, url, redis
-    finally:
-        process.kill()
-        if (folder / "valkey.sock").exists():  # the service was killed: its server goes on
-            EmbeddedServer.start(folder).stop()
+    # Ended jobs and replaced adapters are kept for a short time, so that their number stops growing; caches are small,
+    # so that they are full after the warm-up.
+    with (
+        serving(
+            folder, backbone=options.backbone, tune_steps="3", job_ttl_s="60", versions_kept="2",
+            image_cache_bytes=str(4 * MEBIBYTE), adapter_cache_bytes=str(MEBIBYTE),
+        ) as (process, url),
+        Redis(unix_socket_path=str(folder / "valkey.sock")) as redis,
+    ):  # fmt: skip
+        yield process, url, redis
 
 
 def _samples(
