@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
 from app.images.photo import Photo
 from app.images.points import Point
 from app.masks import Mask
-from app.method.backbone import Backbone, EncodedImage
+from app.method.backbone import Backbone
 from app.method.clicks import Click, probability_of
-from app.method.pipeline import Pipeline, encode_one
+from app.method.pipeline import Pipeline
 from app.method.refinement import REFINEMENTS
 from app.metrics import Metrics
 from app.services.clock import Clock
@@ -86,25 +84,17 @@ class Clicking:
         clock = Clock()
         with clock.stage("load"):
             loaded = await self._models.loaded(model)
-        asked_at = time.perf_counter()
-        call = partial(self._probability, loaded, photo, points, refine)
-        probability, spent = await model.lane.run(call, kind="segment")
-        clock.ms["queue"] = max(0.0, (time.perf_counter() - asked_at) * 1000 - sum(spent.values()))
-        clock.ms.update(spent)
+        probability = await clock.on_lane(model.lane, partial(self._probability, loaded, photo, points, refine))
         with clock.stage("masks"):
             mask, mean = await asyncio.to_thread(_mask_of, probability)
         clock.record(self._metrics, loaded.name)
         return Clicked(loaded, mask, mean, clock.rounded())
 
     def _probability(
-        self, backbone: Backbone, photo: Photo, points: Sequence[Point], refine: str
-    ) -> tuple[Float[np.ndarray, "height width"], dict[str, float]]:
+        self, backbone: Backbone, photo: Photo, points: Sequence[Point], refine: str, clock: Clock
+    ) -> Float[np.ndarray, "height width"]:
         """Run the method, on the lane, and time its stages."""
-        clock = Clock()
-
-        def encode(rgb: Float[Tensor, "3 size size"], number: int) -> EncodedImage:
-            return self._images.get(backbone.revision, f"{photo.sha256}/{number}", partial(encode_one, backbone, rgb))
-
+        encode = self._images.encoder(backbone, photo)
         image = Pipeline(backbone).see(photo.rgb, encode=encode, stage=clock.stage)
         with clock.stage("clicks"):
             probability = probability_of(
@@ -114,7 +104,7 @@ class Clicking:
                 refinement=REFINEMENTS[refine],
                 use_mask_decoder=self._use_mask_decoder,
             )
-        return probability.numpy(), clock.ms
+        return probability.numpy()
 
 
 def _mask_of(probability: Float[np.ndarray, "height width"]) -> tuple[Mask, float]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
 
 from app.metrics import Metrics
+from app.services.lane import Lane
 from app.telemetry import tracer
+
+Result = TypeVar("Result")
 
 
 class Clock:
@@ -25,6 +30,22 @@ class Clock:
                 yield
         finally:
             self.ms[name] = (time.perf_counter() - started) * 1000
+
+    async def on_lane(self, lane: Lane, call: Callable[[Clock], Result]) -> Result:
+        """Run a request's call on the lane, and add its stages and, as `queue`, the time that it waited.
+
+        Args:
+            lane: Of the model that it uses.
+            call: Called with a clock for its stages.
+
+        Raises:
+            OverloadedError: If too many requests wait for the model.
+        """
+        inner, asked_at = Clock(), time.perf_counter()
+        result = await lane.run(partial(call, inner), kind="segment")
+        self.ms["queue"] = max(0.0, (time.perf_counter() - asked_at) * 1000 - sum(inner.ms.values()))
+        self.ms.update(inner.ms)
+        return result
 
     def record(self, metrics: Metrics, backbone: str) -> None:
         """Record the stages in the metrics."""

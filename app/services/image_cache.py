@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
-from app.method.backbone import EncodedImage
+from jaxtyping import Float
+from torch import Tensor
+
+from app.images.photo import Photo
+from app.method.backbone import Backbone, EncodedImage
+from app.method.pipeline import Encode, encode_one
 from app.metrics import Metrics
 from app.services.lru import LruCache
 
@@ -22,6 +28,14 @@ class ImageCache:
         self._metrics = metrics
         self._images: LruCache[tuple[str, str], EncodedImage] = LruCache(max_bytes=max_bytes)
         self._lock = threading.Lock()
+
+    def encoder(self, backbone: Backbone, photo: Photo) -> Encode:
+        """Encodes the network inputs of a photo, the whole and its tiles, with this cache."""
+
+        def encode(rgb: Float[Tensor, "3 size size"], number: int) -> EncodedImage:
+            return self.get(backbone.revision, f"{photo.sha256}/{number}", partial(encode_one, backbone, rgb))
+
+        return encode
 
     def get(self, revision: str, sha256: str, encode: Callable[[], EncodedImage]) -> EncodedImage:
         """The encoded photo. Its tensors are shared and must not be changed.

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from jaxtyping import Float
-from torch import Tensor
-
 from app.images.photo import Photo
 from app.method.adapter import Adapter
-from app.method.backbone import Backbone, EncodedImage
-from app.method.pipeline import MIN_RELATIVE_SCORE, Pipeline, default_min_presence, encode_one
+from app.method.backbone import Backbone
+from app.method.pipeline import MIN_RELATIVE_SCORE, Pipeline, default_min_presence
 from app.method.prediction import Prediction
 from app.method.prompts import Query
 from app.method.refinement import REFINEMENTS
@@ -158,10 +154,7 @@ class Segmentation:
             asked, complete = await self._with_adapters(found, request, backbone)
             layers = await self._layers(model)
         pipeline = self._pipeline(backbone, request, layers)
-        asked_at = time.perf_counter()
-        prediction, spent = await model.lane.run(partial(self._predict, pipeline, photo, asked), kind="segment")
-        clock.ms["queue"] = max(0.0, (time.perf_counter() - asked_at) * 1000 - sum(spent.values()))
-        clock.ms.update(spent)
+        prediction = await clock.on_lane(model.lane, partial(self._predict, pipeline, photo, asked))
         with clock.stage("resize"):
             on_photo = await asyncio.to_thread(PhotoPrediction.of, prediction, request.threshold)
         with clock.stage("masks"):
@@ -218,16 +211,10 @@ class Segmentation:
             min_presence=min_presence,
         )
 
-    def _predict(self, pipeline: Pipeline, photo: Photo, asked: Sequence[Asked]) -> tuple[Prediction, dict[str, float]]:
+    def _predict(self, pipeline: Pipeline, photo: Photo, asked: Sequence[Asked], clock: Clock) -> Prediction:
         """Run the pipeline, on the lane, and time its stages."""
-        clock = Clock()
-
-        def encode(rgb: Float[Tensor, "3 size size"], number: int) -> EncodedImage:
-            backbone = pipeline.backbone
-            return self._images.get(backbone.revision, f"{photo.sha256}/{number}", partial(encode_one, backbone, rgb))
-
-        prediction = pipeline.run(photo.rgb, [one.query for one in asked], encode=encode, stage=clock.stage)
-        return prediction, clock.ms
+        encode = self._images.encoder(pipeline.backbone, photo)
+        return pipeline.run(photo.rgb, [one.query for one in asked], encode=encode, stage=clock.stage)
 
 
 def _asked(
