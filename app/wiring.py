@@ -33,6 +33,7 @@ from app.services.idempotency import Idempotency
 from app.services.image_cache import ImageCache
 from app.services.job_engine import JobEngine
 from app.services.labelling.annotations import Annotations
+from app.services.labelling.changes import Changes
 from app.services.labelling.label_studio import LabelStudio
 from app.services.labelling.photos import LabelStudioClient
 from app.services.lane import Lane
@@ -43,6 +44,7 @@ from app.services.segmentation import Segmentation
 from app.services.teaching import Teaching
 from app.services.tuning_job import TuningJob
 from app.settings import Settings
+from app.storage.annotation_changes import AnnotationChanges
 from app.storage.annotations import AnnotationStore
 from app.storage.categories import CategoryStore
 from app.storage.connection import Client, StoreError, connect, connect_with_breaker, patience
@@ -57,6 +59,9 @@ from app.storage.unreadable import RECORD_KINDS, Unreadable
 
 # Pause before a failed worker is restarted, so that an error that recurs at once does not fill the log.
 _WORKER_PAUSE_S = 1.0
+
+# Changes of annotations that wait to be learnt. Each may hold the regions of a large photo.
+_MOST_CHANGES, _MOST_CHANGES_BYTES = 1000, 64 * 2**20
 
 # An event stream outlives the restart of a killed embedded server, but does not wait for a store that is away.
 _STREAMS_RESTART_S = 1.0
@@ -93,6 +98,7 @@ class Service:
     idempotency: Idempotency
     rate_limits: RateLimits | None
     label_studio: LabelStudio
+    label_changes: Changes
 
 
 @asynccontextmanager
@@ -221,6 +227,13 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 clicking,
                 lookup,
                 models,
+                label_studio,
+                photo_memory,
+                max_pixels=settings.max_image_pixels,
+                min_presence=settings.min_presence,
+            ),
+            label_changes=Changes(
+                AnnotationChanges(client, most=_MOST_CHANGES, most_bytes=_MOST_CHANGES_BYTES),
                 Annotations(
                     AnnotationStore(client),
                     store,
@@ -230,15 +243,12 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                     max_pixels=settings.max_image_pixels,
                 ),
                 label_studio,
-                photo_memory,
-                max_pixels=settings.max_image_pixels,
-                min_presence=settings.min_presence,
             ),
         )
         await stack.enter_async_context(_in_background(models.warm_up(), "warm-up"))
         await stack.enter_async_context(_in_background(_fill_memory(lookup, models), "memory"))
         await stack.enter_async_context(_in_background(_recover_after(outages, engine), "recovery"))
-        await stack.enter_async_context(_in_background(_unending(live.label_studio.work), "label-studio"))
+        await stack.enter_async_context(_in_background(_unending(live.label_changes.work), "label-studio"))
         with patience():
             await engine.recover()
             if settings.worker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -9,7 +10,8 @@ from pydantic import BaseModel, Field
 
 from app.api.context import Live
 from app.api.problems import documented
-from app.services.labelling.label_studio import LabelStudio, marked_of
+from app.services.labelling.annotations import marked_of
+from app.services.labelling.changes import Change, Forget, ForgetTask, Learn, LearnProject
 
 router = APIRouter(prefix="/label-studio", tags=["label-studio"])
 
@@ -87,7 +89,7 @@ class Annotation(BaseModel):
     updated_at: str = ""
 
 
-class Change(BaseModel):
+class ToldChange(BaseModel):
     """A change, as Label Studio tells it. A list stands for several annotations or tasks."""
 
     action: str = ""
@@ -147,9 +149,10 @@ async def predict(body: Predict, live: Live) -> Predictions:
 
 
 @router.post("/webhook", status_code=201, responses=documented(400, 413, 422))
-async def webhook(body: Change, live: Live) -> Noted:
+async def webhook(body: ToldChange, live: Live) -> Noted:
     """Take note of a change: annotations are taught in the background. Other changes are ignored."""
-    _note(body, live.label_studio)
+    for change in _changes(body):
+        await live.label_changes.add(change)
     return Noted()
 
 
@@ -167,25 +170,25 @@ async def job_status() -> JobStatus:
     return JobStatus()
 
 
-def _note(change: Change, label_studio: LabelStudio) -> None:
-    match change.action:
-        case "ANNOTATION_CREATED" | "ANNOTATIONS_CREATED" | "ANNOTATION_UPDATED" if change.project:
-            tasks = {task.id: task for task in _list(change.task)}
-            for annotation in _list(change.annotation):
+def _changes(told: ToldChange) -> Iterator[Change]:
+    match told.action:
+        case "ANNOTATION_CREATED" | "ANNOTATIONS_CREATED" | "ANNOTATION_UPDATED" if told.project:
+            tasks = {task.id: task for task in _list(told.task)}
+            for annotation in _list(told.annotation):
                 # One annotation of one task need not name it.
                 id = annotation.task if annotation.task is not None else next(iter(tasks), None)
                 if id in tasks:
                     with_task = {**tasks[id].model_dump(), "annotations": [annotation.model_dump()]}
-                    for marked in marked_of(with_task, change.project.label_config):
-                        label_studio.learn(marked)
+                    for marked in marked_of(with_task, told.project.label_config):
+                        yield Learn(marked)
         case "ANNOTATIONS_DELETED":
-            for annotation in change.annotations:
-                label_studio.forget(annotation.id)
+            for annotation in told.annotations:
+                yield Forget(annotation.id)
         case "TASKS_DELETED":
-            for task in change.tasks:
-                label_studio.forget_task(task.id)
-        case "START_TRAINING" if change.project:
-            label_studio.learn_project(change.project.id, change.project.label_config)
+            for task in told.tasks:
+                yield ForgetTask(task.id)
+        case "START_TRAINING" if told.project:
+            yield LearnProject(told.project.id, told.project.label_config)
 
 
 def _list(one_or_many: Any) -> list[Any]:

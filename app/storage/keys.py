@@ -46,6 +46,12 @@ JOBS = f"{PREFIX}:jobs"
 # Hash: id of a Label Studio annotation to JSON, the examples that were made of it.
 ANNOTATIONS = f"{PREFIX}:label-studio:annotations"
 
+# List: JSON of the changes of annotations that wait to be learnt, the oldest first.
+ANNOTATION_CHANGES = f"{PREFIX}:label-studio:changes"
+
+# String: there while a process learns them.
+ANNOTATION_CHANGES_LOCK = f"{PREFIX}:label-studio:changes-lock"
+
 
 def category(id_: str) -> str:
     """Hash: name, prompts, generation, job, adapter_version, adapter_generation, result_version, created_at.

@@ -92,6 +92,15 @@ def api(start, label_studio: FakeLabelStudio):
         yield running
 
 
+# What waits to be learnt, and who learns it.
+CHANGES, LOCK = "exemplar:label-studio:changes", "exemplar:label-studio:changes-lock"
+
+
+def kept_from_learning(api) -> None:
+    """Another process learns the changes, and is slow."""
+    until(lambda: api.redis.set(LOCK, "another process", nx=True))
+
+
 def call(api, name: str, body: dict[str, Any], **options: Any):
     return api.http.post(f"/label-studio/{name}", json=body, **options)
 
@@ -300,6 +309,36 @@ class TestAnnotations:
         until(lambda: example_ids(api))
         tell(api, recorded("annotations_deleted"))
         until(lambda: not example_ids(api))
+
+    def test_what_was_told_outlives_the_process(self, start, label_studio: FakeLabelStudio) -> None:
+        settings = {"label_studio_url": label_studio.url, "label_studio_token": TOKEN}
+        with start(**settings) as api:
+            kept_from_learning(api)
+            tell(api, recorded("annotation_created"))
+        with start(**settings) as api:
+            assert not example_ids(api)
+            api.redis.delete(LOCK)  # as it expires after the death of its owner
+            until(lambda: example_ids(api))
+            until(lambda: not api.redis.exists(CHANGES, LOCK))
+
+    def test_too_many_that_wait_are_refused(self, start, label_studio: FakeLabelStudio, monkeypatch) -> None:
+        monkeypatch.setattr("app.wiring._MOST_CHANGES", 1)
+        with start(label_studio_url=label_studio.url, label_studio_token=TOKEN) as api:
+            kept_from_learning(api)
+            tell(api, recorded("annotation_created"))
+            refused = call(api, "webhook", recorded("annotation_updated"))
+            assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
+            api.redis.delete(LOCK)
+            until(lambda: example_ids(api))
+
+    @pytest.mark.parametrize("damage", ["{{{", '{"kind": "learn"}', '{"kind": "unknown"}', None], ids=str)
+    def test_a_damaged_change_keeps_no_other_from_being_learnt(self, api, damage: str | None) -> None:
+        if damage is None:
+            api.redis.set(CHANGES, "no list")
+        else:
+            api.redis.rpush(CHANGES, damage)
+        tell(api, recorded("annotation_created"))
+        until(lambda: example_ids(api))
 
     def test_every_control_is_read(self, api) -> None:
         marks = {"cat": api.marked}

@@ -115,7 +115,7 @@ class Annotations:
         by_address: dict[str, list[tuple[Control, Mapping[str, Any]]]] = {}
         controls = {control.name: control for control in controls_of(marked.config)}
         for region in marked.regions:
-            control = controls.get(region.get("from_name", "")) if isinstance(region, Mapping) else None
+            control = controls.get(str(region.get("from_name"))) if isinstance(region, Mapping) else None
             address = control.address(marked.data) if control else None
             if control and address:
                 by_address.setdefault(address, []).append((control, region))
@@ -169,6 +169,24 @@ class Annotations:
             await self._teaching.forget(CategoryName(example.category), example.id)
         except NotFoundError:
             _log.info("an example of %s is deleted already", example.category)
+
+
+def marked_of(task: Mapping[str, Any], config: str) -> list[Marked]:
+    """The annotations of a task with its annotations, as Label Studio's API gives it."""
+    found = []
+    for annotation in task.get("annotations") or ():
+        skipped = annotation.get("was_cancelled", False)
+        found.append(
+            Marked(
+                id=int(annotation["id"]),
+                task=int(task["id"]),
+                data=task.get("data") or {},
+                regions=() if skipped else annotation.get("result") or (),
+                config=config,
+                updated_at=str(annotation.get("updated_at", "")),
+            )
+        )
+    return found
 
 
 def _masks(regions: Sequence[tuple[Control, Mapping[str, Any]]], photo_hw: tuple[int, int]) -> dict[CategoryName, Mask]:

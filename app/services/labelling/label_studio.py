@@ -1,4 +1,4 @@
-"""Label Studio's ML backend: predictions for its tasks, and a queue of the changes that it tells."""
+"""Label Studio's ML backend: predictions for its tasks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from app.errors import AppError, InvalidInputError, OverloadedError, UnavailableError
+from app.errors import AppError, InvalidInputError
 from app.images.photo import decode_photo
 from app.masks import MalformedMaskError
 from app.services.batch import as_ready, patiently
@@ -21,9 +21,7 @@ from app.services.clicking import Clicking
 from app.services.models import Models
 from app.services.photo_memory import PhotoMemory
 from app.services.segmentation import Request, Segmentation, Segmented
-from app.storage.connection import StoreError
 
-from .annotations import Annotations, Marked
 from .config import Control, categories_of, controls_of
 from .interactive import drawn_in, prompts_of
 from .photos import LabelStudioClient
@@ -34,14 +32,6 @@ from .regions import Json, regions_of
 _ANSWER_S = 45.0
 
 _AT_ONCE = 2
-
-# Changes that wait to be learnt. Each may hold the regions of a large photo.
-_MOST_WAITING = 256
-
-_TRIES = 4
-_PAUSE_S = 2.0
-
-_PAGE_SIZE = 50
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +44,6 @@ class LabelStudio:
         clicking: Proposes what a person points at.
         lookup: Looks categories up.
         models: The loaded backbones.
-        annotations: Keeps examples as annotations are.
         client: Reads photos.
         photo_memory: Limit on the memory for photos.
         max_pixels: Size limit of a photo.
@@ -67,7 +56,6 @@ class LabelStudio:
         clicking: Clicking,
         lookup: CategoryLookup,
         models: Models,
-        annotations: Annotations,
         client: LabelStudioClient,
         photo_memory: PhotoMemory,
         *,
@@ -78,13 +66,11 @@ class LabelStudio:
         self._clicking = clicking
         self._lookup = lookup
         self._models = models
-        self._annotations = annotations
         self._client = client
         self._photo_memory = photo_memory
         self._max_pixels = max_pixels
         self._min_presence = min_presence
         self._config = "<View/>"  # of the project that was set up last
-        self._changes: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(_MOST_WAITING)
 
     async def set_up(self, config: str, *, hostname: str, token: str) -> str:
         """Get to know a project; return the version of its predictions.
@@ -201,92 +187,6 @@ class LabelStudio:
                 return await self._segmentation.segment(await asyncio.to_thread(read), request)
 
         return await patiently(once)
-
-    def learn(self, marked: Marked) -> None:
-        """Teach an annotation's labels in the background.
-
-        Raises:
-            OverloadedError: If too many changes wait.
-        """
-        self._add(partial(self._annotations.learn, marked))
-
-    def forget(self, annotation: int) -> None:
-        """Delete the examples of an annotation in the background.
-
-        Raises:
-            OverloadedError: As `learn`.
-        """
-        self._add(partial(self._annotations.forget, annotation))
-
-    def forget_task(self, task: int) -> None:
-        """Delete the examples of a task in the background.
-
-        Raises:
-            OverloadedError: As `learn`.
-        """
-        self._add(partial(self._annotations.forget_task, task))
-
-    def learn_project(self, project: int, config: str) -> None:
-        """Teach all annotations of a project in the background.
-
-        Raises:
-            OverloadedError: As `learn`.
-        """
-        self._add(partial(self._learn_project, project, config))
-
-    def _add(self, change: Callable[[], Awaitable[None]]) -> None:
-        try:
-            self._changes.put_nowait(change)
-        except asyncio.QueueFull:
-            raise OverloadedError("Too many annotations wait to be learnt: send this one again later.") from None
-
-    async def work(self) -> None:
-        """Make the changes one after another, in the order in which they came, for ever."""
-        while True:
-            change = await self._changes.get()
-            await self._make(change)
-
-    async def _make(self, change: Callable[[], Awaitable[None]]) -> None:
-        """Make a change, again after a pause if Label Studio or the store does not answer."""
-        for tries_left in reversed(range(_TRIES)):
-            try:
-                return await change()
-            except (UnavailableError, StoreError) as error:
-                _log.warning("an annotation waits to be learnt: %s", error)
-                if tries_left:
-                    await asyncio.sleep(_PAUSE_S)
-            except AppError as error:
-                _log.warning("an annotation is not learnt: %s", error)
-                return
-        _log.error("an annotation is not learnt; start the training in Label Studio to learn it")
-
-    async def _learn_project(self, project: int, config: str) -> None:
-        page = 1
-        while tasks := await self._client.tasks(project, page=page, page_size=_PAGE_SIZE):
-            for task in tasks:
-                for marked in marked_of(task, config):
-                    await self._make(partial(self._annotations.learn, marked))
-            if len(tasks) < _PAGE_SIZE:
-                return
-            page += 1
-
-
-def marked_of(task: Mapping[str, Any], config: str) -> list[Marked]:
-    """The annotations of a task with its annotations, as Label Studio's API gives it."""
-    found = []
-    for annotation in task.get("annotations") or ():
-        skipped = annotation.get("was_cancelled", False)
-        found.append(
-            Marked(
-                id=int(annotation["id"]),
-                task=int(task["id"]),
-                data=task.get("data") or {},
-                regions=() if skipped else annotation.get("result") or (),
-                config=config,
-                updated_at=str(annotation.get("updated_at", "")),
-            )
-        )
-    return found
 
 
 def _by_address(task: Mapping[str, Any], controls: Sequence[Control]) -> dict[str, list[Control]]:

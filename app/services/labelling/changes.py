@@ -1,0 +1,181 @@
+"""Changes of annotations, which wait in the store until they are learnt."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from app.errors import AppError, OverloadedError, UnavailableError
+from app.services.renewal import renewing
+from app.storage.annotation_changes import AnnotationChanges
+from app.storage.connection import StoreError
+from app.storage.records import json_value, validated
+
+from .annotations import Annotations, Marked, marked_of
+from .photos import LabelStudioClient
+
+# Changes of other processes are looked for so often.
+_LOOK_S = 2.0
+# After the death of the process that makes the changes, another one goes on after this time.
+_LOCK_S = 12.0
+
+_TRIES = 4
+_PAUSE_S = 2.0
+
+_PAGE_SIZE = 50
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Learn:
+    """An annotation is to be learnt."""
+
+    marked: Marked
+    kind: Literal["learn"] = "learn"
+
+
+@dataclass(frozen=True)
+class Forget:
+    """The examples of an annotation are to be deleted."""
+
+    annotation: int
+    kind: Literal["forget"] = "forget"
+
+
+@dataclass(frozen=True)
+class ForgetTask:
+    """The examples of a task's annotations are to be deleted."""
+
+    task: int
+    kind: Literal["forget-task"] = "forget-task"
+
+
+@dataclass(frozen=True)
+class LearnProject:
+    """All annotations of a project are to be learnt, under its label config."""
+
+    project: int
+    config: str
+    kind: Literal["learn-project"] = "learn-project"
+
+
+Change = Learn | Forget | ForgetTask | LearnProject
+
+_CHANGE: TypeAdapter[Change] = TypeAdapter(Annotated[Change, Field(discriminator="kind")])
+
+
+class Changes:
+    """Makes changes one after another, in the order in which they came, whichever process was told of them.
+
+    Args:
+        pending: Those that wait.
+        annotations: Keeps examples as annotations are.
+        client: Reads the tasks of a project.
+    """
+
+    def __init__(self, pending: AnnotationChanges, annotations: Annotations, client: LabelStudioClient) -> None:
+        self._pending = pending
+        self._annotations = annotations
+        self._client = client
+        self._told = asyncio.Event()
+
+    async def add(self, change: Change) -> None:
+        """Have a change made in the background. It outlives this process.
+
+        Raises:
+            OverloadedError: If too many changes wait.
+        """
+        if not await self._pending.add(json.dumps(asdict(change)).encode()):
+            raise OverloadedError("Too many annotations wait to be learnt: send this one again later.")
+        self._told.set()
+
+    async def work(self) -> None:
+        """Make the changes, for ever."""
+        while True:
+            try:
+                await self._make_all()
+            except StoreError as error:
+                _log.warning("annotations wait to be learnt: %s", error)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._told.wait(), _LOOK_S)
+            self._told.clear()
+
+    async def _make_all(self) -> None:
+        if await self._pending.first() is None:
+            return
+        async with self._alone() as alone:
+            while alone and (raw := await self._pending.first()) is not None:
+                try:
+                    await self._make(raw)
+                except StoreError:
+                    raise
+                except Exception:  # a bug, by which no other change may wait
+                    _log.exception("an annotation is not learnt")
+                await self._pending.remove(raw)
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[bool]:
+        """False if another process makes the changes."""
+        lock = self._pending.lock(seconds=_LOCK_S)
+        if not await lock.acquire(blocking=False):
+            yield False
+            return
+        async with renewing(lock.reacquire, every_s=_LOCK_S / 4):
+            try:
+                yield True
+            finally:
+                with suppress(StoreError):  # it expires
+                    await lock.release()
+
+    async def _make(self, raw: bytes) -> None:
+        try:
+            change = validated(_CHANGE, json_value("change", raw))
+        except ValueError as error:
+            _log.error("a change of an annotation can't be read and is dropped: %s", error)
+            return
+        match change:
+            case Learn(marked):
+                await self._tried(partial(self._annotations.learn, marked))
+            case Forget(annotation):
+                await self._tried(partial(self._annotations.forget, annotation))
+            case ForgetTask(task):
+                await self._tried(partial(self._annotations.forget_task, task))
+            case LearnProject(project, config):
+                await self._tried(partial(self._learn_project, project, config))
+
+    async def _tried(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Do it, again after a pause if Label Studio does not answer, and as long as the store does not."""
+        tries_left = _TRIES
+        while tries_left:
+            try:
+                return await action()
+            except StoreError as error:
+                _log.warning("an annotation waits to be learnt: %s", error)
+            except UnavailableError as error:
+                tries_left -= 1
+                _log.warning("an annotation waits to be learnt: %s", error)
+            except AppError as error:
+                _log.warning("an annotation is not learnt: %s", error)
+                return None
+            await asyncio.sleep(_PAUSE_S)
+        _log.error("an annotation is not learnt; start the training in Label Studio to learn it")
+        return None
+
+    async def _learn_project(self, project: int, config: str) -> None:
+        page = 1
+        while tasks := await self._client.tasks(project, page=page, page_size=_PAGE_SIZE):
+            for task in tasks:
+                for marked in marked_of(task, config):
+                    await self._tried(partial(self._annotations.learn, marked))
+            if len(tasks) < _PAGE_SIZE:
+                return
+            page += 1
