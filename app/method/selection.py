@@ -42,7 +42,7 @@ class Outcome:
         visual_prompt: Appearance of the examples, for a backbone without a mask decoder.
         memory: Appearance of the examples, for a mask decoder.
         presence_bias: Bias of the category's presence, by the examples, if some of them lack the category.
-        example_iou: Mean over the examples, by what makes the masks, in [0, 1].
+        example_iou: Mean over the examples that show the category, by what makes the masks, in [0, 1].
         zero_shot_example_iou: The same by the words alone.
         words_suffice: True if masks are made by the words, and the memory serves presence.
     """
@@ -135,11 +135,11 @@ def visual_prompt_harms(with_prompt: float, without: float, words: float) -> boo
 def select(tuning: CategoryTuning) -> Pieces[Outcome]:
     """Choose between what was tuned and the words, by the steps so far; a generator that pauses after each example.
 
-    The tuned parameters are judged without the appearance of the examples, since an example looks like itself.
+    The tuned parameters are judged without the appearance of the examples, since an example looks like itself. Photos
+    without the category judge nothing: they set the bias of its presence, which keeps it out of photos like them.
     """
-    indices = range(len(tuning.shots))
     tuned, words, alone = tuning.tuned(), [], []
-    for index in indices:
+    for index in tuning.shown:
         words.append(tuning.iou(index, None))
         alone.append(tuning.iou(index, tuned))
         yield
@@ -152,7 +152,7 @@ def select(tuning: CategoryTuning) -> Pieces[Outcome]:
         parameters, memory = tuned, None
         prompt = yield from _visual_prompt_if_it_helps(tuning, tuned, words, alone)
     kept = []
-    for index in indices:
+    for index in tuning.shown:
         kept.append(tuning.iou(index, parameters, visual_prompt=prompt, memory=None if known else memory))
         yield
     bias = yield from _presence_bias(tuning, parameters, prompt, memory)
@@ -179,10 +179,9 @@ def advance(pieces: Pieces[Value]) -> Value | None:
 def _presence_by_words(tuning: CategoryTuning) -> Pieces[float]:
     """Mean presence over the examples that show the category."""
     presence = []
-    for index, shot in enumerate(tuning.shots):
-        if shot.shows:
-            presence.append(float(tuning.presence_logit(index, None).sigmoid()))
-            yield
+    for index in tuning.shown:
+        presence.append(float(tuning.presence_logit(index, None).sigmoid()))
+        yield
     return fmean(presence)
 
 
@@ -221,20 +220,18 @@ def _visual_prompt_if_it_helps(
     if not tuning.recipe.keep_appearance:
         return None
     indices = range(len(tuning.shots))
-    shown = [index for index in indices if tuning.shots[index].shows]
-    if len(shown) > 1:
+    if len(tuning.shown) > 1:
         with_others = []
-        for index in shown:
+        for index in tuning.shown:
             prompt = _visual_prompt(tuning, parameters, [other for other in indices if other != index])
             with_others.append(tuning.iou(index, parameters, visual_prompt=prompt))
             yield
-        if not visual_prompt_helps(with_others, [alone[index] for index in shown]):
+        if not visual_prompt_helps(with_others, alone):
             return None
     prompt = _visual_prompt(tuning, parameters, indices)
-    if len(shown) == 1:
-        (only,) = shown
-        with_prompt = tuning.iou(only, parameters, visual_prompt=prompt)
-        if visual_prompt_harms(with_prompt, alone[only], words[only]):
+    if len(tuning.shown) == 1:
+        with_prompt = tuning.iou(tuning.shown[0], parameters, visual_prompt=prompt)
+        if visual_prompt_harms(with_prompt, alone[0], words[0]):
             return None
     return prompt
 

@@ -13,8 +13,6 @@ IGNORE = 255  # label of pixels that count for neither side
 
 # Resolution of the loss, in cells per patch and axis.
 CELLS_PER_PATCH = 4
-# A category is marked in a photo without it from this share of its area on.
-MARKED = 0.005
 # Weight of a background pixel where the sides are not balanced (the authors').
 BACKGROUND_WEIGHT = 0.5
 
@@ -84,13 +82,8 @@ class Shot:
         return sides / sides.sum()
 
     def iou(self, predicted: Bool[Tensor, "y x"]) -> float:
-        """Intersection over union of a predicted mask, each cell weighted by what it holds; in [0, 1].
-
-        In a photo without the category it is 1 if nothing is marked, else 0.
-        """
+        """Intersection over union of a predicted mask, each cell weighted by what it holds; in [0, 1]."""
         chosen = predicted.float() * self.inside
-        if not self.shows:
-            return float(chosen.sum() <= MARKED * self.inside.sum())
         wanted = self.target * self.inside
         overlap = (chosen * self.target).sum()
         return float(overlap / (chosen.sum() + wanted.sum() - overlap).clamp_min(1e-6))

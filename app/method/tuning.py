@@ -90,7 +90,8 @@ class CategoryTuning:
         layers: Sequence[int],
         recipe: Recipe = TUNED,
     ) -> None:
-        if not any(shot.shows for shot in shots):
+        self.shown = tuple(index for index, shot in enumerate(shots) if shot.shows)
+        if not self.shown:
             raise ValueError("expected at least one shot that shows the category, got none")
         self.backbone, self.shots, self.words = backbone, tuple(shots), tuple(words)
         self.layers, self.recipe = tuple(layers), recipe
@@ -183,7 +184,7 @@ class CategoryTuning:
         visual_prompt: VisualPrompt | None = None,
         memory: ExampleMemory | None = None,
     ) -> float:
-        """Intersection over union on one example, in [0, 1]; without parameters, that of the words alone."""
+        """Intersection over union on an example that shows the category; without parameters, that of the words alone."""
         shot, scores = self.shots[index], self.scores(index, parameters, visual_prompt)
         memories = [*[None] * (len(scores) - 1), memory]
         found = score_map(self.backbone, shot.image, scores, memories, use_mask_decoder=self.decodes)

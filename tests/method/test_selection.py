@@ -204,6 +204,7 @@ class TestMemory:
         after = finished(select(self.tuning(embedded, [red, without])))
         assert (before.presence_bias, float(before.memory.absent_share.sum())) == (0, 0)
         assert after.presence_bias != 0
+        assert after.zero_shot_example_iou == before.zero_shot_example_iou
         assert float(after.memory.absent_share.sum()) == pytest.approx(1)
 
     def cat(self, embedded) -> Shot:
