@@ -15,6 +15,16 @@ from collections.abc import Callable, Iterator
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from transformers import (
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    Owlv2VisionConfig,
+    Owlv2VisionModel,
+    SamVisionConfig,
+    SamVisionModel,
+    SegGptConfig,
+    SegGptForImageSegmentation,
+)
 
 from app import backbones
 from app.method.pipeline import Pipeline
@@ -31,13 +41,8 @@ _OURS_PER_ROUND = 3
 _CATEGORIES = len(NAMES)
 
 
-def peer_rows(console: Console) -> list[Row]:
+def peer_rows() -> list[Row]:
     """Time of each peer over ours with ten taught categories, one peer in memory at a time."""
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        console.print("The peers are left out: they need transformers, which is not installed.")
-        return []
     ours = _ours()
     return [_row(what, make, ours) for what, make in _peers()]
 
@@ -79,8 +84,6 @@ def _peers() -> Iterator[tuple[str, Callable[[], Callable[[], object]]]]:
 
 
 def _clipseg() -> Callable[[], object]:
-    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
-
     # CLIPSeg-rd64 has 16 pixels per patch; the library's default has 32.
     config = CLIPSegConfig(vision_config={"patch_size": 16, "image_size": 224})
     model = _random(CLIPSegForImageSegmentation, config)
@@ -90,8 +93,6 @@ def _clipseg() -> Callable[[], object]:
 
 
 def _seggpt() -> Callable[[], object]:
-    from transformers import SegGptConfig, SegGptForImageSegmentation
-
     model = _random(SegGptForImageSegmentation, SegGptConfig())
     image = torch.rand(1, 3, 448, 448)
 
@@ -103,16 +104,12 @@ def _seggpt() -> Callable[[], object]:
 
 
 def _owlv2() -> Callable[[], object]:
-    from transformers import Owlv2VisionConfig, Owlv2VisionModel
-
     model = _random(Owlv2VisionModel, Owlv2VisionConfig(image_size=960, patch_size=16))
     pixels = torch.rand(1, 3, 960, 960)
     return _inferring(lambda: model(pixel_values=pixels))
 
 
 def _sam() -> Callable[[], object]:
-    from transformers import SamVisionConfig, SamVisionModel
-
     model = _random(SamVisionModel, SamVisionConfig())
     pixels = torch.rand(1, 3, 1024, 1024)
     return _inferring(lambda: model(pixel_values=pixels))
@@ -136,7 +133,7 @@ def main() -> None:
     """Print the rows."""
     console = Console(width=180)
     torch.set_num_threads(os.cpu_count() or 1)
-    console.print(table("Peers, random weights: only time is compared", peer_rows(console)))
+    console.print(table("Peers, random weights: only time is compared", peer_rows()))
 
 
 if __name__ == "__main__":

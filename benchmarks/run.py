@@ -35,7 +35,8 @@ def main() -> None:
     with console.status("measuring the baseline takes minutes"):
         method = [*crf_rows(), presence_row(), *large_rows()]
     console.print(table("The method against the baseline", method))
-    peers = peer_rows(console)
+    with console.status("measuring the peers takes minutes"):
+        peers = peer_rows()
     console.print(table("Peers, random weights: only time is compared", peers))
     results = {
         "cores": os.cpu_count(),

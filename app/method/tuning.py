@@ -184,7 +184,7 @@ class CategoryTuning:
         visual_prompt: VisualPrompt | None = None,
         memory: ExampleMemory | None = None,
     ) -> float:
-        """Intersection over union on an example that shows the category; without parameters, that of the words alone."""
+        """Intersection over union on an example that shows the category; without parameters, that of the words."""
         shot, scores = self.shots[index], self.scores(index, parameters, visual_prompt)
         memories = [*[None] * (len(scores) - 1), memory]
         found = score_map(self.backbone, shot.image, scores, memories, use_mask_decoder=self.decodes)
