@@ -250,7 +250,10 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         await stack.enter_async_context(_in_background(_recover_after(outages, engine), "recovery"))
         await stack.enter_async_context(_in_background(_unending(live.label_changes.work), "label-studio"))
         with patience():
-            await engine.recover()
+            try:
+                await engine.recover()
+            except StoreError as error:  # it went away after the start: the worker's sweep finds those jobs
+                _log.warning("jobs that were not queued are looked for later: %s", error)
             if settings.worker:
                 await stack.enter_async_context(_in_background(_unending(engine.work), "worker"))
         yield live

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,28 +83,30 @@ class Teaching:
             ConflictError: As `teach`.
         """
         earlier = None if lesson.replace else await self._same_example(lesson)
-        if earlier is None:
+        category = await self._categories.get(lesson.name.id)
+        if earlier is None or category is None:
             return Accepted(*await self.teach(lesson))
-        category = await self._get(lesson.name)
         job = await self._jobs.get(category.job) if category.job else None
         if job and _still_holds(job, category) and not _new_words(lesson, category):
             return Accepted(job, category, repeated=True)
-        job, _ = await self.teach(lesson)
-        newer = await self.forget(lesson.name, earlier)
-        return Accepted(newer or job, await self._get(lesson.name), repeated=True)
+        job, category = await self.teach(lesson)
+        with suppress(NotFoundError):  # another client deleted it, or all of the category
+            newer = await self.forget(lesson.name, earlier)
+            job, category = newer or job, await self._taught(lesson.name)
+        return Accepted(job, category, repeated=True)
 
     async def teach(self, lesson: Lesson) -> tuple[Job, CategoryRecord]:
         """Store an example and queue its job, which supersedes a job on fewer examples.
 
         Raises:
             ConflictError: If the category has as many examples as it may, or the example lacks the category and no
-                other shows it.
+                other shows it, or the category is deleted at the same time.
         """
         known_job = await self._jobs.get(lesson.id) if lesson.id else None
         if known_job and not known_job.ended:
             # The same request sent again: its example is stored, its job may not have been queued.
             await self._engine.add(known_job)
-            return known_job, await self._get(lesson.name)
+            return known_job, await self._taught(lesson.name)
         known = await self._categories.get(lesson.name.id)
         name = known.name if known else lesson.name.text
         scheduled = await self._categories.teach(
@@ -125,7 +128,7 @@ class Teaching:
         job, superseded = scheduled
         self._engine.note_superseded(superseded)
         await self._engine.add(job)
-        return job, await self._get(lesson.name)
+        return job, await self._taught(lesson.name)
 
     async def forget(self, name: CategoryName, example_id: str) -> Job | None:
         """Delete an example and queue a job on those that are left; without examples the category has no adapter.
@@ -165,6 +168,13 @@ class Teaching:
             if example and example.mask == mask:
                 return id
         return None
+
+    async def _taught(self, name: CategoryName) -> CategoryRecord:
+        """The category right after an example of it was stored."""
+        try:
+            return await self._get(name)
+        except NotFoundError as error:
+            raise ConflictError(f"{name.text} was deleted while it was taught: send the example again.") from error
 
     async def _get(self, name: CategoryName) -> CategoryRecord:
         record = await self._categories.get(name.id)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from app import wiring
 from app.errors import AppError, InvalidInputError, UnavailableError
 from app.method.tuning import PAPER, TUNED
+from app.services.job_engine import JobEngine
 from app.settings import Settings
 from app.storage.breaker import StoreAwayError
 from app.storage.jobs import MAX_STREAMS, Job
@@ -144,6 +145,17 @@ class TestService:
         assert len(asyncio.all_tasks()) == 1
         with pytest.raises(UnavailableError):
             await lane.run(lambda: 1, kind="segment")
+
+    async def test_a_store_that_goes_away_right_after_the_start_does_not_end_it(
+        self, tmp_path, database, tiny, caplog, monkeypatch
+    ) -> None:
+        async def away(_: object) -> None:
+            raise StoreAwayError("Connection closed by server.")
+
+        monkeypatch.setattr(JobEngine, "recover", away)
+        async with service(Settings(redis_url=database, data_dir=tmp_path), loaded=[tiny]) as live:
+            assert await live.jobs.list() == []
+        assert "jobs that were not queued are looked for later: Connection closed by server." in caplog.text
 
     async def test_a_warm_up_that_fails_is_told_and_the_service_never_ready(
         self, tmp_path, database, tiny, caplog

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from app.errors import ConflictError, NotFoundError
+from app.services.teaching import Lesson
 from app.storage.jobs import Job
 from app.storage.names import CategoryName
 from tests.services.lessons import CAT, ended, lesson
@@ -86,3 +87,35 @@ async def test_forgetting_an_example_tunes_on_those_that_are_left(wire) -> None:
         assert (await live.categories.get(CAT)).adapter is None
         with pytest.raises(NotFoundError, match="no category"):
             await live.teaching.forget(CategoryName("dog"), first.id)
+
+
+class TestDeletedMeanwhile:
+    """Another client deletes the category while one teaches it."""
+
+    async def test_before_an_example_that_it_had_is_looked_at(self, wire, monkeypatch) -> None:
+        async with wire() as live:
+            await live.teaching.teach(lesson())
+            same = live.teaching._same_example
+
+            async def found_and_deleted(given: Lesson) -> str | None:
+                found = await same(given)
+                await live.categories.delete(CAT)
+                return found
+
+            monkeypatch.setattr(live.teaching, "_same_example", found_and_deleted)
+            accepted = await live.teaching.accept(lesson())
+            assert not accepted.repeated
+            assert (await ended(live, accepted.job)).status == "succeeded"
+            assert len(await live.categories.examples(CAT)) == 1
+
+    async def test_after_the_example_was_stored(self, wire, monkeypatch) -> None:
+        async with wire() as live:
+            add = live.engine.add
+
+            async def deletes_the_category(job: Job) -> None:
+                await add(job)
+                await live.categories.delete(CAT)
+
+            monkeypatch.setattr(live.engine, "add", deletes_the_category)
+            with pytest.raises(ConflictError, match="was deleted while it was taught"):
+                await live.teaching.accept(lesson())
