@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import partial
 from types import TracebackType
@@ -33,8 +33,8 @@ class _Call(NamedTuple):
 class Lane:
     """Thread that runs calls in the order of their arrival.
 
-    Waiting requests run side by side with one thread each. That is faster than one after the other with all threads
-    each, because no request is parallel from end to end. Steps of jobs run alone.
+    Waiting requests run side by side with one thread each, the next as soon as one ends. That is faster than one after
+    the other with all threads each, because no request is parallel from end to end. Steps of jobs run alone.
 
     A job submits its next call after the end of the last one, so it has at most one call in the queue: a request waits
     for the requests before it and for one call of each running job (a step, or encoding an example), never for a whole
@@ -53,11 +53,11 @@ class Lane:
         self._limit = limit
         self._side_by_side = side_by_side
         self._metrics = metrics
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._taken: _Call | None = None  # taken from the queue for the next batch
+        self._calls: deque[_Call] = deque()
+        self._running = 0
         self._waiting: set[Future[Any]] = set()
-        self._lock = threading.Lock()
         self._closed = False
+        self._changed = threading.Condition()  # guards all of the above
         metrics.queue_depth.labels(name).set(0)  # an autoscaler needs the series before the first request
         started = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(threads, started), name=f"lane-{name}", daemon=True)
@@ -103,30 +103,29 @@ class Lane:
 
     def close(self) -> None:
         """Finish the calls in the queue and end the thread."""
-        with self._lock:
-            if self._closed:
-                return
+        with self._changed:
             self._closed = True
-            self._calls.put(None)
+            self._changed.notify_all()
         self._thread.join()
 
     def _submit(self, call: Callable[[], Result], kind: Kind) -> Future[Result]:
         """Put a call into the queue, with its caller's context for traces and log ids."""
         future: Future[Result] = Future()
-        with self._lock:
+        with self._changed:
             if self._closed:
                 raise UnavailableError("The service is stopping: send the request again in a moment.")
             if kind == "segment":
                 self.admit()
                 self._waiting.add(future)
                 self._metrics.queue_depth.labels(self.name).set(len(self._waiting))
-            self._calls.put(_Call(partial(copy_context().run, call), future, kind, time.perf_counter()))
+            self._calls.append(_Call(partial(copy_context().run, call), future, kind, time.perf_counter()))
+            self._changed.notify_all()
         future.add_done_callback(self._leave)
         return future
 
     def _leave(self, future: Future[Any]) -> None:
         """Remove a call from the count of waiting requests: it begins, or its caller has gone."""
-        with self._lock:
+        with self._changed:
             if future in self._waiting:
                 self._waiting.remove(future)
                 self._metrics.queue_depth.labels(self.name).set(len(self._waiting))
@@ -137,47 +136,67 @@ class Lane:
         with ThreadPoolExecutor(
             self._side_by_side, thread_name_prefix=self._thread.name, initializer=_compute_with, initargs=(1,)
         ) as others:
-            while batch := self._next_batch():
+            while kind := self._next_kind():
                 began = time.perf_counter()
-                if len(batch) == 1:
-                    self._answer(batch[0])
+                if kind == "segment" and self._side_by_side > 1 and self._pair_waits():
+                    wait([others.submit(self._answer_requests) for _ in range(self._side_by_side)])
                 else:
-                    list(others.map(self._answer, batch))
-                self._metrics.lane_busy.labels(self.name, batch[0].kind).inc(time.perf_counter() - began)
-                del batch  # otherwise its tensors would live until the next batch
+                    self._answer(self._take())
+                self._metrics.lane_busy.labels(self.name, kind).inc(time.perf_counter() - began)
 
-    def _next_batch(self) -> list[_Call]:
-        """Wait for a call; a request is returned with the requests right behind it. Empty after the last call."""
-        call, self._taken = self._taken or self._calls.get(), None
-        if call is None:
-            return []
-        batch = [call]
-        while batch[-1].kind == "segment" and len(batch) < self._side_by_side:
-            try:
-                following = self._calls.get_nowait()
-            except queue.Empty:
-                break
-            if following is None:
-                self._calls.put(None)  # the end mark: the next batch must find it too
-                break
-            if following.kind != "segment":
-                self._taken = following
-                break
-            batch.append(following)
-        self._metrics.lane_batch_size.labels(self.name).observe(len(batch))
-        return batch
+    def _next_kind(self) -> Kind | None:
+        """Wait for a call; None after the last one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._calls or self._closed)
+            return self._calls[0].kind if self._calls else None
+
+    def _pair_waits(self) -> bool:
+        """True if another request is right behind the next one."""
+        with self._changed:
+            return len(self._calls) > 1 and self._calls[1].kind == "segment"
+
+    def _answer_requests(self) -> None:
+        """Answer one request after another."""
+        while call := self._next_request():
+            self._answer(call)
+            del call  # otherwise its tensors would live until the next call
+
+    def _next_request(self) -> _Call | None:
+        """Wait for the next request while others run.
+
+        Returns:
+            None if a job's step is next, or if no other request runs or waits: the next one then has all threads.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._calls or not self._running)
+            alone = not self._running and len(self._calls) < 2
+            return None if alone or self._calls[0].kind != "segment" else self._take()
+
+    def _take(self) -> _Call:
+        with self._changed:
+            self._running += 1
+            self._metrics.lane_batch_size.labels(self.name).observe(self._running)
+            return self._calls.popleft()
 
     def _answer(self, call: _Call) -> None:
         self._leave(call.future)
+        answer = self._answer_of(call)
+        with self._changed:  # before its caller can send the next one
+            self._running -= 1
+            self._changed.notify_all()
+        answer()
+
+    def _answer_of(self, call: _Call) -> Callable[[], None]:
+        """Run a call; returns what tells its caller."""
         if not call.future.set_running_or_notify_cancel():
-            return
+            return lambda: None
         self._metrics.queue_wait.labels(self.name, call.kind).observe(time.perf_counter() - call.asked_at)
         try:
-            call.future.set_result(call.run())
+            return partial(call.future.set_result, call.run())
         except StopIteration as error:  # a future cannot hold it: the caller would wait for ever
-            call.future.set_exception(RuntimeError(f"the call ended with {error!r}"))
+            return partial(call.future.set_exception, RuntimeError(f"the call ended with {error!r}"))
         except BaseException as error:  # the caller handles it, whatever it is
-            call.future.set_exception(error)
+            return partial(call.future.set_exception, error)
 
 
 def _compute_with(threads: int) -> None:

@@ -216,11 +216,37 @@ class TestSideBySide:
         await gate.open()
         assert await asyncio.gather(*tasks) == [1] * 4
         assert await lane.run(torch.get_num_threads, kind="segment") == 3
-        batches = {
-            size: metrics.registry.get_sample_value("exemplar_lane_batch_size_bucket", {"backbone": "tiny", "le": size})
+        alone, at_most_two = (
+            metrics.registry.get_sample_value("exemplar_lane_batch_size_bucket", {"backbone": "tiny", "le": size})
             for size in ("1.0", "2.0")
-        }
-        assert batches == {"1.0": 2, "2.0": 4}  # the gate and the last, and two pairs
+        )
+        assert at_most_two == 6
+        assert 3 <= alone <= 4  # the gate, the last and the first; and the third, if both before it had ended
+
+    async def test_nobody_waits_for_a_slow_one_that_runs_beside(self, lane: Lane) -> None:
+        gate, goes_on = await blocked(lane), threading.Event()
+        slow = await submitted(lane, partial(goes_on.wait, 10))
+        quick = [await submitted(lane, partial(int, n)) for n in range(3)]
+        await gate.open()
+        assert await asyncio.gather(*quick) == [0, 1, 2]
+        assert await lane.run(lambda: 3, kind="segment") == 3
+        assert not slow.done()
+        goes_on.set()
+        assert await slow
+
+    async def test_a_step_waits_for_what_runs_and_not_for_what_came_later(self, lane: Lane) -> None:
+        gate, goes_on, done = await blocked(lane), threading.Event(), []
+        calls = [partial(goes_on.wait, 10), partial(done.append, "quick")]
+        before = [await submitted(lane, call) for call in calls]
+        step = await submitted(lane, partial(done.append, "step"), kind="tune")
+        later = await submitted(lane, partial(done.append, "later"))
+        await gate.open()
+        await before[1]
+        await asyncio.sleep(0.02)
+        assert done == ["quick"]
+        goes_on.set()
+        await asyncio.gather(before[0], step, later)
+        assert done == ["quick", "step", "later"]
 
     async def test_a_jobs_step_runs_alone_and_in_its_turn(self, lane: Lane) -> None:
         gate, seen = await blocked(lane), []
