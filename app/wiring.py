@@ -37,6 +37,7 @@ from app.services.labelling.changes import Changes
 from app.services.labelling.label_studio import LabelStudio
 from app.services.labelling.photos import LabelStudioClient
 from app.services.lane import Lane
+from app.services.memory import give_back_now_and_then
 from app.services.models import Model, Models, check_layers
 from app.services.photo_memory import PhotoMemory
 from app.services.ranking import Ranking
@@ -247,6 +248,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         )
         await stack.enter_async_context(_in_background(models.warm_up(), "warm-up"))
         await stack.enter_async_context(_in_background(_fill_memory(lookup, models), "memory"))
+        await stack.enter_async_context(_in_background(give_back_now_and_then(), "memory-give-back"))
         await stack.enter_async_context(_in_background(_recover_after(outages, engine), "recovery"))
         await stack.enter_async_context(_in_background(_unending(live.label_changes.work), "label-studio"))
         with patience():

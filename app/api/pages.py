@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel
@@ -22,7 +23,8 @@ class PageQuery(BaseModel):
         """Add the address of the next page to a response, if there is one."""
         if cursor:
             following = request.url.include_query_params(cursor=cursor)
-            response.headers["Link"] = f'<{following.path}?{following.query}>; rel="next"'
+            # The path is decoded, and a name may have any characters.
+            response.headers["Link"] = f'<{quote(following.path)}?{following.query}>; rel="next"'
 
 
 async def _page_query(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from app.method.pipeline import Pipeline
 from app.method.prompts import Query
 from app.metrics import Metrics
 from app.services.lane import Lane
+from app.services.memory import give_back
 from app.storage.layers import LayerStore, StoredRanking
 
 ChosenBy = Literal["InfoScore", "setting", "default"]
@@ -197,7 +197,7 @@ class Models:
 
     async def _warm(self, model: Model, backbone: Backbone) -> None:
         await model.lane.run(partial(_run_once, backbone), kind="rank")
-        await asyncio.to_thread(_return_memory)
+        await asyncio.to_thread(give_back)  # what loading has freed: some tens of megabytes
         model.warm = not model.unloaded
         self._show(model)
 
@@ -249,12 +249,6 @@ def check_layers(backbone: Backbone, layers: tuple[int, ...] | None) -> None:
         raise InvalidInputError(
             f"EXEMPLAR_LAYERS names layer {max(layers)}: {backbone.name} has layers 0 to {backbone.layer_count - 1}."
         )
-
-
-def _return_memory() -> None:
-    """Return what loading has freed to the system; glibc keeps some tens of megabytes of it."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
 
 
 def _run_once(backbone: Backbone) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from urllib.parse import quote
 
 import pytest
 
@@ -82,6 +83,13 @@ class TestPages:
         ]
         versions = [[one["version"] for one in page] for page in follow(api, "/categories/cat/versions?limit=2")]
         assert versions == [[3, 2], [1]]
+
+    @pytest.mark.parametrize("name", ["猫", "50 % cat?", "a+b#c", "Straße <b>"])
+    def test_of_a_category_with_any_name(self, api, name: str) -> None:
+        for number in range(2):
+            sent = {"image": api.photo_number(number), "mask": api.mask}
+            assert api.http.post(f"/categories/{quote(name)}/example", files=sent).status_code == 202
+        assert [len(page) for page in follow(api, f"/categories/{quote(name)}/examples?limit=1")] == [1, 1]
 
     @pytest.mark.parametrize("path", ["/categories", "/jobs", "/categories/c0/examples", "/categories/c0/versions"])
     @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=many", "cursor=nonsense", "cursor=bmFuIHg"])
