@@ -27,7 +27,7 @@ export const rightShare = (adapter) => percent(overlap(adapter));
 
 // How much of the examples comes out as it was marked.
 export function howWell(adapter, examples) {
-  const those = examples === 1 ? "your example" : `your ${examples} examples`;
+  const those = examples === 1 ? "your example" : "your examples";
   return `It marks ${rightShare(adapter)} of ${those} right.`;
 }
 
