@@ -59,18 +59,25 @@ def seconds(call: Callable[[], object], *, repeats: int = 5, warm_up: bool = Tru
     return statistics.median(times)
 
 
+def wait_for(device: str) -> None:
+    """Wait until a device has done what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """Percentile: the value that this share of the values does not exceed."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def matmul_flops(dtype: torch.dtype = torch.float32, side: int = 2048) -> float:
-    """Operations per second of a large matrix product: the peak of this machine."""
-    a = torch.rand(side, side).to(dtype)
+def matmul_flops(dtype: torch.dtype = torch.float32, side: int = 2048, device: str = "cpu") -> float:
+    """Operations per second of a large matrix product: the peak of this device."""
+    a = torch.rand(side, side).to(device, dtype)
     times = []
     for _ in range(9):
         started = time.perf_counter()
         a @ a
+        wait_for(device)
         times.append(time.perf_counter() - started)
     return 2 * side**3 / min(times)
 

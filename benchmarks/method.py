@@ -32,7 +32,7 @@ VOC = (
     *("table", "dog", "horse", "motorbike", "person", "plant", "sheep", "sofa", "train", "tv"),
 )
 _SIZE = 512
-_LAYERS = (0, 3)
+LAYERS = (0, 3)
 
 
 def photo(name: str = "dog") -> np.ndarray:
@@ -41,17 +41,27 @@ def photo(name: str = "dog") -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-def blip_large() -> BlipForImageTextRetrieval:
-    """BLIP-large with 446 million random parameters and sharpened cross-attention, so that the maps differ."""
+def blip_large(**vision: int) -> BlipForImageTextRetrieval:
+    """BLIP-large with 446 million random parameters and sharpened cross-attention, so that the maps differ.
+
+    Args:
+        vision: Sizes of another image tower.
+    """
     config = BlipConfig(
-        text_config={"hidden_size": 768, "encoder_hidden_size": 1024, "num_attention_heads": 12, "projection_dim": 256},
+        text_config={
+            "hidden_size": 768,
+            "encoder_hidden_size": vision.get("hidden_size", 1024),
+            "num_attention_heads": 12,
+            "projection_dim": 256,
+        },
         vision_config={
             "hidden_size": 1024,
             "intermediate_size": 4096,
             "num_hidden_layers": 24,
             "num_attention_heads": 16,
             "image_size": 384,
-        },
+        }
+        | vision,
     )
     torch.manual_seed(0)
     model = BlipForImageTextRetrieval(config).eval().requires_grad_(False)
@@ -59,6 +69,16 @@ def blip_large() -> BlipForImageTextRetrieval:
         layer.crossattention.self.query.weight.mul_(4)
         layer.crossattention.self.key.weight.mul_(4)
     return model
+
+
+def tower_operations(model: BlipForImageTextRetrieval, size: int) -> int:
+    """Floating-point operations of the image tower on one input of so many pixels a side."""
+    # Multiply-adds of a ViT layer, two operations each: 12 · width² per token in matrices, 2 · width per pair of tokens
+    # in attention.
+    config = model.config.vision_config
+    tokens, width = (size // config.patch_size) ** 2 + 1, config.hidden_size
+    per_layer = 12 * width**2 * tokens + 2 * width * tokens**2
+    return 2 * int(config.num_hidden_layers * per_layer)
 
 
 @torch.no_grad()
@@ -106,11 +126,11 @@ def _segment(
     text = backbone.tokenize(prompts.words)
     pixels = imagenet_normalise(rgb)
     queries = [Query((name,)) for name in VOC]
-    pipeline = Pipeline(backbone, layers=_LAYERS, refinement=crf, min_relative_score=0.0)
+    pipeline = Pipeline(backbone, layers=LAYERS, refinement=crf, min_relative_score=0.0)
     results: dict[str, Tensor] = {}
 
     def theirs() -> None:
-        results["plain"] = plain.crf(plain.class_map(model, pixels, text, prompts.spans, _LAYERS), pixels)
+        results["plain"] = plain.crf(plain.class_map(model, pixels, text, prompts.spans, LAYERS), pixels)
 
     def ours() -> None:
         found = pipeline.class_map(encode_one(backbone, rgb), queries)
@@ -119,10 +139,7 @@ def _segment(
     before, after = seconds(theirs, repeats=1, warm_up=False), seconds(ours, repeats=3)
     tower = seconds(lambda: encode_one(backbone, rgb), repeats=3)
     agree = (results["plain"].argmax(dim=0) == results["ours"].argmax(dim=0)).float().mean()
-    # Multiply-adds of a ViT layer, two operations each: 12 · width² per token in matrices, 2 · width per pair of tokens
-    # in attention.
-    tokens, width, layers = (_SIZE // 16) ** 2 + 1, 1024, 24
-    operations = 2 * layers * (12 * width**2 * tokens + 2 * width * tokens**2)
+    operations = tower_operations(model, _SIZE)
     yield Row(
         f"segment, BLIP-large, {_SIZE} px, {len(prompts.words)} prompts, 21 classes, CRF",
         text_ms(before),
@@ -148,7 +165,7 @@ def _tune(model: BlipForImageTextRetrieval, backbone: Blip, prompts: Prompts, rg
     dog = VOC.index("dog") + 1
     labels[0, 150:400, 100:300], labels[1, 150:400, -300:-100] = dog, dog
     encoded = [encode_one(backbone, image) for image in images]
-    joint = JointTuning(backbone, encoded, list(labels), text=text, spans=prompts.spans, layers=_LAYERS)
+    joint = JointTuning(backbone, encoded, list(labels), text=text, spans=prompts.spans, layers=LAYERS)
     first = next(joint.epoch())
     joint_s = seconds(lambda: next(joint.epoch()), repeats=3, warm_up=False)
     others = [Query((name,)) for name in VOC if name != "dog"][:COMPETING_CATEGORIES]
@@ -157,11 +174,11 @@ def _tune(model: BlipForImageTextRetrieval, backbone: Blip, prompts: Prompts, rg
         [Shot.of(backbone, encoded[0], (labels[0] == dog).long())],
         ["dog"],
         others=Prompts.of(others, taken=["dog"]),
-        layers=_LAYERS,
+        layers=LAYERS,
     )
     own_s = seconds(own.step, repeats=5)
     # Run last, because it changes the model.
-    theirs = plain.JointTuning(model, imagenet_normalise(torch.stack(images)), labels, text, prompts.spans, _LAYERS)
+    theirs = plain.JointTuning(model, imagenet_normalise(torch.stack(images)), labels, text, prompts.spans, LAYERS)
     losses: list[float] = []
     plain_s = seconds(lambda: losses.append(theirs.step()), repeats=1, warm_up=False)
     what = "BLIP-large, 21 classes, 2 photos, per step"
