@@ -36,3 +36,36 @@ print(full - resident_mb())
 def test_gaps_in_the_heap_are_given_back() -> None:
     ran = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=True)
     assert float(ran.stdout) > 80
+
+
+_THREADS = """
+import ctypes, threading
+import app.services.memory as memory
+
+memory.use_few_heaps()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+together = threading.Barrier(9)
+
+def allocate():
+    for _ in range(100):
+        libc.malloc(50_000)
+    together.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+for thread in threads:
+    thread.start()
+together.wait()
+libc.fopen.restype = ctypes.c_void_p
+libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+libc.fclose.argtypes = [ctypes.c_void_p]
+out = libc.fopen(b"/dev/stdout", b"w")
+libc.malloc_info(0, out)
+libc.fclose(out)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_many_threads_share_two_heaps() -> None:
+    ran = subprocess.run([sys.executable, "-c", _THREADS], capture_output=True, text=True, check=True)
+    assert ran.stdout.count("<heap nr=") == 2
