@@ -98,20 +98,29 @@ def growth(
         gauge: What is looked at; resident memory unless another is given.
         warm_up_s: Seconds of the warm-up; None for a third of the time.
     """
-    total = samples[-1].seconds
-    since_s = WARM_UP * total if warm_up_s is None else warm_up_s
-
-    def middle(since: float, until: float) -> float:
-        window = [gauge(one) for one in samples if since <= one.seconds <= until]
-        return median(window or [gauge(one) for one in samples])
-
-    return middle(total - _WINDOW * total, total) / middle(since_s, since_s + _WINDOW * total) - 1
+    before, after = _windows(samples, warm_up_s)
+    return median(map(gauge, after)) / median(map(gauge, before)) - 1
 
 
 def growth_over_teachings(samples: Sequence[Sample], number: int, *, warm_up_s: float) -> int | None:
-    """Bytes by which resident memory grew over so many teachings after the warm-up; None if there were fewer."""
-    warm = [one for one in samples if one.seconds >= warm_up_s]
-    for one in warm:
-        if one.teachings - warm[0].teachings >= number:
-            return one.resident - warm[0].resident
-    return None
+    """Bytes by which resident memory grew with so many teachings after the warm-up; None if there were fewer.
+
+    Of one moment it would tell how busy the service was just then.
+    """
+    before, after = _windows(samples, warm_up_s)
+    taught = median(one.teachings for one in after) - median(one.teachings for one in before)
+    if taught < number:
+        return None
+    grown = median(one.resident for one in after) - median(one.resident for one in before)
+    return round(number * grown / taught)
+
+
+def _windows(samples: Sequence[Sample], warm_up_s: float | None) -> tuple[list[Sample], list[Sample]]:
+    """The samples right after the warm-up, and the last ones; all where there are none."""
+    total = samples[-1].seconds
+    since_s = WARM_UP * total if warm_up_s is None else warm_up_s
+
+    def within(since: float, until: float) -> list[Sample]:
+        return [one for one in samples if since <= one.seconds <= until] or list(samples)
+
+    return within(since_s, since_s + _WINDOW * total), within(total - _WINDOW * total, total)
