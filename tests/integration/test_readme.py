@@ -94,11 +94,11 @@ def test_command_line(url: str, tmp_path: Path) -> None:
     ended_job(url)
 
 
-def test_python(url: str) -> None:
-    (snippet,) = blocks("README.md", "python")
-    code = snippet.replace(ADDRESS, url)
+def python_of(document: str, url: str) -> subprocess.CompletedProcess[str]:
+    """The only Python of a document, run."""
+    (snippet,) = blocks(document, "python")
     ran = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", snippet.replace(ADDRESS, url)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT / "client")},
         capture_output=True,
@@ -106,5 +106,16 @@ def test_python(url: str) -> None:
         timeout=DEADLINE_S,
     )
     assert ran.returncode == 0, ran.stderr
+    return ran
+
+
+def test_python_of_the_readme(url: str) -> None:
+    ran = python_of("README.md", url)
     assert ran.stderr.startswith("teaching cat: succeeded")
     assert [line.split()[0] for line in ran.stdout.splitlines()] == ["cat", "sofa"]
+
+
+def test_python_of_the_tutorial(url: str) -> None:
+    found = dict(line.split(" ", 1) for line in python_of("docs/tutorial.md", url).stdout.splitlines())
+    assert len(found) == len([*(ROOT / "examples").glob("*.jpg"), *(ROOT / "examples").glob("*.png")])
+    assert "'dog'" in found["dog.jpg"]
