@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter
 from app.errors import AppError, OverloadedError, UnavailableError
 from app.services.renewal import renewing
 from app.storage.annotation_changes import AnnotationChanges
-from app.storage.connection import StoreError
+from app.storage.connection import StoreError, is_outage
 from app.storage.records import json_value, validated
 
 from .annotations import Annotations, Marked, marked_of
@@ -100,11 +100,15 @@ class Changes:
 
     async def work(self) -> None:
         """Make the changes, for ever."""
+        away = False
         while True:
             try:
                 await self._make_all()
+                away = False
             except StoreError as error:
-                _log.warning("annotations wait to be learnt: %s", error)
+                if not away:  # one line for each outage
+                    _log.warning("annotations wait to be learnt: %s", error)
+                away = True
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._told.wait(), _LOOK_S)
             self._told.clear()
@@ -116,10 +120,10 @@ class Changes:
             while alone and (raw := await self._pending.first()) is not None:
                 try:
                     await self._make(raw)
-                except StoreError:
-                    raise
-                except Exception:  # a bug, by which no other change may wait
-                    _log.exception("an annotation is not learnt")
+                except Exception as error:
+                    if is_outage(error):
+                        raise
+                    _log.exception("an annotation is not learnt")  # a bug, by which no other change may wait
                 await self._pending.remove(raw)
 
     @asynccontextmanager
@@ -153,20 +157,17 @@ class Changes:
                 await self._tried(partial(self._learn_project, project, config))
 
     async def _tried(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Do it, again after a pause if Label Studio does not answer, and as long as the store does not."""
-        tries_left = _TRIES
-        while tries_left:
+        """Do it, again after a pause if Label Studio does not answer."""
+        for tries_left in reversed(range(_TRIES)):
             try:
                 return await action()
-            except StoreError as error:
-                _log.warning("an annotation waits to be learnt: %s", error)
             except UnavailableError as error:
-                tries_left -= 1
                 _log.warning("an annotation waits to be learnt: %s", error)
+                if tries_left:
+                    await asyncio.sleep(_PAUSE_S)
             except AppError as error:
                 _log.warning("an annotation is not learnt: %s", error)
                 return None
-            await asyncio.sleep(_PAUSE_S)
         _log.error("an annotation is not learnt; start the training in Label Studio to learn it")
         return None
 
