@@ -7,6 +7,7 @@ with simulated ones, and prints the tables of docs/scaling.md.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 import statistics
 import tempfile
@@ -75,19 +76,32 @@ def random_arrivals(per_s: float, requests: int, *, seed: int = 0) -> np.ndarray
 def latencies(times: ServiceTimes, arrivals: np.ndarray, *, seed: int = 0) -> np.ndarray:
     """Seconds from each request's arrival to its answer, at one replica.
 
-    Model of the lane: it starts up to `SIDE_BY_SIDE` waiting requests together. Each is answered when it is done; the
-    next ones start when all of them are done.
+    Model of the lane: a request that waits alone runs alone. If more wait, up to `SIDE_BY_SIDE` run together, the next
+    as soon as one is done, until nobody else runs or waits.
     """
     requests = len(arrivals)
     spent = np.random.default_rng(seed).choice(times.alone_s, requests)
     ended = np.empty(requests)
+
+    def pair_waits(moment: float, first: int) -> bool:
+        return first + 1 < requests and arrivals[first + 1] <= moment
+
     free, first = 0.0, 0
     while first < requests:
         start = max(free, arrivals[first])
-        waiting = int(np.searchsorted(arrivals, start, side="right")) - first
-        end = first + min(max(waiting, 1), SIDE_BY_SIDE)
-        ended[first:end] = start + spent[first:end] * (times.together if end - first > 1 else 1)
-        free, first = ended[first:end].max(), end
+        if not pair_waits(start, first):
+            free = ended[first] = start + spent[first]
+            first += 1
+            continue
+        ends = [start] * SIDE_BY_SIDE  # when each of those that run together is done, the next one first
+        while first < requests:
+            start = max(ends[0], arrivals[first])
+            if max(ends) <= start and not pair_waits(start, first):
+                break
+            ended[first] = start + spent[first] * times.together
+            heapq.heapreplace(ends, ended[first])
+            first += 1
+        free = max(ends)
     return ended - arrivals
 
 

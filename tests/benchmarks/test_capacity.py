@@ -16,11 +16,22 @@ def test_a_request_in_a_thousand_years_takes_its_own_time() -> None:
 def test_where_two_take_twice_as_long_the_wait_is_that_of_one_server() -> None:
     """Half loaded, constant times: the mean wait of M/D/1 is ρ / 2(1 − ρ) = half a service time (Pollaczek–Khinchine).
 
-    A pair ends when both end, so that its first waits for its second: longer, and less than a service time longer.
+    A pair ends late, and what came meanwhile begins beside its second: longer, and less than a service time longer.
     """
     times = ServiceTimes(alone_s=(1.0,), together=2.0)
     mean = latencies(times, random_arrivals(0.5, 200_000)).mean()
     assert 1.5 < mean < 2.0
+
+
+def test_the_last_of_three_at_once_runs_alone() -> None:
+    times = ServiceTimes(alone_s=(1.0,), together=1.5)
+    assert latencies(times, np.array([0.0, 0.0, 0.0])).tolist() == [1.5, 1.5, 2.5]
+
+
+def test_a_request_begins_beside_one_that_still_runs() -> None:
+    times = ServiceTimes(alone_s=(1.0,), together=1.5)
+    # Two begin at 0 and end at 1.5; of the three that came meanwhile two begin then, and the last alone at 3.
+    assert latencies(times, np.array([0.0, 0.0, 0.5, 1.0, 1.25])).tolist() == [1.5, 1.5, 2.5, 2.0, 2.75]
 
 
 def test_a_loaded_lane_answers_two_at_a_time() -> None:
