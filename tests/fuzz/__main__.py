@@ -32,9 +32,12 @@ from tests.soak.gauges import Sample, growth, sample
 from .rounds import records, uploads
 
 # That a file is an image, a text is a mask, a name has no slash and an ETag is the current one is more than a schema
-# says. A batch answers 200 and tells in a photo's line what is wrong with it; and an empty field of a form is one that
-# was not filled in.
+# says. A header may refuse a request before its body is read (412). A batch answers 200 and tells in a photo's line
+# what is wrong with it; and an empty field of a form is one that was not filled in.
 _CONFIG = """
+[checks.negative_data_rejection]
+expected-statuses = [400, 401, 403, 404, 405, 406, 409, 412, 413, 415, 422, 428, 429]
+
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", 400, 404, 409, 412, 413, 415, 422]
 
