@@ -121,7 +121,8 @@ def _totals(target: _Target, samples: list[Sample], console: Console) -> list[st
     statuses: Counter[str] = Counter()
     for family in text_string_to_metric_families(httpx2.get(f"{target.url}/metrics", timeout=60).text):
         for one in family.samples:
-            if one.name == "exemplar_requests_total":
+            # The probe of its start is answered with 503 until the model is warm.
+            if one.name == "exemplar_requests_total" and one.labels["route"] != "/readyz":
                 statuses[one.labels["status"]] += int(one.value)
     console.print(f"{statuses.total()} requests: " + ", ".join(f"{key} {statuses[key]}" for key in sorted(statuses)))
     faults = [f"{number} answers with {status}" for status, number in statuses.items() if status.startswith("5")]
