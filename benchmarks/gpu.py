@@ -192,7 +192,11 @@ def service_lines(setting: Setting, console: Console) -> Iterator[Line]:
             files = [next(photos) for _ in range(clients * _REQUESTS_EACH)]
             with ThreadPoolExecutor(clients) as pool:
                 started = time.perf_counter()
-                times = list(pool.map(lambda file: _timed(lambda: client.segment(file, names)), files))
+                times = list(
+                    pool.map(
+                        lambda file: seconds(partial(client.segment, file, names), repeats=1, warm_up=False), files
+                    )
+                )
                 per_s = len(files) / (time.perf_counter() - started)
             p50, p95 = (text_ms(percentile(times, share)) for share in (0.5, 0.95))
             yield f"{clients} clients at a time", f"p50 {p50}, p95 {p95}", f"{per_s:.1f} requests / s"
@@ -224,12 +228,6 @@ def _agreement(found: Prediction, expected: Prediction) -> Line:
 
 def _is_cuda(device: str) -> bool:
     return torch.device(device).type == "cuda"
-
-
-def _timed(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -32,7 +31,7 @@ from app.method.prompts import Query
 from app.method.refinement import crf
 from app.settings import Settings
 
-from .measure import Row, table, text_ms
+from .measure import Row, seconds, table, text_ms
 from .method import photo
 from .presence import NAMES, taught_copies
 
@@ -61,9 +60,7 @@ def _row(what: str, make: Callable[[], Callable[[], object]], ours: Callable[[],
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+    return seconds(call, repeats=1, warm_up=False)
 
 
 def _ours() -> Callable[[], object]:

@@ -162,15 +162,9 @@ class TuningJob:
             "succeeded",
             adapter_version=result.version,
             example_iou=result.example_iou,
-            not_learned=await self._is_not_learned(category_id, max(result.example_iou, result.zero_shot_example_iou)),
+            not_learned=max(result.example_iou, result.zero_shot_example_iou) < _LEARNT_IOU,
             step=job.steps,
         )
-
-    async def _is_not_learned(self, category_id: str, overlap: float) -> bool:
-        """True if the category is badly found in its examples; not known if some lack it, as they count in the mean."""
-        if overlap >= _LEARNT_IOU:
-            return False
-        return not any(example.absent for example in await self._categories.example_infos(category_id))
 
     async def _withdraw(self, job: Job) -> bool:
         return await self._categories.withdraw(job.category_id, generation=job.generation)

@@ -121,9 +121,10 @@ class Changes:
                 try:
                     await self._make(raw)
                 except Exception as error:
-                    if is_outage(error):
+                    if is_outage(error):  # it stays the first, and is made once the store is back
                         raise
-                    _log.exception("an annotation is not learnt")  # a bug, by which no other change may wait
+                    # A bug: with this change left in front, no other would ever be made.
+                    _log.exception("an annotation is not learnt")
                 await self._pending.remove(raw)
 
     @asynccontextmanager
