@@ -7,40 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import httpx2 as httpx
-from redis.asyncio import Redis
 from rich.console import Console
 
-from app.client import Client
-from app.demo import EXAMPLES, running_service
-from app.storage import keys
-from app.storage.names import CategoryName
-from app.storage.server import EmbeddedServer
+from app.demo import running_service
 
+from .copies import empty_store, store_copies, teach_one
 from .measure import Row, table
 
 _FEW, _MANY = 1_000, 100_000
 _ROUNDS = 15
-_PER_PIPELINE = 1_000
-_TAUGHT = CategoryName("taught")
 
 
 def listing_rows(console: Console) -> list[Row]:
     """Time of the first page, and of one in the middle, of 100,000 categories against 1,000."""
-    with _store() as few, _store() as many, running_service(console, redis_url=few) as usual:
-        with Client(usual.url) as client:
-            job = client.teach(_TAUGHT.text, EXAMPLES / "kitten.jpg", EXAMPLES / "kitten_mask.png")
-            for _ in client.follow(job["id"]):
-                pass
-        with console.status(f"storing {_MANY:,} categories"):
-            asyncio.run(_store_copies(few, few, _FEW))
-            asyncio.run(_store_copies(few, many, _MANY))
+    with empty_store() as few, empty_store() as many, running_service(console, redis_url=few) as usual:
+        teach_one(usual.url)
+        asyncio.run(store_copies(few, few, _FEW))
+        asyncio.run(store_copies(few, many, _MANY))
         with running_service(console, redis_url=many) as large:
             urls = (f"{usual.url}/categories", f"{large.url}/categories", _middle(f"{large.url}/categories"))
             first_of_few, first, middle = _medians_s(urls)
@@ -55,35 +41,6 @@ def listing_rows(console: Console) -> list[Row]:
             "≤ 1.5",
         ),
     ]
-
-
-@contextmanager
-def _store() -> Iterator[str]:
-    """Address of an embedded server that holds nothing."""
-    with tempfile.TemporaryDirectory() as folder:
-        server = EmbeddedServer.start(Path(folder))
-        try:
-            yield server.url
-        finally:
-            server.stop()
-
-
-async def _store_copies(source: str, target: str, count: int) -> None:
-    """Write copies of the taught category's records under other names; adapters and photos are not copied."""
-    async with Redis.from_url(source) as redis:
-        record = await redis.hgetall(keys.category(_TAUGHT.id))
-        examples = await redis.lrange(keys.example_ids(_TAUGHT.id), 0, -1)
-        versions = await redis.hgetall(keys.versions(_TAUGHT.id))
-    async with Redis.from_url(target) as redis:
-        for start in range(0, count, _PER_PIPELINE):
-            async with redis.pipeline(transaction=False) as pipe:
-                for number in range(start, start + _PER_PIPELINE):
-                    name = CategoryName(f"category {number}")
-                    pipe.hset(keys.category(name.id), mapping=record | {b"name": name.text.encode()})
-                    pipe.rpush(keys.example_ids(name.id), *examples)
-                    pipe.hset(keys.versions(name.id), mapping=versions)
-                    pipe.zadd(keys.CATEGORIES, {name.id: float(number)})
-                await pipe.execute()
 
 
 def _middle(url: str, pages: int = 500) -> str:

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from .listing import listing_rows
+from .many import many_rows
 from .measure import table
 from .method import crf_rows, large_rows
 from .peers import peer_rows
@@ -30,7 +31,7 @@ def main() -> None:
     console = Console(width=180)
     torch.set_num_threads(os.cpu_count() or 1)
     stages, service = service_rows(console)
-    service += [*listing_rows(console), *start_rows()]
+    service += [*many_rows(console), *listing_rows(console), *start_rows()]
     console.print(table("The service, embedded backbone", service))
     with console.status("measuring the baseline takes minutes"):
         method = [*crf_rows(), presence_row(), *large_rows()]

@@ -40,7 +40,7 @@ def service_rows(console: Console) -> tuple[list[dict[str, Any]], list[Row]]:
         names, others = words(2 * _MANY)[::2], words(2 * _MANY)[1::2]
         import_copies(service, names, adapter_of(service, "taught"))
         stages = [
-            {"kind": kind, "categories": count, **_requests(client, photos, chosen[:count], f"{count} {kind}")}
+            {"kind": kind, "categories": count, **requests(client, photos, chosen[:count], f"{count} {kind}")}
             for kind, chosen in (("named", others), ("taught", names))
             for count in (1, 10, 100)
         ]
@@ -66,7 +66,7 @@ def rounds_row(console: Console) -> Row:
         p50 = []
         for rounds, service in ((20, paper), (3, usual)):
             with Client(service.url) as client:
-                p50.append(_requests(client, photos, names, f"10 named, {rounds} rounds")["p50_ms"])
+                p50.append(requests(client, photos, names, f"10 named, {rounds} rounds")["p50_ms"])
     before, after = (text_ms(ms / 1000) for ms in p50)
     return Row(
         "POST /segment, p50, 10 named: EXEMPLAR_METHOD=paper (20 rounds of the CRF, no mask decoder) over the default",
@@ -125,9 +125,10 @@ def words(count: int) -> list[str]:
     return words[:: len(words) // count][:count]
 
 
-def _requests(
+def requests(
     client: Client, photos: Iterator[Path], names: list[str], what: str, repeats: int = _REQUESTS
 ) -> dict[str, Any]:
+    """Median time of a request for these categories, and of each of its stages; the first one is a warm-up."""
     client.segment(next(photos), names)  # the first use of an adapter reads it from the store
     times, stages = [], []
     for _ in track(range(repeats), description=what, transient=True):
@@ -150,7 +151,7 @@ def _floor_row(ten: dict[str, Any]) -> Row:
 
 def _many(service: RunningService, client: Client, photos: Iterator[Path], names: list[str], ten_s: float) -> list[Row]:
     memory_ten = peak_bytes(service.pid)
-    many_s = _requests(client, photos, names, f"{len(names)} taught", repeats=3)["p50_ms"] / 1000
+    many_s = requests(client, photos, names, f"{len(names)} taught", repeats=3)["p50_ms"] / 1000
     memory_many = peak_bytes(service.pid)
     what = f"{len(names)} taught categories over 10"
     gigabytes = [f"{size / 2**30:.2f} GB" for size in (memory_ten, memory_many)]
@@ -199,7 +200,7 @@ def _beside_another_process(client: Client, photos: Iterator[Path], names: list[
     """Time of POST /segment beside a process that keeps one core busy, on a machine with two cores."""
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        beside_ms = _requests(client, photos, names, "beside a busy process")["p50_ms"]
+        beside_ms = requests(client, photos, names, "beside a busy process")["p50_ms"]
     finally:
         busy.kill()
         busy.wait()

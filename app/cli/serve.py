@@ -15,7 +15,7 @@ import typer
 from app import logs, telemetry
 from app.cli.terminal import check_writable, console, settings_with
 from app.errors import UnavailableError
-from app.services.memory import use_few_heaps
+from app.services.memory import bound_heaps
 from app.settings import Settings
 
 
@@ -24,7 +24,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one (EXEMPLAR_PORT).")] = None,
 ) -> None:
     """Run the HTTP service."""
-    use_few_heaps()
+    bound_heaps()
     settings = settings_with(host=host, port=port)
     logs.configure(settings.log)
     telemetry.configure()
@@ -33,7 +33,7 @@ def serve(
 
 def worker() -> None:
     """Run jobs without HTTP, beside services that share the store."""
-    use_few_heaps()
+    bound_heaps()
     with _nothing_to_collect():
         from app.worker import run_worker
 

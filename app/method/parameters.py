@@ -142,7 +142,7 @@ class VisualPrompt:
         return VisualPrompt(torch.stack([p.direction for p in prompts]), torch.stack([p.bias for p in prompts]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a memory equals itself alone, so that what is computed of it can be kept
 class ExampleMemory:
     """The appearance of the examples as a mask decoder keeps it: directions of patches inside and outside the masks.
 

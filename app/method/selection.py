@@ -133,7 +133,7 @@ def visual_prompt_harms(with_prompt: float, without: float, words: float) -> boo
 
 @torch.no_grad()
 def select(tuning: CategoryTuning) -> Pieces[Outcome]:
-    """Choose between what was tuned and the words, by the steps so far; a generator that pauses after each example.
+    """Choose between what was tuned and the words, by the steps so far; a generator that pauses after each measurement.
 
     The tuned parameters are judged without the appearance of the examples, since an example looks like itself. Photos
     without the category judge nothing: they set the bias of its presence, which keeps it out of photos like them.
@@ -141,6 +141,7 @@ def select(tuning: CategoryTuning) -> Pieces[Outcome]:
     tuned, words, alone = tuning.tuned(), [], []
     for index in tuning.shown:
         words.append(tuning.iou(index, None))
+        yield
         alone.append(tuning.iou(index, tuned))
         yield
     known = False

@@ -129,13 +129,13 @@ class TestSelect:
         assert outcome.zero_shot_example_iou == pytest.approx(sum(words) / 3)
         assert outcome.example_iou == pytest.approx(sum(kept) / 3)
 
-    def test_it_pauses_after_every_example_and_ends_the_same(self, blip: Blip, shots: list[Shot]) -> None:
+    def test_it_pauses_after_every_measurement_and_ends_the_same(self, blip: Blip, shots: list[Shot]) -> None:
         tuning = tuning_of(blip, shots)
         tuning.step()
         at_once, pieces, pauses = finished(select(tuning)), select(tuning), 0
         while (outcome := advance(pieces)) is None:
             pauses += 1
-        assert pauses == 3 * len(shots)
+        assert pauses == 4 * len(shots)
         assert (outcome.example_iou, outcome.zero_shot_example_iou) == (
             at_once.example_iou,
             at_once.zero_shot_example_iou,

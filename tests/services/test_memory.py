@@ -42,7 +42,7 @@ _THREADS = """
 import ctypes, threading
 import app.services.memory as memory
 
-memory.use_few_heaps()
+memory.bound_heaps()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 together = threading.Barrier(9)
@@ -69,3 +69,32 @@ libc.fclose(out)
 def test_many_threads_share_two_heaps() -> None:
     ran = subprocess.run([sys.executable, "-c", _THREADS], capture_output=True, text=True, check=True)
     assert ran.stdout.count("<heap nr=") == 2
+
+
+_LARGE = """
+import ctypes
+import app.services.memory as memory
+
+def resident_mb():
+    with open("/proc/self/status") as status:
+        return int(next(line for line in status if line.startswith("VmRSS")).split()[1]) / 1024
+
+memory.bound_heaps()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+# By default, the first large block that is freed makes glibc put all of its size into a heap from then on.
+libc.free(libc.malloc(30_000_000))
+blocks = [libc.malloc(size) for size in (20_000_000, 10_000, 20_000_000, 10_000)]
+for block, size in zip(blocks, (20_000_000, 10_000) * 2):
+    ctypes.memset(block, 1, size)
+full = resident_mb()
+libc.free(blocks[0])
+print(full - resident_mb())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_a_large_block_is_given_back_when_it_is_freed() -> None:
+    ran = subprocess.run([sys.executable, "-c", _LARGE], capture_output=True, text=True, check=True)
+    assert float(ran.stdout) > 15

@@ -4,9 +4,10 @@ The bank is a few hundred photos, each as a few directions in the mask decoder's
 like a category's examples the most alike of them are says how much likeness means: a photo must stand out from it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -60,10 +61,21 @@ class Presence:
         bank: Photos to stand out from.
         named: Model of `WORD_FACTS`.
         taught: Model of `WORD_FACTS` and `EXAMPLE_FACTS`.
+        looks: Model of `EXAMPLE_FACTS` alone.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], bank: Bank, named: LogisticModel, taught: LogisticModel) -> None:
-        self._weights, self._bank, self._named, self._taught = weights, bank, named, taught
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        bank: Bank,
+        named: LogisticModel,
+        taught: LogisticModel,
+        looks: LogisticModel,
+    ) -> None:
+        self._weights, self._bank = weights, bank
+        self._named, self._taught, self._looks = named, taught, looks
+        # No photo changes what the bank gives for a memory, which is nearly all there is to compute.
+        self._in_bank: WeakKeyDictionary[ExampleMemory, Tensor] = WeakKeyDictionary()
 
     @staticmethod
     def load(file: Path, weights: Mapping[str, Tensor], *, revision: str) -> "Presence | None":
@@ -73,11 +85,11 @@ class Presence:
                 return None
             device = weights["example.bias"].device
             tensors = {name: stored.get_tensor(name).float().to(device) for name in stored.keys()}  # noqa: SIM118
-        bank, named, taught = (
+        bank, *models = (
             {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            for prefix in ("bank.", "named.", "taught.")
+            for prefix in ("bank.", "named.", "taught.", "looks.")
         )
-        return Presence(weights, Bank(**bank), LogisticModel(**named), LogisticModel(**taught))
+        return Presence(weights, Bank(**bank), *(LogisticModel(**model) for model in models))
 
     def __call__(
         self,
@@ -91,11 +103,30 @@ class Presence:
         presence = self._named(facts)
         rows = [row for row, memory in enumerate(memories) if memory]
         if rows:
-            stacked = ExampleMemory.stack([memory for memory in memories if memory]).map(lambda t: t.to(facts))
-            places = place(self._weights, patch_features)
-            examples = example_facts(self._bank, places, stacked, self._weights["example.sharpness"].exp())
+            examples = self._example_facts(patch_features, [memory for memory in memories if memory])
             presence[rows] = self._taught(torch.cat([facts[rows], examples], dim=1))
         return presence
+
+    def by_looks(
+        self, patch_features: Float[Tensor, "patch feature"], memories: Sequence[ExampleMemory]
+    ) -> Float[Tensor, "category"]:
+        """See `app.method.presence.PresenceModel`."""
+        return self._looks(self._example_facts(patch_features, memories))
+
+    def _example_facts(
+        self, patch_features: Float[Tensor, "patch feature"], memories: Sequence[ExampleMemory]
+    ) -> Float[Tensor, "category fact"]:
+        places, sharpness = place(self._weights, patch_features), self._weights["example.sharpness"].exp()
+        new = [memory for memory in memories if memory not in self._in_bank]
+        for some in _passes(new):
+            likeness = likeness_in_bank(self._bank, _stacked(some, places), sharpness)
+            self._in_bank.update(zip(some, likeness.unbind(), strict=True))
+        everywhere = density(places, self._bank.centroids, self._bank.share, sharpness)
+        parts = []
+        for some in _passes(memories):
+            in_bank = torch.stack([self._in_bank[memory] for memory in some])
+            parts.append(example_facts(in_bank, everywhere, places, _stacked(some, places), sharpness))
+        return torch.cat(parts)
 
 
 def density(
@@ -110,8 +141,25 @@ def density(
     return (share.clamp_min(1e-9)[..., None, :] @ cosines.mul_(sharpness).exp_())[..., 0, :].log()
 
 
+def likeness_in_bank(bank: Bank, memories: ExampleMemory, sharpness: Float[Tensor, ""]) -> Float[Tensor, "category 2"]:
+    """Likeness to each category's examples in the bank: its median over the photos, and a usual value above that.
+
+    Args:
+        bank: Photos of many things.
+        memories: Stacked over categories.
+        sharpness: Of the kernels.
+    """
+    likeness = density(bank.directions.flatten(0, 1), memories.inside, memories.inside_share, sharpness)
+    best = (likeness - bank.density.flatten()).view(-1, *bank.density.shape).amax(dim=2)
+    return best.quantile(torch.tensor([0.5, _UPPER_QUANTILE]).to(best), dim=1).T
+
+
 def example_facts(
-    bank: Bank, places: Float[Tensor, "patch space"], memories: ExampleMemory, sharpness: Float[Tensor, ""]
+    in_bank: Float[Tensor, "category 2"],
+    everywhere: Float[Tensor, "patch"],
+    places: Float[Tensor, "patch space"],
+    memories: ExampleMemory,
+    sharpness: Float[Tensor, ""],
 ) -> Float[Tensor, "category fact"]:
     """`EXAMPLE_FACTS` of each taught category.
 
@@ -119,25 +167,24 @@ def example_facts(
     larger, of the photos that are known to lack the category.
 
     Args:
-        bank: Photos to stand out from.
+        in_bank: By `likeness_in_bank`.
+        everywhere: Density of all photos at each place.
         places: Of the photo's patches in the mask decoder's space.
         memories: Stacked over categories.
         sharpness: Of the kernels.
     """
-    everywhere = density(places, bank.centroids, bank.share, sharpness)
-    of_bank, density_of_bank = bank.directions.flatten(0, 1), bank.density.flatten()
-    parts = []
-    for start in range(0, len(memories.facts), _CATEGORIES_PER_PASS):
-        some = _part(memories, slice(start, start + _CATEGORIES_PER_PASS))
-        elsewhere = density(places, some.absent, some.absent_share, sharpness).maximum(everywhere)
-        ratio = best_means(density(places, some.inside, some.inside_share, sharpness) - elsewhere)
-        likeness = density(of_bank, some.inside, some.inside_share, sharpness) - density_of_bank
-        best = likeness.view(-1, *bank.density.shape).amax(dim=2)
-        median, upper = best.quantile(torch.tensor([0.5, _UPPER_QUANTILE]).to(ratio), dim=1)[..., None]
-        stands_out = (ratio - median) / (upper - median).clamp_min(_MIN_SPREAD)
-        parts.append(torch.cat([stands_out, ratio, some.facts], dim=1))
-    return torch.cat(parts)
+    elsewhere = everywhere
+    if memories.absent_share.any():
+        elsewhere = density(places, memories.absent, memories.absent_share, sharpness).maximum(everywhere)
+    ratio = best_means(density(places, memories.inside, memories.inside_share, sharpness) - elsewhere)
+    median, upper = in_bank[:, :1], in_bank[:, 1:]
+    stands_out = (ratio - median) / (upper - median).clamp_min(_MIN_SPREAD)
+    return torch.cat([stands_out, ratio, memories.facts], dim=1)
 
 
-def _part(memories: ExampleMemory, categories: slice) -> ExampleMemory:
-    return memories.map(lambda tensor: tensor[categories])
+def _passes(memories: Sequence[ExampleMemory]) -> Iterator[Sequence[ExampleMemory]]:
+    return (memories[start : start + _CATEGORIES_PER_PASS] for start in range(0, len(memories), _CATEGORIES_PER_PASS))
+
+
+def _stacked(memories: Sequence[ExampleMemory], like: Tensor) -> ExampleMemory:
+    return ExampleMemory.stack(memories).map(lambda tensor: tensor.to(like))

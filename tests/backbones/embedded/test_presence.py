@@ -7,7 +7,14 @@ import torch
 from torch.nn import functional as F
 
 from app.backbones.embedded.model import PRESENCE
-from app.backbones.embedded.presence import EXAMPLE_FACTS, Bank, Presence, density, example_facts
+from app.backbones.embedded.presence import (
+    EXAMPLE_FACTS,
+    Bank,
+    Presence,
+    density,
+    example_facts,
+    likeness_in_bank,
+)
 from app.method.parameters import ExampleMemory
 
 SHARPNESS = torch.tensor(2.0)
@@ -42,7 +49,14 @@ def test_a_photo_with_the_example_in_it_stands_out_and_one_of_the_bank_does_not(
     bank, memory = bank_of(photos), memory_of(example)
     stands_out = EXAMPLE_FACTS.index("stands out 0.005")
     showing = torch.cat([directions(46, seed=4), example])
-    facts = torch.cat([example_facts(bank, places, memory, SHARPNESS) for places in (showing, photos[0])])
+    in_bank = likeness_in_bank(bank, memory, SHARPNESS)
+    everywhere = [density(places, bank.centroids, bank.share, SHARPNESS) for places in (showing, photos[0])]
+    facts = torch.cat(
+        [
+            example_facts(in_bank, usual, places, memory, SHARPNESS)
+            for usual, places in zip(everywhere, (showing, photos[0]), strict=True)
+        ]
+    )
     assert facts[0, stands_out] > 1
     assert facts[1, stands_out] < facts[0, stands_out]
     torch.testing.assert_close(facts[0, -3:], memory.facts[0])
