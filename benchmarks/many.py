@@ -29,7 +29,7 @@ def many_rows(console: Console) -> list[Row]:
         room = {"max_categories": str(_MANY), "adapter_cache_bytes": str(4 * 2**30)}
         with (
             running_service(console, redis_url=many, **room) as service,
-            Client(service.url, timeout=600) as client,
+            Client(service.url) as client,
             photos_of_a_camera() as photos,
         ):
             few_s = requests(client, photos, ten, f"{_FEW} taught")["p50_ms"] / 1000

@@ -1,4 +1,4 @@
-"""`python -m training.presence --data DIR`: make the embedded model's presence file, a bank and three logistic models.
+"""`python -m training.presence --data DIR`: make the embedded model's presence file, the bank and two logistic models.
 
 Every sample is a category in a photo: named alone or among others, or taught from one other photo. Photos that are
 measured on (`own_things.measured`) are neither in the bank nor fitted.
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from app.backbones import embedded
 from app.backbones.embedded import example_memory
-from app.backbones.embedded.presence import EXAMPLE_FACTS, Bank, density, example_facts, likeness_in_bank
+from app.backbones.embedded.presence import Bank, density, example_facts, likeness_in_bank
 from app.method.evidence import Evidence, prompt_evidence
 from app.method.frame import mask_to_input
 from app.method.parameters import ExampleMemory
@@ -48,7 +48,7 @@ TAUGHT_AT_ONCE = 12
 SUPPORT_AREA = 0.005
 
 _HIDDEN, _STEPS, _RATE, _DECAY = 8, 600, 0.02, 3e-4
-HELD_OUT = Path(__file__).parent / "held_out.json"
+_HELD_OUT = Path(__file__).parent / "held_out.json"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Entry:
 def fitted_entries(data: Path) -> dict[str, list[Entry]]:
     """Photos to fit on, by set: COCO without every second held-out one, a twentieth of VOC, half of own things."""
     sets = {}
-    held_out = json.loads(HELD_OUT.read_text())["coco"]
+    held_out = json.loads(_HELD_OUT.read_text())["coco"]
     coco, _ = _entries(data / "coco_mini_dev")
     sets["coco"] = [entry for entry in coco if entry.image.stem not in set(held_out[1::2])]
     voc, _ = _entries(data / "voc_animals_dev")
@@ -165,7 +165,7 @@ def samples(weights: dict[str, Tensor], bank: Bank, seen: Sequence[Scene], rng: 
     def memory(name: str, scene: Scene) -> ExampleMemory:
         support = rng.choice([each for each in supports[name] if each.image != scene.image])
         if (support.image, name) not in memories:
-            memories[support.image, name] = memory_of(weights, name, support, rng)
+            memories[support.image, name] = _memory(weights, name, support, rng)
         return memories[support.image, name]
 
     named, taught = [], []
@@ -207,7 +207,7 @@ def _scores(scene: Scene, request: Sequence[str]) -> tuple[Tensor, Tensor]:
     return part.class_scores(LayerWeights.mean(range(len(part.patch_logits)), len(numbers))), part.best_match()
 
 
-def memory_of(weights: dict[str, Tensor], name: str, support: Scene, rng: random.Random) -> ExampleMemory:
+def _memory(weights: dict[str, Tensor], name: str, support: Scene, rng: random.Random) -> ExampleMemory:
     """Memory of a category from one photo."""
     absent = [other for other in support.names if other not in support.share]
     others = rng.sample(absent, min(COMPETING_CATEGORIES, len(absent)))
@@ -252,10 +252,10 @@ def fit_once(facts: Tensor, truth: Tensor, *, seed: int) -> LogisticModel:
     return LogisticModel(mean, deviation, hidden.detach(), bias.detach(), out.detach())
 
 
-def write(file: Path, bank: Bank, models: dict[str, LogisticModel], facts: dict[str, str]) -> None:
+def write(file: Path, bank: Bank, named: LogisticModel, taught: LogisticModel, facts: dict[str, str]) -> None:
     """Write the presence file: the bank in float16, the models in float32."""
     tensors = {f"bank.{name}": tensor.half().contiguous() for name, tensor in vars(bank).items()}
-    for prefix, model in models.items():
+    for prefix, model in (("named", named), ("taught", taught)):
         tensors |= {f"{prefix}.{name}": tensor.contiguous() for name, tensor in vars(model).items()}
     save_file(tensors, file, metadata=facts)
 
@@ -273,15 +273,10 @@ def main() -> None:
     bank = make_bank(weights, seen, rng)
     draws = [samples(weights, bank, seen, rng) for _ in range(DRAWS)]
     named_facts, named_truth, taught_facts, taught_truth = map(torch.cat, zip(*draws, strict=True))
-    of = {
-        "named": (named_facts, named_truth),
-        "taught": (taught_facts, taught_truth),
-        "looks": (taught_facts[:, -len(EXAMPLE_FACTS) :], taught_truth),
-    }
-    models = {kind: fit(*sample) for kind, sample in of.items()}
-    for kind, model in models.items():
-        _tell(kind, model, *of[kind])
-    write(arguments.out, bank, models, {"revision": backbone.revision, "photos": str(len(seen))})
+    named, taught = fit(named_facts, named_truth), fit(taught_facts, taught_truth)
+    _tell("named", named, named_facts, named_truth)
+    _tell("taught", taught, taught_facts, taught_truth)
+    write(arguments.out, bank, named, taught, {"revision": backbone.revision, "photos": str(len(seen))})
 
 
 def _tell(kind: str, model: LogisticModel, facts: Tensor, truth: Tensor) -> None:

@@ -39,10 +39,6 @@ Stage = Callable[[str], AbstractContextManager[None]]
 # Below 1/4 no pixel's best class changes by this before refinement: interpolation is a mean of four patches.
 MIN_RELATIVE_SCORE = 0.2
 
-# Of more taught categories than this, so many are read, the likeliest by the looks of their examples. To look costs a
-# hundredth of reading.
-MOST_READ = 48
-
 
 def untimed(name: str) -> AbstractContextManager[None]:
     """Times nothing."""
@@ -78,8 +74,6 @@ class Pipeline:
         min_relative_score: A category that has less than this share of the best class's score at every place is left
             out. Of a thousand categories few are in a photo, and only those cost upsampling and refinement.
         min_presence: A category that is less probably in the photo gets no mask and competes with no other.
-        most_read: Taught categories that are read at most, the likeliest by the looks of their examples, if the
-            backbone can tell and `min_presence` allows that some get no mask. The others have an image-text score of 0.
     """
 
     backbone: Backbone
@@ -90,7 +84,6 @@ class Pipeline:
     refinement: Refinement = unrefined
     min_relative_score: float = MIN_RELATIVE_SCORE
     min_presence: float = 0.0
-    most_read: int = MOST_READ
 
     @torch.inference_mode()
     def run(
@@ -158,11 +151,8 @@ class Pipeline:
 
         A word that names a category stays out of the background, also where that category isn't looked for any more.
         """
-        return replace(self, background=self._background_for(queries), min_relative_score=0.0, min_presence=0.0)
-
-    def _background_for(self, queries: Sequence[Query]) -> tuple[str, ...]:
-        """Words of the background of a request: those that name none of its categories."""
-        return Prompts.of(queries, self.background).queries[0].words
+        background = Prompts.of(queries, self.background).queries[0].words
+        return replace(self, background=background, min_relative_score=0.0, min_presence=0.0)
 
     def see(self, photo: Rgb, *, encode: Encode | None = None, number: int = 0, stage: Stage = untimed) -> FramedImage:
         """Preprocess and encode a photo, or its part of this number."""
@@ -174,30 +164,6 @@ class Pipeline:
     @torch.no_grad()
     def class_map(self, image: EncodedImage, queries: Sequence[Query]) -> ClassMap:
         """Class probabilities on the network's input, before refinement (paper, sections 3.2 and 4.1)."""
-        likely = self._likely(image, queries)
-        if likely is None:
-            return self._read(image, queries)
-        numbers, presence = likely
-        some = replace(self, background=self._background_for(queries))
-        return some._read(image, [queries[number - 1] for number in numbers]).among(numbers, presence)
-
-    def _likely(
-        self, image: EncodedImage, queries: Sequence[Query]
-    ) -> tuple[list[int], Float[Tensor, "category"]] | None:
-        """Numbers of the queries to read, and the presence of the others; None if all are to be read."""
-        adapters = {n: query.adapter for n, query in enumerate(queries, 1) if query.adapter and query.adapter.memory}
-        if self.backbone.presence is None or not self.min_presence or len(adapters) <= self.most_read:
-            return None
-        memories = [adapter.memory for adapter in adapters.values() if adapter.memory]
-        by_looks = self.backbone.presence.by_looks(self.backbone.patch_features(image), memories)
-        by_looks = shifted(by_looks, by_looks.new_tensor([adapter.presence_bias for adapter in adapters.values()]))
-        taught = torch.tensor(list(adapters), device=by_looks.device)
-        likeliest = set(taught[by_looks.topk(self.most_read).indices].tolist())
-        numbers = [n for n in range(1, 1 + len(queries)) if n in likeliest or n not in adapters]
-        return numbers, by_looks.new_zeros(len(queries)).index_copy(0, taught - 1, by_looks)
-
-    def _read(self, image: EncodedImage, queries: Sequence[Query]) -> ClassMap:
-        """`class_map` of queries that are all read."""
         prompts = Prompts.of(queries, self.background)
         weights = layer_weights(prompts.queries, self.layers or self.backbone.default_layers)
         evidence = prompt_evidence(self.backbone, image, prompts, weights.layers)

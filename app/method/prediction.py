@@ -77,23 +77,6 @@ class ClassMap:
             presence=self.presence.cpu(),
         )
 
-    def among(self, numbers: Sequence[int], presence: Float[Tensor, "category"]) -> "ClassMap":
-        """The map of all queries, of which this map's queries are some and the others have no pixel.
-
-        Args:
-            numbers: Number of each of this map's queries among all.
-            presence: Of all queries; this map's replaces it where it has one.
-        """
-        rows = torch.tensor(numbers, dtype=torch.long, device=presence.device) - 1
-        number_of = (0, *numbers)
-        return replace(
-            self,
-            classes=tuple(number_of[number] for number in self.classes),
-            match_score=torch.zeros_like(presence).index_copy(0, rows, self.match_score.to(presence)),
-            presence=presence.index_copy(0, rows, self.presence.to(presence)),
-            unusable=tuple(number_of[number] for number in self.unusable),
-        )
-
     def only_shown(self) -> "ClassMap":
         """The background and the classes with a probability above zero somewhere."""
         shown = self.probabilities.flatten(1).any(dim=1)

@@ -51,16 +51,6 @@ class PresenceModel(Protocol):
             memories: Per category the memory of its examples, if it was taught.
         """
 
-    def by_looks(
-        self, patch_features: Float[Tensor, "patch feature"], memories: Sequence[ExampleMemory]
-    ) -> Float[Tensor, "category"]:
-        """Probability that the photo shows each category, by the appearance of its examples alone, at little cost.
-
-        Args:
-            patch_features: By `Backbone.patch_features`.
-            memories: Per category the memory of its examples.
-        """
-
 
 @dataclass(frozen=True)
 class LogisticModel:

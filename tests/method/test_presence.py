@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from app.backbones.blip import Blip
-from app.method.adapter import Adapter
-from app.method.parameters import ExampleMemory
 from app.method.pipeline import Pipeline
 from app.method.presence import (
     WORD_FACTS,
@@ -36,26 +34,6 @@ class Stated:
 
     def __call__(self, *_: object) -> torch.Tensor:
         return self.presence
-
-
-class Looks:
-    """A model of presence to which a category looks as probable as its memory's first number, and by words as 0.9."""
-
-    def __call__(self, scores: torch.Tensor, *_: object) -> torch.Tensor:
-        return torch.full((len(scores) - 1,), 0.9)
-
-    def by_looks(self, _: torch.Tensor, memories: list[ExampleMemory]) -> torch.Tensor:
-        return torch.stack([memory.facts[0] for memory in memories])
-
-
-def taught(word: str, looks: float, *, bias: float = 0.0) -> Query:
-    """A category whose examples look so probable."""
-    one, share = torch.zeros(1, 5), torch.zeros(1)
-    memory = ExampleMemory(one, share, one, share, one, share, torch.tensor([looks, 0, 0]))
-    adapter = Adapter(
-        "blip", "", word, 1, (word,), (0,), (1.0,), 0.0, 0.0, "2026-01-01T00:00:00Z", presence_bias=bias, memory=memory
-    )
-    return Query((word,), adapter)
 
 
 @pytest.fixture
@@ -154,40 +132,3 @@ class TestPipeline:
         assert found.class_map.classes == (0,)
         assert not found.labels()[0].any()
         assert found.presence == pytest.approx([0.1] * 3)
-
-
-class TestManyTaught:
-    """Of more taught categories than are read, the likeliest by their looks are."""
-
-    QUERIES = (taught("dog", 0.3), Query(("sky",)), taught("cat", 0.8), taught("tree", 0.5), taught("wall", 0.4))
-
-    @pytest.fixture
-    def pipeline(self, pipeline: Pipeline, blip: Blip, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-        monkeypatch.setattr(blip, "presence", Looks())
-        return replace(pipeline, min_presence=0.35, most_read=2)
-
-    def test_the_others_have_no_pixel_and_presence_by_their_looks(self, pipeline: Pipeline) -> None:
-        found = pipeline.run(PHOTO, self.QUERIES).class_map
-        assert found.classes == (0, 2, 3, 4)
-        assert found.presence.tolist() == pytest.approx([0.3, 0.9, 0.9, 0.9, 0.4])
-        assert found.match_score[[0, 4]].tolist() == [0, 0]
-
-    def test_those_read_are_as_if_the_others_had_not_been_asked_for(self, pipeline: Pipeline) -> None:
-        found = replace(pipeline, background=("sky", "wall", "sea")).run(PHOTO, self.QUERIES).class_map
-        some = [self.QUERIES[number - 1] for number in (2, 3, 4)]
-        # "wall" names a category of the request: it stays out of the background although that category is not read.
-        alone = replace(pipeline, background=("sea",)).run(PHOTO, some).class_map
-        torch.testing.assert_close(found.probabilities, alone.probabilities, rtol=0, atol=0)
-        torch.testing.assert_close(found.match_score[1:4], alone.match_score, rtol=0, atol=0)
-
-    def test_its_own_examples_shift_how_probable_a_category_looks(self, pipeline: Pipeline) -> None:
-        shifted = [*self.QUERIES[:3], taught("tree", 0.5, bias=-9.0), taught("wall", 0.4, bias=0.1)]
-        assert pipeline.run(PHOTO, shifted).class_map.classes == (0, 2, 3, 5)
-
-    def test_all_are_read_where_every_mask_is_wanted_or_there_are_few(self, pipeline: Pipeline) -> None:
-        for every in (replace(pipeline, min_presence=0.0), replace(pipeline, most_read=4)):
-            assert every.run(PHOTO, self.QUERIES).class_map.classes == (0, 1, 2, 3, 4, 5)
-
-    def test_the_pieces_of_a_long_photo_may_show_different_ones(self, pipeline: Pipeline) -> None:
-        long = np.concatenate([PHOTO] * 5, axis=1)
-        assert pipeline.run(long, self.QUERIES).class_map.classes == (0, 2, 3, 4)

@@ -61,19 +61,10 @@ class Presence:
         bank: Photos to stand out from.
         named: Model of `WORD_FACTS`.
         taught: Model of `WORD_FACTS` and `EXAMPLE_FACTS`.
-        looks: Model of `EXAMPLE_FACTS` alone.
     """
 
-    def __init__(
-        self,
-        weights: Mapping[str, Tensor],
-        bank: Bank,
-        named: LogisticModel,
-        taught: LogisticModel,
-        looks: LogisticModel,
-    ) -> None:
-        self._weights, self._bank = weights, bank
-        self._named, self._taught, self._looks = named, taught, looks
+    def __init__(self, weights: Mapping[str, Tensor], bank: Bank, named: LogisticModel, taught: LogisticModel) -> None:
+        self._weights, self._bank, self._named, self._taught = weights, bank, named, taught
         # No photo changes what the bank gives for a memory, which is nearly all there is to compute.
         self._in_bank: WeakKeyDictionary[ExampleMemory, Tensor] = WeakKeyDictionary()
 
@@ -85,11 +76,11 @@ class Presence:
                 return None
             device = weights["example.bias"].device
             tensors = {name: stored.get_tensor(name).float().to(device) for name in stored.keys()}  # noqa: SIM118
-        bank, *models = (
+        bank, named, taught = (
             {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            for prefix in ("bank.", "named.", "taught.", "looks.")
+            for prefix in ("bank.", "named.", "taught.")
         )
-        return Presence(weights, Bank(**bank), *(LogisticModel(**model) for model in models))
+        return Presence(weights, Bank(**bank), LogisticModel(**named), LogisticModel(**taught))
 
     def __call__(
         self,
@@ -106,12 +97,6 @@ class Presence:
             examples = self._example_facts(patch_features, [memory for memory in memories if memory])
             presence[rows] = self._taught(torch.cat([facts[rows], examples], dim=1))
         return presence
-
-    def by_looks(
-        self, patch_features: Float[Tensor, "patch feature"], memories: Sequence[ExampleMemory]
-    ) -> Float[Tensor, "category"]:
-        """See `app.method.presence.PresenceModel`."""
-        return self._looks(self._example_facts(patch_features, memories))
 
     def _example_facts(
         self, patch_features: Float[Tensor, "patch feature"], memories: Sequence[ExampleMemory]

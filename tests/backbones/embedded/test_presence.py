@@ -85,3 +85,28 @@ def test_an_adapter_of_absurd_numbers_has_a_presence_all_the_same(embedded) -> N
     for absurd in (memory, memory.map(lambda tensor: tensor + 3e4), memory.map(lambda tensor: tensor - 3e4)):
         presence = embedded.presence(scores, torch.tensor([0.5]), features, [absurd])
         assert 0 <= presence.item() <= 1
+
+
+def test_many_categories_have_the_presence_that_each_has_alone_and_what_was_computed_of_them_goes_with_them(
+    embedded,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, scores = torch.randn(576, 512, generator=generator), torch.rand(2, 576, generator=generator)
+    empty = embedded.mask_decoder.empty_memory()
+
+    def memory() -> ExampleMemory:
+        inside = F.normalize(torch.randn(empty.inside.shape, generator=generator), dim=1)
+        share = torch.full_like(empty.inside_share, 1 / len(inside))
+        return ExampleMemory(inside, share, inside, share, empty.absent, empty.absent_share, empty.facts)
+
+    before = len(embedded.presence._in_bank)
+    memories = [memory() for _ in range(67)]
+    together = embedded.presence._example_facts(features, memories)
+    assert len(embedded.presence._in_bank) == before + 67
+    for number in (0, 63, 64, 66):
+        alone = embedded.presence._example_facts(features, [memories[number]])
+        torch.testing.assert_close(alone[0], together[number], rtol=1e-4, atol=1e-4)
+    again = embedded.presence(scores, torch.tensor([0.5]), features, [memories[0]])
+    torch.testing.assert_close(again, embedded.presence(scores, torch.tensor([0.5]), features, [memories[0]]))
+    del memories
+    assert len(embedded.presence._in_bank) == before
