@@ -288,10 +288,14 @@ def low_rank_cross_attention(
         return own + F.linear(rows, base[f"{part}.weight"]) + whole(w[f"{part}.bias"])[:, None]
 
     def of_image(part: str) -> tuple[Tensor, Tensor, Tensor]:
-        """The base's projection of the image per head, the adapters' `right` one, and their `left` factor per head."""
+        """The base's projection of the image per head, the adapters' `right` one, and their `left` factor per head.
+
+        The second is one product for all adapters, `[adapter, rank, image_token]`: a product per adapter with so few
+        columns takes ten times as long.
+        """
         shared = F.linear(image_tokens, base[f"{part}.weight"]).view(-1, heads, size).transpose(0, 1)
         change = low_rank(w[f"{part}.weight"])
-        own: Tensor = image_tokens @ change.right.mT
+        own = (change.right.flatten(0, 1) @ image_tokens.T).view(count, change.right.shape[1], -1)
         return shared, own, change.left.view(count, heads, size, change.left.shape[2])
 
     # Base keys: one product per head for all adapters, [head, adapter · row, image_token]. An adapter's change: one
@@ -299,14 +303,14 @@ def low_rank_cross_attention(
     q = project("self.query", rows).view(count, -1, heads, size).transpose(1, 2) / math.sqrt(size)
     shared, own, left = of_image("self.key")
     by_head = q.transpose(0, 1).reshape(heads, -1, size) @ shared.mT
-    by_adapter = (q @ left).flatten(1, 2) @ own.mT
+    by_adapter = (q @ left).flatten(1, 2) @ own
     constant = q @ whole(w["self.key.bias"]).view(count, heads, size, 1)
     logits = by_adapter.view(*q.shape[:3], -1) + by_head.view(heads, count, q.shape[2], -1).transpose(0, 1) + constant
 
     seen = logits.softmax(dim=-1)
     shared, own, left = of_image("self.value")
     by_head = seen.transpose(0, 1).reshape(heads, -1, len(image_tokens)) @ shared
-    by_adapter = (seen.flatten(1, 2) @ own).view(*q.shape[:3], -1) @ left.mT
+    by_adapter = (seen.flatten(1, 2) @ own.mT).view(*q.shape[:3], -1) @ left.mT
     constant = whole(w["self.value.bias"]).view(count, heads, 1, size)
     context = by_adapter + by_head.view(heads, count, q.shape[2], size).transpose(0, 1) + constant
     context = context.transpose(1, 2).reshape(count, -1, hidden)
