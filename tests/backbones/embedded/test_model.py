@@ -86,8 +86,9 @@ def test_a_named_animal_is_found_without_an_example(model: Embedded, photo: str,
 
 def test_fine_features_are_the_tower_s_map_at_an_eighth(model: Embedded) -> None:
     rgb = torch.rand(2, 3, 384, 384, generator=torch.Generator().manual_seed(0))
-    edges, fine, deep = model._tower(rgb)
-    tokens = image_tokens(model._weights, fine, deep)
+    with torch.no_grad():
+        edges, fine, deep = model._tower(rgb)
+        tokens = image_tokens(model._weights, fine, deep)
     for index, image in enumerate(model.encode_image(rgb)):
         assert torch.equal(image.tokens, tokens[index])
         assert torch.equal(model.patch_features(image), tokens[index, 1:])
