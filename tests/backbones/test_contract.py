@@ -37,8 +37,8 @@ EMBEDDINGS = ("word_embeddings.weight", "embed_tokens.weight")
 def every_tensor(part: object, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """All tensors that a backbone holds, wherever it holds them."""
     if isinstance(part, Tensor):
-        if not part.is_mkldnn:  # a copy of weights in oneDNN's own layout, whose bits can't be read
-            yield path, part
+        # A copy of weights in oneDNN's own layout has no bits that can be read.
+        yield from () if part.is_mkldnn else ((path, part),)
     elif isinstance(part, torch.nn.Module):
         yield from ((f"{path}.{name}", tensor) for name, tensor in part.state_dict().items())
     elif isinstance(part, dict):
