@@ -4,23 +4,19 @@ The decisions are pure functions of scores (`helps`, `words_suffice`, `teaches_t
 `visual_prompt_harms`). `select` measures what they need, one example at a time.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TypeVar
 
 import torch
 from torch.nn import functional as F
 
 from .adapter import Adapter, Kept
 from .parameters import ExampleMemory, Parameters, VisualPrompt
+from .pieces import Pieces
 from .presence import calibrated_bias
 from .tuning import CategoryTuning
 from .visual_prompt import Prior, fit, mean_features
-
-Value = TypeVar("Value")
-# Work in pieces: between two of them a caller can do other work.
-Pieces = Generator[None, None, Value]
 
 # With a mask decoder, parameters are kept if the words mark the examples with an IoU below the first number, and the
 # parameters with one that is higher by the second. Otherwise they also raise the category's scores where it is not, and
@@ -158,23 +154,6 @@ def select(tuning: CategoryTuning) -> Pieces[Outcome]:
         yield
     bias = yield from _presence_bias(tuning, parameters, prompt, memory)
     return Outcome(parameters, prompt, memory, bias, fmean(kept), fmean(words), known)
-
-
-def finished(pieces: Pieces[Value]) -> Value:
-    """Do all pieces at once; returns their result."""
-    while (result := advance(pieces)) is None:
-        pass
-    return result
-
-
-def advance(pieces: Pieces[Value]) -> Value | None:
-    """Do the next piece; returns the result after the last one, and None before."""
-    try:
-        next(pieces)
-    except StopIteration as end:
-        result: Value = end.value
-        return result
-    return None
 
 
 def _presence_by_words(tuning: CategoryTuning) -> Pieces[float]:

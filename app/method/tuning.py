@@ -18,6 +18,7 @@ from .backbone import Backbone
 from .evidence import Evidence, patch_logits, prompt_evidence
 from .low_rank import factorised
 from .parameters import Change, ExampleMemory, LowRank, Parameters, TokenRows, VisualPrompt
+from .pieces import Pieces, finished
 from .pipeline import backbone_presence, score_map
 from .prompts import Prompts
 from .scores import LayerWeights, ScoreMap, normalise
@@ -110,11 +111,22 @@ class CategoryTuning:
 
     def step(self) -> float:
         """Run one optimiser step and return its loss."""
-        loss = torch.stack([self._loss(index) for index in next(self._turns)]).mean()
+        return finished(self.step_in_pieces())
+
+    def step_in_pieces(self) -> Pieces[float]:
+        """`step`, in pieces of one pass over one example."""
+        turn, total = next(self._turns), 0.0
         self._optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        for index in turn:
+            if index not in self._others_evidence:
+                self._evidence_of_others(index)
+                yield
+            loss = self._loss(index) / len(turn)
+            loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            total += loss.item()
+            yield
         self._optimiser.step()
-        return loss.item()
+        return total
 
     @torch.no_grad()
     def tuned(self) -> Parameters:

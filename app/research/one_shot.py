@@ -6,8 +6,9 @@ import random
 from collections.abc import Mapping, Sequence
 
 from app.method.adapter import Adapter
+from app.method.pieces import finished
 from app.method.prompts import Prompts, Query
-from app.method.selection import finished, select
+from app.method.selection import select
 from app.method.tuning import COMPETING_CATEGORIES, CategoryTuning
 
 from .dataset import LabelledPhoto

@@ -22,6 +22,11 @@ from app.telemetry import tracer
 Result = TypeVar("Result")
 Kind = Literal["segment", "tune", "rank"]
 
+# While requests come, a step of a job is followed by so many times its duration for them alone.
+_REQUESTS_PER_STEP = 3
+# Requests come until the last one ended so long ago: a client that waits for its answers sends the next one by then.
+_PAUSE_S = 0.1
+
 
 class _Call(NamedTuple):
     run: Callable[[], Any]
@@ -31,14 +36,14 @@ class _Call(NamedTuple):
 
 
 class Lane:
-    """Thread that runs calls in the order of their arrival.
+    """Thread that runs requests and steps of jobs, each in the order of their arrival.
 
     Waiting requests run side by side with one thread each, the next as soon as one ends. That is faster than one after
-    the other with all threads each, because no request is parallel from end to end. Steps of jobs run alone.
+    the other with all threads each, because no request is parallel from end to end.
 
-    A job submits its next call after the end of the last one, so it has at most one call in the queue: a request waits
-    for the requests before it and for one call of each running job (a step, or encoding an example), never for a whole
-    job.
+    Steps of jobs (an optimiser step on one example, or encoding one) run alone. While requests come, a step begins only
+    right after a request, when the next one is still on its way, and they get a quarter of the time; otherwise they
+    get all. So a request waits for the requests before it and hardly ever for more than a part of a step.
 
     Args:
         name: The backbone's name, for metrics and the thread.
@@ -53,8 +58,10 @@ class Lane:
         self._limit = limit
         self._side_by_side = side_by_side
         self._metrics = metrics
-        self._calls: deque[_Call] = deque()
+        self._requests: deque[_Call] = deque()
+        self._steps: deque[_Call] = deque()
         self._running = 0
+        self._step_due_at = self._pause_until = 0.0
         self._waiting: set[Future[Any]] = set()
         self._closed = False
         self._changed = threading.Condition()  # guards all of the above
@@ -118,7 +125,8 @@ class Lane:
                 self.admit()
                 self._waiting.add(future)
                 self._metrics.queue_depth.labels(self.name).set(len(self._waiting))
-            self._calls.append(_Call(partial(copy_context().run, call), future, kind, time.perf_counter()))
+            calls = self._requests if kind == "segment" else self._steps
+            calls.append(_Call(partial(copy_context().run, call), future, kind, time.perf_counter()))
             self._changed.notify_all()
         future.add_done_callback(self._leave)
         return future
@@ -136,24 +144,48 @@ class Lane:
         with ThreadPoolExecutor(
             self._side_by_side, thread_name_prefix=self._thread.name, initializer=_compute_with, initargs=(1,)
         ) as others:
-            while kind := self._next_kind():
-                began = time.perf_counter()
-                if kind == "segment" and self._side_by_side > 1 and self._pair_waits():
+            answered = False
+            while calls := self._next(answered=answered):
+                began, answered = time.perf_counter(), calls is self._requests
+                kind = calls[0].kind
+                if answered and self._side_by_side > 1 and len(calls) > 1:
                     wait([others.submit(self._answer_requests) for _ in range(self._side_by_side)])
                 else:
-                    self._answer(self._take())
-                self._metrics.lane_busy.labels(self.name, kind).inc(time.perf_counter() - began)
+                    self._answer(self._take(calls))
+                self._note(kind, began, time.perf_counter())
 
-    def _next_kind(self) -> Kind | None:
-        """Wait for a call; None after the last one."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._calls or self._closed)
-            return self._calls[0].kind if self._calls else None
+    def _next(self, *, answered: bool) -> deque[_Call] | None:
+        """Wait for a call.
 
-    def _pair_waits(self) -> bool:
-        """True if another request is right behind the next one."""
+        Args:
+            answered: True if a request just ended.
+
+        Returns:
+            The queue it is in; None after the last one.
+        """
         with self._changed:
-            return len(self._calls) > 1 and self._calls[1].kind == "segment"
+            if answered and self._step_is_due():
+                return self._steps
+            while not self._requests:
+                pause_s = 0.0 if self._closed else self._pause_until - time.perf_counter()
+                if self._steps and pause_s <= 0:
+                    return self._steps
+                if self._closed and not self._steps:
+                    return None
+                self._changed.wait(pause_s if self._steps else None)
+            return self._requests
+
+    def _step_is_due(self) -> bool:
+        return bool(self._steps) and time.perf_counter() >= self._step_due_at
+
+    def _note(self, kind: Kind, began: float, ended: float) -> None:
+        """Note the time of a step, or of some requests."""
+        with self._changed:
+            if kind == "segment":
+                self._pause_until = ended + _PAUSE_S
+            else:
+                self._step_due_at = ended + _REQUESTS_PER_STEP * (ended - began)
+        self._metrics.lane_busy.labels(self.name, kind).inc(ended - began)
 
     def _answer_requests(self) -> None:
         """Answer one request after another."""
@@ -165,18 +197,18 @@ class Lane:
         """Wait for the next request while others run.
 
         Returns:
-            None if a job's step is next, or if no other request runs or waits: the next one then has all threads.
+            None if it is a step's turn, or if no other request runs or waits: the next one then has all threads.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._calls or not self._running)
-            alone = not self._running and len(self._calls) < 2
-            return None if alone or self._calls[0].kind != "segment" else self._take()
+            self._changed.wait_for(lambda: self._requests or not self._running)
+            alone = not self._running and len(self._requests) < 2
+            return None if alone or self._step_is_due() else self._take(self._requests)
 
-    def _take(self) -> _Call:
+    def _take(self, calls: deque[_Call]) -> _Call:
         with self._changed:
             self._running += 1
             self._metrics.lane_batch_size.labels(self.name).observe(self._running)
-            return self._calls.popleft()
+            return calls.popleft()
 
     def _answer(self, call: _Call) -> None:
         self._leave(call.future)

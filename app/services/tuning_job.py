@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 from math import isfinite
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -13,9 +14,10 @@ from app.images.masks import decode_mask
 from app.images.photo import decode_photo
 from app.method.backbone import Backbone
 from app.method.frame import mask_to_input
+from app.method.pieces import Pieces, advance
 from app.method.pipeline import encode_one
 from app.method.prompts import Prompts, Query
-from app.method.selection import Outcome, advance, select
+from app.method.selection import Outcome, select
 from app.method.shot import IGNORE, Shot
 from app.method.tuning import COMPETING_CATEGORIES, CategoryTuning, Recipe
 from app.metrics import Metrics
@@ -26,6 +28,8 @@ from app.storage.jobs import Job, now
 
 # Below this overlap with its own examples a category is hardly found in other photos.
 _LEARNT_IOU = 0.6
+
+Value = TypeVar("Value")
 
 _SUPERSEDED = "The category was taught anew or deleted."
 
@@ -130,17 +134,23 @@ class TuningJob:
 
     async def _outcome(self, job: Job, tuning: CategoryTuning) -> Outcome | None:
         """All steps and the selection, in short lane calls. None if the job was stopped."""
-        lane, steps = self._models.default.lane, self._recipe.steps
+        steps = self._recipe.steps
         for step in range(1, steps + 1):
-            loss = await lane.run(tuning.step, kind="tune")
+            pieces = tuning.step_in_pieces()
+            while (loss := await self._on_lane(pieces)) is None:
+                pass
             # JSON has no NaN; parameters that come of it mark nothing, so the words are kept.
             if not await self._engine.step(job, step=step, steps=steps, loss=loss if isfinite(loss) else None):
                 return None
         selection = select(tuning)
-        while (outcome := await lane.run(partial(advance, selection), kind="tune")) is None:
+        while (outcome := await self._on_lane(selection)) is None:
             if await self._engine.stopped(job):
                 return None
         return outcome
+
+    async def _on_lane(self, pieces: Pieces[Value]) -> Value | None:
+        """The next piece, as `advance`."""
+        return await self._models.default.lane.run(partial(advance, pieces), kind="tune")
 
     async def _commit(self, job: Job, category: CategoryRecord, tuning: CategoryTuning, outcome: Outcome) -> None:
         """Put the outcome in use, unless the category waits for a newer generation or has this one's outcome."""

@@ -20,9 +20,10 @@ from app.method.adapter import Adapter
 from app.method.backbone import Backbone, EncodedImage, ImageTextScore, MaskDecoder, TextToImage
 from app.method.low_rank import unchanged
 from app.method.parameters import Change, LowRank, Parameters, TokenRows
+from app.method.pieces import finished
 from app.method.pipeline import Pipeline
 from app.method.prompts import Prompts, Query
-from app.method.selection import finished, select
+from app.method.selection import select
 from app.method.shot import Shot
 from app.method.tuning import TUNED, CategoryTuning
 from tests.backbones.families import FAMILIES, FOLDERS, copied, read_weights, stored_name, weights_file, with_weights

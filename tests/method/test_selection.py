@@ -15,12 +15,11 @@ from app.backbones.blip import Blip
 from app.method import tuning as tuning_module
 from app.method.frame import mask_to_input
 from app.method.parameters import ExampleMemory
+from app.method.pieces import advance, finished
 from app.method.pipeline import encode_one
 from app.method.prompts import Prompts, Query
 from app.method.selection import (
     Outcome,
-    advance,
-    finished,
     helps,
     select,
     teaches_the_word,

@@ -13,10 +13,11 @@ from torch import Tensor
 from app.backbones.blip import Blip
 from app.method import tuning as tuning_module
 from app.method.parameters import LowRank
+from app.method.pieces import finished
 from app.method.pipeline import Pipeline
 from app.method.prompts import Prompts, Query
 from app.method.scores import ScoreMap
-from app.method.selection import finished, select
+from app.method.selection import select
 from app.method.shot import Shot
 from app.method.tuning import PAPER, TUNED, CategoryTuning, Recipe
 
@@ -152,6 +153,18 @@ def test_examples_take_turns_four_at_a_time_and_no_more_without_the_category(
 def test_the_same_example_gives_the_same_losses(blip: Blip, shots: list[Shot]) -> None:
     first, second = tuning_of(blip, shots), tuning_of(blip, shots)
     assert [first.step() for _ in range(3)] == [second.step() for _ in range(3)]
+
+
+def test_a_step_pauses_after_each_example_and_changes_nothing_before_its_end(blip: Blip, shots: list[Shot]) -> None:
+    whole, paused = tuning_of(blip, shots), tuning_of(blip, shots)
+    for pauses in (6, 3):  # the first step also reads the other names on each of the three examples
+        losses, pieces = whole.step(), paused.step_in_pieces()
+        before = [tensor.clone() for tensor in paused.parameters.trained]
+        for _ in range(pauses):
+            assert next(pieces) is None
+            assert all(map(torch.equal, before, paused.parameters.trained))
+        assert finished(pieces) == losses
+        assert all(map(torch.equal, whole.parameters.trained, paused.parameters.trained))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

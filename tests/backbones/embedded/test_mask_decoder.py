@@ -16,9 +16,10 @@ from app.backbones.embedded.mask_decoder import decode, fuse_appearance, image_f
 from app.method.backbone import EncodedImage
 from app.method.frame import mask_to_input
 from app.method.parameters import ExampleMemory
+from app.method.pieces import finished
 from app.method.pipeline import FramedImage, Pipeline, encode_one, score_map
 from app.method.prompts import Prompts, Query
-from app.method.selection import finished, select
+from app.method.selection import select
 from app.method.shot import IGNORE, Shot
 from app.method.tuning import TUNED, CategoryTuning
 
