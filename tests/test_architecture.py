@@ -47,7 +47,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "app.api": (
         "app.services",
         "app.errors",
-        "app.storage.categories",
+        "app.storage.category_records",
         "app.storage.connection.StoreError",
         "app.storage.connection.refuses_writes",
         "app.storage.jobs",

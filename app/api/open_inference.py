@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from app.api.context import Live, Name
 from app.api.problems import documented
 from app.errors import ConflictError, NotFoundError, UnavailableError
-from app.storage.categories import CategoryRecord
+from app.storage.category_records import CategoryRecord
 from app.storage.names import CategoryName
 from app.wiring import Service
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, WithJsonSchema
 
 from app.api.problems import Problem
 from app.masks.formats import OUTPUT_FORMS
-from app.storage.categories import AdapterInfo, CategoryRecord, ExampleInfo
+from app.storage.category_records import AdapterInfo, CategoryRecord, ExampleInfo
 from app.storage.jobs import Job, Kind, Status
 
 _NOT_LEARNED = (

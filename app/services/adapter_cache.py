@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from app.method.adapter import Adapter
 from app.metrics import Metrics
 from app.services.lru import LruCache
-from app.storage.categories import AdapterInfo, CategoryRecord, CategoryStore
+from app.storage.categories import CategoryStore
+from app.storage.category_records import AdapterInfo, CategoryRecord
 
 # Concurrent reads of the store: a thousand uncached adapters must not take a thousand connections.
 _READS_AT_ONCE = 16

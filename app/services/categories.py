@@ -16,7 +16,8 @@ from app.method.pipeline import encode_one
 from app.services.job_engine import JobEngine
 from app.services.models import Models
 from app.storage.adapter_file import adapter_from_bytes
-from app.storage.categories import AdapterInfo, CategoryRecord, CategoryStore, Example, ExampleInfo
+from app.storage.categories import CategoryStore
+from app.storage.category_records import AdapterInfo, CategoryRecord, Example, ExampleInfo
 from app.storage.names import CategoryName, other_words
 from app.storage.pages import Page, page_of
 

@@ -10,7 +10,8 @@ from app.errors import InvalidInputError
 from app.metrics import Metrics
 from app.services.lru import LruCache
 from app.storage.breaker import StoreAwayError
-from app.storage.categories import CategoryRecord, CategoryStore
+from app.storage.categories import CategoryStore
+from app.storage.category_records import CategoryRecord
 
 # Records take one to two kilobytes: enough for the largest list that one request may have (10,000).
 _MEMORY_BYTES = 32 * 1024 * 1024

@@ -24,7 +24,7 @@ from app.services.image_cache import ImageCache
 from app.services.models import Model, Models
 from app.services.prediction import Asked, CategoryPrediction, PhotoPrediction
 from app.storage.breaker import StoreAwayError
-from app.storage.categories import CategoryRecord
+from app.storage.category_records import CategoryRecord
 from app.storage.names import CategoryName
 
 _ADAPTER_AWAY = "the store does not answer, and its adapter is not in memory; send the request again later."

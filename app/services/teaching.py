@@ -13,7 +13,8 @@ from app.errors import ConflictError, NotFoundError
 from app.images.photo import Photo
 from app.masks.pictures import mask_to_png
 from app.services.job_engine import JobEngine
-from app.storage.categories import CategoryRecord, CategoryStore, Example, new_example
+from app.storage.categories import CategoryStore
+from app.storage.category_records import CategoryRecord, Example, new_example
 from app.storage.jobs import Job, JobStore, new_job
 from app.storage.names import CategoryName
 

@@ -23,7 +23,8 @@ from app.method.tuning import COMPETING_CATEGORIES, CategoryTuning, Recipe
 from app.metrics import Metrics
 from app.services.job_engine import JobEngine
 from app.services.models import Models
-from app.storage.categories import CategoryRecord, CategoryStore, Example
+from app.storage.categories import CategoryStore
+from app.storage.category_records import CategoryRecord, Example
 from app.storage.jobs import Job, now
 
 # Below this overlap with its own examples a category is hardly found in other photos.

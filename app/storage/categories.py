@@ -8,13 +8,10 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
-from typing import Annotated, Any, Literal
+from dataclasses import asdict
+from typing import Any, Literal
 from urllib.parse import unquote
-from uuid import uuid4
 
-from pydantic import AllowInfNan, Field, TypeAdapter
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import ResponseError
@@ -24,127 +21,29 @@ from app.method.adapter import Adapter
 
 from . import keys
 from .adapter_file import adapter_from_bytes, adapter_to_bytes
+from .category_records import (
+    EXAMPLE_FIELDS,
+    AdapterInfo,
+    CategoryRecord,
+    Example,
+    ExampleInfo,
+    adapter_info,
+    example_items,
+    read_adapter_info,
+    read_category,
+    read_example,
+    read_example_info,
+)
 from .jobs import Job, final_fields, job_argument, now
 from .lua import script
 from .names import CategoryName
 from .pages import Page, read_page
-from .records import damaged, json_value, replies_of, reply_of, sound, text, validated
+from .records import damaged, replies_of, reply_of, sound
 from .replies import as_bytes, as_fields, as_texts
 from .unreadable import RecordKind, Unreadable, UnreadableRecord
 
 # Why an example was not added.
 Refusal = Literal["full", "unknown"]
-
-# Numbers that JSON can tell to a caller.
-Finite = Annotated[float, AllowInfNan(False)]
-# Sent to callers as a header.
-MediaType = Annotated[str, Field(pattern=r"^[a-z]+/[a-z0-9.+-]+$")]
-
-# Descriptions of adapters kept in memory, half a kilobyte each: they never change, and a request that names no
-# categories reads those of all.
-_INFOS_REMEMBERED = 4096
-
-
-@dataclass(frozen=True)
-class AdapterInfo:
-    """Description of an adapter. The HTTP API returns the same fields under the same names.
-
-    The fields with defaults may be missing in the store: other releases may not know them.
-    """
-
-    version: int
-    backbone: str = ""
-    layers: tuple[int, ...] = ()
-    ensemble: tuple[Finite, ...] = ()
-    example_iou: Finite = 0.0
-    zero_shot_example_iou: Finite = 0.0
-    bytes: int = 0
-    created_at: str = ""
-
-
-@dataclass(frozen=True)
-class CategoryRecord:
-    """Stored state of a category.
-
-    Attributes:
-        id: Id of its name.
-        name: Its name as first given.
-        prompts: Other words for it, without the name.
-        examples: Number of examples.
-        generation: Number that every change of the examples increases; a job's result is valid for one generation.
-        job: Id of the job whose result it waits for, or of the last one; None if it has no job.
-        adapter: Version in use, or None.
-        adapter_generation: Generation of the adapter committed last. After a rollback another adapter is in use.
-        result: Adapter committed last, or None if that version was deleted.
-        created_at: Time of its first example or import.
-        adapter_sha256: Hash of the file of the adapter in use; empty if an earlier release stored it.
-        adapter_problem: Why the adapter in use can't be read; then `adapter` is None. Else None.
-    """
-
-    id: str
-    name: str
-    prompts: tuple[str, ...]
-    examples: int
-    generation: int
-    job: str | None
-    adapter: AdapterInfo | None
-    adapter_generation: int | None
-    result: AdapterInfo | None
-    created_at: str
-    adapter_sha256: str = ""
-    adapter_problem: str | None = None
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """Its name and the other words for it."""
-        return (self.name, *self.prompts)
-
-
-@dataclass(frozen=True)
-class ExampleInfo:
-    """Description of an example. Width, height and area are in pixels after EXIF rotation.
-
-    The mask of an example without the category is empty: its area is 0.
-    """
-
-    id: str
-    media_type: MediaType
-    width: int
-    height: int
-    area: int
-    sha256: str = ""
-    created_at: str = ""
-
-    @property
-    def absent(self) -> bool:
-        """True for a photo without the category."""
-        return not self.area
-
-
-@dataclass(frozen=True)
-class Example(ExampleInfo):
-    """An example with its files: the photo as sent, and the mask as a PNG of the photo's size."""
-
-    image: bytes = field(repr=False, kw_only=True)
-    mask: bytes = field(repr=False, kw_only=True)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """The fields of a category's hash. Those with defaults may be missing: other releases may not know them."""
-
-    name: str
-    prompts: tuple[str, ...] = ()
-    generation: int = 0
-    job: str | None = None
-    adapter_version: str | None = None
-    adapter_generation: int | None = None
-    result_version: str | None = None
-    created_at: str = ""
-
-
-_CATEGORY, _ADAPTER, _EXAMPLE = TypeAdapter(_Stored), TypeAdapter(AdapterInfo), TypeAdapter(ExampleInfo)
-_INFO_FIELDS = tuple(name for name in ExampleInfo.__dataclass_fields__ if name != "id")
 
 
 class CategoryStore:
@@ -251,7 +150,7 @@ class CategoryStore:
         return record
 
     def _record(self, category_id: str, fields: Mapping[bytes, bytes], examples: int, versions: Any) -> CategoryRecord:
-        stored = _stored(category_id, fields)
+        stored = read_category(category_id, fields)
         in_use = stored.adapter_version or ""
         adapter, problem = self._info(category_id, in_use, versions)
         result = self._info(category_id, stored.result_version or "", versions)[0]
@@ -275,7 +174,7 @@ class CategoryStore:
         key = keys.versions(category_id)
         try:
             raw = sound(versions).get(version.encode()) if version else None
-            info = _read_info(version, as_bytes(raw)) if raw is not None else None
+            info = read_adapter_info(version, as_bytes(raw)) if raw is not None else None
         except ValueError as error:
             self._note("adapter", f"{unquote(category_id)}, version {version}", error, key, version)
             return None, str(error)
@@ -336,7 +235,7 @@ class CategoryStore:
                 keys.job(job.id),
                 keys.JOBS,
             ],
-            args=[json.dumps(lesson), *_flat(example)],
+            args=[json.dumps(lesson), *example_items(example)],
         )
         if not isinstance(reply, list):
             refusal: Refusal = as_bytes(reply).decode()  # type: ignore[assignment]  # the script knows these two
@@ -432,9 +331,7 @@ class CategoryStore:
         if not fields:
             return None
         try:
-            stored = as_fields(sound(fields))
-            info = _example_info(example_id, [stored.get(name.encode()) for name in _INFO_FIELDS])
-            return Example(**asdict(info), image=_file(stored, "image"), mask=_file(stored, "mask"))
+            return read_example(example_id, as_fields(sound(fields)))
         except ValueError as error:
             self._note_example(category_id, example_id, error)
             raise ConflictError(
@@ -448,7 +345,7 @@ class CategoryStore:
         ids = await self.example_ids(category_id)
         async with self._redis.pipeline(transaction=False) as pipe:
             for example_id in ids:
-                pipe.hmget(keys.example(category_id, example_id), _INFO_FIELDS)
+                pipe.hmget(keys.example(category_id, example_id), EXAMPLE_FIELDS)
             answers = await replies_of(pipe)
         infos = [self._example_info(category_id, id_, reply) for id_, reply in zip(ids, answers, strict=True)]
         return [info for info in infos if info]
@@ -457,7 +354,7 @@ class CategoryStore:
         """The description of a reply; None if there is none, or it can't be read, which is noted."""
         try:
             values = sound(reply)
-            info = _example_info(example_id, values) if any(value is not None for value in values) else None
+            info = read_example_info(example_id, values) if any(value is not None for value in values) else None
         except ValueError as error:
             self._note_example(category_id, example_id, error)
             return None
@@ -527,7 +424,7 @@ class CategoryStore:
     def _adapter_args(self, category_id: str, adapter: Adapter) -> tuple[int, str, bytes, int, str, str]:
         """First arguments of a script that uses `use_adapter`; call it in a thread, an adapter may be tens of MiB."""
         raw = adapter_to_bytes(adapter)
-        info = json.dumps(asdict(_info(adapter, len(raw))))
+        info = json.dumps(asdict(adapter_info(adapter, len(raw))))
         return adapter.version, info, raw, self._versions_kept, keys.adapter_prefix(category_id), _sha256(raw)
 
     async def adapter_bytes(self, category_id: str, version: int, *, sha256: str = "") -> bytes | None:
@@ -572,21 +469,6 @@ class CategoryStore:
         return bool(found)
 
 
-def new_example(
-    *,
-    image: bytes,
-    media_type: str,
-    mask: bytes,
-    width: int,
-    height: int,
-    area: int,
-    sha256: str,
-    id: str | None = None,
-) -> Example:
-    """A new example, with an id of its own unless one is given that was never used."""
-    return Example(id or uuid4().hex, media_type, width, height, area, sha256, now(), image=image, mask=mask)
-
-
 def _adapter_keys(category_id: str, adapter: Adapter) -> list[str]:
     """First keys of a script that uses `use_adapter`."""
     return [keys.category(category_id), keys.versions(category_id), keys.adapter(category_id, adapter.version)]
@@ -595,35 +477,6 @@ def _adapter_keys(category_id: str, adapter: Adapter) -> list[str]:
 def _id(reply: bytes) -> str | None:
     """An id that a script returned; '' stands for none."""
     return as_bytes(reply).decode() or None
-
-
-def _flat(example: Example) -> list[Any]:
-    fields = asdict(example)
-    del fields["id"]
-    return [part for item in fields.items() for part in item]
-
-
-def _example_info(example_id: str, values: Sequence[bytes | None]) -> ExampleInfo:
-    given = zip(_INFO_FIELDS, values, strict=True)
-    fields = {name: text(name, value) for name, value in given if value is not None}
-    return validated(_EXAMPLE, {**fields, "id": example_id})
-
-
-def _file(stored: Mapping[bytes, bytes], name: str) -> bytes:
-    if name.encode() not in stored:
-        raise ValueError(f"{name}: Field required")
-    return stored[name.encode()]
-
-
-def _stored(category_id: str, fields: Mapping[bytes, bytes]) -> _Stored:
-    known = [name for name in _Stored.__dataclass_fields__ if name != "prompts"]
-    values: dict[str, Any] = {name: text(name, fields[name.encode()]) for name in known if name.encode() in fields}
-    if b"prompts" in fields:
-        values["prompts"] = json_value("prompts", fields[b"prompts"])
-    stored = validated(_CATEGORY, values)
-    if keys.category_id(stored.name) != category_id:
-        raise ValueError("name: it is that of another category")
-    return stored
 
 
 async def _guarded(category_id: str, change: Awaitable[Any]) -> Any:
@@ -656,24 +509,3 @@ def _adapter_of(raw: bytes, sha256: str) -> Adapter:
 
 def _sha256(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
-
-
-def _info(adapter: Adapter, size: int) -> AdapterInfo:
-    return AdapterInfo(
-        version=adapter.version,
-        backbone=adapter.backbone,
-        layers=adapter.layers,
-        ensemble=adapter.ensemble,
-        example_iou=adapter.example_iou,
-        zero_shot_example_iou=adapter.zero_shot_example_iou,
-        bytes=size,
-        created_at=adapter.created_at,
-    )
-
-
-@lru_cache(maxsize=_INFOS_REMEMBERED)
-def _read_info(version: str, raw: bytes) -> AdapterInfo:
-    fields = json_value("description", raw)
-    if not isinstance(fields, dict):
-        raise ValueError("description: not a JSON object")
-    return validated(_ADAPTER, {"version": version, **fields})

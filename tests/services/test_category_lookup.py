@@ -10,7 +10,7 @@ from app.errors import InvalidInputError
 from app.metrics import Metrics
 from app.services.category_lookup import CategoryLookup, Found
 from app.storage.breaker import StoreAwayError
-from app.storage.categories import CategoryRecord
+from app.storage.category_records import CategoryRecord
 
 
 def record(name: str, *, generation: int = 1, created_at: str = "2026-01-01") -> CategoryRecord:

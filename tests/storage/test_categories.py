@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from app.method.adapter import Adapter
 from app.method.parameters import Parameters, TokenRows
 from app.storage import keys
-from app.storage.categories import CategoryStore, Example, new_example
+from app.storage.categories import CategoryStore
+from app.storage.category_records import Example, new_example
 from app.storage.jobs import Job, JobStore, new_job
 from app.storage.names import CategoryName
 
