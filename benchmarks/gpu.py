@@ -26,11 +26,12 @@ from app.client import Client
 from app.demo import running_service
 from app.method.backbone import Backbone
 from app.method.frame import imagenet_normalise
+from app.method.pieces import finished
 from app.method.pipeline import Pipeline, Rgb, encode_one
 from app.method.prediction import Prediction
 from app.method.prompts import Prompts, Query
 from app.method.refinement import crf
-from app.method.selection import finished, select
+from app.method.selection import select
 from app.method.shot import Shot
 from app.method.tuning import TUNED, CategoryTuning
 

@@ -11,10 +11,11 @@ from app import backbones
 from app.demo import EXAMPLES
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone
+from app.method.pieces import finished
 from app.method.pipeline import Pipeline
 from app.method.prompts import Prompts, Query
 from app.method.refinement import crf
-from app.method.selection import finished, select
+from app.method.selection import select
 from app.method.tuning import TUNED, CategoryTuning
 from app.services.tuning_job import make_shot
 from app.settings import Settings
