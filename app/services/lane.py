@@ -43,7 +43,7 @@ class Lane:
 
     Steps of jobs (an optimiser step on one example, or encoding one) run alone. While requests come, a step begins only
     right after a request, when the next one is still on its way, and they get a quarter of the time; otherwise they
-    get all. So a request waits for the requests before it and hardly ever for more than a part of a step (decision 16).
+    get all. So a request waits for the requests before it and hardly ever for more than a part of a step.
 
     Args:
         name: The backbone's name, for metrics and the thread.
