@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 from math import isfinite
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -14,7 +13,7 @@ from app.images.masks import decode_mask
 from app.images.photo import decode_photo
 from app.method.backbone import Backbone
 from app.method.frame import mask_to_input
-from app.method.pieces import Pieces, advance
+from app.method.pieces import Pieces, Value, advance
 from app.method.pipeline import encode_one
 from app.method.prompts import Prompts, Query
 from app.method.selection import Outcome, select
@@ -29,8 +28,6 @@ from app.storage.jobs import Job, now
 
 # Below this overlap with its own examples a category is hardly found in other photos.
 _LEARNT_IOU = 0.6
-
-Value = TypeVar("Value")
 
 _SUPERSEDED = "The category was taught anew or deleted."
 
