@@ -27,6 +27,16 @@ RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['p
     && pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt \
     && pip check
 
+# The compiled code of the method.
+FROM base AS compiled
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+COPY pyproject.toml setup.py ./
+RUN touch README.md && pip install --no-cache-dir "setuptools>=77"
+COPY app app
+RUN python setup.py build_ext --inplace && ls app/method/*.so
+
 FROM base
 LABEL org.opencontainers.image.title="Exemplar" \
       org.opencontainers.image.description="A REST service that learns to segment a category from one example." \
@@ -39,7 +49,7 @@ RUN groupadd --gid 10001 exemplar \
     && install --directory --owner=10001 --group=10001 --mode=0700 /data /models
 COPY --from=build /venv /venv
 WORKDIR /app
-COPY app app
+COPY --from=compiled /build/app app
 # /models: mount a volume with weights of other families here (EXEMPLAR_BACKBONE=blip:/models/blip-large); downloads from
 # the hub go here too. No VOLUME: an image built on top of this one may contain weights, which runtimes would copy.
 ENV EXEMPLAR_HOST=0.0.0.0 \

@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 install: $(INSTALLED)
 
 # torch first and alone, at its exact version: as a dependency of other packages pip may pick a CUDA build.
-$(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt setup.py app/method/conv_crf.cpp
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade-strategy only-if-needed $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ./client --editable ".[dev]"
@@ -73,4 +73,4 @@ weights: install
 	$(PY) -m training.clicks --data $(DATA)
 
 clean:
-	rm -rf $(VENV) build var .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build app/method/*.so var .pytest_cache .mypy_cache .ruff_cache .hypothesis

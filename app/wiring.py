@@ -21,6 +21,7 @@ from app import backbones
 from app.backbones.shared.family import Family
 from app.errors import InvalidInputError
 from app.method.backbone import Backbone
+from app.method.crf import IS_COMPILED
 from app.method.prompts import BACKGROUND_WORDS
 from app.method.tuning import PAPER, TUNED, Recipe
 from app.metrics import Metrics
@@ -279,6 +280,8 @@ def backbone_loaders(settings: Settings) -> list[Callable[[], Backbone]]:
         dtype = fastest_dtype(device) if settings.dtype == "auto" else settings.dtype
     except (RuntimeError, AssertionError) as error:  # no such device; a build without CUDA
         raise _unusable(settings, error) from error
+    if device == "cpu" and not IS_COMPILED:
+        _log.warning("ConvCRF is not compiled and takes several times as long: install g++ and then Exemplar again")
     return [partial(_load, spec, settings, device, dtype) for spec in settings.backbone_specs]
 
 
@@ -313,7 +316,8 @@ def fastest_dtype(device: str) -> str:
     if torch.device(device).type == "cuda":
         has = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        has = bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+        flags = torch.cpu.get_capabilities()
+        has = any(flags.get(flag, False) for flag in ("amx_bf16", "avx512_bf16"))
     chosen = "bfloat16" if has else "float32"
     _log.info("%s: %s %s bfloat16 in hardware", chosen, device, "multiplies" if has else "does not multiply")
     return chosen

@@ -98,9 +98,17 @@ class TestBackbones:
             _ = [load() for load in backbone_loaders(Settings(threads=1, **settings))]
         assert named in refused.value.detail
 
+    @pytest.mark.parametrize("compiled", [True, False])
+    def test_the_log_says_so_if_the_refinement_is_not_compiled(
+        self, compiled: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr("app.wiring.IS_COMPILED", compiled)
+        backbone_loaders(Settings(threads=1, device="cpu"))
+        assert ("install g++" in caplog.text) is not compiled
+
     @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
     def test_the_number_format_is_the_same_every_time_and_what_the_cpu_has(self) -> None:
-        has = "amx_bf16" in Path("/proc/cpuinfo").read_text().split()
+        has = {"amx_bf16", "avx512_bf16"} & {*Path("/proc/cpuinfo").read_text().split()}
         assert {fastest_dtype("cpu") for _ in range(3)} == {"bfloat16" if has else "float32"}
 
     @pytest.mark.parametrize("dtype", ["auto", "float32"])
