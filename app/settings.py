@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Number format of the network. `auto` is bfloat16 where the device multiplies matrices of it in "
-        "hardware (CUDA, or AMX of a CPU), else float32.",
+        "hardware (CUDA, AMX or AVX-512 BF16), else float32.",
     )
     threads: int = Field(
         0,
