@@ -101,7 +101,9 @@ class CategoryTuning:
         self._others_evidence: dict[int, Evidence] = {}  # by example, computed on first use
         self._base = backbone.trainable(layers, self.text)
         self.parameters = self._base.map(lambda tensor: tensor.clone().requires_grad_(True))
-        self._optimiser = torch.optim.AdamW(self.parameters.trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        self._optimiser = torch.optim.AdamW(
+            self.parameters.trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
+        )
         self._turns = _turns([shot.shows for shot in shots])
 
     @property
@@ -117,14 +119,15 @@ class CategoryTuning:
         """`step`, in pieces of one pass over one example."""
         turn, total = next(self._turns), 0.0
         self._optimiser.zero_grad()
-        for index in turn:
+        for position, index in enumerate(turn):
+            if position:
+                yield
             if index not in self._others_evidence:
                 self._evidence_of_others(index)
                 yield
             loss = self._loss(index) / len(turn)
             loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
             total += loss.item()
-            yield
         self._optimiser.step()
         return total
 

@@ -184,7 +184,9 @@ class Lane:
             if kind == "segment":
                 self._pause_until = ended + _PAUSE_S
             else:
-                self._step_due_at = ended + _REQUESTS_PER_STEP * (ended - began)
+                # A request that was not done when a step was due leaves the next step the sooner due.
+                share = _REQUESTS_PER_STEP * (ended - began)
+                self._step_due_at = max(self._step_due_at, began - share) + share + (ended - began)
         self._metrics.lane_busy.labels(self.name, kind).inc(ended - began)
 
     def _answer_requests(self) -> None:

@@ -155,9 +155,9 @@ def test_the_same_example_gives_the_same_losses(blip: Blip, shots: list[Shot]) -
     assert [first.step() for _ in range(3)] == [second.step() for _ in range(3)]
 
 
-def test_a_step_pauses_after_each_example_and_changes_nothing_before_its_end(blip: Blip, shots: list[Shot]) -> None:
+def test_a_step_pauses_between_examples_and_changes_nothing_before_its_end(blip: Blip, shots: list[Shot]) -> None:
     whole, paused = tuning_of(blip, shots), tuning_of(blip, shots)
-    for pauses in (6, 3):  # the first step also reads the other names on each of the three examples
+    for pauses in (5, 2):  # the first step also reads the other names on each of the three examples
         losses, pieces = whole.step(), paused.step_in_pieces()
         before = [tensor.clone() for tensor in paused.parameters.trained]
         for _ in range(pauses):

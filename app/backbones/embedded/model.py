@@ -172,7 +172,7 @@ class Embedded(TransformersBackbone):
         adapters: Parameters | None = None,
     ) -> TextToImage:
         """See `Backbone.attend`. The match head reads the first text token, as in training."""
-        logits, hidden = self._text.attend(image.tokens, text, layers=layers, adapters=adapters)
+        logits, hidden = self._text.attend(image.tokens, text, layers=layers, adapters=adapters, first_only=True)
         match = F.linear(hidden[:, 0], self._weights["itm_head.weight"], self._weights["itm_head.bias"])
         return TextToImage(of_patches(logits), match.float().softmax(dim=-1)[:, 1])
 

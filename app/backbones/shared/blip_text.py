@@ -62,11 +62,20 @@ class BlipText:
         *,
         layers: Sequence[int],
         adapters: Parameters | None,
-    ) -> tuple[dict[int, Float[Tensor, "prompt head token image_token"]], Float[Tensor, "prompt token hidden"]]:
+        first_only: bool = False,
+    ) -> tuple[dict[int, Float[Tensor, "prompt head token image_token"]], Float[Tensor, "prompt last hidden"]]:
         """Run prompts over one image; see `Backbone.attend`.
 
+        Args:
+            image_tokens: Of one image.
+            text: The prompts.
+            layers: Layers whose logits to return.
+            adapters: Stacked adapters, each for its share of the prompts.
+            first_only: True if the last hidden states are wanted of the first token alone. The last layer then
+                computes no others, unless its logits are wanted: a tenth of all.
+
         Returns:
-            Cross-attention logits of the requested layers, and the last hidden states.
+            Cross-attention logits of the requested layers; the last hidden states, of the first token at least.
         """
         adapters = adapters.to(image_tokens.device) if adapters else None
         check_share(adapters, len(text.input_ids))
@@ -76,7 +85,8 @@ class BlipText:
         logits: dict[int, Tensor] = {}
         for layer in range(-self.text_layers, self.layer_count):
             name = self._layer(layer)
-            x = self._self_attention(x, hidden_mask, f"{name}attention.")
+            asked = x[:, :1] if first_only and layer == self.layer_count - 1 and layer not in layers else x
+            x = attention(asked, x, hidden_mask, self.weights, f"{name}attention.", heads=self.heads, eps=self.eps)
             if layer >= 0:
                 x, seen = self._cross_attention(x, image_tokens, layer, delta, wanted=layer in layers)
                 if layer in layers and seen is not None:
@@ -105,9 +115,6 @@ class BlipText:
             words = replace_rows(words, text.input_ids, adapters.tokens)
         x = words + self.weights[f"{prefix}position_embeddings.weight"][: text.input_ids.shape[1]]
         return _norm(x, self.weights, f"{prefix}LayerNorm.", self.eps)
-
-    def _self_attention(self, x: Tensor, mask: Tensor, prefix: str) -> Tensor:
-        return attention(x, x, mask, self.weights, prefix, heads=self.heads, eps=self.eps)
 
     def _cross_attention(
         self, x: Tensor, image_tokens: Tensor, layer: int, delta: Mapping[str, Change], *, wanted: bool

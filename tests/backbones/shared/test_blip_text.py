@@ -85,6 +85,24 @@ def test_attention_is_that_of_transformers(backbone: Backbone, image: EncodedIma
     torch.testing.assert_close(logits[3], by_hand, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("adapted", [False, True], ids=["words", "adapter"])
+@pytest.mark.parametrize("read", ["none", "first", "last"])
+def test_the_first_token_alone_is_as_among_all(
+    backbone: Backbone, image: EncodedImage, adapted: bool, read: str
+) -> None:
+    tower, text = backbone._text, backbone.tokenize(WORDS)
+    last_layer = tower.layer_count - 1
+    layers = {"none": (), "first": (0, 2), "last": (0, last_layer)}[read]
+    adapters = tower.trainable((0, last_layer), text).stacked if adapted else None
+    with torch.no_grad():
+        all_logits, all_tokens = tower.attend(image.tokens, text, layers=layers, adapters=adapters)
+        logits, last = tower.attend(image.tokens, text, layers=layers, adapters=adapters, first_only=True)
+    assert last.shape[1] == (all_tokens.shape[1] if read == "last" else 1)
+    torch.testing.assert_close(last[:, 0], all_tokens[:, 0], rtol=1e-4, atol=1e-4)
+    assert logits.keys() == all_logits.keys() == set(layers)
+    assert all(torch.equal(logits[layer], all_logits[layer]) for layer in layers)
+
+
 def test_one_example_may_change_cross_attention(backbone: Backbone) -> None:
     parts = ("self.query", "self.key", "self.value", "output.dense", "output.LayerNorm")
     assert set(backbone.trainable((1, 2), backbone.tokenize(["dog"])).delta) == {
