@@ -139,6 +139,6 @@ def best_means(
     values: Float[Tensor, "category patch"], shares: Sequence[float] = BEST_SHARES
 ) -> Float[Tensor, "category share"]:
     """Mean of each category's best patches, for each share of the patches."""
-    ordered = values.sort(dim=1, descending=True).values
     counts = [max(1, round(share * values.shape[1])) for share in shares]
+    ordered = values.topk(max(counts), dim=1).values
     return torch.stack([ordered[:, :count].mean(dim=1) for count in counts], dim=1)

@@ -85,7 +85,8 @@ class BlipText:
         logits: dict[int, Tensor] = {}
         for layer in range(-self.text_layers, self.layer_count):
             name = self._layer(layer)
-            asked = x[:, :1] if first_only and layer == self.layer_count - 1 and layer not in layers else x
+            first = first_only and layer == self.layer_count - 1 and layer not in layers
+            asked = x[:, :1].contiguous() if first else x  # with gaps, torch would copy the weights per prompt
             x = attention(asked, x, hidden_mask, self.weights, f"{name}attention.", heads=self.heads, eps=self.eps)
             if layer >= 0:
                 x, seen = self._cross_attention(x, image_tokens, layer, delta, wanted=layer in layers)
@@ -306,13 +307,15 @@ def low_rank_cross_attention(
         return shared, own, change.left.view(count, heads, size, change.left.shape[2])
 
     # Base keys: one product per head for all adapters, [head, adapter · row, image_token]. An adapter's change: one
-    # product per adapter, [adapter, head · row, image_token].
+    # product per adapter, [adapter, head · row, image_token]; its bias is one more column of the factors. One is summed
+    # into the other: at this size memory is slower than the products.
     q = project("self.query", rows).view(count, -1, heads, size).transpose(1, 2) / math.sqrt(size)
     shared, own, left = of_image("self.key")
+    left = torch.cat([left, whole(w["self.key.bias"]).view(count, heads, size, 1)], dim=3)
+    own = F.pad(own, (0, 0, 0, 1), value=1.0)
+    logits = ((q @ left).flatten(1, 2) @ own).view(*q.shape[:3], -1)
     by_head = q.transpose(0, 1).reshape(heads, -1, size) @ shared.mT
-    by_adapter = (q @ left).flatten(1, 2) @ own
-    constant = q @ whole(w["self.key.bias"]).view(count, heads, size, 1)
-    logits = by_adapter.view(*q.shape[:3], -1) + by_head.view(heads, count, q.shape[2], -1).transpose(0, 1) + constant
+    logits += by_head.view(heads, count, q.shape[2], -1).transpose(0, 1)
 
     seen = logits.softmax(dim=-1)
     shared, own, left = of_image("self.value")
