@@ -22,7 +22,7 @@ from app.telemetry import tracer
 Result = TypeVar("Result")
 Kind = Literal["segment", "tune", "rank"]
 
-# While requests come, a step of a job is followed by so many times its duration for them alone.
+# While requests come, they get so many times the duration of each step of a job.
 _REQUESTS_PER_STEP = 3
 # Requests come until the last one ended so long ago: a client that waits for its answers sends the next one by then.
 _PAUSE_S = 0.1
@@ -169,6 +169,7 @@ class Lane:
             while not self._requests:
                 pause_s = 0.0 if self._closed else self._pause_until - time.perf_counter()
                 if self._steps and pause_s <= 0:
+                    self._step_due_at = time.perf_counter()
                     return self._steps
                 if self._closed and not self._steps:
                     return None
@@ -184,9 +185,7 @@ class Lane:
             if kind == "segment":
                 self._pause_until = ended + _PAUSE_S
             else:
-                # A request that was not done when a step was due leaves the next step the sooner due.
-                share = _REQUESTS_PER_STEP * (ended - began)
-                self._step_due_at = max(self._step_due_at, began - share) + share + (ended - began)
+                self._step_due_at = _due_after(began, ended, was_due_at=self._step_due_at)
         self._metrics.lane_busy.labels(self.name, kind).inc(ended - began)
 
     def _answer_requests(self) -> None:
@@ -231,6 +230,12 @@ class Lane:
             return partial(call.future.set_exception, RuntimeError(f"the call ended with {error!r}"))
         except BaseException as error:  # the caller handles it, whatever it is
             return partial(call.future.set_exception, error)
+
+
+def _due_after(began: float, ended: float, *, was_due_at: float) -> float:
+    """Time from which the next step may begin. The later this one began, the sooner: up to at once."""
+    requests_s = _REQUESTS_PER_STEP * (ended - began)
+    return max(was_due_at, began - requests_s) + (ended - began) + requests_s
 
 
 def _compute_with(threads: int) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from app.errors import OverloadedError, UnavailableError
 from app.metrics import Metrics
-from app.services.lane import Lane
+from app.services.lane import Lane, _due_after
 
 LIMIT = 3
 
@@ -227,6 +227,28 @@ async def test_it_keeps_its_threads_when_the_others_are_given_one(metrics: Metri
         torch.set_num_threads(1)
         assert await lane.run(torch.get_num_threads, kind="rank") == 3
         assert await asyncio.to_thread(torch.get_num_threads) == 1
+
+
+@pytest.mark.parametrize(
+    ("was_due_at", "began", "ended", "due"),
+    [(4, 4, 6, 12), (4, 5, 7, 12), (4, 9, 11, 12), (4, 10, 12, 12), (0, 100, 102, 102)],
+    ids=["in time", "late", "later", "by all there is", "and no more"],
+)
+def test_requests_get_three_quarters_and_what_they_take_more_is_made_up_for(
+    was_due_at: float, began: float, ended: float, due: float
+) -> None:
+    assert _due_after(began, ended, was_due_at=was_due_at) == due
+
+
+@pytest.mark.parametrize("request_s", [0.3, 0.7, 1.9, 2.5])
+def test_steps_between_requests_get_a_quarter_of_the_time(request_s: float) -> None:
+    now = due = steps_s = 0.0
+    for _ in range(1009):
+        now += request_s
+        if now >= due:
+            due = _due_after(now, now + 1, was_due_at=due)
+            now, steps_s = now + 1, steps_s + 1
+    assert steps_s / now == pytest.approx(0.25, abs=0.01)
 
 
 class TestSideBySide:
