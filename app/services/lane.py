@@ -147,12 +147,12 @@ class Lane:
             answered = False
             while calls := self._next(answered=answered):
                 began, answered = time.perf_counter(), calls is self._requests
-                kind = calls[0].kind
+                kind, asked_at = calls[0].kind, calls[0].asked_at
                 if answered and self._side_by_side > 1 and len(calls) > 1:
                     wait([others.submit(self._answer_requests) for _ in range(self._side_by_side)])
                 else:
                     self._answer(self._take(calls))
-                self._note(kind, began, time.perf_counter())
+                self._note(kind, asked_at, began, time.perf_counter())
 
     def _next(self, *, answered: bool) -> deque[_Call] | None:
         """Wait for a call.
@@ -169,7 +169,6 @@ class Lane:
             while not self._requests:
                 pause_s = 0.0 if self._closed else self._pause_until - time.perf_counter()
                 if self._steps and pause_s <= 0:
-                    self._step_due_at = time.perf_counter()
                     return self._steps
                 if self._closed and not self._steps:
                     return None
@@ -179,13 +178,14 @@ class Lane:
     def _step_is_due(self) -> bool:
         return bool(self._steps) and time.perf_counter() >= self._step_due_at
 
-    def _note(self, kind: Kind, began: float, ended: float) -> None:
+    def _note(self, kind: Kind, asked_at: float, began: float, ended: float) -> None:
         """Note the time of a step, or of some requests."""
         with self._changed:
             if kind == "segment":
                 self._pause_until = ended + _PAUSE_S
             else:
-                self._step_due_at = _due_after(began, ended, was_due_at=self._step_due_at)
+                # A step that nobody asked for was not late.
+                self._step_due_at = _due_after(began, ended, was_due_at=max(self._step_due_at, asked_at))
         self._metrics.lane_busy.labels(self.name, kind).inc(ended - began)
 
     def _answer_requests(self) -> None:
