@@ -135,7 +135,8 @@ struct Axis {
     int length, blur, padding, count;
 
     Axis(int length, int blur)
-        : length(length), blur(blur), padding(((blur - length % blur) % blur + 1) / 2), count((length + blur - 1) / blur) {}
+        : length(length), blur(blur), padding(((blur - length % blur) % blur + 1) / 2),
+          count((length + blur - 1) / blur) {}
 
     int first(int place) const { return std::max(0, place * blur - padding); }
     int last(int place) const { return std::min(length, (place + 1) * blur - padding); }
@@ -189,7 +190,6 @@ struct Padded {
 
     // Pixel 0 of a row; rows and pixels from -reach on exist.
     float* row(int map, int y) { return &values[(size_t(map) * height + y + reach) * stride + reach]; }
-    const float* row(int map, int y) const { return const_cast<Padded*>(this)->row(map, y); }
 };
 
 struct Crf {
@@ -203,7 +203,7 @@ struct Crf {
     std::vector<int> alive;
 
     size_t pixels() const { return size_t(height) * width; }
-    const float* weights_of(int y, int dy, int dx) const {
+    float* weight_row(int y, int dy, int dx) {
         return &weights[(size_t(y) * size * size + dy * size + dx) * padded_width];
     }
     float* message_row(int c, int y) {
@@ -256,7 +256,7 @@ void weigh_rows(Crf& crf, int first, int last) {
     for (int y = first; y < last; ++y)
         for (int dy = 0; dy < crf.size; ++dy)
             for (int dx = 0; dx < crf.size; ++dx) {
-                float* out = const_cast<float*>(crf.weights_of(y, dy, dx));
+                float* out = crf.weight_row(y, dy, dx);
                 const float vertical = crf.position_weight * crf.row_nearness[dy * crf.rows.count + y];
                 const float* horizontal = &crf.column_nearness[dx * crf.padded_width];
                 for (int x = 0; x < crf.padded_width; x += LANES) {
@@ -282,7 +282,7 @@ INLINE void pass_row(Crf& crf, int first_class, int y) {
             const float* from[COUNT];
             for (int c = 0; c < COUNT; ++c)
                 from[c] = crf.prediction.row(crf.alive[first_class + c], y + dy - crf.reach) + x - crf.reach;
-            const float* weights = crf.weights_of(y, dy, 0) + x;
+            const float* weights = crf.weight_row(y, dy, 0) + x;
             for (int dx = 0; dx < crf.size; ++dx) {
                 const Vector weight = load<Vector>(weights + size_t(dx) * crf.padded_width);
                 for (int c = 0; c < COUNT; ++c) sums[c] += weight * load<Vector>(from[c] + dx);
@@ -328,12 +328,13 @@ INLINE void load_tile(const float* from, int count, Vector values[TILE / LANES])
     }
 }
 
-// New probabilities: softmax of evidence and message. They are pooled into the prediction, or written if `out` is given.
+// New probabilities: softmax of evidence and message. They are pooled into the prediction, or written to `out` if given.
 FOR_EACH_PROCESSOR
 void answer_rows(Crf& crf, float* out, int first, int last) {
     constexpr int vectors = TILE / LANES;
     const int classes = int(crf.alive.size()), stride = rounded_up(crf.width, TILE);
     const size_t plane = size_t(classes) * stride;
+    const float own_weight = 1 - crf.message_weight;
     std::vector<float> near(3 * plane), sums(out ? 0 : plane), tile(size_t(classes) * TILE);
     int next = std::max(0, first - 1);  // rows of messages before this one are in `near`, at their number modulo 3
     for (int y = first; y < last; ++y) {
@@ -348,12 +349,13 @@ void answer_rows(Crf& crf, float* out, int first, int last) {
             for (int x = 0; x < crf.width; x += TILE) {
                 const int count = std::min(TILE, crf.width - x);
                 Vector most[vectors], total[vectors] = {};
+                const size_t start = size_t(pixel) * crf.width + x;
                 for (int c = 0; c < classes; ++c) {
                     Vector values[vectors];
-                    load_tile(crf.evidence + crf.alive[c] * crf.pixels() + size_t(pixel) * crf.width + x, count, values);
+                    load_tile(crf.evidence + crf.alive[c] * crf.pixels() + start, count, values);
                     for (int v = 0; v < vectors; ++v) {
                         const size_t at = size_t(c) * stride + x + v * LANES;
-                        values[v] = (1 - crf.message_weight) * values[v] + (1 - place.share) * load<Vector>(before + at) +
+                        values[v] = own_weight * values[v] + (1 - place.share) * load<Vector>(before + at) +
                                     place.share * load<Vector>(after + at);
                         most[v] = c ? larger(most[v], values[v]) : values[v];
                         store(&tile[size_t(c) * TILE + v * LANES], values[v]);
@@ -374,9 +376,7 @@ void answer_rows(Crf& crf, float* out, int first, int last) {
                         const Vector value = load<Vector>(at + v * LANES) * total[v];
                         store(sum + v * LANES, out ? value : load<Vector>(sum + v * LANES) + value);
                     }
-                    if (out)
-                        std::memcpy(out + crf.alive[c] * crf.pixels() + size_t(pixel) * crf.width + x, at,
-                                    sizeof(float) * count);
+                    if (out) std::memcpy(out + crf.alive[c] * crf.pixels() + start, at, sizeof(float) * count);
                 }
             }
         }
@@ -457,7 +457,8 @@ PyObject* conv_crf(PyObject*, PyObject* arguments) {
     if (classes < 1 || height < 1 || width < 1 || p.iterations < 1 || p.filter_size < 1 || p.filter_size % 2 == 0 ||
         p.blur < 1 || b.class_map.len != classes * plane || b.refined.len != classes * plane ||
         b.colours.len != 3 * plane) {
-        PyErr_SetString(PyExc_ValueError, "expected float32 arrays of the given shape, one round or more, an odd filter");
+        PyErr_SetString(PyExc_ValueError,
+                        "expected float32 arrays of the given shape, one round or more, an odd filter");
         return nullptr;
     }
     bool enough = true;
