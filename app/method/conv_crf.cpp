@@ -328,7 +328,7 @@ INLINE void load_tile(const float* from, int count, Vector values[TILE / LANES])
     }
 }
 
-// New probabilities: softmax of evidence and message. They are pooled into the prediction, or written to `out` if given.
+// New probabilities: softmax of evidence and message. Pooled into the prediction, or written to `out` if given.
 FOR_EACH_PROCESSOR
 void answer_rows(Crf& crf, float* out, int first, int last) {
     constexpr int vectors = TILE / LANES;
