@@ -17,7 +17,7 @@ from rich.console import Console
 from .listing import listing_rows
 from .many import many_rows
 from .measure import table
-from .method import crf_rows, large_rows
+from .method import crf_rows, embedded_tower_rows, large_rows
 from .peers import peer_rows
 from .presence import presence_row
 from .service import service_rows
@@ -34,7 +34,7 @@ def main() -> None:
     service += [*many_rows(console), *listing_rows(console), *start_rows()]
     console.print(table("The service, embedded backbone", service))
     with console.status("measuring the baseline takes minutes"):
-        method = [*crf_rows(), presence_row(), *large_rows()]
+        method = [*crf_rows(), presence_row(), *embedded_tower_rows(), *large_rows()]
     console.print(table("The method against the baseline", method))
     with console.status("measuring the peers takes minutes"):
         peers = peer_rows()

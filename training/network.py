@@ -13,7 +13,7 @@ from app.backbones.embedded import efficientnet
 from app.backbones.embedded.efficientnet import EDGE_BLOCKS, EfficientNetLite2
 from app.backbones.embedded.mask_decoder import PREFIX
 from app.backbones.embedded.model import HEADS, TEXT_EPS, VOCABULARY, image_tokens
-from app.backbones.shared.blip_text import BlipText, tokenize
+from app.backbones.shared.blip_text import BlipText, attention, tokenize
 from app.method.backbone import TextTokens
 from app.method.scores import head_max, token_sum
 
@@ -115,7 +115,8 @@ class Network:
         """Hidden states from which the first cross-attention computes its queries; independent of the image, frozen."""
         x = self.text._embed(text, None)
         mask = (1 - text.attention_mask[:, None, None, :].to(x.dtype)) * -1e4
-        return self.text._self_attention(x, mask, "encoder.layer.0.attention.")
+        prefix = "encoder.layer.0.attention."
+        return attention(x, x, mask, self.text.weights, prefix, heads=self.text.heads, eps=self.text.eps)
 
     def first_scores(
         self,

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from . import MalformedMaskError, Mask
 from .boxes import bbox_of
 from .coordinates import finite_number
-from .rle import rle_to_mask
+from .rle import decompressed, filled
 
 Ring: TypeAlias = Float[np.ndarray, "_ 2"]  # corners (x, y) in pixels, any number; the last joins the first
 
@@ -84,17 +84,17 @@ def polygons_to_mask(polygons: object, image_hw: tuple[int, int]) -> Mask:
 
 def _draw(ring: Ring, *, mask: Mask) -> None:
     """Adds a ring that lies within the image to a mask."""
-    # Drawn in the ring's bounding box, since pycocotools' union visits the whole image for every ring. It rounds
-    # corners to fifths of a pixel; rounding them before the shift gives the same pixels as no shift.
-    ring = np.floor(5 * ring + 0.5) / 5
-    left, top = map(math.floor, ring.min(axis=0))
-    right, bottom = map(math.ceil, ring.max(axis=0))
+    # pycocotools rounds corners to fifths of a pixel, and its union and decoder visit the whole image for every ring.
+    # So only the columns of the ring are decoded. To shift the ring would change pixels where its sides are rounded.
+    left, top = map(math.floor, np.floor(5 * ring.min(axis=0) + 0.5) / 5)
+    right, bottom = map(math.ceil, np.floor(5 * ring.max(axis=0) + 0.5) / 5)
     if left < right and top < bottom:
         # A list in a list, of six numbers or more: pycocotools would take four numbers for a box.
-        corners = (ring - [left, top]).ravel().tolist()
-        rle = coco_mask.frPyObjects([corners], bottom - top, right - left)[0]
-        # Not pycocotools' `decode` here either: under NumPy 2 it warns on every call.
-        mask[top:bottom, left:right] |= rle_to_mask({"size": rle["size"], "counts": rle["counts"].decode("ascii")})
+        rle = coco_mask.frPyObjects([ring.ravel().tolist()], bottom, right)[0]
+        runs = decompressed(rle["counts"].decode("ascii"))
+        assert runs is not None
+        runs[0] -= left * bottom  # the columns before the ring
+        mask[top:bottom, left:right] |= filled(runs, bottom, right - left)[top:]
 
 
 def _ring_of(polygon: object) -> Ring:

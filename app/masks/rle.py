@@ -59,8 +59,13 @@ def rle_to_mask(rle: object) -> Mask:
         raise MalformedMaskError(
             f"expected counts that add up to {height} × {width} = {height * width} pixels, got {covered}"
         )
+    return np.ascontiguousarray(filled(runs, height, width))
+
+
+def filled(runs: Int[np.ndarray, " run"], height: int, width: int) -> Mask:
+    """The mask `[height, width]` of run lengths that add up to its size, column by column in memory."""
     is_marked = np.arange(len(runs)) % 2 == 1
-    return np.ascontiguousarray(np.repeat(is_marked, runs).reshape((height, width), order="F"))
+    return np.repeat(is_marked, runs).reshape((height, width), order="F")
 
 
 def rle_size(rle: object) -> tuple[int, int]:
@@ -90,16 +95,17 @@ def _is_whole(value: object) -> bool:
 def _runs_of(counts: object) -> Int[np.ndarray, " run"] | None:
     """The run lengths in `counts`, possibly negative; None if `counts` is neither of COCO's two forms."""
     if isinstance(counts, str):
-        return _decompressed(counts)
+        return decompressed(counts)
     # 2**40 is above every image and small enough for int64.
     if isinstance(counts, list) and all(_is_whole(count) and 0 <= count < 2**40 for count in counts):
         return np.array(counts, dtype=np.int64)
     return None
 
 
-def _decompressed(counts: str) -> Int[np.ndarray, " run"] | None:
-    """The inverse of `rleToString` in maskApi.c: 5 bits per character, low first; differences from the
-    fourth run on.
+def decompressed(counts: str) -> Int[np.ndarray, " run"] | None:
+    """The inverse of `rleToString` in maskApi.c: 5 bits per character, low first; differences from the fourth run on.
+
+    None if it is no such string. Runs may be negative.
     """
     digits = np.frombuffer(counts.encode("utf-8", "surrogatepass"), dtype=np.uint8).astype(np.int64) - 48
     is_last = digits & 0x20 == 0  # the sixth bit is set if the number continues

@@ -6,7 +6,7 @@ import contextlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
@@ -73,6 +73,7 @@ class TestPolygons:
         twice = [0, 0, 5, 0, 5, 5, 0, 5] * 2
         assert not polygons_to_mask([twice], (7, 7)).any()
 
+    @example([(3.0, 0.0), (3.25, 0.0), (5.75, 9.25)])  # a side's middle lies exactly between two pixels
     @given(st.lists(st.tuples(st.floats(0, 11), st.floats(0, 13)), min_size=3, max_size=9))
     def test_inside_the_image_it_is_what_pycocotools_draws(self, corners: list[tuple[float, float]]) -> None:
         ring = [value for corner in corners for value in corner]
