@@ -1,6 +1,6 @@
 // ConvCRF on a CPU, with the results of app/method/crf.py and its terms.
 //
-// A round has two passes. Messages pass between blurred pixels: a sum over the filter for each, with the weights of 16
+// A round has two passes. Messages pass between blurred pixels: a sum over the filter for each, with the weights of 8
 // neighbouring pixels in one vector. Then each row of blurred pixels gets its new probabilities: the full resolution is
 // read once (the evidence), and all that is computed there stays in the cache.
 //
@@ -25,7 +25,7 @@
 
 // One build for all processors of a kind: the loader takes the variant that fits.
 #if defined(__x86_64__) && defined(__ELF__) && !defined(__clang__)
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define FOR_EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v3", "default")))
 #else
 #define FOR_EACH_PROCESSOR
 #endif
@@ -33,7 +33,7 @@
 
 namespace {
 
-constexpr int LANES = 16;        // pixels in a vector
+constexpr int LANES = 8;         // pixels in a vector: 16 are no faster with AVX-512, and four times slower without
 constexpr int TILE = 4 * LANES;  // pixels whose class probabilities are computed together
 constexpr int CLASSES = 6;       // classes whose messages are summed together: their sums fit into the registers
 constexpr int ROWS = 8;          // rows of blurred pixels that a thread takes at once
@@ -41,8 +41,6 @@ constexpr float LOST = 1e-6f;    // a class that is nowhere more probable than t
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
-typedef float Half __attribute__((vector_size(2 * LANES)));
-typedef int32_t HalfIntegers __attribute__((vector_size(2 * LANES)));
 
 template <class V, class Element>
 INLINE V load(const Element* from) {
@@ -155,21 +153,20 @@ struct Axis {
     }
 };
 
-// Interpolation of eight pixels: of `values + start`, the elements `before` and `after`.
+// Interpolation of a vector of pixels: of `values + start`, the elements `before` and `after`.
 struct Group {
     int start;
-    int32_t before[LANES / 2], after[LANES / 2];
-    float share[LANES / 2];
+    int32_t before[LANES], after[LANES];
+    float share[LANES];
 };
 
 std::vector<Group> groups(const Axis& axis) {
-    constexpr int half = LANES / 2;
-    std::vector<Group> groups(rounded_up(axis.length, TILE) / half);
+    std::vector<Group> groups(rounded_up(axis.length, TILE) / LANES);
     for (size_t group = 0; group < groups.size(); ++group) {
-        auto pixel = [&](int lane) { return axis.between(std::min(int(group) * half + lane, axis.length - 1)); };
+        auto pixel = [&](int lane) { return axis.between(std::min(int(group) * LANES + lane, axis.length - 1)); };
         const int start = pixel(0).before;
         groups[group].start = start;
-        for (int lane = 0; lane < half; ++lane) {
+        for (int lane = 0; lane < LANES; ++lane) {
             const Axis::Between place = pixel(lane);
             groups[group].before[lane] = place.before - start;
             groups[group].after[lane] = place.after - start;
@@ -308,13 +305,12 @@ void pass_rows(Crf& crf, int first, int last) {
 
 // Interpolate a row of messages to pixels.
 INLINE void widen(const std::vector<Group>& across, const float* message, float weight, float* out) {
-    constexpr int half = LANES / 2;
     for (size_t group = 0; group < across.size(); ++group) {
         const Group& g = across[group];
-        const Half values = load<Half>(message + g.start);
-        const Half before = __builtin_shuffle(values, load<HalfIntegers>(g.before));
-        const Half after = __builtin_shuffle(values, load<HalfIntegers>(g.after));
-        store(out + half * group, weight * (before + load<Half>(g.share) * (after - before)));
+        const Vector values = load<Vector>(message + g.start);
+        const Vector before = __builtin_shuffle(values, load<Integers>(g.before));
+        const Vector after = __builtin_shuffle(values, load<Integers>(g.after));
+        store(out + LANES * group, weight * (before + load<Vector>(g.share) * (after - before)));
     }
 }
 
