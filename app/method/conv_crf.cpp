@@ -222,7 +222,7 @@ std::vector<float> nearness(const Axis& axis, int size, int stride, float deviat
 }
 
 // Means of the pixels of each blurred pixel, of one row.
-void pool(const float* sums, const Axis& columns, int rows, float* out) {
+INLINE void pool(const float* sums, const Axis& columns, int rows, float* out) {
     for (int x = 0; x < columns.count; ++x) {
         const int first = columns.first(x), last = columns.last(x);
         float sum = 0;
