@@ -85,7 +85,7 @@ def polygons_to_mask(polygons: object, image_hw: tuple[int, int]) -> Mask:
 def _draw(ring: Ring, *, mask: Mask) -> None:
     """Adds a ring that lies within the image to a mask."""
     # pycocotools rounds corners to fifths of a pixel, and its union and decoder visit the whole image for every ring.
-    # So only the columns of the ring are decoded. To shift the ring would change pixels where its sides are rounded.
+    # So only the ring's box is decoded. To shift the ring would change pixels where its sides are rounded.
     left, top = map(math.floor, np.floor(5 * ring.min(axis=0) + 0.5) / 5)
     right, bottom = map(math.ceil, np.floor(5 * ring.max(axis=0) + 0.5) / 5)
     if left < right and top < bottom:
@@ -93,8 +93,19 @@ def _draw(ring: Ring, *, mask: Mask) -> None:
         rle = coco_mask.frPyObjects([ring.ravel().tolist()], bottom, right)[0]
         runs = decompressed(rle["counts"].decode("ascii"))
         assert runs is not None
-        runs[0] -= left * bottom  # the columns before the ring
-        mask[top:bottom, left:right] |= filled(runs, bottom, right - left)[top:]
+        mask[top:bottom, left:right] |= filled(_without(runs, left, top, bottom), bottom - top, right - left)
+
+
+def _without(runs: Int[np.ndarray, " run"], left: int, top: int, height: int) -> Int[np.ndarray, " _left"]:
+    """Run lengths of a mask of this height without its first columns and rows, in which nothing is marked."""
+    ends = np.cumsum(runs)
+    starts = ends[:-1:2] - left * height
+    lengths = runs[1::2]
+    # Each column up to a run's own loses its first rows; none are lost if a run goes on in the next column.
+    starts = starts - top * (starts // height + 1)
+    total = (height - top) * (ends[-1] // height - left)
+    bounds = np.stack([starts, starts + lengths], axis=1).ravel()
+    return np.diff(bounds, prepend=0, append=total)
 
 
 def _ring_of(polygon: object) -> Ring:

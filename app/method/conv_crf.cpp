@@ -49,8 +49,7 @@ INLINE V load(const Element* from) {
     return values;
 }
 
-template <class V>
-INLINE void store(float* to, V values) {
+INLINE void store(float* to, Vector values) {
     std::memcpy(to, &values, sizeof values);
 }
 

@@ -72,7 +72,7 @@ class BlipText:
             layers: Layers whose logits to return.
             adapters: Stacked adapters, each for its share of the prompts.
             first_only: True if the last hidden states are wanted of the first token alone. The last layer then
-                computes no others, unless its logits are wanted: a tenth of all.
+                computes no others, unless its logits are wanted.
 
         Returns:
             Cross-attention logits of the requested layers; the last hidden states, of the first token at least.
