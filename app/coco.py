@@ -193,7 +193,7 @@ def is_ours(file: Path) -> bool:
 
 def write_whole(file: Path, content: bytes) -> None:
     """Write a file so that it is the old or the new one at every moment."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
+    beside = file.with_name(f".{os.getpid()}.part")  # without the file's own name, which may be as long as names may be
     try:
         beside.write_bytes(content)
         beside.replace(file)

@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import numpy as np
+from PIL import Image
 
-from app.coco import coco_json, write_whole
+from app.coco import write_whole
 from app.errors import InvalidInputError
 from app.images.photo import decode_photo
 from app.masks.pictures import MAX_LABELS, label_map_to_png, overlay, palette, rgb_to_png
@@ -23,8 +24,12 @@ from app.masks.rle import rle_to_mask
 PHOTO_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".avif", ".bmp", ".tif", ".tiff")
 )  # as the service reads them
+# Folders of the label maps and of the painted photos, in that of the results.
+PICTURE_FOLDERS = ("masks", "overlays")
 # The service has read a photo before it is drawn, so it is no larger than the service allows.
 _MAX_PIXELS = 2**31
+# Keyword of the chunk of a picture that says which answer it shows.
+_SHOWS = "answer"
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ def listed(places: Sequence[Path], *, without: Path | None) -> list[NamedPhoto]:
 
     Args:
         places: Files and folders.
-        without: A folder to leave out: that of the results, which may lie among the photos.
+        without: Folder of the results: the pictures in it are left out, since it may hold the photos or lie among them.
 
     Raises:
         InvalidInputError: If a folder has no image file.
@@ -52,13 +57,14 @@ def listed(places: Sequence[Path], *, without: Path | None) -> list[NamedPhoto]:
 
 
 def _photos_in(folder: Path, without: Path | None) -> list[Path]:
+    drawn = [Path(os.path.abspath(without / name)) for name in PICTURE_FOLDERS] if without else []
     files = sorted(
         file
         for file in folder.rglob("*")
         if file.suffix.lower() in PHOTO_SUFFIXES
         and file.is_file()
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and not (without and Path(os.path.abspath(file)).is_relative_to(os.path.abspath(without)))
+        and not any(Path(os.path.abspath(file)).is_relative_to(pictures) for pictures in drawn)
     )
     if not files:
         raise InvalidInputError(f"The folder {folder} has no image file ({', '.join(sorted(PHOTO_SUFFIXES))}).")
@@ -101,9 +107,6 @@ class Results:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def __len__(self) -> int:
-        return len(self._answers)
-
     def answer_to(self, photo: NamedPhoto) -> Mapping[str, Any] | None:
         """The answer that is kept of this very file."""
         answer = self._answers.get(photo.name)
@@ -122,10 +125,6 @@ class Results:
         self._opened.flush()
         self._keep(line)
 
-    def write_coco(self, file: Path) -> None:
-        """Write all results as COCO instances."""
-        write_whole(file, json.dumps(coco_json(self._answers, self.category_ids)).encode())
-
     def _keep(self, line: dict[str, Any]) -> None:
         self._answers[line["filename"]] = line
         for found in line["categories"]:
@@ -134,12 +133,26 @@ class Results:
 
 def picture_names(photos: Iterable[NamedPhoto]) -> dict[str, str]:
     """Names of the pictures drawn of photos, by the names of the photos: ending in .png, and no two the same."""
-    names = {photo.name for photo in photos}
-    stems = Counter(str(PurePosixPath(name).with_suffix("")) for name in names)
-    return {
-        name: f"{stem}.png" if stems[stem := str(PurePosixPath(name).with_suffix(""))] == 1 else f"{name}.png"
-        for name in names
-    }
+    stems = {photo.name: str(PurePosixPath(photo.name).with_suffix("")) for photo in photos}
+    taken = Counter([*stems, *stems.values()])  # a.jpg.bmp has the name of a.jpg as its stem
+    return {name: f"{stem}.png" if taken[stem] == 1 else f"{name}.png" for name, stem in stems.items()}
+
+
+def shows(picture: Path, answer: Mapping[str, Any], category_ids: Mapping[str, int]) -> bool:
+    """True if a file is a picture of this answer, drawn by `label_map` or `painted`."""
+    try:
+        with Image.open(picture) as opened:
+            return bool(opened.info.get(_SHOWS) == _digest(answer, category_ids))
+    except (OSError, ValueError, SyntaxError):  # not there, or no picture
+        return False
+
+
+def _digest(answer: Mapping[str, Any], category_ids: Mapping[str, int]) -> str:
+    """Stands for all of an answer that a picture shows."""
+    found = [
+        (category_ids[one["name"]], one["name"], one["segmentation"]) for one in answer["categories"] if one["area"]
+    ]
+    return hashlib.sha256(json.dumps([answer["image"]["sha256"], found]).encode()).hexdigest()
 
 
 def label_map(answer: Mapping[str, Any], category_ids: Mapping[str, int]) -> bytes:
@@ -157,14 +170,16 @@ def label_map(answer: Mapping[str, Any], category_ids: Mapping[str, int]) -> byt
     for found in answer["categories"]:
         if found["area"]:
             labels[rle_to_mask(found["segmentation"])] = category_ids[found["name"]]
-    return label_map_to_png(labels, list(category_ids), palette(len(category_ids)))
+    notes = {_SHOWS: _digest(answer, category_ids)}
+    return label_map_to_png(labels, list(category_ids), palette(len(category_ids)), notes=notes)
 
 
-def painted(answer: Mapping[str, Any], file: Path) -> bytes:
+def painted(answer: Mapping[str, Any], category_ids: Mapping[str, int], file: Path) -> bytes:
     """Draw an answer over its photo, PNG."""
     photo = decode_photo(file.read_bytes(), max_pixels=_MAX_PIXELS)
     masks = (rle_to_mask(found["segmentation"]) for found in answer["categories"])
-    return rgb_to_png(overlay(photo.rgb, masks, [found["name"] for found in answer["categories"]]))
+    names = [found["name"] for found in answer["categories"]]
+    return rgb_to_png(overlay(photo.rgb, masks, names), notes={_SHOWS: _digest(answer, category_ids)})
 
 
 def _lines_of(file: Path) -> list[dict[str, Any]]:

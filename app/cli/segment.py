@@ -115,6 +115,7 @@ def segment(
 
 def _outputs(out: Path | None, coco: Path | None, *, masks: bool, overlays: bool) -> _Outputs | None:
     """Where the results go, with the folders made; None if they are only printed."""
+    from app.cli.results import PICTURE_FOLDERS
     from app.coco import is_ours
 
     if out is None and (masks or overlays):
@@ -130,8 +131,8 @@ def _outputs(out: Path | None, coco: Path | None, *, masks: bool, overlays: bool
     return _Outputs(
         results=out / "results.ndjson" if out else file.with_suffix(".results.ndjson"),
         coco=file,
-        masks=out / "masks" if out and masks else None,
-        overlays=out / "overlays" if out and overlays else None,
+        masks=out / PICTURE_FOLDERS[0] if out and masks else None,
+        overlays=out / PICTURE_FOLDERS[1] if out and overlays else None,
     )
 
 
@@ -177,22 +178,36 @@ def _segment_into(
     again: bool,
     as_json: bool,
 ) -> None:
-    """Segment the photos that have no result yet; write the files of all, also if the run is interrupted."""
+    """Segment the photos that have no result yet; write the files of all, also if the run is interrupted.
+
+    Of all photos `again`, the results before stay until the last new one is there: after an interruption the new ones
+    are dropped, since more may have been taught by the next run.
+    """
     from app.cli.results import Results
 
-    if again:
-        outputs.results.unlink(missing_ok=True)
     photos = list({photo.name: photo for photo in photos}.values())
-    with Results(outputs.results, asked) as results:
-        run = _Run(outputs, results, photos, as_json=as_json)
-        try:
-            run.segment(client, asked)
-        except KeyboardInterrupt:
-            left = len(photos) - len(run.answers) - len(run.problems)
-            warn(f"Interrupted: {left} of {len(photos)} photos are left; the same command continues.")
-            raise
-        finally:
-            results.write_coco(outputs.coco)
+    file = outputs.results.with_name(f"again.{outputs.results.name}") if again else outputs.results
+    if again:
+        file.unlink(missing_ok=True)
+    try:
+        with Results(file, asked) as results:
+            run = _Run(outputs, results, photos, as_json=as_json)
+            try:
+                run.segment(client, asked)
+            except KeyboardInterrupt:
+                left = len(photos) - len(run.answers) - len(run.problems)
+                then = "starts again, the results before are kept" if again else "continues"
+                warn(f"Interrupted: {left} of {len(photos)} photos are left; the same command {then}.")
+                raise
+            finally:
+                if not again:
+                    run.write_coco()
+        if again:
+            file.replace(outputs.results)
+            run.write_coco()
+    finally:
+        if again:
+            file.unlink(missing_ok=True)
     run.tell()
     if run.problems:
         raise typer.Exit(1)
@@ -227,7 +242,7 @@ class _Run:
             waiting = []
             for photo in self._photos:
                 if answer := self._results.answer_to(photo):
-                    self._take(photo, answer, is_new=False)
+                    self._take(photo, answer)
                     self._show(bar, task)
                 else:
                     waiting.append(photo)
@@ -240,8 +255,16 @@ class _Run:
                     self.problems[photo.name] = line["problem"]["detail"]
                 else:
                     self._results.add(photo, line)
-                    self._take(photo, line, is_new=True)
+                    self._take(photo, line)
                 self._show(bar, task)
+
+    def write_coco(self) -> None:
+        """Write what is known of the photos of this run as COCO instances."""
+        from app.coco import coco_json, write_whole
+
+        # In the order of the photos: what was asked for again keeps its place.
+        answers = {photo.name: self.answers[photo.name] for photo in self._photos if photo.name in self.answers}
+        write_whole(self._outputs.coco, json.dumps(coco_json(answers, self._results.category_ids)).encode())
 
     def tell(self) -> None:
         """Print what was found, and which photos could not be segmented."""
@@ -254,9 +277,11 @@ class _Run:
         for name, problem in self.problems.items():
             warn(f"{name}: {problem}")
 
-    def _take(self, photo: NamedPhoto, answer: Mapping[str, Any], *, is_new: bool) -> None:
-        from app.cli.results import label_map, painted
+    def _take(self, photo: NamedPhoto, answer: Mapping[str, Any]) -> None:
+        from app.cli.results import label_map, painted, shows
         from app.coco import write_whole
+
+        ids = self._results.category_ids
 
         self.answers[photo.name] = answer
         self._found.update(found["name"] for found in answer["categories"] if found["area"])
@@ -264,12 +289,10 @@ class _Run:
             if folder is None:
                 continue
             file = folder / self._pictures[photo.name]
-            if is_new or not file.exists():
+            if not shows(file, answer, ids):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 is_map = folder == self._outputs.masks
-                write_whole(
-                    file, label_map(answer, self._results.category_ids) if is_map else painted(answer, photo.file)
-                )
+                write_whole(file, label_map(answer, ids) if is_map else painted(answer, ids, photo.file))
 
     def _show(self, bar: Progress, task: TaskID) -> None:
         done = len(self.answers) + len(self.problems)

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -49,20 +49,25 @@ def mask_to_alpha_png(mask: Mask) -> bytes:
     return _png(Image.fromarray(np.dstack([white, white * mask])))
 
 
-def rgb_to_png(rgb: Rgb) -> bytes:
+def rgb_to_png(rgb: Rgb, *, notes: Mapping[str, str] | None = None) -> bytes:
     """Writes a picture as an 8-bit colour PNG.
 
     Args:
         rgb: `[height, width, 3]`, 0…255.
+        notes: Texts for `iTXt` chunks, by their keywords.
 
     Returns:
         The file.
     """
-    return _png(Image.fromarray(rgb))
+    return _png(Image.fromarray(rgb), notes)
 
 
 def label_map_to_png(
-    labels: UInt8[np.ndarray, "height width"], names: Sequence[str], colours: Sequence[Colour]
+    labels: UInt8[np.ndarray, "height width"],
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    *,
+    notes: Mapping[str, str] | None = None,
 ) -> bytes:
     """Writes a label map as a palette PNG that carries its names.
 
@@ -70,6 +75,7 @@ def label_map_to_png(
         labels: `[height, width]`; 0 = background, i = the i-th category.
         names: The categories' names, the first is label 1; at most `MAX_LABELS`.
         colours: One per name, such as `palette(len(names))`. The background is black.
+        notes: Texts for further `iTXt` chunks, by their keywords.
 
     Returns:
         The file; its `iTXt` chunk `categories` is the JSON list of names (not tEXt, which is Latin-1 only).
@@ -85,9 +91,7 @@ def label_map_to_png(
         raise ValueError(f"expected labels up to {len(names)}, got {labels.max()}")
     image = Image.fromarray(labels)
     image.putpalette([level for colour in [(0, 0, 0), *colours] for level in colour])
-    text = PngInfo()
-    text.add_itxt("categories", json.dumps(list(names), ensure_ascii=False))
-    return _png(image, text)
+    return _png(image, {"categories": json.dumps(list(names), ensure_ascii=False), **(notes or {})})
 
 
 def probability_to_png(prob: Float[np.ndarray, "height width"]) -> bytes:
@@ -199,7 +203,9 @@ def _overlap(place: _Place, other: _Place) -> bool:
     return place[0] <= other[2] and other[0] <= place[2] and place[1] <= other[3] and other[1] <= place[3]
 
 
-def _png(image: Image.Image, text: PngInfo | None = None) -> bytes:
-    file = io.BytesIO()
+def _png(image: Image.Image, notes: Mapping[str, str] | None = None) -> bytes:
+    file, text = io.BytesIO(), PngInfo()
+    for keyword, note in (notes or {}).items():
+        text.add_itxt(keyword, note)
     image.save(file, "PNG", pnginfo=text)
     return file.getvalue()

@@ -182,25 +182,100 @@ def test_a_folder_without_photos(command, tmp_path) -> None:
 
 
 def test_names_of_photos_stay_in_their_folder(tmp_path, monkeypatch) -> None:
-    for seed, name in enumerate(["one/a.png", "two/a.png", "two/out/a.png"]):
+    for seed, name in enumerate(["one/a.png", "two/a.png", "two/out/masks/a.png"]):
         picture(tmp_path / name, seed=seed)
     monkeypatch.chdir(tmp_path / "one")
     found = listed([Path("../two"), Path("a.png")], without=Path("../two/out"))
     assert [photo.name for photo in found] == ["two/a.png", "one/a.png"]
     assert [photo.name for photo in listed([Path("../two"), Path("../two/out")], without=None)] == [
         "a.png",
-        "out/a.png",
-        "out/a.png",
+        "out/masks/a.png",
+        "out/masks/a.png",
+    ]
+    # The folder of the results may hold the photos.
+    assert [photo.name for photo in listed([Path("../two/out"), Path()], without=tmp_path)] == [
+        "two/out/masks/a.png",
+        "one/a.png",
     ]
 
 
 def test_photos_of_one_stem_have_pictures_of_their_own(command, tiny_url, tmp_path) -> None:
-    for seed, name in enumerate(["a.png", "a.bmp", "b.png"]):
+    for seed, name in enumerate(["a.png", "a.bmp", "b.png", "c.bmp", "c.png", "c.png.tif"]):
         picture(tmp_path / "photos" / name, seed=seed)
     out = tmp_path / "out"
     done = command("segment", tmp_path / "photos", *EVERYTHING, "--out", out, "--masks", "--url", tiny_url)
     assert done.returncode == 0, done.stderr
-    assert sorted(file.name for file in (out / "masks").iterdir()) == ["a.bmp.png", "a.png.png", "b.png"]
+    drawn = ["a.bmp.png", "a.png.png", "b.png", "c.bmp.png", "c.png.png", "c.png.tif.png"]
+    assert sorted(file.name for file in (out / "masks").iterdir()) == drawn
+
+
+def test_all_again_keeps_the_results_before_until_it_is_done(command, tiny_url, photos, tmp_path) -> None:
+    out = tmp_path / "out"
+    words = ("segment", photos, *EVERYTHING, "--out", out)
+    assert command(*words, "--url", tiny_url).returncode == 0
+    before = (out / "instances.json").read_bytes(), (out / "results.ndjson").read_bytes()
+    assert command(*words, "--again", "--url", NOWHERE).returncode == 1
+    assert ((out / "instances.json").read_bytes(), (out / "results.ndjson").read_bytes()) == before
+    done = command("segment", photos, "--category", "dog", "--out", out, "--again", "--url", tiny_url)
+    assert done.returncode == 0, done.stderr
+    coco = coco_of(out / "instances.json")
+    assert ([category["name"] for category in coco.dataset["categories"]], len(coco.imgs)) == (["dog"], 3)
+    assert sorted(file.name for file in out.iterdir()) == ["instances.json", "results.ndjson"]
+
+
+def test_pictures_show_the_results_that_are_there(command, embedded_url, tmp_path) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    shutil.copy(EXAMPLES / "kitten.jpg", photos)
+    words = ("segment", photos, "--category", "cat", "--out", out, "--url", embedded_url)
+    pictures = ("--masks", "--overlays")
+
+    def drawn_at() -> list[int]:
+        return [(out / folder / "kitten.png").stat().st_mtime_ns for folder in ("masks", "overlays")]
+
+    def marked() -> int:
+        with Image.open(out / "masks" / "kitten.png") as labels:
+            assert labels.size == photo.size
+            return int(np.count_nonzero(labels))
+
+    with Image.open(photos / "kitten.jpg") as photo:
+        photo.load()
+    assert command(*words, "--min-presence", "0", *pictures).returncode == 0
+    first, area = drawn_at(), marked()
+    assert area
+    assert command(*words, "--min-presence", "1", "--again").returncode == 0  # without pictures
+    assert command(*words, "--min-presence", "1", *pictures).returncode == 0
+    second = drawn_at()
+    assert all(late > early for early, late in zip(first, second, strict=True))
+    assert not marked()
+    assert command(*words, "--min-presence", "1", *pictures).returncode == 0
+    assert drawn_at() == second  # they show what is there already
+    photo = photo.reduce(2)  # another photo under the same name
+    photo.save(photos / "kitten.jpg")
+    assert command(*words, "--min-presence", "1").returncode == 0
+    assert command(*words, "--min-presence", "1", *pictures).returncode == 0
+    assert not marked()
+    with Image.open(out / "overlays" / "kitten.png") as painted:
+        assert painted.size == photo.size
+
+
+def test_the_coco_file_has_the_photos_of_the_command_alone(command, tiny_url, photos, tmp_path) -> None:
+    out = tmp_path / "out"
+    words = ("segment", photos, *EVERYTHING, "--out", out, "--url", tiny_url)
+    assert command(*words).returncode == 0
+    (photos / "a.png").write_bytes(b"no photo any more")
+    (photos / "b.png").rename(photos / "c.png")
+    assert command(*words).returncode == 1
+    images = coco_of(out / "instances.json").dataset["images"]
+    assert [image["file_name"] for image in images] == ["c.png", "more/a.png"]
+
+
+def test_a_photo_with_the_longest_name(command, tiny_url, tmp_path) -> None:
+    picture(tmp_path / "photos" / f"{'x' * 251}.png", seed=1)
+    words = ("segment", tmp_path / "photos", *EVERYTHING, "--out", tmp_path / "out", "--masks", "--url", tiny_url)
+    done = command(*words)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "masks" / f"{'x' * 251}.png").exists()
 
 
 class Slow(BaseHTTPRequestHandler):
