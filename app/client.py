@@ -202,7 +202,7 @@ class Client:
             contents = {}
             for index, image in enumerate(images[start : start + _BATCH], start):
                 try:
-                    contents[index] = (image.name, image.read_bytes())
+                    contents[index] = (_sendable(image.name), image.read_bytes())
                 except OSError as error:
                     yield {"index": index, "problem": {"detail": f"{error.strerror}.", "status": 422}}
             yield from self._batch_some(contents, fields)
@@ -315,8 +315,25 @@ def _pause_if_busy(error: RefusedError, tries_left: int) -> None:
     time.sleep(pause_s)
 
 
+def _sendable(file_name: str) -> str:
+    """A file's name as it can be sent: file systems allow bytes that are not UTF-8."""
+    return file_name.encode(errors="replace").decode()
+
+
 def _path_of(name: str) -> str:
-    return f"/categories/{quote(name, safe='')}"
+    # Dots too, which are else a part of the path to be removed: the service then says what is wrong with the name.
+    return f"/categories/{quote(_in_utf8(name), safe='').replace('.', '%2E')}"
+
+
+def _in_utf8(name: str) -> str:
+    """The name of a category.
+
+    Raises:
+        InvalidInputError: If it has bytes that are not UTF-8, as a terminal with another encoding sends them.
+    """
+    if _sendable(name) != name:
+        raise InvalidInputError(f"The name {_sendable(name)!r} is not UTF-8: write it in a terminal that uses UTF-8.")
+    return name
 
 
 def _fields(categories: Sequence[str], min_presence: float | None) -> Json:
@@ -326,7 +343,7 @@ def _fields(categories: Sequence[str], min_presence: float | None) -> Json:
 
 def _as_field(names: Sequence[str]) -> list[str]:
     """Names as a field of a form: as JSON, so that a name with a comma is one name; nothing if there are none."""
-    return [json.dumps(list(names), ensure_ascii=False)] if names else []
+    return [json.dumps([_in_utf8(name) for name in names], ensure_ascii=False)] if names else []
 
 
 def _no_address(url: str) -> InvalidInputError:

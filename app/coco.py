@@ -6,8 +6,10 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,6 +25,9 @@ from app.masks.rle import rle_to_mask
 
 # Label Studio puts eight hexadecimal digits before the name of an uploaded file.
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
+
+# Numbers of a polygon of three corners.
+_LEAST_RING = 6
 
 # First in the files that we write: they may be written again, other files may not.
 _INFO = {"description": "Segmented by Exemplar"}
@@ -71,15 +76,13 @@ class CocoAnnotation:
         Raises:
             MalformedMaskError: If it can't be drawn.
         """
-        if self.segmentation is None:
-            return box_to_mask(self.bbox, hw)
         if isinstance(self.segmentation, dict):
             mask = rle_to_mask(self.segmentation)
             if mask.shape != hw:
                 raise MalformedMaskError(f"expected run lengths of size {list(hw)}, got {list(mask.shape)}")
             return mask
-        is_flat = isinstance(self.segmentation, list) and not any(isinstance(ring, list) for ring in self.segmentation)
-        return polygons_to_mask([self.segmentation] if is_flat else self.segmentation, hw)
+        rings = _rings(self.segmentation)
+        return box_to_mask(self.bbox, hw) if rings == [] else polygons_to_mask(rings, hw)
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def read_coco(file: Path) -> Coco:
         InvalidInputError: If it is none.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))  # some tools begin it with a byte order mark
         categories = {item["id"]: str(item["name"]).strip() for item in content["categories"]}
         images = {item["id"]: CocoImage(item["id"], str(item["file_name"]), _hw(item)) for item in content["images"]}
         annotations = defaultdict(list)
@@ -137,7 +140,7 @@ def find_photo(image: CocoImage, folders: Iterable[Path]) -> Path | None:
     dropped one by one, so that the file is found by the rest. Nothing outside the folders is looked at.
     """
     places = _places(image.file_name)
-    return next((path for folder in folders for place in places if (path := folder / place).is_file()), None)
+    return next((path for folder in folders for place in places if _is_file(path := folder / place)), None)
 
 
 def union(annotations: Iterable[CocoAnnotation], hw: tuple[int, int]) -> Mask:
@@ -223,17 +226,38 @@ def _annotation(item: Mapping[str, Any]) -> CocoAnnotation:
 
 def _number(value: object) -> float:
     """A finite number as it is; 0 for anything else, since tools leave sizes and areas out."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+    except OverflowError:  # a whole number of more digits than a float has
+        return 0.0
+
+
+def _rings(segmentation: object) -> object:
+    """Polygons without those of fewer than three corners, which tools leave behind; anything else as it is."""
+    if segmentation is None or not isinstance(segmentation, list):
+        return segmentation or []
+    rings = segmentation if any(isinstance(ring, list) for ring in segmentation) else [segmentation]
+    return [ring for ring in rings if not isinstance(ring, list) or len(ring) >= _LEAST_RING]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is longer than names may be
+        return False
 
 
 def _places(file_name: str) -> list[Path]:
     """Relative paths at which a photo may lie, the most exact first."""
     name = file_name.replace("\\", "/")
     if "://" in name or name.startswith("/data/"):
-        address = urlsplit(name)
-        # Label Studio serves local files as /data/local-files/?d=folder/photo.jpg.
-        name = unquote(address.query.removeprefix("d=") if address.query.startswith("d=") else address.path)
+        with suppress(ValueError):  # brackets in an address of another kind, such as s3://bucket[1]/a.jpg
+            address = urlsplit(name)
+            # Label Studio serves local files as /data/local-files/?d=folder/photo.jpg.
+            name = unquote(address.query.removeprefix("d=") if address.query.startswith("d=") else address.path)
     parts = [part for part in PurePosixPath(name).parts if part not in ("..", "/")]
     places = [Path(*parts[start:]) for start in range(len(parts))]
     uploaded = [place.with_name(_UPLOAD_PREFIX.sub("", place.name)) for place in places if place.name]
-    return list(dict.fromkeys([*places, *uploaded]))
+    # macOS writes an accent as a character of its own, other systems as part of the letter.
+    forms = [Path(unicodedata.normalize(form, str(place))) for place in [*places, *uploaded] for form in ("NFC", "NFD")]
+    return list(dict.fromkeys([*places, *uploaded, *forms]))

@@ -74,6 +74,9 @@ class ConflictError(AppError):
     title = "Conflict"
 
 
+CHANGED = "The category has changed since its ETag was read: read it again, and send its new ETag as If-Match."
+
+
 class PreconditionFailedError(AppError):
     """What the caller wants to change has changed meanwhile."""
 

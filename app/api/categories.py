@@ -16,13 +16,14 @@ from app.api.forms import names_in
 from app.api.pages import LINKED, WantedPage
 from app.api.problems import documented
 from app.api.schemas import AdapterOut, CategoryOut, Doubt, ExampleOut, JobOut, Rollback, Taught, VersionOut
-from app.errors import InvalidInputError
+from app.errors import CHANGED, InvalidInputError, NotFoundError, PreconditionFailedError
 from app.images.doubts import mask_doubts
 from app.images.files import TakeBytes
 from app.images.masks import read_mask
 from app.images.photo import Photo, decode_photo
 from app.masks import Mask
 from app.services.teaching import Accepted, Lesson
+from app.storage.categories import Seen
 from app.storage.names import CategoryName, other_words
 from app.wiring import Service
 
@@ -46,7 +47,6 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 async def teach(
     name: Name,
     live: Live,
-    request: Request,
     image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF.")],
     mask: Annotated[Maybe[UploadFile], File(description="Image of the photo's size; non-zero = the category.")] = None,
     segmentation: Annotated[Maybe[str], Form(description="COCO RLE or polygons, as JSON.")] = None,
@@ -98,7 +98,8 @@ async def teach(
         return taught.model_dump(exclude_defaults=True)
 
     form = "absent" if absent else mode
-    fields = [request.url.path, segmentation or "", box or "", form, *(word.text for word in words)]
+    # The name as it was understood: in the path two names may look alike, one of them quoted twice.
+    fields = ["example", name.id, segmentation or "", box or "", form, *(word.text for word in words)]
     answer = await live.idempotency.once(
         idempotency_key, [*(text.encode() for text in fields), raw_image, raw_mask or b""], work
     )
@@ -169,19 +170,24 @@ async def get_category(name: Name, live: Live, response: Response, if_none_match
 @router.delete("/{name}", status_code=204, responses=documented(404, 409, 412, 422))
 async def delete_category(name: Name, live: Live, if_match: IfMatch = None) -> None:
     """Delete a category with its examples and adapter versions, also one that can't be read."""
-    await _check_unchanged(if_match, name, live)
-    await live.categories.delete(name)
+    await live.categories.delete(name, seen=await _seen(if_match, name, live))
 
 
-async def _check_unchanged(if_match: str | None, name: CategoryName, live: Service) -> None:
-    """Refuse a change of a category that is no longer what the caller knows."""
+async def _seen(if_match: str | None, name: CategoryName, live: Service) -> Seen | None:
+    """State of the category that the caller knows, for the store to compare; None if the caller names none.
+
+    Raises:
+        NotFoundError: If there is no such category.
+        PreconditionFailedError: If it is no longer what the caller knows.
+    """
     if if_match is None:
-        return
+        return None
     record = await live.categories.get(name)
     etags = [etag_of(CategoryOut.of(record))]
     if record.adapter:
         etags.append(await asyncio.to_thread(etag_of, await live.categories.export(name)))
     check_if_match(if_match, *etags)
+    return record.seen
 
 
 @router.get("/{name}/versions", responses=documented(404, 409, 422) | LINKED)
@@ -199,8 +205,8 @@ async def list_versions(
 @router.post("/{name}/rollback", responses=documented(400, 404, 409, 412, 413, 422))
 async def rollback(name: Name, body: Rollback, live: Live, if_match: IfMatch = None) -> CategoryOut:
     """Use an older adapter version again."""
-    await _check_unchanged(if_match, name, live)
-    return CategoryOut.of(await live.categories.rollback(name, body.version))
+    seen = await _seen(if_match, name, live)
+    return CategoryOut.of(await live.categories.rollback(name, body.version, seen=seen))
 
 
 @router.get(
@@ -228,10 +234,13 @@ async def export_adapter(name: Name, live: Live, if_none_match: IfNoneMatch = No
 )
 async def import_adapter(name: Name, request: Request, live: Live, if_match: IfMatch = None) -> CategoryOut:
     """Import an adapter that another deployment of the same backbone exported."""
-    await _check_unchanged(if_match, name, live)
+    try:
+        seen = await _seen(if_match, name, live)
+    except NotFoundError as error:  # the import would make it, so the condition alone fails (RFC 9110, 13.1.1)
+        raise PreconditionFailedError(CHANGED) from error
     # Limited by the request size, not by the upload size: full-rank adapters of a large model (EXEMPLAR_METHOD=paper)
     # exceed one upload.
-    return CategoryOut.of(await live.categories.import_(name, await request.body()))
+    return CategoryOut.of(await live.categories.import_(name, await request.body(), seen=seen))
 
 
 @router.get("/{name}/examples", responses=documented(404, 409, 422) | LINKED)

@@ -9,7 +9,7 @@ from fastapi import Header
 from pydantic import BaseModel
 
 from app.api.context import Maybe
-from app.errors import PreconditionFailedError
+from app.errors import CHANGED, PreconditionFailedError
 
 IfMatch = Annotated[
     Maybe[str],
@@ -45,6 +45,4 @@ def check_if_match(header: str | None, *etags: str) -> None:
         PreconditionFailedError: If the header names none of these ETags.
     """
     if header is not None and not matches(header, *etags):
-        raise PreconditionFailedError(
-            "The category has changed since its ETag was read: read it again, and send its new ETag as If-Match."
-        )
+        raise PreconditionFailedError(CHANGED)

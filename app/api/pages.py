@@ -23,8 +23,8 @@ class PageQuery(BaseModel):
         """Add the address of the next page to a response, if there is one."""
         if cursor:
             following = request.url.include_query_params(cursor=cursor)
-            # The path is decoded, and a name may have any characters.
-            response.headers["Link"] = f'<{quote(following.path)}?{following.query}>; rel="next"'
+            # As it was decoded: a name may have any characters, of which the address quotes some and not others.
+            response.headers["Link"] = f'<{quote(request.scope["path"])}?{following.query}>; rel="next"'
 
 
 async def _page_query(

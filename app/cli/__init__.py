@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 
 import typer
@@ -45,18 +47,29 @@ app.command()(measure.parity)
 
 def main() -> None:
     """Run a command; an expected error is printed as one sentence, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may have bytes that are not UTF-8
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        sys.stdout.flush()  # now, so that a disk that is full is an error of the command
+        sys.exit(code)
     except AppError as error:
         fail(error.detail)
     except ValidationError as error:
         problems = "; ".join(f"EXEMPLAR_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
         fail(f"The settings can't be used: {problems}.")
     except OSError as error:
-        if error.filename is None:
-            raise
-        fail(f"{error.filename}: {error.strerror}.")
+        if error.filename is None:  # the output can't be written
+            _drop_output()
+        fail(f"{error.filename or 'The output'}: {error.strerror or error}.")
     except TyperException as error:
         fail(error.format_message(), code=2)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+
+
+def _drop_output() -> None:
+    """Write what is left of the output to nowhere: Python would try once more at the end, and fail with a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

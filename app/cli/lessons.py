@@ -14,6 +14,7 @@ from app.errors import AppError, InvalidInputError
 from app.images.photo import decode_photo
 from app.masks import MalformedMaskError
 from app.masks.rle import mask_to_rle
+from app.storage.names import CategoryName
 
 # Photos that the service may refuse before a category counts as not teachable.
 _MAX_REFUSED = 5
@@ -82,8 +83,9 @@ def read_lessons(file: Path, images: Path | None, names: Sequence[str]) -> list[
         raise InvalidInputError(
             f"None of the photos of {file} is in {where}, such as {first}: name their folder with --images."
         )
-    chosen = {name: ids for name, ids in _ids_by_name(coco).items() if not names or name in names}
-    return [Lesson(name, _candidates(coco, ids, photos)) for name, ids in chosen.items()]
+    wanted = set(names or coco.categories.values())
+    chosen = [(name, ids) for name, ids in _ids_by_name(coco) if any(coco.categories[id] in wanted for id in ids)]
+    return [Lesson(name, _candidates(coco, ids, photos)) for name, ids in chosen]
 
 
 def teach_lesson(
@@ -167,12 +169,12 @@ def _size_of(photo: Path) -> tuple[int, int]:
     return height, width
 
 
-def _ids_by_name(coco: Coco) -> dict[str, set[Any]]:
-    """Ids of the categories by name: merged files may have several of one name."""
-    ids: dict[str, set[Any]] = defaultdict(set)
+def _ids_by_name(coco: Coco) -> list[tuple[str, set[Any]]]:
+    """Each name with the ids of its categories: merged files may have several, also in other spellings."""
+    named: dict[CategoryName, set[Any]] = defaultdict(set)
     for id, name in coco.categories.items():
-        ids[name].add(id)
-    return ids
+        named[CategoryName(name)].add(id)
+    return [(name.text, ids) for name, ids in named.items()]
 
 
 def _candidates(coco: Coco, ids: set[Any], photos: dict[Any, Path | None]) -> list[Candidate]:

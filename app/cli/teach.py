@@ -104,6 +104,8 @@ def _teach_one(
         for warning in state.get("warnings", ()):
             warn(f"Warning: {warning['detail']}")
         adapter = client.category(name)["adapter"]
+        if adapter is None:
+            raise InvalidInputError(f"{name} was changed by another client meanwhile: look at it with `category`.")
         say(
             f"{name}: version {adapter['version']}, IoU on its examples {adapter['example_iou']:.2f} "
             f"(words alone {adapter['zero_shot_example_iou']:.2f})"

@@ -24,7 +24,9 @@ class Photo:
     note: str | None  # tells the caller if only the first frame or page was read
 
 
-def decode_photo(raw: bytes, *, max_pixels: int, field: str = "image", take_bytes: TakeBytes | None = None) -> Photo:
+def decode_photo(
+    raw: bytes, *, max_pixels: int, field: str = "image", take_bytes: TakeBytes | None = None, turn: bool = True
+) -> Photo:
     """Reads a photo of any mode as upright RGB.
 
     Transparent parts are blended with white: their hidden colours are arbitrary (mostly black, which would look like an
@@ -37,6 +39,7 @@ def decode_photo(raw: bytes, *, max_pixels: int, field: str = "image", take_byte
         max_pixels: Largest width × height; checked before any pixel is decoded.
         field: The form field that an error names.
         take_bytes: As in `open_image`.
+        turn: False to leave the pixels as they are stored, without EXIF's rotation.
 
     Returns:
         The photo; of an animation or a file of several pages the first picture, with a note.
@@ -48,7 +51,8 @@ def decode_photo(raw: bytes, *, max_pixels: int, field: str = "image", take_byte
     """
     file = open_image(raw, max_pixels=max_pixels, field=field, take_bytes=take_bytes)
     stored = _grey_rgb(file.numbers()) if file.is_numeric else file.rgb_over_white()
-    rgb = np.array(file.upright(stored), order="C")  # a copy: Pillow's memory is read-only, and torch warns about that
+    # A copy: Pillow's memory is read-only, and torch warns about that.
+    rgb = np.array(file.upright(stored) if turn else stored, order="C")
     return Photo(rgb=rgb, sha256=hashlib.sha256(raw).hexdigest(), media_type=file.media_type, raw=raw, note=file.note)
 
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from app.errors import InvalidInputError
+from app.errors import AppError, InvalidInputError
+from app.images.photo import decode_photo
 from app.method.shot import IGNORE
+
+# Data sets are read from the caller's own disk.
+_MAX_PIXELS = 2**31
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class LabelledPhoto:
         labels: Reads the labels, uint8 [height, width].
         classes: Numbers of the classes that it shows.
         numbers: Number of each value of the labels; None if the values are the numbers.
-        hw: (height, width) of the labels, if a photo of that size only after its EXIF rotation is to be rotated.
+        hw: (height, width) of the labels; a photo of that size only without its EXIF rotation is left as it is stored.
     """
 
     id: str
@@ -34,17 +37,12 @@ class LabelledPhoto:
     hw: tuple[int, int] | None = None
 
     def read(self) -> np.ndarray:
-        """The photo, RGB uint8 [height, width, 3].
+        """The photo as the service reads it, RGB uint8 [height, width, 3].
 
         Raises:
             InvalidInputError: If it can't be read.
         """
-        try:
-            with Image.open(self.image) as image:
-                is_turned = self.hw is not None and self.hw != (image.height, image.width)
-                return np.array((ImageOps.exif_transpose(image) if is_turned else image).convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise InvalidInputError(f"{self.image} can't be read: {error}.") from error
+        return read_photo(self.image, self.hw)
 
     def read_labels(self) -> np.ndarray:
         """The labels, uint8 [height, width].
@@ -67,6 +65,32 @@ class Dataset:
 
     classes: tuple[str, ...]
     photos: tuple[LabelledPhoto, ...]
+
+
+def read_photo(file: Path, hw: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a photo as the service does.
+
+    Args:
+        file: The photo.
+        hw: (height, width) of its labels. If only the photo without its EXIF rotation has this size, it is not rotated.
+
+    Returns:
+        RGB uint8 [height, width, 3].
+
+    Raises:
+        InvalidInputError: If it can't be read.
+    """
+    try:
+        raw = file.read_bytes()
+        upright = decode_photo(raw, max_pixels=_MAX_PIXELS).rgb
+        if hw in (None, upright.shape[:2]):
+            return upright
+        stored = decode_photo(raw, max_pixels=_MAX_PIXELS, turn=False).rgb
+    except OSError as error:
+        raise InvalidInputError(f"{file} can't be read: {error.strerror}.") from error
+    except AppError as error:
+        raise InvalidInputError(f"{file} can't be read: {error.detail}") from error
+    return stored if hw == stored.shape[:2] else upright
 
 
 def joined(datasets: Sequence[Dataset]) -> Dataset:

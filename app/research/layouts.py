@@ -15,7 +15,7 @@ from app.coco import Coco, CocoAnnotation, CocoImage, find_photo, read_coco
 from app.errors import InvalidInputError
 from app.masks import MalformedMaskError
 from app.method.shot import IGNORE
-from app.research.dataset import Dataset, LabelledPhoto
+from app.research.dataset import Dataset, LabelledPhoto, read_photo
 
 BACKGROUND = "background"
 
@@ -173,7 +173,8 @@ def _coco_photo(
     if file is None:
         return None
     annotations = coco.annotations.get(image.id, ())
-    hw = image.hw or _stored_size(file)
+    height, width = image.hw or read_photo(file).shape[:2]
+    hw = height, width
     return LabelledPhoto(
         id=str(image.id),
         image=file,
@@ -182,14 +183,6 @@ def _coco_photo(
         classes=tuple(sorted({numbers[one.category] for one in annotations if not one.is_crowd})),
         hw=hw,
     )
-
-
-def _stored_size(file: Path) -> tuple[int, int]:
-    try:
-        with Image.open(file) as image:
-            return image.height, image.width
-    except OSError as error:
-        raise InvalidInputError(f"{file} can't be read: {error}.") from error
 
 
 def _drawn_labels(

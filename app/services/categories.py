@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 
 import torch
@@ -16,10 +17,10 @@ from app.method.pipeline import encode_one
 from app.services.job_engine import JobEngine
 from app.services.models import Models
 from app.storage.adapter_file import adapter_from_bytes
-from app.storage.categories import CategoryStore
+from app.storage.categories import CategoryStore, Seen
 from app.storage.category_records import AdapterInfo, CategoryRecord, Example, ExampleInfo
 from app.storage.names import CategoryName, other_words
-from app.storage.pages import Page, page_of
+from app.storage.pages import Page, Place, page_of
 
 # What a caller is told of a category whose adapter is stored, but can't be read.
 UNREADABLE_ADAPTER = (
@@ -57,15 +58,16 @@ class Categories:
             raise _unknown(name)
         return record
 
-    async def delete(self, name: CategoryName) -> None:
+    async def delete(self, name: CategoryName, *, seen: Seen | None = None) -> None:
         """Delete a category with its examples and versions, readable or not, and supersede its job.
 
         Raises:
             NotFoundError: If there is no such category.
+            PreconditionFailedError: If it has another state than the one seen, if any.
         """
         if not await self._store.exists(name.id):
             raise _unknown(name)
-        self._engine.note_superseded(await self._store.delete(name.id))
+        self._engine.note_superseded(await self._store.delete(name.id, seen=seen))
 
     async def versions(self, name: CategoryName) -> list[AdapterInfo]:
         """Adapter versions of a category that are kept, the newest first."""
@@ -73,17 +75,18 @@ class Categories:
 
     async def versions_page(self, name: CategoryName, *, limit: int, cursor: str | None) -> Page[AdapterInfo]:
         """Some of the versions."""
-        return page_of(await self.versions(name), lambda info: str(info.version), limit=limit, cursor=cursor)
+        return page_of(await self.versions(name), _place_of_version, limit=limit, cursor=cursor)
 
-    async def rollback(self, name: CategoryName, version: int) -> CategoryRecord:
+    async def rollback(self, name: CategoryName, version: int, *, seen: Seen | None = None) -> CategoryRecord:
         """Use an older version again.
 
         Raises:
             NotFoundError: If that version is not kept.
+            PreconditionFailedError: If the category has another state than the one seen, if any.
         """
         record = await self.get(name)
         kept = [info.version for info in await self._store.versions(record.id)]
-        if version not in kept or not await self._store.rollback(record.id, version):
+        if version not in kept or not await self._store.rollback(record.id, version, seen=seen):
             told = ", ".join(map(str, kept)) or "none"
             raise NotFoundError(f"{record.name} has no version {version}: kept are {told}.", field="version")
         return await self.get(name)
@@ -106,12 +109,13 @@ class Categories:
             raise ConflictError(f"{record.name}: {UNREADABLE_ADAPTER}", field="name")
         return raw
 
-    async def import_(self, name: CategoryName, raw: bytes) -> CategoryRecord:
+    async def import_(self, name: CategoryName, raw: bytes, *, seen: Seen | None = None) -> CategoryRecord:
         """Put an exported adapter in use under this name, as a new version.
 
         Raises:
             InvalidInputError: If the bytes are not an adapter.
             ConflictError: If it was tuned on another backbone.
+            PreconditionFailedError: If the category has another state than the one seen, if any.
         """
         try:
             adapter = await asyncio.to_thread(adapter_from_bytes, raw)
@@ -127,6 +131,7 @@ class Categories:
             name,
             replace(adapter, category=name.text, version=version),
             prompts=[word.text for word in words],
+            seen=seen,
         )
         self._engine.note_superseded(superseded)
         return await self.get(name)
@@ -137,7 +142,7 @@ class Categories:
 
     async def examples_page(self, name: CategoryName, *, limit: int, cursor: str | None) -> Page[ExampleInfo]:
         """Some of the descriptions."""
-        return page_of(await self.examples(name), lambda example: example.id, limit=limit, cursor=cursor)
+        return page_of(await self.examples(name), _place_of_example, limit=limit, cursor=cursor)
 
     async def example(self, name: CategoryName, example_id: str) -> Example:
         """One example.
@@ -152,6 +157,14 @@ class Categories:
                 f"{record.name} has no example {example_id!r}: see GET /categories/{{name}}/examples.", field="id"
             )
         return example
+
+
+def _place_of_version(info: AdapterInfo) -> Place:
+    return Place(-info.version, str(info.version))  # the newest comes first
+
+
+def _place_of_example(example: ExampleInfo) -> Place:
+    return Place(datetime.fromisoformat(example.created_at).timestamp() if example.created_at else 0.0, example.id)
 
 
 def _unknown(name: CategoryName) -> NotFoundError:

@@ -18,6 +18,13 @@ from app.storage.category_records import CategoryRecord, Example, new_example
 from app.storage.jobs import Job, JobStore, new_job
 from app.storage.names import CategoryName
 
+# Looks for the same example in the store, each of which another client may have made out of date.
+_TRIES = 5
+
+
+class _AlreadyThereError(Exception):
+    """The category has had the same example since it was looked for."""
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -83,21 +90,28 @@ class Teaching:
         Raises:
             ConflictError: As `teach`.
         """
-        earlier = None if lesson.replace else await self._same_example(lesson)
-        category = await self._categories.get(lesson.name.id)
-        if earlier is None or category is None:
+        if lesson.replace:
             return Accepted(*await self.teach(lesson))
-        job = await self._jobs.get(category.job) if category.job else None
-        if job and _still_holds(job, category) and not _new_words(lesson, category):
-            return Accepted(job, category, repeated=True)
-        job, category = await self.teach(lesson)
-        with suppress(NotFoundError):  # another client deleted it, or all of the category
-            newer = await self.forget(lesson.name, earlier)
-            job, category = newer or job, await self._taught(lesson.name)
-        return Accepted(job, category, repeated=True)
+        for _ in range(_TRIES):
+            earlier = await self._same_example(lesson)
+            category = await self._categories.get(lesson.name.id) if earlier else None
+            job = await self._jobs.get(category.job) if category and category.job else None
+            if category and job and _still_holds(job, category) and not _new_words(lesson, category):
+                return Accepted(job, category, repeated=True)
+            with suppress(_AlreadyThereError):
+                taught = await self.teach(lesson, once=True, instead=earlier)
+                return Accepted(*taught, repeated=earlier is not None)
+        raise ConflictError(f"{lesson.name.text} is taught the same by others at once: send the example again.")
 
-    async def teach(self, lesson: Lesson) -> tuple[Job, CategoryRecord]:
+    async def teach(
+        self, lesson: Lesson, *, once: bool = False, instead: str | None = None
+    ) -> tuple[Job, CategoryRecord]:
         """Store an example and queue its job, which supersedes a job on fewer examples.
+
+        Args:
+            lesson: The example.
+            once: True to refuse a photo and mask that the category has already; see `CategoryStore.teach`.
+            instead: Id of an example that it takes the place of, if that is still there.
 
         Raises:
             ConflictError: If the category has as many examples as it may, or the example lacks the category and no
@@ -116,7 +130,11 @@ class Teaching:
             prompts=_new_words(lesson, known),
             replace=lesson.replace,
             job=new_job("tune", category=name, steps=self._steps, id=self._jobs.free(lesson.id, known_job)),
+            once=once,
+            instead=instead,
         )
+        if scheduled == "known":
+            raise _AlreadyThereError
         if scheduled == "full":
             raise ConflictError(
                 f"{name} has as many examples as it may (EXEMPLAR_MAX_EXAMPLES): delete one, or send mode=replace.",

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import ResponseError
 
-from app.errors import ConflictError
+from app.errors import CHANGED, ConflictError, PreconditionFailedError
 from app.method.adapter import Adapter
 
 from . import keys
@@ -42,8 +42,10 @@ from .records import damaged, replies_of, reply_of, sound
 from .replies import as_bytes, as_fields, as_texts
 from .unreadable import RecordKind, Unreadable, UnreadableRecord
 
+# State of a category that a caller has seen: `CategoryRecord.seen`.
+Seen = tuple[str, str]
 # Why an example was not added.
-Refusal = Literal["full", "unknown"]
+Refusal = Literal["full", "unknown", "known"]
 
 
 class CategoryStore:
@@ -73,11 +75,11 @@ class CategoryStore:
         self._job_ttl_s = int(job_ttl_s)
         self._teach_example = script(redis, "teach_example", needs=("job", "examples"))
         self._forget_example = script(redis, "forget_example", needs=("job", "examples"))
-        self._delete_category = script(redis, "delete_category", needs=("job",))
+        self._delete_category = script(redis, "delete_category", needs=("job", "unchanged"))
         self._commit_adapter = script(redis, "commit_adapter", needs=("use_adapter",))
-        self._adopt_adapter = script(redis, "adopt_adapter", needs=("job", "use_adapter"))
+        self._adopt_adapter = script(redis, "adopt_adapter", needs=("job", "use_adapter", "unchanged"))
         self._withdraw_generation = script(redis, "withdraw_generation")
-        self._roll_back = script(redis, "roll_back")
+        self._roll_back = script(redis, "roll_back", needs=("unchanged",))
 
     async def get(self, category_id: str) -> CategoryRecord | None:
         """The category, or None.
@@ -167,6 +169,7 @@ class CategoryStore:
             created_at=stored.created_at,
             adapter_sha256=fields.get(f"sha256_{in_use}".encode(), b"").decode(errors="replace"),
             adapter_problem=problem,
+            adapter_version=in_use,
         )
 
     def _info(self, category_id: str, version: str, versions: Any) -> tuple[AdapterInfo | None, str | None]:
@@ -193,7 +196,15 @@ class CategoryStore:
         return await _guarded(category_id, script(keys=keys, args=args))
 
     async def teach(
-        self, name: CategoryName, example: Example, *, prompts: Sequence[str], replace: bool, job: Job
+        self,
+        name: CategoryName,
+        example: Example,
+        *,
+        prompts: Sequence[str],
+        replace: bool,
+        job: Job,
+        once: bool = False,
+        instead: str | None = None,
     ) -> tuple[Job, str | None] | Refusal:
         """Add an example and record the job that tunes on all examples, which supersedes the one before.
 
@@ -203,10 +214,13 @@ class CategoryStore:
             prompts: Other words for the category.
             replace: True to delete its other examples and words.
             job: Made by `new_job`; if it is recorded already, nothing is changed.
+            once: True to refuse an example of a photo and mask that the category has already.
+            instead: Id of an example that it takes the place of, if that is still there.
 
         Returns:
             The job with its generation, and the id of the job that it superseded, if any. `full` if the category has
-            as many examples as it may; `unknown` if the example lacks the category and no other shows it.
+            as many examples as it may; `unknown` if the example lacks the category and no other shows it; `known` if
+            it is refused since it is there.
         """
         category_id = name.id
         lesson = {
@@ -219,6 +233,8 @@ class CategoryStore:
             "example_prefix": keys.example_prefix(category_id),
             "absent": example.absent,
             "replace": replace,
+            "once": once,
+            "instead": instead or False,  # cjson reads null as a value that is true
             "max_examples": self._max_examples,
             "job": job_argument(job),
             "superseded": self._superseded("A newer example came in."),
@@ -238,7 +254,7 @@ class CategoryStore:
             args=[json.dumps(lesson), *example_items(example)],
         )
         if not isinstance(reply, list):
-            refusal: Refusal = as_bytes(reply).decode()  # type: ignore[assignment]  # the script knows these two
+            refusal: Refusal = as_bytes(reply).decode()  # type: ignore[assignment]  # the script knows these
             return refusal
         generation, superseded = reply
         return dataclasses.replace(job, generation=generation), _id(superseded)
@@ -274,11 +290,18 @@ class CategoryStore:
         left, generation, superseded = reply
         return dataclasses.replace(job, generation=generation) if left else None, _id(superseded)
 
-    async def delete(self, category_id: str) -> str | None:
+    async def delete(self, category_id: str, *, seen: Seen | None = None) -> str | None:
         """Delete a category with its examples and versions, readable or not; no version number is used again.
+
+        Args:
+            category_id: Its id.
+            seen: State that the category must have; None for any.
 
         Returns:
             Id of the job that was superseded.
+
+        Raises:
+            PreconditionFailedError: If it has another state.
         """
         strays = await self._strays(category_id)
         category = {
@@ -287,6 +310,7 @@ class CategoryStore:
             "example_prefix": keys.example_prefix(category_id),
             "adapter_prefix": keys.adapter_prefix(category_id),
             "superseded": self._superseded("The category was deleted."),
+            "seen": seen or False,
         }
         superseded = await self._run(
             self._delete_category,
@@ -301,8 +325,9 @@ class CategoryStore:
             ],
             args=[json.dumps(category)],
         )
+        deleted = _id(_of_unchanged(superseded))
         self._unreadable.forget(keys.category(category_id))
-        return _id(superseded)
+        return deleted
 
     async def _strays(self, category_id: str) -> list[str]:
         """Keys of examples and adapters whose list is of another type; all keys of the store are looked through."""
@@ -389,11 +414,22 @@ class CategoryStore:
         )
         return bool(withdrawn)
 
-    async def adopt(self, name: CategoryName, adapter: Adapter, *, prompts: Sequence[str]) -> str | None:
+    async def adopt(
+        self, name: CategoryName, adapter: Adapter, *, prompts: Sequence[str], seen: Seen | None = None
+    ) -> str | None:
         """Put an adapter in use that comes from elsewhere, in a category that is made if it is new.
+
+        Args:
+            name: Of the category.
+            adapter: With a version number that was never used.
+            prompts: Other words for the category.
+            seen: State that the category must have; None for any.
 
         Returns:
             Id of the job that was superseded.
+
+        Raises:
+            PreconditionFailedError: If it has another state.
         """
         category_id = name.id
         category = {
@@ -403,6 +439,7 @@ class CategoryStore:
             "created_at": now(),
             "time": time.time(),
             "superseded": self._superseded("An adapter was imported."),
+            "seen": seen or False,
         }
         superseded = await self._run(
             self._adopt_adapter,
@@ -410,7 +447,7 @@ class CategoryStore:
             keys=[*_adapter_keys(category_id, adapter), keys.counters(category_id), keys.CATEGORIES],
             args=[*await asyncio.to_thread(self._adapter_args, category_id, adapter), json.dumps(category)],
         )
-        return _id(superseded)
+        return _id(_of_unchanged(superseded))
 
     def _superseded(self, error: str) -> dict[str, Any]:
         """Argument of `supersede_job` in Lua."""
@@ -461,17 +498,31 @@ class CategoryStore:
         found = [self._info(category_id, name, described)[0] for name in names]
         return sorted((info for info in found if info), key=lambda info: info.version, reverse=True)
 
-    async def rollback(self, category_id: str, version: int) -> bool:
-        """Use an older version again. False if it is not kept."""
+    async def rollback(self, category_id: str, version: int, *, seen: Seen | None = None) -> bool:
+        """Use an older version again. False if it is not kept.
+
+        Raises:
+            PreconditionFailedError: If the category has another state than the one seen, if any.
+        """
         found = await self._run(
-            self._roll_back, category_id, keys=[keys.category(category_id), keys.versions(category_id)], args=[version]
+            self._roll_back,
+            category_id,
+            keys=[keys.category(category_id), keys.versions(category_id)],
+            args=[version, json.dumps({"seen": seen or False})],
         )
-        return bool(found)
+        return bool(_of_unchanged(found))
 
 
 def _adapter_keys(category_id: str, adapter: Adapter) -> list[str]:
     """First keys of a script that uses `use_adapter`."""
     return [keys.category(category_id), keys.versions(category_id), keys.adapter(category_id, adapter.version)]
+
+
+def _of_unchanged(reply: Any) -> Any:
+    """Reply of a script that compares what was seen."""
+    if reply is None:
+        raise PreconditionFailedError(CHANGED)
+    return reply
 
 
 def _id(reply: bytes) -> str | None:

@@ -60,6 +60,7 @@ class CategoryRecord:
         created_at: Time of its first example or import.
         adapter_sha256: Hash of the file of the adapter in use; empty if an earlier release stored it.
         adapter_problem: Why the adapter in use can't be read; then `adapter` is None. Else None.
+        adapter_version: Version of the adapter in use, readable or not; empty if there is none.
     """
 
     id: str
@@ -74,6 +75,12 @@ class CategoryRecord:
     created_at: str
     adapter_sha256: str = ""
     adapter_problem: str | None = None
+    adapter_version: str = ""
+
+    @property
+    def seen(self) -> tuple[str, str]:
+        """The part of the record that every change of it changes, as stored."""
+        return str(self.generation), self.adapter_version
 
     @property
     def words(self) -> tuple[str, ...]:

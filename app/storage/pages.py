@@ -131,20 +131,27 @@ def _follows(place: Place, other: Place, *, newest_first: bool) -> bool:
     return order < of_other if newest_first else order > of_other
 
 
-def page_of(items: Sequence[Item], id_of: Callable[[Item], str], *, limit: int, cursor: str | None) -> Page[Item]:
-    """A page of a short list that was read as a whole; the cursor is the id of its last item.
+def page_of(items: Sequence[Item], place_of: Callable[[Item], Place], *, limit: int, cursor: str | None) -> Page[Item]:
+    """A page of a short list that was read as a whole.
+
+    Args:
+        items: All of the list.
+        place_of: Place of an item; the scores are in the list's order.
+        limit: Most items of the page.
+        cursor: Of the page before, whose last item may be gone; None for the first page.
 
     Raises:
-        InvalidInputError: If no item has this id.
+        InvalidInputError: If no list gave this cursor.
     """
     start = 0
     if cursor:
-        ids = [id_of(item) for item in items]
-        if cursor not in ids:
-            raise _unknown_cursor()
-        start = ids.index(cursor) + 1
+        after, places = Place.of(cursor), [place_of(item) for item in items]
+        if after in places:
+            start = places.index(after) + 1
+        else:
+            start = next((at for at, place in enumerate(places) if place.score > after.score), len(items))
     some = items[start : start + limit]
-    return Page(some, id_of(some[-1]) if some and start + limit < len(items) else None)
+    return Page(some, place_of(some[-1]).cursor if some and start + limit < len(items) else None)
 
 
 def _unknown_cursor() -> InvalidInputError:

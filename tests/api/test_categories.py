@@ -7,6 +7,7 @@ import io
 import json
 import re
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -135,6 +136,34 @@ class TestTeaching:
             assert "EXEMPLAR_MAX_EXAMPLES" in answer.json()["detail"]
             assert api.stored() == before
             assert api.teach(mode="replace").status_code == 202
+
+    def test_a_full_category_is_taught_its_example_again(self, start) -> None:
+        with start(max_examples=1, worker=False) as api:
+            job = api.teach().json()["job"]
+            assert api.http.delete(f"/jobs/{job['id']}").status_code == 200
+            again = api.teach()
+            assert again.status_code == 202, again.text
+            assert again.json()["job"]["id"] != job["id"]
+            assert [warning["code"] for warning in again.json()["warnings"]] == ["duplicate-example"]
+            assert api.teach(prompts=["kitten"]).status_code == 202
+            assert len(api.http.get("/categories/cat/examples").json()) == 1
+            assert len(api.http.get("/jobs?status=queued").json()) == 1
+
+    def test_the_same_example_from_many_at_once_is_kept_once(self, start) -> None:
+        with start(worker=False) as api:
+            with ThreadPoolExecutor(8) as threads:
+                answers = list(threads.map(lambda _: api.teach(), range(8)))
+            assert {answer.status_code for answer in answers} == {202}
+            assert len({answer.json()["job"]["id"] for answer in answers}) == 1
+            assert sum("warnings" in answer.json() for answer in answers) == 7
+            assert len(api.http.get("/categories/cat/examples").json()) == 1
+
+    def test_a_key_is_not_that_of_a_category_whose_name_looks_quoted(self, start) -> None:
+        with start(worker=False) as api:
+            sent, key = {"image": api.photo, "mask": api.mask}, {"Idempotency-Key": "1"}
+            for name, status in (("col?x", 202), ("col%3Fx", 422)):
+                answer = api.http.post(f"/categories/{quote(name)}/example", files=sent, headers=key)
+                assert answer.status_code == status, answer.text
 
     def test_a_prompt_that_is_the_name_is_not_asked_twice(self, start) -> None:
         with start(worker=False) as api:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import pytest
@@ -61,6 +62,22 @@ class TestPages:
         rest = follow(many, re.search("<(.*)>", answer.headers["link"])[1])
         assert [one["name"] for page in rest for one in page] == ["c4", "c5", "c6"]
 
+    def test_examples_and_versions_deleted_since_end_no_page(self, api) -> None:
+        for number in range(5):
+            api.taught(photo=api.photo_number(number))
+        for path in ("/categories/cat/examples?limit=2", "/categories/cat/versions?limit=2"):
+            answer = api.http.get(path)
+            following = re.search("<(.*)>", answer.headers["link"])[1]
+            rest = [item for page in follow(api, following) for item in page]
+            if "examples" in path:
+                for example in answer.json():
+                    api.http.delete(f"/categories/cat/examples/{example['id']}")
+            else:
+                for version in answer.json():
+                    api.redis.hdel(keys.versions("cat"), version["version"])
+            assert [item for page in follow(api, following) for item in page] == rest
+            assert len(rest) > 1
+
     @pytest.mark.parametrize("limit", [1, 20])
     def test_a_page_reads_no_more_records_than_it_shows(self, many, limit: int) -> None:
         record = many.redis.hgetall(keys.category("c0"))
@@ -84,7 +101,7 @@ class TestPages:
         versions = [[one["version"] for one in page] for page in follow(api, "/categories/cat/versions?limit=2")]
         assert versions == [[3, 2], [1]]
 
-    @pytest.mark.parametrize("name", ["猫", "50 % cat?", "a+b#c", "Straße <b>"])
+    @pytest.mark.parametrize("name", ["猫", "50 % cat?", "a+b#c", "Straße <b>", "x?y#z\\w", "a%3Fb"])
     def test_of_a_category_with_any_name(self, api, name: str) -> None:
         for number in range(2):
             sent = {"image": api.photo_number(number), "mask": api.mask}
@@ -142,9 +159,27 @@ class TestConditions:
         current = api.http.get(path).headers["etag"]
         assert api.http.delete("/categories/cat", headers={"If-Match": f'"other", {current}'}).status_code == 204
 
+    def test_of_changes_at_once_of_one_state_one_is_made(self, api) -> None:
+        api.taught()
+        api.taught(photo=api.other_photo)
+        raw = api.http.get("/categories/cat/adapter").content
+        known = {"If-Match": api.http.get("/categories/cat").headers["etag"]}
+
+        def change(number: int) -> int:
+            if number % 2:
+                return int(api.http.put("/categories/cat/adapter", content=raw, headers=known).status_code)
+            return int(api.http.post("/categories/cat/rollback", json={"version": 1}, headers=known).status_code)
+
+        with ThreadPoolExecutor(8) as threads:
+            assert sorted(threads.map(change, range(8))) == [200] + [412] * 7
+
     def test_any_state_but_it_must_exist(self, api) -> None:
         assert api.http.delete("/categories/cat", headers={"If-Match": "*"}).status_code == 404
         api.taught()
+        raw = api.http.get("/categories/cat/adapter").content
+        answer = api.http.put("/categories/new/adapter", content=raw, headers={"If-Match": "*"})
+        assert answer.status_code == 412
+        assert api.http.get("/categories/new").status_code == 404
         assert api.http.delete("/categories/cat", headers={"If-Match": "*"}).status_code == 204
 
 

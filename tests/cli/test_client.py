@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from app.client import Client
+from app.client import Client, RefusedError
 from app.errors import InvalidInputError, UnavailableError
 
 
@@ -109,3 +110,38 @@ def test_a_batch_without_answers_ends(serving, tmp_path, monkeypatch) -> None:
     (tmp_path / "a.png").write_bytes(b"a photo")
     with serving(Silent) as url, Client(url) as client, pytest.raises(UnavailableError, match="before the last photo"):
         list(client.batch([tmp_path / "a.png"], []))
+
+
+def test_names_that_are_not_utf8(serving, tmp_path) -> None:
+    class Asked(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            assert b'filename="caf?.png"' in body
+            self.send_response(200)
+            self.send_header("Content-Type", "application/x-ndjson")
+            self.end_headers()
+            self.wfile.write(b'{"index": 0, "categories": []}\n')
+
+    photo = tmp_path / os.fsdecode(b"caf\xe9.png")
+    photo.write_bytes(b"any")
+    with serving(Asked) as url, Client(url) as client:
+        assert list(client.batch([photo], [])) == [{"index": 0, "categories": []}]
+        for call in (lambda: client.category("caf\udce9"), lambda: list(client.batch([photo], ["caf\udce9"]))):
+            with pytest.raises(InvalidInputError, match="not UTF-8"):
+                call()
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_name_of_dots_is_not_taken_for_a_folder(serving, name: str) -> None:
+    class Asked(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(422)
+            self.end_headers()
+            self.wfile.write(json.dumps({"detail": self.path}).encode())
+
+    with (
+        serving(Asked) as url,
+        Client(url) as client,
+        pytest.raises(RefusedError, match=f"/categories/{'%2E' * len(name)}"),
+    ):
+        client.category(name)

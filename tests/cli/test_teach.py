@@ -160,6 +160,33 @@ def test_photos_are_found_under_the_names_of_labelling_tools(tmp_path, coco, nam
     assert lessons["cat"].candidates[0].photo.samefile(tmp_path / "images" / "kitten.jpg")
 
 
+@pytest.mark.parametrize("name", ["s3://bucket[1]/kitten.jpg", "http://[team/kitten.jpg", f"{'x' * 300}.jpg"])
+def test_names_of_photos_that_no_system_has(tmp_path, coco, name: str) -> None:
+    lessons = {
+        one.name: one for one in read_lessons(coco(lambda file: name if file == "kitten.jpg" else file), None, [])
+    }
+    photos = [candidate.photo and candidate.photo.name for candidate in lessons["cat"].candidates]
+    assert photos == (["kitten.jpg", "chelsea.jpg"] if "kitten" in name else ["chelsea.jpg", None])
+
+
+def test_accents_of_another_system(tmp_path, coco) -> None:
+    file = coco(lambda name: name.replace("kitten", "cafe\N{COMBINING ACUTE ACCENT}"))
+    (tmp_path / "images" / "kitten.jpg").rename(tmp_path / "images" / "caf\N{LATIN SMALL LETTER E WITH ACUTE}.jpg")
+    lessons = {lesson.name: lesson for lesson in read_lessons(file, None, [])}
+    assert lessons["cat"].candidates[0].photo is not None
+
+
+def test_a_byte_order_mark_endless_numbers_and_two_spellings(coco) -> None:
+    categories = [{"id": 0, "name": "Cat"}, {"id": 7, "name": "cAT"}]
+    file = coco(categories=categories)
+    content = json.loads(file.read_text())
+    content["annotations"][0]["area"] = 10**400
+    file.write_text(json.dumps(content), encoding="utf-8-sig")
+    (lesson,) = read_lessons(file, None, [])
+    assert (lesson.name, len(lesson.candidates)) == ("Cat", 3)
+    assert read_lessons(file, None, ["cAT"])[0].name == "Cat"
+
+
 def test_photos_outside_the_folder_are_not_looked_at(tmp_path, coco) -> None:
     outside = tmp_path.parent / "outside.jpg"
     shutil.copy(EXAMPLES / "kitten.jpg", outside)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from app.errors import InvalidInputError
+from app.images.photo import decode_photo
 from app.masks.rle import mask_to_rle
 from app.research.dataset import Dataset, joined
 from app.research.layouts import VOC_CLASSES, read_dataset
@@ -93,6 +94,46 @@ def test_coco_annotations_become_labels(coco, tmp_path: Path) -> None:
     assert (first.read_labels() == expected).all()
     assert (second.read_labels() == np.where(block(slice(0, 5), slice(0, 5)), 255, 0)).all()
     assert first.read().shape == second.read().shape == (*HW, 3)  # the second one is stored on its side
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_photo_is_read_as_the_service_reads_it(coco, tmp_path: Path, orientation: int) -> None:
+    file = coco()
+    stored = np.random.default_rng(3).integers(0, 256, (*HW, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "images" / "1.jpg", exif=exif)
+    seen = decode_photo((tmp_path / "images" / "1.jpg").read_bytes(), max_pixels=1000).rgb
+    content = json.loads(file.read_text())
+    for item, hw in ((content["images"][0], seen.shape), (content["images"][1], HW)):
+        item["height"], item["width"] = hw[:2]
+    content["annotations"] = []
+    file.write_text(json.dumps(content))
+    first, _ = read(file).photos
+    assert (first.read() == seen).all()
+    if orientation > 4:  # a tool that does not turn photos gives the size as it is stored
+        content["images"][0] |= {"height": HW[0], "width": HW[1]}
+        file.write_text(json.dumps(content))
+        assert read(file).photos[0].read().shape == (*HW, 3)
+
+
+def test_a_16_bit_photo_is_read_as_the_service_reads_it(coco, tmp_path: Path) -> None:
+    file = coco(images=[{"id": 1, "file_name": "1.png"}], annotations=[])
+    Image.fromarray(np.full(HW, 1000, np.uint16)).save(tmp_path / "images" / "1.png")
+    (first,) = read(file).photos
+    assert (first.read() == round(1000 * 255 / 65535)).all()
+
+
+@pytest.mark.parametrize("bad_ring", [[1, 1, 2, 2], []])
+def test_rings_of_fewer_than_three_corners_are_left_out(coco, bad_ring: list[int]) -> None:
+    ring = [3, 3, 6, 3, 6, 6, 3, 6]
+    dog = {"id": 1, "image_id": 1, "category_id": 18, "area": 9}
+    (whole, _) = read(coco(annotations=[dog | {"segmentation": [ring]}])).photos
+    (some, _) = read(coco(annotations=[dog | {"segmentation": [bad_ring, ring]}])).photos
+    (boxed, _) = read(coco(annotations=[dog | {"segmentation": [bad_ring], "bbox": [3, 3, 3, 3]}])).photos
+    assert whole.read_labels().sum() == 9
+    assert (some.read_labels() == whole.read_labels()).all()
+    assert (boxed.read_labels() == whole.read_labels()).all()
 
 
 def test_coco_sets_are_selected_and_joined(coco, tmp_path: Path) -> None:

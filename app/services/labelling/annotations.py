@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -89,7 +90,7 @@ class Annotations:
             AppError: If its photo or config can't be read, or a category has as many examples as it may.
         """
         known = await self._store.get(marked.id)
-        if known and marked.updated_at < known.updated_at:
+        if known and _is_earlier(marked.updated_at, known.updated_at):
             return  # overtaken by a later change
 
         async def once() -> None:
@@ -187,6 +188,14 @@ def marked_of(task: Mapping[str, Any], config: str) -> list[Marked]:
             )
         )
     return found
+
+
+def _is_earlier(time: str, other: str) -> bool:
+    """True if a time of Label Studio is before another one; it leaves out a fraction of zero."""
+    try:
+        return datetime.fromisoformat(time) < datetime.fromisoformat(other)
+    except (ValueError, TypeError):  # no time at all, or one without its zone beside one with it
+        return time < other
 
 
 def _masks(regions: Sequence[tuple[Control, Mapping[str, Any]]], photo_hw: tuple[int, int]) -> dict[CategoryName, Mask]:

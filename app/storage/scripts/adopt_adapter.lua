@@ -2,10 +2,12 @@
 --
 -- KEYS    1 category  2 versions  3 adapter  4 counters  5 categories
 -- ARGV    1 version  2 info (JSON)  3 safetensors  4 versions kept  5 prefix of the adapters' keys
---         6 sha256  7 JSON: category_id, name, prompts (as JSON text), created_at, time, superseded (see supersede_job)
--- Returns the id of the job that was superseded, or ''.
--- Needs   job, use_adapter
+--         6 sha256  7 JSON: category_id, name, prompts (as JSON text), created_at, time, superseded (see supersede_job),
+--         seen (see is_unchanged)
+-- Returns the id of the job that was superseded, or ''; nil if the category has changed.
+-- Needs   job, use_adapter, unchanged
 local given = cjson.decode(ARGV[7])
+if not is_unchanged(KEYS[1], given.seen) then return false end
 local generation = redis.call('HINCRBY', KEYS[4], 'generation', 1)
 redis.call('HSETNX', KEYS[1], 'name', given.name)
 redis.call('HSETNX', KEYS[1], 'created_at', given.created_at)

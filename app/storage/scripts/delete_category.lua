@@ -2,10 +2,12 @@
 -- so that no version number is used again; one that is no number begins anew at the time in seconds, above all others.
 --
 -- KEYS    1 category  2 example ids  3 versions  4 categories  5 counters  6… examples and adapters that 2 and 3 don't name
--- ARGV    1 JSON: category_id, example_prefix, adapter_prefix, time (whole seconds), superseded (see supersede_job)
--- Returns the id of the job that was superseded, or ''.
--- Needs   job
+-- ARGV    1 JSON: category_id, example_prefix, adapter_prefix, time (whole seconds), superseded (see supersede_job),
+--         seen (see is_unchanged)
+-- Returns the id of the job that was superseded, or ''; nil if the category has changed.
+-- Needs   job, unchanged
 local given = cjson.decode(ARGV[1])
+if not is_unchanged(KEYS[1], given.seen) then return false end
 local superseded = supersede_job(KEYS[1], given.superseded)
 -- The error of a key of another type is a table without items.
 for _, id in ipairs(redis.pcall('LRANGE', KEYS[2], 0, -1)) do redis.call('DEL', given.example_prefix .. id) end

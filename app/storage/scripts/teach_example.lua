@@ -1,13 +1,15 @@
--- Adds an example to a category, or replaces all of its examples, and records the job that tunes on them: example,
--- generation, record and the end of the previous job in one step. Sent again because its answer was lost, it changes
--- nothing.
+-- Adds an example to a category, or replaces one or all of its examples, and records the job that tunes on them:
+-- example, generation, record and the end of the previous job in one step. Sent again because its answer was lost, it
+-- changes nothing.
 --
 -- KEYS    1 category  2 counters  3 example ids  4 example  5 categories  6 job  7 jobs
 -- ARGV    1 JSON: category_id, name, prompts, created_at, time, example_id, example_prefix, absent (true for a photo
---           without the category), replace, max_examples, job (see add_job), superseded (see supersede_job)
+--           without the category), replace, once (true to refuse an example that the category has already), instead
+--           (id of the example to replace), max_examples, job (see add_job), superseded (see supersede_job)
 --         2… names and values of the example's fields
 -- Returns {generation, id of the job that was superseded or ''}, or why it is refused: 'full' if the category has as
---         many examples as it may, 'unknown' for a photo without the category if no example shows it.
+--         many examples as it may, 'unknown' for a photo without the category if no example shows it, 'known' if it
+--         has an example of the same photo and mask.
 -- Needs   job, examples
 local given = cjson.decode(ARGV[1])
 
@@ -15,7 +17,13 @@ local written = redis.call('HGET', KEYS[6], 'generation')
 if written then return {tonumber(written), ''} end
 local old_ids = redis.call('LRANGE', KEYS[3], 0, -1)
 if given.absent and examples_that_show_it(KEYS[3], given.example_prefix) == 0 then return 'unknown' end
-if not given.replace and #old_ids >= given.max_examples then return 'full' end
+local replaced = given.replace and old_ids or {}
+if given.instead and redis.call('LPOS', KEYS[3], given.instead) then
+  replaced = {given.instead}
+elseif given.once and has_example(old_ids, given.example_prefix, fields_of(ARGV, 2)) then
+  return 'known'
+end
+if #old_ids - #replaced >= given.max_examples then return 'full' end
 
 -- What may be unreadable comes first: the changes of a script that fails are not undone.
 local prompts = given.replace and {} or cjson.decode(redis.call('HGET', KEYS[1], 'prompts') or '[]')
@@ -32,9 +40,9 @@ redis.call('ZADD', KEYS[5], 'NX', given.time, given.category_id)
 -- cjson writes an empty table as an object.
 redis.call('HSET', KEYS[1], 'prompts', #prompts == 0 and '[]' or cjson.encode(prompts))
 
-if given.replace then
-  for _, id in ipairs(old_ids) do redis.call('DEL', given.example_prefix .. id) end
-  redis.call('DEL', KEYS[3])
+for _, id in ipairs(replaced) do
+  redis.call('DEL', given.example_prefix .. id)
+  redis.call('LREM', KEYS[3], 1, id)
 end
 redis.call('RPUSH', KEYS[3], given.example_id)
 redis.call('HSET', KEYS[4], unpack(ARGV, 2))
