@@ -100,7 +100,7 @@ class Teaching:
                 return Accepted(job, category, repeated=True)
             with suppress(_AlreadyThereError):
                 taught = await self.teach(lesson, once=True, instead=earlier)
-                return Accepted(*taught, repeated=earlier is not None)
+                return Accepted(*taught, repeated=category is not None)
         raise ConflictError(f"{lesson.name.text} is taught the same by others at once: send the example again.")
 
     async def teach(

@@ -158,13 +158,6 @@ class TestTeaching:
             assert sum("warnings" in answer.json() for answer in answers) == 7
             assert len(api.http.get("/categories/cat/examples").json()) == 1
 
-    def test_a_key_is_not_that_of_a_category_whose_name_looks_quoted(self, start) -> None:
-        with start(worker=False) as api:
-            sent, key = {"image": api.photo, "mask": api.mask}, {"Idempotency-Key": "1"}
-            for name, status in (("col?x", 202), ("col%3Fx", 422)):
-                answer = api.http.post(f"/categories/{quote(name)}/example", files=sent, headers=key)
-                assert answer.status_code == status, answer.text
-
     def test_a_prompt_that_is_the_name_is_not_asked_twice(self, start) -> None:
         with start(worker=False) as api:
             answer = api.teach("Cat", prompts=["CAT", " kitten ", "Kitten"])

@@ -5,10 +5,15 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx2
 import pytest
 
+from app.main import create_app
+from app.settings import Settings
 from app.storage import jobs as jobs_module
 from app.storage import keys
+from tests.conftest import Api
+from tests.served import served
 
 LONG = 100_000  # steps: minutes, unless it is stopped
 
@@ -182,6 +187,15 @@ class TestSuperseding:
 
 
 class TestIdempotencyKey:
+    def test_is_not_that_of_a_category_whose_name_looks_quoted(self, database, tiny, tmp_path) -> None:
+        settings = Settings(redis_url=database, data_dir=tmp_path, worker=False, threads=1)
+        sent, key = {"image": Api.photo, "mask": Api.mask}, {"Idempotency-Key": "k"}
+        # Over a socket: the test client decodes a path twice.
+        with served(create_app(settings, loaded=[tiny])) as url:
+            for path, status in (("col%3Fx", 202), ("col%253Fx", 422)):
+                answer = httpx2.post(f"{url}/categories/{path}/example", files=sent, headers=key)
+                assert answer.status_code == status, answer.text
+
     def test_a_retry_gets_the_first_answer_and_teaches_once(self, start) -> None:
         with start(worker=False) as api:
             first, second = (api.teach(headers={"Idempotency-Key": "k"}) for _ in range(2))
