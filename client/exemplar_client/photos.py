@@ -13,7 +13,7 @@ from urllib.request import url2pathname
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from exemplar_client.errors import Invalid
 
@@ -133,13 +133,21 @@ def upright_size_hw(file: Path | bytes, *, what: str) -> tuple[int, int]:
     with content:
         try:
             with Image.open(content) as image:
-                width, height = image.size
+                width, height = _stored_wh(image)
                 turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             name = file.name if isinstance(file, Path) else f"The {what}"
             why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
             raise Invalid(f"{name} is not an image that can be read{why}.") from error
     return (width, height) if turned else (height, width)
+
+
+def _stored_wh(image: Image.Image) -> tuple[int, int]:
+    """(width, height) before EXIF rotation, of an image whose pixels were not read yet."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # Not `size`: newer versions of Pillow turn that of TIFF, and of TIFF alone, when they open it.
+        return image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+    return image.size
 
 
 def png_of(image: Image.Image, *, what: str) -> bytes:

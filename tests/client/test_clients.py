@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from exemplar_client import (
     AsyncClient,
@@ -101,6 +101,16 @@ def test_a_mask_in_every_form_arrives(client: Client, photo: Path, marked: np.nd
     client.teach(form, photo, masks[form]).wait(progress=False)
     assert client.examples(form)[0].area == 300
     client.delete(form)
+
+
+def test_a_turned_tiff_is_taught_with_an_upright_mask(client: Client, photo: Path, marked: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned = photo.with_suffix(".tif")
+    Image.fromarray(noise()).save(turned, exif=exif)
+    client.teach("turned", turned, np.rot90(marked)).wait(progress=False)
+    assert (client.examples("turned")[0].width, client.examples("turned")[0].height) == (31, 47)
+    client.delete("turned")
 
 
 def test_segment_with_options(client: Client, photo: Path) -> None:

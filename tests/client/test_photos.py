@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
+from app.images.photo import decode_photo
 from exemplar_client.errors import Invalid
 from exemplar_client.photos import open_photo
 
@@ -18,6 +20,16 @@ from .conftest import HW, noise
 def stored(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(content)) as image:
         return np.array(image)
+
+
+def as_the_service_reads(content: bytes) -> np.ndarray:
+    return decode_photo(content, max_pixels=10_000_000).rgb
+
+
+def file_of(image: Image.Image, file_format: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
 
 
 def test_files_are_sent_as_they_are(photo: Path) -> None:
@@ -60,6 +72,33 @@ def test_exif_turns_a_photo(tmp_path: Path) -> None:
     assert (np.asarray(open_photo(path).rgb()) == upright).all()
     with Image.open(path) as image:
         assert (stored(open_photo(image).content()) == upright).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_turned_photo_is_that_of_the_service(file_format: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    content = file_of(Image.fromarray(noise()), file_format, exif=exif)
+    expected = as_the_service_reads(content)
+    photo = open_photo(content)
+    assert photo.size_hw == expected.shape[:2]
+    assert (np.asarray(photo.rgb()) == expected).all()
+    with Image.open(io.BytesIO(content)) as image:
+        pixels = open_photo(image)
+    assert pixels.size_hw == expected.shape[:2]
+    assert (np.asarray(pixels.rgb()) == expected).all()
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "TIFF"])
+def test_xmp_turns_a_photo(file_format: str) -> None:
+    """Some editors write the rotation there alone; Pillow takes it for EXIF's."""
+    xmp = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    options: dict[str, Any] = {"tiffinfo": {700: xmp}} if file_format == "TIFF" else {"xmp": xmp}
+    content = file_of(Image.fromarray(noise()), file_format, **options)
+    expected = as_the_service_reads(content)
+    assert open_photo(content).size_hw == expected.shape[:2] == (HW[1], HW[0])
+    assert (np.asarray(open_photo(content).rgb()) == expected).all()
 
 
 def test_transparent_parts_are_shown_over_white() -> None:
