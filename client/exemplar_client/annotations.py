@@ -12,12 +12,12 @@ from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from exemplar_client import rle
 from exemplar_client.errors import Invalid
 from exemplar_client.masks import Mask
-from exemplar_client.photos import file_of, png_of, size_text, upright_size_hw
+from exemplar_client.photos import file_of, png_of, size_text, turned_upright, upright_size_hw
 
 Point: TypeAlias = Sequence[float]
 # An image file, pixels, run lengths, polygons [[x, y, x, y, …], …] or [(x, y), …], or a box [x, y, width, height].
@@ -103,7 +103,7 @@ def _from_bits(bits: rle.Bits) -> Drawn:
 
 
 def _from_pillow(image: Image.Image, photo_hw: tuple[int, int]) -> Drawn:
-    upright = ImageOps.exif_transpose(image)
+    upright = turned_upright(image)
     _check_size((upright.height, upright.width), photo_hw)
     if image.format in _LOSSY:  # as the service reads such files; as PNG it would take every trace for a mark
         levels = np.asarray(upright.convert("L"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -29,6 +30,8 @@ _MAX_PNG_PIXELS = 4_000_000
 _JPEG_QUALITY = 95
 # Values of EXIF's Orientation that exchange width and height.
 _TURNED = range(5, 9)
+# What Pillow raises for EXIF data that it can't read.
+_BROKEN_EXIF = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,7 @@ class Photo:
     def rgb(self) -> Image.Image:
         """Return the upright photo, 8-bit RGB, transparent parts over white."""
         with Image.open(io.BytesIO(self.content())) as image:
-            upright = ImageOps.exif_transpose(image)
+            upright = turned_upright(image)
             if upright.has_transparency_data:
                 upright = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
@@ -80,7 +83,7 @@ def open_photo(image: ImageInput) -> Photo:
         return _from_array(image)
     if isinstance(image, Image.Image):
         name = Path(getattr(image, "filename", "") or "image").stem
-        return _from_pixels(ImageOps.exif_transpose(image), source=image, name=name)
+        return _from_pixels(turned_upright(image), source=image, name=name)
     file, name = file_of(image, what="image")
     return _from_bytes(file, image, name)
 
@@ -134,12 +137,32 @@ def upright_size_hw(file: Path | bytes, *, what: str) -> tuple[int, int]:
         try:
             with Image.open(content) as image:
                 width, height = _stored_wh(image)
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+                turned = _orientation(image) in _TURNED
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             name = file.name if isinstance(file, Path) else f"The {what}"
             why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
             raise Invalid(f"{name} is not an image that can be read{why}.") from error
     return (width, height) if turned else (height, width)
+
+
+def turned_upright(image: Image.Image) -> Image.Image:
+    """Copy an image, turned by its EXIF data; data that can't be read turns nothing, as in the service.
+
+    Raises:
+        OSError: The pixels can't be read.
+    """
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except _BROKEN_EXIF:
+        return image.copy()
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except _BROKEN_EXIF:
+        return None
 
 
 def _stored_wh(image: Image.Image) -> tuple[int, int]:

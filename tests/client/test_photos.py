@@ -101,6 +101,16 @@ def test_xmp_turns_a_photo(file_format: str) -> None:
     assert (np.asarray(open_photo(content).rgb()) == expected).all()
 
 
+@pytest.mark.parametrize("exif", [b"no EXIF", b"Exif\0\0MM\0*\0\0"])
+def test_exif_that_can_not_be_read_turns_nothing(exif: bytes) -> None:
+    content = file_of(Image.fromarray(noise()), "PNG", exif=exif)
+    photo = open_photo(content)
+    assert photo.size_hw == HW
+    assert (np.asarray(photo.rgb()) == as_the_service_reads(content)).all()
+    with Image.open(io.BytesIO(content)) as image:
+        assert (stored(open_photo(image).content()) == noise()).all()
+
+
 def test_transparent_parts_are_shown_over_white() -> None:
     pixels = np.dstack([noise(), np.zeros(HW, np.uint8)])
     assert (np.asarray(open_photo(pixels).rgb()) == 255).all()
