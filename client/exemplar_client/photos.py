@@ -54,9 +54,12 @@ class Photo:
         return self._file.read_bytes() if isinstance(self._file, Path) else self._file
 
     def rgb(self) -> Image.Image:
-        """Return the upright photo, 8-bit RGB, transparent parts over white."""
+        """Return the upright photo, 8-bit RGB, as the service sees it: transparent parts over white, numbers scaled."""
         with Image.open(io.BytesIO(self.content())) as image:
             upright = turned_upright(image)
+            if upright.mode.startswith(("I", "F")):
+                # Older versions of Pillow read the 16 bits of PNG as 32.
+                return Image.fromarray(_grey(numbers_of(upright), has_16_bits=image.format == "PNG")).convert("RGB")
             if upright.has_transparency_data:
                 upright = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
@@ -171,6 +174,27 @@ def _stored_wh(image: Image.Image) -> tuple[int, int]:
         # Not `size`: newer versions of Pillow turn that of TIFF, and of TIFF alone, when they open it.
         return image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
     return image.size
+
+
+def numbers_of(image: Image.Image) -> NDArray[Any]:
+    """Read grey of 16 or 32 bits or floating point, `[height, width]` as stored; NaN and infinity become 0."""
+    stored = np.asarray(image)
+    return np.where(np.isfinite(stored), stored, stored.dtype.type(0))
+
+
+def _grey(numbers: NDArray[Any], *, has_16_bits: bool) -> NDArray[np.uint8]:
+    """Scale numbers `[height, width]` to 0…255 as the service does.
+
+    16 bits: by the full range. Others: by the smallest customary white (1, 255 or 65535) that is not below their
+    highest value; if it is above 65535 or a value is negative, from their lowest to their highest value.
+    """
+    low, high = float(numbers.min()), float(numbers.max())
+    if has_16_bits or numbers.dtype.kind == "u":
+        low, high = 0, 65535
+    elif low >= 0 and high <= 65535:
+        low, high = 0, min(white for white in (1, 255, 65535) if white >= high)
+    levels = (numbers.astype(np.float64) - low) * (255 / ((high - low) or 1))
+    return np.rint(levels).astype(np.uint8)
 
 
 def png_of(image: Image.Image, *, what: str) -> bytes:

@@ -51,6 +51,33 @@ def test_pixels_are_sent_without_loss() -> None:
     assert (stored(open_photo(Image.fromarray(pixels)).content()) == pixels).all()
 
 
+def numeric_files() -> dict[str, bytes]:
+    """Grey photos of 16 and 32 bits and of floating point, as microscopes, scanners and depth cameras write them."""
+    levels = noise()[:, :, 0].astype(np.int64)
+    unknown = (levels / 255).astype(np.float32)
+    unknown[:3] = np.nan
+    whites = {
+        "PNG of 16 bits": (levels * 80).astype(np.uint16),
+        "dark PNG of 16 bits": (levels // 2).astype(np.uint16),
+        "TIFF of 16 bits": (levels * 257).astype(np.uint16),
+        "TIFF of 32 bits": (levels * 80).astype(np.int32),
+        "float TIFF, 0 to 1": (levels / 255).astype(np.float32),
+        "float TIFF, 0 to 255": levels.astype(np.float32),
+        "float TIFF, negative": (levels - 100).astype(np.float32),
+        "float TIFF with NaN": unknown,
+        "black float TIFF": np.zeros(HW, np.float32),
+    }
+    return {name: file_of(Image.fromarray(of), "PNG" if "PNG" in name else "TIFF") for name, of in whites.items()}
+
+
+@pytest.mark.parametrize("name", numeric_files())
+def test_numbers_are_shown_as_the_service_sees_them(name: str) -> None:
+    content = numeric_files()[name]
+    expected = as_the_service_reads(content)
+    assert expected.max() > 0 or "dark" in name or "black" in name
+    assert (np.asarray(open_photo(content).rgb()) == expected).all()
+
+
 def test_many_pixels_are_sent_as_jpeg() -> None:
     assert open_photo(np.full((2003, 1999, 3), 128, np.uint8)).name == "image.jpg"
 
