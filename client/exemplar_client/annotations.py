@@ -17,7 +17,7 @@ from PIL import Image
 from exemplar_client import rle
 from exemplar_client.errors import Invalid
 from exemplar_client.masks import Mask
-from exemplar_client.photos import file_of, png_of, size_text, turned_upright, upright_size_hw
+from exemplar_client.photos import file_of, numbers_of, png_of, size_text, turned_upright, upright_size_hw
 
 Point: TypeAlias = Sequence[float]
 # An image file, pixels, run lengths, polygons [[x, y, x, y, …], …] or [(x, y), …], or a box [x, y, width, height].
@@ -37,8 +37,8 @@ MaskInput: TypeAlias = (
     | Sequence[Sequence[Point]]
 )
 
-# Pillow's names of formats whose masks have no exact zeros.
-_LOSSY = ("JPEG", "MPO", "WEBP")
+# Pillow's names of formats whose compression rarely or never keeps exact zeros; WebP may be lossless.
+_LOSSY = ("JPEG", "MPO", "HEIF", "AVIF")
 # Half a pixel beyond the photo's edge is rounding; the service allows as much.
 _SLACK_PX = 0.5
 
@@ -56,9 +56,10 @@ def read_mask(mask: MaskInput, *, photo_hw: tuple[int, int]) -> Drawn:
 
     Args:
         mask: A path, bytes or an open file of a mask image of the photo's size (non-zero = the category); a Pillow
-            image; an array `[height, width]` of bool or whole numbers; a mask from an answer; COCO run lengths;
-            polygons `[[x, y, x, y, …], …]`, `[x, y, x, y, …]` or `[(x, y), …]`; a box `[x, y, width, height]`. All
-            coordinates are in pixels of the photo after EXIF rotation.
+            image, read as the service reads its file (WebP that was not opened from a path counts as lossy); an array
+            `[height, width]` of bool or whole numbers; a mask from an answer; COCO run lengths; polygons
+            `[[x, y, x, y, …], …]`, `[x, y, x, y, …]` or `[(x, y), …]`; a box `[x, y, width, height]`. All coordinates
+            are in pixels of the photo after EXIF rotation.
         photo_hw: (height, width) of the photo after EXIF rotation.
 
     Returns:
@@ -105,12 +106,33 @@ def _from_bits(bits: rle.Bits) -> Drawn:
 def _from_pillow(image: Image.Image, photo_hw: tuple[int, int]) -> Drawn:
     upright = turned_upright(image)
     _check_size((upright.height, upright.width), photo_hw)
-    if image.format in _LOSSY:  # as the service reads such files; as PNG it would take every trace for a mark
-        levels = np.asarray(upright.convert("L"))
-        return _from_bits(levels > levels.max() // 2)
     if upright.mode.startswith(("I", "F")):
-        return _from_bits(np.asarray(upright) != 0)
+        return _from_bits(numbers_of(upright) != 0)
+    if _is_lossy(image):  # as PNG, the service would take every trace for a mark
+        return _from_bits(_marked_in_lossy(upright))
     return Drawn("mask", png_of(upright, what="mask"))
+
+
+def _is_lossy(image: Image.Image) -> bool:
+    """Tell whether the service would call the file lossy that Pillow opened."""
+    if image.format != "WEBP":
+        return image.format in _LOSSY
+    try:
+        with Path(getattr(image, "filename", "")).open("rb") as file:
+            return file.read(16)[12:] == b"VP8 "
+    except OSError:  # not opened from a path: Pillow does not tell
+        return True
+
+
+def _marked_in_lossy(image: Image.Image) -> rle.Bits:
+    """Mark the pixels of a lossy image as the service does: a cut-out's by opacity, others by half of the brightest."""
+    if image.has_transparency_data:
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+        if alpha.any() and not alpha.all():
+            return alpha.astype(bool)
+    levels = np.asarray(image.convert("RGB")).max(axis=2)
+    marked: rle.Bits = levels > levels.max() // 2
+    return marked
 
 
 def _from_rle(run_lengths: Mapping[str, Any], photo_hw: tuple[int, int]) -> Drawn:
