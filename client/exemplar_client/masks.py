@@ -6,6 +6,7 @@ import io
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -170,6 +171,11 @@ class Masks(Sequence[Mask]):
     def name(self) -> str:
         """File name of the photo."""
         return self._photo.name
+
+    @property
+    def path(self) -> Path | None:
+        """Path of the photo, if it was given as a path or a `file://` address."""
+        return self._photo.path
 
     @property
     def source(self) -> object:

@@ -49,6 +49,11 @@ class Photo:
     size_hw: tuple[int, int]
     _file: Path | bytes
 
+    @property
+    def path(self) -> Path | None:
+        """Where the file is, if the photo was given as a path or an address."""
+        return self._file if isinstance(self._file, Path) else None
+
     def content(self) -> bytes:
         """Return the bytes of the file."""
         return self._file.read_bytes() if isinstance(self._file, Path) else self._file
