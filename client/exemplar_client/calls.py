@@ -18,7 +18,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from exemplar_client.annotations import Drawn, MaskInput, read_mask
-from exemplar_client.errors import ExemplarError, Invalid, Unavailable, error_of
+from exemplar_client.errors import ExemplarError, Invalid, TooLarge, Unavailable, error_of
 from exemplar_client.masks import ClickedMask, Masks, Segmented
 from exemplar_client.photos import SUFFIXES, ImageInput, Photo, open_photo
 from exemplar_client.records import Category, Example, Health, JobState, Taught, Version
@@ -160,6 +160,12 @@ class Calls:
                 yield Emit(opened)
             else:
                 pending[index], files[index] = opened
+        yield from self._segment_opened(pending, files, fields)
+
+    def _segment_opened(
+        self, pending: dict[int, Photo], files: Mapping[int, File], fields: Mapping[str, Sequence[str]]
+    ) -> Flow[None]:
+        """Send the pending photos, and those that got no answer again."""
         tried = 0
         while pending:
             if tried >= self._retries.tries:
@@ -167,8 +173,27 @@ class Calls:
             if tried:
                 yield Pause(self._retries.backoff_s(tried))
             before = len(pending)
-            yield from self._read_lines(pending, [(index, files[index]) for index in pending], fields)
+            try:
+                yield from self._read_lines(pending, [(index, files[index]) for index in pending], fields)
+            except TooLarge as error:  # one of them may be too large; it must not take the others with it
+                yield from self._segment_singly(pending, files, fields, error)
+                return
             tried = tried + 1 if len(pending) == before else 1
+
+    def _segment_singly(
+        self,
+        pending: dict[int, Photo],
+        files: Mapping[int, File],
+        fields: Mapping[str, Sequence[str]],
+        error: TooLarge,
+    ) -> Flow[None]:
+        """Send photos one by one of which several at once are refused; a single one that is refused has failed."""
+        if len(pending) == 1:
+            ((index, photo),) = pending.items()
+            yield Emit(Failed(index, photo.source, photo.name, error))
+            return
+        for index, photo in pending.items():
+            yield from self._segment_opened({index: photo}, files, fields)
 
     def _read_lines(
         self, pending: dict[int, Photo], files: Sequence[tuple[int, File]], fields: Mapping[str, Sequence[str]]

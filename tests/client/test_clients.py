@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -27,6 +27,7 @@ from exemplar_client import (
     Invalid,
     JobFailed,
     NotFound,
+    TooLarge,
     Unauthorized,
     Unavailable,
     UnsupportedMedia,
@@ -193,6 +194,42 @@ def test_a_list_of_photos_with_broken_ones(client: Client, photo: Path) -> None:
     told: list[object] = []
     assert not list(client.segment_many([b"no image"], on_failure=lambda source, error: told.append(error.detail)))
     assert "not an image" in str(told)
+
+
+@pytest.fixture(scope="module")
+def small_url(serve: Serve) -> Iterator[str]:
+    """A service that takes files of 64 KiB, so eight of them and a mebibyte in one request."""
+    with serve(max_upload_bytes=65_536) as url:
+        yield url
+
+
+LARGE = [noise(280, 280, seed=seed) for seed in range(7)]  # 230 KB each
+
+
+def test_photos_that_are_too_large_do_not_take_the_others_with_them(small_url: str, photo: Path) -> None:
+    failed: list[tuple[object, ExemplarError]] = []
+    with Client(small_url) as client:
+        many = client.segment_many(
+            [*LARGE[:3], photo, *LARGE[3:], noise()],
+            "cat",
+            progress=False,
+            on_failure=lambda *failure: failed.append(failure),
+        )
+        assert [masks.position for masks in many] == [3, 8]
+        assert [source for source, _ in failed] == LARGE
+        assert {type(error) for _, error in failed} == {TooLarge}
+        with pytest.raises(BatchFailed, match=r"1 photo has no result: image\.png:.*EXEMPLAR_MAX_UPLOAD_BYTES"):
+            list(client.segment_many([noise(900, 900)], "cat", progress=False))
+
+
+async def test_async_photos_that_are_too_large_do_not_take_the_others_with_them(small_url: str, photo: Path) -> None:
+    failed: list[object] = []
+    async with AsyncClient(small_url) as client:
+        many = client.segment_many(
+            [*LARGE, photo], "cat", progress=False, on_failure=lambda source, error: failed.append(source)
+        )
+        assert [masks.position async for masks in many] == [7]
+    assert failed == LARGE
 
 
 def test_an_iteration_may_be_left(client: Client, photo: Path) -> None:
