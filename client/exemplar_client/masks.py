@@ -169,7 +169,7 @@ class Masks(Sequence[Mask]):
 
     @property
     def name(self) -> str:
-        """File name of the photo."""
+        """File name of the photo, as the service was told it."""
         return self._photo.name
 
     @property

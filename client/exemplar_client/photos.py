@@ -40,7 +40,7 @@ class Photo:
 
     Attributes:
         source: What the caller gave.
-        name: File name that the service is told.
+        name: File name that the service is told; what can't be sent of it is `?`.
         size_hw: (height, width) in pixels after EXIF rotation.
     """
 
@@ -147,7 +147,7 @@ def upright_size_hw(file: Path | bytes, *, what: str) -> tuple[int, int]:
                 width, height = _stored_wh(image)
                 turned = _orientation(image) in _TURNED
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            name = file.name if isinstance(file, Path) else f"The {what}"
+            name = printable(file.name) if isinstance(file, Path) else f"The {what}"
             why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
             raise Invalid(f"{name} is not an image that can be read{why}.") from error
     return (width, height) if turned else (height, width)
@@ -217,6 +217,11 @@ def png_of(image: Image.Image, *, what: str) -> bytes:
     return file.getvalue()
 
 
+def printable(name: str) -> str:
+    """Replace what can be neither sent nor printed in a file name: Python keeps bytes that are not UTF-8 in it."""
+    return name.encode(errors="replace").decode()
+
+
 def size_text(size_hw: tuple[int, int]) -> str:
     """Name a size (height, width) in an error, in the order that people expect."""
     return f"{size_hw[1]} × {size_hw[0]} pixels (width × height)"
@@ -244,7 +249,7 @@ def _from_pixels(image: Image.Image, *, source: object, name: str) -> Photo:
 
 
 def _from_bytes(file: Path | bytes, source: object, name: str) -> Photo:
-    return Photo(source, name, upright_size_hw(file, what="image"), file)
+    return Photo(source, printable(name), upright_size_hw(file, what="image"), file)
 
 
 def _path_of(text: str, *, what: str) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import socket
 import threading
 import time
@@ -31,6 +33,7 @@ from exemplar_client import (
     Unauthorized,
     Unavailable,
     UnsupportedMedia,
+    coco_instances,
 )
 
 from .conftest import HW, Serve, noise
@@ -230,6 +233,34 @@ async def test_async_photos_that_are_too_large_do_not_take_the_others_with_them(
         )
         assert [masks.position async for masks in many] == [7]
     assert failed == LARGE
+
+
+def test_file_names_that_are_not_utf_8(client: Client, photo: Path) -> None:
+    """As old archives unpack them; Python keeps such bytes as surrogates, which can be neither sent nor printed."""
+    path = photo.with_name(os.fsdecode(b"caf\xe9.png"))
+    path.write_bytes(photo.read_bytes())
+    masks = client.segment(path, "cat")
+    assert (masks.source, masks.path, masks.name) == (path, path, "caf?.png")
+    (masks,) = client.segment_many([str(path)], "cat", progress=False)
+    assert (masks.source, masks.name) == (str(path), "caf?.png")
+    (image,) = json.loads(json.dumps(coco_instances([masks])))["images"]
+    assert (photo.parent / image["file_name"]).read_bytes() == photo.read_bytes()
+    with path.open("rb") as opened, Image.open(path) as image:
+        assert [masks.name for masks in client.segment_many([opened, image], "cat", progress=False)] == ["caf?.png"] * 2
+    assert client.click(path, [(20, 12)]).array.shape == HW
+
+
+def test_errors_of_files_whose_names_are_not_utf_8(client: Client, photo: Path) -> None:
+    broken = photo.with_name(os.fsdecode(b"caf\xe9.png"))
+    broken.write_bytes(b"no image")
+    missing = photo.with_name(os.fsdecode(b"th\xe9.png"))
+    with pytest.raises(BatchFailed, match=r"caf\?\.png.*th\?\.png") as failed:
+        list(client.segment_many([broken, missing], "cat", progress=False))
+    assert [source for source, _ in failed.value.failures] == [broken, missing]
+    with pytest.raises(Invalid, match=r"th\?\.png is not a folder"):
+        client.segment_many(missing)
+    for error in (failed.value, *(error for _, error in failed.value.failures)):
+        assert str(error).encode()
 
 
 def test_an_iteration_may_be_left(client: Client, photo: Path) -> None:
