@@ -20,6 +20,8 @@ from exemplar_client.masks import Mask
 from exemplar_client.photos import file_of, numbers_of, png_of, size_text, turned_upright, upright_size_hw
 
 Point: TypeAlias = Sequence[float]
+# (height, width) in pixels; None if only the service can read the image: then it checks what can't be checked here.
+Size: TypeAlias = tuple[int, ...] | None
 # An image file, pixels, run lengths, polygons [[x, y, x, y, …], …] or [(x, y), …], or a box [x, y, width, height].
 MaskInput: TypeAlias = (
     str
@@ -51,7 +53,7 @@ class Drawn:
     content: bytes | str
 
 
-def read_mask(mask: MaskInput, *, photo_hw: tuple[int, int]) -> Drawn:
+def read_mask(mask: MaskInput, *, photo_hw: Size) -> Drawn:
     """Read a mask in any of the accepted forms and check it against the photo.
 
     Args:
@@ -60,7 +62,8 @@ def read_mask(mask: MaskInput, *, photo_hw: tuple[int, int]) -> Drawn:
             `[height, width]` of bool or whole numbers; a mask from an answer; COCO run lengths; polygons
             `[[x, y, x, y, …], …]`, `[x, y, x, y, …]` or `[(x, y), …]`; a box `[x, y, width, height]`. All coordinates
             are in pixels of the photo after EXIF rotation.
-        photo_hw: (height, width) of the photo after EXIF rotation.
+        photo_hw: (height, width) of the photo after EXIF rotation; None if only the service can read it: then the
+            service checks sizes, too.
 
     Returns:
         What to send.
@@ -84,7 +87,7 @@ def read_mask(mask: MaskInput, *, photo_hw: tuple[int, int]) -> Drawn:
     return Drawn("mask", file.read_bytes() if isinstance(file, Path) else file)
 
 
-def _from_array(values: NDArray[Any], photo_hw: tuple[int, int]) -> Drawn:
+def _from_array(values: NDArray[Any], photo_hw: Size) -> Drawn:
     if values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 2 and values.dtype.kind == "f"):
         return _from_numbers(values.tolist(), photo_hw)
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
@@ -103,7 +106,7 @@ def _from_bits(bits: rle.Bits) -> Drawn:
     return Drawn("mask", png_of(Image.fromarray(bits), what="mask"))
 
 
-def _from_pillow(image: Image.Image, photo_hw: tuple[int, int]) -> Drawn:
+def _from_pillow(image: Image.Image, photo_hw: Size) -> Drawn:
     upright = turned_upright(image)
     _check_size((upright.height, upright.width), photo_hw)
     if upright.mode.startswith(("I", "F")):
@@ -135,25 +138,25 @@ def _marked_in_lossy(image: Image.Image) -> rle.Bits:
     return marked
 
 
-def _from_rle(run_lengths: Mapping[str, Any], photo_hw: tuple[int, int]) -> Drawn:
-    _check_size(rle.size_of(run_lengths), photo_hw)
+def _from_rle(run_lengths: Mapping[str, Any], photo_hw: Size) -> Drawn:
+    size_hw = rle.size_of(run_lengths)
+    _check_size(size_hw, photo_hw)
     _check_marks(rle.decode(run_lengths))
     counts = run_lengths["counts"]
     if isinstance(counts, bytes):
         counts = counts.decode("ascii")
     elif not isinstance(counts, str):
         counts = [int(count) for count in counts]
-    return Drawn("segmentation", json.dumps({"size": list(photo_hw), "counts": counts}))
+    return Drawn("segmentation", json.dumps({"size": list(size_hw), "counts": counts}))
 
 
-def _from_numbers(values: Sequence[Any], photo_hw: tuple[int, int]) -> Drawn:
+def _from_numbers(values: Sequence[Any], photo_hw: Size) -> Drawn:
     if len(values) == 4 and all(_is_number(value) for value in values):
         return _from_box([_finite(value) for value in values], photo_hw)
     polygons = polygons_of(values)
     corners = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
-    height, width = photo_hw
     low, high = corners.min(axis=0), corners.max(axis=0)
-    if (high <= 0).any() or low[0] >= width or low[1] >= height:
+    if photo_hw and ((high <= 0).any() or low[0] >= photo_hw[1] or low[1] >= photo_hw[0]):
         raise Invalid(
             f"The polygons lie outside the photo: x is {low[0]:g} to {high[0]:g} and y {low[1]:g} to {high[1]:g}, the "
             f"photo is {size_text(photo_hw)}. Give x and y in pixels."
@@ -226,12 +229,14 @@ def _no_polygons() -> Invalid:
     )
 
 
-def _from_box(box_xywh: list[float], photo_hw: tuple[int, int]) -> Drawn:
+def _from_box(box_xywh: list[float], photo_hw: Size) -> Drawn:
     x, y, width, height = box_xywh
     _check_unit(max(box_xywh))
     if width <= 0 or height <= 0:
         raise Invalid(f"The box is {width:g} × {height:g}: give [x, y, width, height], both sizes above 0.")
-    if min(x, y) < -_SLACK_PX or x + width > photo_hw[1] + _SLACK_PX or y + height > photo_hw[0] + _SLACK_PX:
+    if photo_hw and (
+        min(x, y) < -_SLACK_PX or x + width > photo_hw[1] + _SLACK_PX or y + height > photo_hw[0] + _SLACK_PX
+    ):
         raise Invalid(
             f"The box reaches from ({x:g}, {y:g}) to ({x + width:g}, {y + height:g}), beyond the photo of "
             f"{size_text(photo_hw)}: give [x, y, width, height], not the second corner."
@@ -244,10 +249,10 @@ def _check_unit(highest: float) -> None:
         raise Invalid("All coordinates are at most 1: give pixels, not shares of the photo's width and height.")
 
 
-def _check_size(mask_hw: tuple[int, ...], photo_hw: tuple[int, int]) -> None:
-    if tuple(mask_hw) != tuple(photo_hw):
+def _check_size(mask_hw: Size, photo_hw: Size) -> None:
+    if mask_hw and photo_hw and tuple(mask_hw) != tuple(photo_hw):
         raise Invalid(
-            f"The mask is {size_text((mask_hw[0], mask_hw[1]))}, the photo {size_text(photo_hw)} after EXIF rotation: "
+            f"The mask is {size_text(mask_hw)}, the photo {size_text(photo_hw)} after EXIF rotation: "
             "give a mask of the photo's size."
         )
 

@@ -235,12 +235,13 @@ class Masks(Sequence[Mask]):
         """Return the upright photo, RGB; a photo given as a path is read again.
 
         Raises:
+            Invalid: HEIC or AVIF, and what reads it is not installed; the error says what to install.
             OSError: The file is no longer there.
         """
         return self._photo.rgb()
 
     def overlay(self) -> Image.Image:
-        """Return the photo with coloured masks and names."""
+        """Return the photo with coloured masks and names; raises as `photo` does."""
         found = [(number, mask.name, mask.array) for number, mask in enumerate(self, start=1) if mask.area]
         return drawing.overlay(self.photo(), found)
 

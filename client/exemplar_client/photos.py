@@ -23,13 +23,18 @@ ImageInput: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[np.uint8]
 )
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+# As the service reads them.
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".avif", ".bmp", ".tif", ".tiff"})
+# First bytes of HEIC and AVIF: the service reads them, but not every Pillow does.
+_HEIF = re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|avi[fs]|mif1|msf1)", re.DOTALL)
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 # From here on pixels are sent as JPEG: as PNG, photos of 12 megapixels exceed the service's usual limit of 20 MiB.
 _MAX_PNG_PIXELS = 4_000_000
 _JPEG_QUALITY = 95
 # Values of EXIF's Orientation that exchange width and height.
 _TURNED = range(5, 9)
+# What Pillow and pillow-heif raise for files that they can't read.
+_UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 # What Pillow raises for EXIF data that it can't read.
 _BROKEN_EXIF = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
 
@@ -41,12 +46,12 @@ class Photo:
     Attributes:
         source: What the caller gave.
         name: File name that the service is told; what can't be sent of it is `?`.
-        size_hw: (height, width) in pixels after EXIF rotation.
+        size_hw: (height, width) in pixels after EXIF rotation; None of HEIC and AVIF that only the service can read.
     """
 
     source: object
     name: str
-    size_hw: tuple[int, int]
+    size_hw: tuple[int, int] | None
     _file: Path | bytes
 
     @property
@@ -59,8 +64,13 @@ class Photo:
         return self._file.read_bytes() if isinstance(self._file, Path) else self._file
 
     def rgb(self) -> Image.Image:
-        """Return the upright photo, 8-bit RGB, as the service sees it: transparent parts over white, numbers scaled."""
-        with Image.open(io.BytesIO(self.content())) as image:
+        """Return the upright photo, 8-bit RGB, as the service sees it: transparent parts over white, numbers scaled.
+
+        Raises:
+            Invalid: HEIC or AVIF, and what reads it is not installed.
+            OSError: The file can't be read.
+        """
+        with self._opened() as image:
             upright = turned_upright(image)
             if upright.mode.startswith(("I", "F")):
                 # Older versions of Pillow read the 16 bits of PNG as 32.
@@ -70,6 +80,18 @@ class Photo:
                 upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
             return upright.convert("RGB")
 
+    def _opened(self) -> Image.Image:
+        content = io.BytesIO(self.content())
+        try:
+            return _open_image(content)
+        except _UNREADABLE as error:
+            if not _is_heif(content):
+                raise
+            raise Invalid(
+                f"The pixels of {self.name} can't be read: install pillow-heif (pip install pillow-heif) for HEIC, "
+                "a newer Pillow (pip install -U pillow) for AVIF."
+            ) from error
+
 
 def open_photo(image: ImageInput) -> Photo:
     """Read a photo in any of the accepted forms.
@@ -77,8 +99,8 @@ def open_photo(image: ImageInput) -> Photo:
     Args:
         image: A path, an address `file://…`, the bytes of a file, a file opened for reading bytes, a Pillow image
             (turned upright by its EXIF data), or a uint8 array: RGB `[height, width, 3]` (OpenCV's BGR must be
-            reversed first), RGBA `[height, width, 4]` or grey `[height, width]`. Files are sent as they are; pixels
-            as PNG, above 4 megapixels as JPEG of quality 95.
+            reversed first), RGBA `[height, width, 4]` or grey `[height, width]`. Files are sent as they are, HEIC and
+            AVIF even if Pillow does not read them here; pixels as PNG, above 4 megapixels as JPEG of quality 95.
 
     Returns:
         The photo.
@@ -126,7 +148,7 @@ def file_of(given: object, *, what: str) -> tuple[Path | bytes, str]:
     )
 
 
-def upright_size_hw(file: Path | bytes, *, what: str) -> tuple[int, int]:
+def upright_size_hw(file: Path | bytes, *, what: str) -> tuple[int, int] | None:
     """Read the size of an image file from its header.
 
     Args:
@@ -134,7 +156,7 @@ def upright_size_hw(file: Path | bytes, *, what: str) -> tuple[int, int]:
         what: What it is, for errors.
 
     Returns:
-        (height, width) in pixels after EXIF rotation.
+        (height, width) in pixels after EXIF rotation; None of HEIC and AVIF that can't be read here.
 
     Raises:
         Invalid: Not an image.
@@ -143,14 +165,42 @@ def upright_size_hw(file: Path | bytes, *, what: str) -> tuple[int, int]:
     content = io.BytesIO(file) if isinstance(file, bytes) else file.open("rb")
     with content:
         try:
-            with Image.open(content) as image:
+            with _open_image(content) as image:
                 width, height = _stored_wh(image)
                 turned = _orientation(image) in _TURNED
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except _UNREADABLE as error:
+            if _is_heif(content):
+                return None
             name = printable(file.name) if isinstance(file, Path) else f"The {what}"
             why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
             raise Invalid(f"{name} is not an image that can be read{why}.") from error
     return (width, height) if turned else (height, width)
+
+
+def _open_image(content: IO[bytes]) -> Image.Image:
+    """Open an image with Pillow, or with pillow-heif what Pillow does not know."""
+    try:
+        return Image.open(content)
+    except UnidentifiedImageError as error:
+        if not _is_heif(content):
+            raise
+        try:
+            return _open_heic(content)
+        except ImportError:
+            raise error from None
+
+
+def _open_heic(content: IO[bytes]) -> Image.Image:
+    from pillow_heif import HeifImageFile  # not a dependency
+
+    content.seek(0)
+    opened: Image.Image = HeifImageFile(content)
+    return opened
+
+
+def _is_heif(content: IO[bytes]) -> bool:
+    content.seek(0)
+    return _HEIF.match(content.read(12)) is not None
 
 
 def turned_upright(image: Image.Image) -> Image.Image:
@@ -222,7 +272,7 @@ def printable(name: str) -> str:
     return name.encode(errors="replace").decode()
 
 
-def size_text(size_hw: tuple[int, int]) -> str:
+def size_text(size_hw: tuple[int, ...]) -> str:
     """Name a size (height, width) in an error, in the order that people expect."""
     return f"{size_hw[1]} × {size_hw[0]} pixels (width × height)"
 

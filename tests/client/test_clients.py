@@ -35,6 +35,8 @@ from exemplar_client import (
     UnsupportedMedia,
     coco_instances,
 )
+from exemplar_client.annotations import MaskInput
+from tests.images.cases import heic_of
 
 from .conftest import HW, Serve, noise
 
@@ -261,6 +263,63 @@ def test_errors_of_files_whose_names_are_not_utf_8(client: Client, photo: Path) 
         client.segment_many(missing)
     for error in (failed.value, *(error for _, error in failed.value.failures)):
         assert str(error).encode()
+
+
+@pytest.fixture
+def phone_photos(tmp_path: Path) -> Path:
+    """A folder of photos as phones write them; upright they are 47 × 31 pixels."""
+    folder = tmp_path / "phone"
+    folder.mkdir()
+    (folder / "1.HEIC").write_bytes(heic_of(np.rot90(noise(), -1), orientation=8))
+    (folder / "2.heif").write_bytes(heic_of(noise()))
+    Image.fromarray(noise()).save(folder / "3.avif")
+    return folder
+
+
+def test_photos_of_phones(client: Client, phone_photos: Path) -> None:
+    found = sorted(client.segment_many(phone_photos, "cat", progress=False), key=lambda masks: masks.position)
+    assert [masks.name for masks in found] == ["1.HEIC", "2.heif", "3.avif"]
+    for masks in found:
+        assert masks.size_hw == HW
+        assert masks.overlay().size == (47, 31)
+
+
+def test_photos_that_only_the_service_can_read(
+    client: Client, phone_photos: Path, marked: np.ndarray, only_the_service_reads_heif: None
+) -> None:
+    for path in phone_photos.iterdir():
+        masks = client.segment(path, "cat")
+        assert masks.size_hw == HW
+        with pytest.raises(Invalid, match="pip install pillow-heif"):
+            masks.overlay()
+    column = [15, 16]
+    given: list[MaskInput] = [
+        *(marked, Image.fromarray(marked), [10, 5, 20, 15], [(10, 5), (30, 5), (30, 20), (10, 20)]),
+        {"size": list(HW), "counts": [315, *column * 19, 15, 538]},
+    ]
+    for mask in given:
+        client.teach("phone", phone_photos / "1.HEIC", mask, replace=True).wait(progress=False)
+        assert client.examples("phone")[0].area == 300
+    wrong: list[MaskInput] = [
+        marked.T,
+        [10, 5, 40, 15],
+        [(50, 2), (60, 2), (60, 9)],
+        {"size": [2, 3], "counts": [4, 2]},
+    ]
+    for mask in wrong:
+        with pytest.raises(Invalid) as refused:
+            client.teach("phone", phone_photos / "1.HEIC", mask)
+        assert refused.value.status == 422
+    client.delete("phone")
+
+
+def test_a_mask_that_only_the_service_can_read(
+    client: Client, photo: Path, marked: np.ndarray, only_the_service_reads_heif: None
+) -> None:
+    mask = heic_of(np.repeat(marked[:, :, None], 3, axis=2) * np.uint8(255))
+    client.teach("mask of a phone", photo, mask).wait(progress=False)
+    assert client.examples("mask of a phone")[0].area == 300
+    client.delete("mask of a phone")
 
 
 def test_an_iteration_may_be_left(client: Client, photo: Path) -> None:

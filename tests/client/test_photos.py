@@ -13,6 +13,7 @@ from PIL import ExifTags, Image
 from app.images.photo import decode_photo
 from exemplar_client.errors import Invalid
 from exemplar_client.photos import open_photo
+from tests.images.cases import heic_of
 
 from .conftest import HW, noise
 
@@ -141,6 +142,28 @@ def test_exif_that_can_not_be_read_turns_nothing(exif: bytes) -> None:
 def test_transparent_parts_are_shown_over_white() -> None:
     pixels = np.dstack([noise(), np.zeros(HW, np.uint8)])
     assert (np.asarray(open_photo(pixels).rgb()) == 255).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_heic_is_read_if_pillow_heif_is_installed(orientation: int) -> None:
+    content = heic_of(noise(), orientation)
+    expected = as_the_service_reads(content)
+    photo = open_photo(content)
+    assert photo.size_hw == expected.shape[:2]
+    assert (np.asarray(photo.rgb()) == expected).all()
+
+
+@pytest.mark.parametrize("file_format", ["HEIC", "AVIF"])
+def test_what_only_the_service_can_read_is_sent(
+    file_format: str, only_the_service_reads_heif: None, tmp_path: Path
+) -> None:
+    path = tmp_path / f"photo.{file_format.lower()}"
+    path.write_bytes(heic_of(noise()) if file_format == "HEIC" else file_of(Image.fromarray(noise()), "AVIF"))
+    photo = open_photo(path)
+    assert photo.size_hw is None
+    assert photo.content() == path.read_bytes()
+    with pytest.raises(Invalid, match=rf"{path.name} .*pip install pillow-heif.*pip install -U pillow"):
+        photo.rgb()
 
 
 @pytest.mark.parametrize(
