@@ -23,6 +23,7 @@ Point: TypeAlias = Sequence[float]
 # (height, width) in pixels; None if only the service can read the image: then it checks what can't be checked here.
 Size: TypeAlias = tuple[int, ...] | None
 # An image file, pixels, run lengths, polygons [[x, y, x, y, …], …] or [(x, y), …], or a box [x, y, width, height].
+# Arrays may be pixels or the corners of a polygon.
 MaskInput: TypeAlias = (
     str
     | os.PathLike[str]
@@ -60,8 +61,11 @@ def read_mask(mask: MaskInput, *, photo_hw: Size) -> Drawn:
         mask: A path, bytes or an open file of a mask image of the photo's size (non-zero = the category); a Pillow
             image, read as the service reads its file (WebP that was not opened from a path counts as lossy); an array
             `[height, width]` of bool or whole numbers; a mask from an answer; COCO run lengths; polygons
-            `[[x, y, x, y, …], …]`, `[x, y, x, y, …]` or `[(x, y), …]`; a box `[x, y, width, height]`. All coordinates
-            are in pixels of the photo after EXIF rotation.
+            `[[x, y, x, y, …], …]`, `[x, y, x, y, …]` or `[(x, y), …]`, also as an array `[corner, 2]` or OpenCV's
+            `[corner, 1, 2]` of 3 corners or more, or a list of such; a box `[x, y, width, height]`. All coordinates
+            are in pixels of the photo after EXIF rotation. An array `[corner, 2]` of whole numbers that has the
+            photo's size is a mask, as every array of bool is; `[corner, 1, 2]` is always a polygon. Corners are sent
+            as they are: OpenCV's name pixels and not edges, so its contours lose their last row and column.
         photo_hw: (height, width) of the photo after EXIF rotation; None if only the service can read it: then the
             service checks sizes, too.
 
@@ -88,8 +92,8 @@ def read_mask(mask: MaskInput, *, photo_hw: Size) -> Drawn:
 
 
 def _from_array(values: NDArray[Any], photo_hw: Size) -> Drawn:
-    if values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 2 and values.dtype.kind == "f"):
-        return _from_numbers(values.tolist(), photo_hw)
+    if values.ndim == 1 or _is_ring(values, photo_hw):
+        return _from_numbers(_listed(values), photo_hw)
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
         values = values[0] if values.shape[0] == 1 else values[:, :, 0]
     if values.ndim != 2 or values.dtype.kind not in "bui":
@@ -99,6 +103,15 @@ def _from_array(values: NDArray[Any], photo_hw: Size) -> Drawn:
         )
     _check_size(values.shape, photo_hw)
     return _from_bits(values != 0)
+
+
+def _is_ring(values: NDArray[Any], photo_hw: Size) -> bool:
+    """Tell whether an array holds the corners of a polygon rather than the pixels of a mask."""
+    if values.dtype.kind == "f":
+        return values.shape[1:] in ((2,), (1, 2))
+    if values.dtype.kind not in "ui" or values.ndim < 2 or len(values) < 3:
+        return False
+    return values.shape[1:] == (1, 2) or (values.shape[1:] == (2,) and values.shape != photo_hw)
 
 
 def _from_bits(bits: rle.Bits) -> Drawn:
@@ -196,7 +209,8 @@ def _ring(polygon: object) -> list[float]:
 
 def _listed(values: object) -> list[Any]:
     if isinstance(values, np.ndarray):
-        return list(values.tolist())
+        is_contour = values.shape[1:] == (1, 2)  # of OpenCV
+        return list((values[:, 0] if is_contour else values).tolist())
     if isinstance(values, Sequence) and not isinstance(values, str | bytes):
         return list(values)
     raise _no_polygons()

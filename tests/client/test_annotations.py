@@ -116,6 +116,26 @@ def test_box_and_polygons(marked: np.ndarray) -> None:
         assert (as_sent(form) == marked).all(), form
 
 
+def test_contours_of_opencv(marked: np.ndarray) -> None:
+    corners = np.array([(10, 5), (30, 5), (30, 20), (10, 20)], np.int32)
+    contour = corners[:, None]
+    for form in (corners, corners.astype(np.uint16), contour, contour.astype(np.float32), [contour], (contour,)):
+        assert (as_sent(form) == marked).all(), form
+    two = as_sent((contour, np.array([[[35, 5]], [[40, 5]], [[40, 9]], [[35, 9]]], np.int32)))
+    assert two[5:9, 35:40].all()
+    assert two.sum() == marked.sum() + 20
+
+
+def test_an_array_of_the_photos_size_is_a_mask_though_it_could_be_corners() -> None:
+    photo_hw = (5, 2)
+    mask = np.array([(0, 0), (2, 0), (2, 4), (0, 4), (0, 0)])
+    assert (as_sent(mask, photo_hw) == (mask != 0)).all()
+    marked = as_sent(mask[:, None], photo_hw)  # of three axes: a contour
+    assert (marked == np.array([[1, 1]] * 4 + [[0, 0]])).all()
+    marked = as_sent(mask[:4], photo_hw)  # of another size
+    assert (marked == np.array([[1, 1]] * 4 + [[0, 0]])).all()
+
+
 COORDINATE = st.one_of(st.integers(-5, 60), st.floats(-5, 60, allow_nan=False))
 POINT = st.tuples(COORDINATE, COORDINATE)
 POLYGON = st.lists(POINT, min_size=3, max_size=7)
@@ -147,6 +167,10 @@ def test_the_service_can_read_the_polygons_that_are_sent(polygons: list[list[tup
         (np.zeros((47, 31), bool), "31 × 47 pixels.*photo 47 × 31"),
         (np.full(HW, 0.5), "values > 0.5"),
         (np.zeros((2, *HW), bool), "shape"),
+        (np.array(5), "shape"),
+        (np.array([(10, 5), (30, 20)]), "2 × 2 pixels"),
+        (np.ones((9, 2), bool), "2 × 9 pixels"),
+        (np.array([(60, 40), (90, 40), (90, 60)]), "outside the photo"),
         (Image.new("L", (31, 47), 255), "31 × 47"),
         (file_of(Image.new("L", (31, 47)), "PNG"), "31 × 47"),
         ({"size": [47, 31], "counts": [3, 4]}, "31 × 47"),
