@@ -83,7 +83,9 @@ class Photo:
     def _opened(self) -> Image.Image:
         content = io.BytesIO(self.content())
         try:
-            return _open_image(content)
+            image = _open_image(content)
+            image.load()  # pillow-heif may know a file's size, but not its compression
+            return image
         except _UNREADABLE as error:
             if not _is_heif(content):
                 raise

@@ -153,6 +153,16 @@ def test_heic_is_read_if_pillow_heif_is_installed(orientation: int) -> None:
     assert (np.asarray(photo.rgb()) == expected).all()
 
 
+def test_a_reader_that_knows_the_size_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pillow-heif has no decoder of AVIF, but reads the header."""
+    Image.init()
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "AVIF"])
+    photo = open_photo(file_of(Image.fromarray(noise()), "AVIF"))
+    assert photo.size_hw == HW
+    with pytest.raises(Invalid, match="newer Pillow"):
+        photo.rgb()
+
+
 @pytest.mark.parametrize("file_format", ["HEIC", "AVIF"])
 def test_what_only_the_service_can_read_is_sent(
     file_format: str, only_the_service_reads_heif: None, tmp_path: Path
