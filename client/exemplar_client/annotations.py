@@ -12,15 +12,18 @@ from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from exemplar_client import rle
 from exemplar_client.errors import Invalid
 from exemplar_client.masks import Mask
-from exemplar_client.photos import file_of, png_of, size_text, upright_size_hw
+from exemplar_client.photos import file_of, numbers_of, png_of, size_text, turned_upright, upright_size_hw
 
 Point: TypeAlias = Sequence[float]
+# (height, width) in pixels; None if only the service can read the image: then it checks what can't be checked here.
+Size: TypeAlias = tuple[int, ...] | None
 # An image file, pixels, run lengths, polygons [[x, y, x, y, …], …] or [(x, y), …], or a box [x, y, width, height].
+# Arrays may be pixels or the corners of a polygon.
 MaskInput: TypeAlias = (
     str
     | os.PathLike[str]
@@ -37,8 +40,8 @@ MaskInput: TypeAlias = (
     | Sequence[Sequence[Point]]
 )
 
-# Pillow's names of formats whose masks have no exact zeros.
-_LOSSY = ("JPEG", "MPO", "WEBP")
+# Pillow's names of formats whose compression rarely or never keeps exact zeros; WebP may be lossless.
+_LOSSY = ("JPEG", "MPO", "HEIF", "AVIF")
 # Half a pixel beyond the photo's edge is rounding; the service allows as much.
 _SLACK_PX = 0.5
 
@@ -51,15 +54,20 @@ class Drawn:
     content: bytes | str
 
 
-def read_mask(mask: MaskInput, *, photo_hw: tuple[int, int]) -> Drawn:
+def read_mask(mask: MaskInput, *, photo_hw: Size) -> Drawn:
     """Read a mask in any of the accepted forms and check it against the photo.
 
     Args:
         mask: A path, bytes or an open file of a mask image of the photo's size (non-zero = the category); a Pillow
-            image; an array `[height, width]` of bool or whole numbers; a mask from an answer; COCO run lengths;
-            polygons `[[x, y, x, y, …], …]`, `[x, y, x, y, …]` or `[(x, y), …]`; a box `[x, y, width, height]`. All
-            coordinates are in pixels of the photo after EXIF rotation.
-        photo_hw: (height, width) of the photo after EXIF rotation.
+            image, read as the service reads its file (WebP that was not opened from a path counts as lossy); an array
+            `[height, width]` of bool or whole numbers; a mask from an answer; COCO run lengths; polygons
+            `[[x, y, x, y, …], …]`, `[x, y, x, y, …]` or `[(x, y), …]`, also as an array `[corner, 2]` or OpenCV's
+            `[corner, 1, 2]` of 3 corners or more, or a list of such; a box `[x, y, width, height]`. All coordinates
+            are in pixels of the photo after EXIF rotation. An array `[corner, 2]` of whole numbers that has the
+            photo's size is a mask, as every array of bool is; `[corner, 1, 2]` is always a polygon. Corners are sent
+            as they are: OpenCV's name pixels and not edges, so its contours lose their last row and column.
+        photo_hw: (height, width) of the photo after EXIF rotation; None if only the service can read it: then the
+            service checks sizes, too.
 
     Returns:
         What to send.
@@ -83,9 +91,9 @@ def read_mask(mask: MaskInput, *, photo_hw: tuple[int, int]) -> Drawn:
     return Drawn("mask", file.read_bytes() if isinstance(file, Path) else file)
 
 
-def _from_array(values: NDArray[Any], photo_hw: tuple[int, int]) -> Drawn:
-    if values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 2 and values.dtype.kind == "f"):
-        return _from_numbers(values.tolist(), photo_hw)
+def _from_array(values: NDArray[Any], photo_hw: Size) -> Drawn:
+    if values.ndim == 1 or _is_ring(values, photo_hw):
+        return _from_numbers(_listed(values), photo_hw)
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
         values = values[0] if values.shape[0] == 1 else values[:, :, 0]
     if values.ndim != 2 or values.dtype.kind not in "bui":
@@ -97,41 +105,71 @@ def _from_array(values: NDArray[Any], photo_hw: tuple[int, int]) -> Drawn:
     return _from_bits(values != 0)
 
 
+def _is_ring(values: NDArray[Any], photo_hw: Size) -> bool:
+    """Tell whether an array holds the corners of a polygon rather than the pixels of a mask."""
+    if values.dtype.kind == "f":
+        return values.shape[1:] in ((2,), (1, 2))
+    if values.dtype.kind not in "ui" or values.ndim < 2 or len(values) < 3:
+        return False
+    return values.shape[1:] == (1, 2) or (values.shape[1:] == (2,) and values.shape != photo_hw)
+
+
 def _from_bits(bits: rle.Bits) -> Drawn:
     _check_marks(bits)
     return Drawn("mask", png_of(Image.fromarray(bits), what="mask"))
 
 
-def _from_pillow(image: Image.Image, photo_hw: tuple[int, int]) -> Drawn:
-    upright = ImageOps.exif_transpose(image)
+def _from_pillow(image: Image.Image, photo_hw: Size) -> Drawn:
+    upright = turned_upright(image)
     _check_size((upright.height, upright.width), photo_hw)
-    if image.format in _LOSSY:  # as the service reads such files; as PNG it would take every trace for a mark
-        levels = np.asarray(upright.convert("L"))
-        return _from_bits(levels > levels.max() // 2)
     if upright.mode.startswith(("I", "F")):
-        return _from_bits(np.asarray(upright) != 0)
+        return _from_bits(numbers_of(upright) != 0)
+    if _is_lossy(image):  # as PNG, the service would take every trace for a mark
+        return _from_bits(_marked_in_lossy(upright))
     return Drawn("mask", png_of(upright, what="mask"))
 
 
-def _from_rle(run_lengths: Mapping[str, Any], photo_hw: tuple[int, int]) -> Drawn:
-    _check_size(rle.size_of(run_lengths), photo_hw)
+def _is_lossy(image: Image.Image) -> bool:
+    """Tell whether the service would call the file lossy that Pillow opened."""
+    if image.format != "WEBP":
+        return image.format in _LOSSY
+    try:
+        with Path(getattr(image, "filename", "")).open("rb") as file:
+            return file.read(16)[12:] == b"VP8 "
+    except OSError:  # not opened from a path: Pillow does not tell
+        return True
+
+
+def _marked_in_lossy(image: Image.Image) -> rle.Bits:
+    """Mark the pixels of a lossy image as the service does: a cut-out's by opacity, others by half of the brightest."""
+    if image.has_transparency_data:
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+        if alpha.any() and not alpha.all():
+            return alpha.astype(bool)
+    levels = np.asarray(image.convert("RGB")).max(axis=2)
+    marked: rle.Bits = levels > levels.max() // 2
+    return marked
+
+
+def _from_rle(run_lengths: Mapping[str, Any], photo_hw: Size) -> Drawn:
+    size_hw = rle.size_of(run_lengths)
+    _check_size(size_hw, photo_hw)
     _check_marks(rle.decode(run_lengths))
     counts = run_lengths["counts"]
     if isinstance(counts, bytes):
         counts = counts.decode("ascii")
     elif not isinstance(counts, str):
         counts = [int(count) for count in counts]
-    return Drawn("segmentation", json.dumps({"size": list(photo_hw), "counts": counts}))
+    return Drawn("segmentation", json.dumps({"size": list(size_hw), "counts": counts}))
 
 
-def _from_numbers(values: Sequence[Any], photo_hw: tuple[int, int]) -> Drawn:
+def _from_numbers(values: Sequence[Any], photo_hw: Size) -> Drawn:
     if len(values) == 4 and all(_is_number(value) for value in values):
         return _from_box([_finite(value) for value in values], photo_hw)
     polygons = polygons_of(values)
     corners = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
-    height, width = photo_hw
     low, high = corners.min(axis=0), corners.max(axis=0)
-    if (high <= 0).any() or low[0] >= width or low[1] >= height:
+    if photo_hw and ((high <= 0).any() or low[0] >= photo_hw[1] or low[1] >= photo_hw[0]):
         raise Invalid(
             f"The polygons lie outside the photo: x is {low[0]:g} to {high[0]:g} and y {low[1]:g} to {high[1]:g}, the "
             f"photo is {size_text(photo_hw)}. Give x and y in pixels."
@@ -171,7 +209,8 @@ def _ring(polygon: object) -> list[float]:
 
 def _listed(values: object) -> list[Any]:
     if isinstance(values, np.ndarray):
-        return list(values.tolist())
+        is_contour = values.shape[1:] == (1, 2)  # of OpenCV
+        return list((values[:, 0] if is_contour else values).tolist())
     if isinstance(values, Sequence) and not isinstance(values, str | bytes):
         return list(values)
     raise _no_polygons()
@@ -204,12 +243,14 @@ def _no_polygons() -> Invalid:
     )
 
 
-def _from_box(box_xywh: list[float], photo_hw: tuple[int, int]) -> Drawn:
+def _from_box(box_xywh: list[float], photo_hw: Size) -> Drawn:
     x, y, width, height = box_xywh
     _check_unit(max(box_xywh))
     if width <= 0 or height <= 0:
         raise Invalid(f"The box is {width:g} × {height:g}: give [x, y, width, height], both sizes above 0.")
-    if min(x, y) < -_SLACK_PX or x + width > photo_hw[1] + _SLACK_PX or y + height > photo_hw[0] + _SLACK_PX:
+    if photo_hw and (
+        min(x, y) < -_SLACK_PX or x + width > photo_hw[1] + _SLACK_PX or y + height > photo_hw[0] + _SLACK_PX
+    ):
         raise Invalid(
             f"The box reaches from ({x:g}, {y:g}) to ({x + width:g}, {y + height:g}), beyond the photo of "
             f"{size_text(photo_hw)}: give [x, y, width, height], not the second corner."
@@ -222,10 +263,10 @@ def _check_unit(highest: float) -> None:
         raise Invalid("All coordinates are at most 1: give pixels, not shares of the photo's width and height.")
 
 
-def _check_size(mask_hw: tuple[int, ...], photo_hw: tuple[int, int]) -> None:
-    if tuple(mask_hw) != tuple(photo_hw):
+def _check_size(mask_hw: Size, photo_hw: Size) -> None:
+    if mask_hw and photo_hw and tuple(mask_hw) != tuple(photo_hw):
         raise Invalid(
-            f"The mask is {size_text((mask_hw[0], mask_hw[1]))}, the photo {size_text(photo_hw)} after EXIF rotation: "
+            f"The mask is {size_text(mask_hw)}, the photo {size_text(photo_hw)} after EXIF rotation: "
             "give a mask of the photo's size."
         )
 

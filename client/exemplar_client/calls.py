@@ -18,9 +18,9 @@ from urllib.parse import quote
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from exemplar_client.annotations import Drawn, MaskInput, read_mask
-from exemplar_client.errors import ExemplarError, Invalid, Unavailable, error_of
+from exemplar_client.errors import ExemplarError, Invalid, TooLarge, Unavailable, error_of
 from exemplar_client.masks import ClickedMask, Masks, Segmented
-from exemplar_client.photos import SUFFIXES, ImageInput, Photo, open_photo
+from exemplar_client.photos import SUFFIXES, ImageInput, Photo, open_photo, printable
 from exemplar_client.records import Category, Example, Health, JobState, Taught, Version
 from exemplar_client.wire import (
     Emit,
@@ -160,6 +160,12 @@ class Calls:
                 yield Emit(opened)
             else:
                 pending[index], files[index] = opened
+        yield from self._segment_opened(pending, files, fields)
+
+    def _segment_opened(
+        self, pending: dict[int, Photo], files: Mapping[int, File], fields: Mapping[str, Sequence[str]]
+    ) -> Flow[None]:
+        """Send the pending photos, and those that got no answer again."""
         tried = 0
         while pending:
             if tried >= self._retries.tries:
@@ -167,8 +173,27 @@ class Calls:
             if tried:
                 yield Pause(self._retries.backoff_s(tried))
             before = len(pending)
-            yield from self._read_lines(pending, [(index, files[index]) for index in pending], fields)
+            try:
+                yield from self._read_lines(pending, [(index, files[index]) for index in pending], fields)
+            except TooLarge as error:  # one of them may be too large; it must not take the others with it
+                yield from self._segment_singly(pending, files, fields, error)
+                return
             tried = tried + 1 if len(pending) == before else 1
+
+    def _segment_singly(
+        self,
+        pending: dict[int, Photo],
+        files: Mapping[int, File],
+        fields: Mapping[str, Sequence[str]],
+        error: TooLarge,
+    ) -> Flow[None]:
+        """Send photos one by one of which several at once are refused; a single one that is refused has failed."""
+        if len(pending) == 1:
+            ((index, photo),) = pending.items()
+            yield Emit(Failed(index, photo.source, photo.name, error))
+            return
+        for index, photo in pending.items():
+            yield from self._segment_opened({index: photo}, files, fields)
 
     def _read_lines(
         self, pending: dict[int, Photo], files: Sequence[tuple[int, File]], fields: Mapping[str, Sequence[str]]
@@ -303,11 +328,12 @@ def images_in(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]
     """
     if isinstance(images, str | os.PathLike):
         folder = Path(images)
+        shown = printable(str(folder))
         if not folder.is_dir():
-            raise Invalid(f"{folder} is not a folder: give a folder or a list of photos, or call `segment`.")
+            raise Invalid(f"{shown} is not a folder: give a folder or a list of photos, or call `segment`.")
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
         if not files:
-            raise Invalid(f"The folder {folder} has no image files ({', '.join(sorted(SUFFIXES))}).")
+            raise Invalid(f"The folder {shown} has no image files ({', '.join(sorted(SUFFIXES))}).")
         return files
     if isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read") or hasattr(images, "shape"):
         raise Invalid("segment_many takes a folder or a list of photos: for one photo call `segment`.")
@@ -320,14 +346,14 @@ def _read_example(image: ImageInput, mask: MaskInput | None) -> tuple[Photo, Dra
 
 
 def _open_or_fail(index: int, image: ImageInput) -> tuple[Photo, File] | Failed:
-    name = image if isinstance(image, str | os.PathLike) else f"photo {index}"
+    name = printable(str(image)) if isinstance(image, str | os.PathLike) else f"photo {index}"
     try:
         photo = open_photo(image)
         return photo, File("images", photo.name, photo.content())
     except OSError as error:
-        return Failed(index, image, str(name), Invalid(str(error)))
+        return Failed(index, image, name, Invalid(str(error)))
     except ExemplarError as error:
-        return Failed(index, image, str(name), error)
+        return Failed(index, image, name, error)
 
 
 def _result(line: dict[str, Any], index: int, photo: Photo, age_s: float | None) -> Masks | Failed:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exemplar_client.errors import Invalid
@@ -20,12 +23,15 @@ def coco_instances(results: Iterable[Masks], *, category_ids: Mapping[str, int] 
 
     Returns:
         `{"images": […], "annotations": […], "categories": […]}`. Images are numbered from 1 in the order of `results`;
-        a photo in which nothing was found has no annotation.
+        a photo in which nothing was found has no annotation. No two have the same `file_name`: it is the photo's path
+        in the folder that holds all photos given as paths, such as `b/1.jpg`. Photos without a path, and one that is
+        given again, have their name and a number if the name is taken: `image.png`, `image_2.png`, ….
 
     Raises:
         Invalid: A category has no id.
     """
     images: list[dict[str, Any]] = []
+    photos: list[tuple[Path | None, str]] = []
     found: list[dict[str, Any]] = []
     ids = dict(category_ids or {})
     for image_id, masks in enumerate(results, start=1):
@@ -33,10 +39,49 @@ def coco_instances(results: Iterable[Masks], *, category_ids: Mapping[str, int] 
             for name in masks.names:
                 ids.setdefault(name, len(ids) + 1)
         height, width = masks.size_hw
+        photos.append((masks.path, masks.name))
         images.append({"id": image_id, "file_name": masks.name, "width": width, "height": height})
         found += coco_annotations(masks, image_id=image_id, category_ids=ids, first_id=len(found) + 1)
+    for image, name in zip(images, _file_names(photos), strict=True):
+        image["file_name"] = name
     categories = [{"id": id, "name": name, "supercategory": ""} for name, id in ids.items()]
     return {"images": images, "annotations": found, "categories": categories}
+
+
+def _file_names(photos: Sequence[tuple[Path | None, str]]) -> list[str]:
+    """A name of its own for each photo, of which the path, if any, and the file's name are given."""
+    paths = [os.path.abspath(path) if path else None for path, _ in photos]
+    in_folder = _paths_in_common_folder({path for path in paths if path})
+    taken = set(in_folder.values())
+    last: Counter[str] = Counter()
+    names: list[str] = []
+    for path, (_, name) in zip(paths, photos, strict=True):
+        if path in in_folder:
+            names.append(in_folder.pop(path))
+        else:
+            names.append(_numbered(name, taken, last))
+    return names
+
+
+def _paths_in_common_folder(paths: Iterable[str]) -> dict[str, str]:
+    """Each of some absolute paths, with slashes and relative to the folder that holds all of them."""
+    folders = {os.path.dirname(path) for path in paths}
+    try:
+        base = os.path.commonpath(folders)
+    except ValueError:  # there are none, or Windows' paths on several drives: they stay whole
+        return {path: Path(path).as_posix() for path in paths}
+    return {path: Path(path).relative_to(base).as_posix() for path in paths}
+
+
+def _numbered(name: str, taken: set[str], last: Counter[str]) -> str:
+    """The name, or the first of its numbered forms that is free; it is taken then."""
+    stem, suffix = os.path.splitext(name)
+    free = name
+    while free in taken:
+        last[name] += 1
+        free = f"{stem}_{last[name] + 1}{suffix}"
+    taken.add(free)
+    return free
 
 
 def coco_annotations(

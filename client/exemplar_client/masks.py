@@ -6,6 +6,7 @@ import io
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -168,8 +169,13 @@ class Masks(Sequence[Mask]):
 
     @property
     def name(self) -> str:
-        """File name of the photo."""
+        """File name of the photo, as the service was told it."""
         return self._photo.name
+
+    @property
+    def path(self) -> Path | None:
+        """Path of the photo, if it was given as a path or a `file://` address."""
+        return self._photo.path
 
     @property
     def source(self) -> object:
@@ -229,12 +235,13 @@ class Masks(Sequence[Mask]):
         """Return the upright photo, RGB; a photo given as a path is read again.
 
         Raises:
+            Invalid: HEIC or AVIF, and what reads it is not installed; the error says what to install.
             OSError: The file is no longer there.
         """
         return self._photo.rgb()
 
     def overlay(self) -> Image.Image:
-        """Return the photo with coloured masks and names."""
+        """Return the photo with coloured masks and names; raises as `photo` does."""
         found = [(number, mask.name, mask.array) for number, mask in enumerate(self, start=1) if mask.area]
         return drawing.overlay(self.photo(), found)
 

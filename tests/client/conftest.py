@@ -15,7 +15,7 @@ from PIL import Image
 from app.main import create_app
 from app.method.backbone import Backbone
 from app.settings import Settings
-from exemplar_client import Client
+from exemplar_client import Client, photos
 from tests.served import served
 
 DEADLINE_S = 30.0
@@ -81,6 +81,18 @@ def client(url: str) -> Iterator[Client]:
 def noise(height: int = HW[0], width: int = HW[1], *, seed: int = 3) -> np.ndarray:
     """A photo of nothing."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def only_the_service_reads_heif(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client finds neither pillow-heif nor Pillow's reader of AVIF; the service, in the same process, does."""
+
+    def missing(content: object) -> None:
+        raise ImportError("pillow_heif")
+
+    Image.init()
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "AVIF"])
+    monkeypatch.setattr(photos, "_open_heic", missing)
 
 
 @pytest.fixture

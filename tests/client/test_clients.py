@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from exemplar_client import (
     AsyncClient,
@@ -27,10 +29,14 @@ from exemplar_client import (
     Invalid,
     JobFailed,
     NotFound,
+    TooLarge,
     Unauthorized,
     Unavailable,
     UnsupportedMedia,
+    coco_instances,
 )
+from exemplar_client.annotations import MaskInput
+from tests.images.cases import heic_of
 
 from .conftest import HW, Serve, noise
 
@@ -101,6 +107,16 @@ def test_a_mask_in_every_form_arrives(client: Client, photo: Path, marked: np.nd
     client.teach(form, photo, masks[form]).wait(progress=False)
     assert client.examples(form)[0].area == 300
     client.delete(form)
+
+
+def test_a_turned_tiff_is_taught_with_an_upright_mask(client: Client, photo: Path, marked: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned = photo.with_suffix(".tif")
+    Image.fromarray(noise()).save(turned, exif=exif)
+    client.teach("turned", turned, np.rot90(marked)).wait(progress=False)
+    assert (client.examples("turned")[0].width, client.examples("turned")[0].height) == (31, 47)
+    client.delete("turned")
 
 
 def test_segment_with_options(client: Client, photo: Path) -> None:
@@ -183,6 +199,127 @@ def test_a_list_of_photos_with_broken_ones(client: Client, photo: Path) -> None:
     told: list[object] = []
     assert not list(client.segment_many([b"no image"], on_failure=lambda source, error: told.append(error.detail)))
     assert "not an image" in str(told)
+
+
+@pytest.fixture(scope="module")
+def small_url(serve: Serve) -> Iterator[str]:
+    """A service that takes files of 64 KiB, so eight of them and a mebibyte in one request."""
+    with serve(max_upload_bytes=65_536) as url:
+        yield url
+
+
+LARGE = [noise(280, 280, seed=seed) for seed in range(7)]  # 230 KB each
+
+
+def test_photos_that_are_too_large_do_not_take_the_others_with_them(small_url: str, photo: Path) -> None:
+    failed: list[tuple[object, ExemplarError]] = []
+    with Client(small_url) as client:
+        many = client.segment_many(
+            [*LARGE[:3], photo, *LARGE[3:], noise()],
+            "cat",
+            progress=False,
+            on_failure=lambda *failure: failed.append(failure),
+        )
+        assert [masks.position for masks in many] == [3, 8]
+        assert [source for source, _ in failed] == LARGE
+        assert {type(error) for _, error in failed} == {TooLarge}
+        with pytest.raises(BatchFailed, match=r"1 photo has no result: image\.png:.*EXEMPLAR_MAX_UPLOAD_BYTES"):
+            list(client.segment_many([noise(900, 900)], "cat", progress=False))
+
+
+async def test_async_photos_that_are_too_large_do_not_take_the_others_with_them(small_url: str, photo: Path) -> None:
+    failed: list[object] = []
+    async with AsyncClient(small_url) as client:
+        many = client.segment_many(
+            [*LARGE, photo], "cat", progress=False, on_failure=lambda source, error: failed.append(source)
+        )
+        assert [masks.position async for masks in many] == [7]
+    assert failed == LARGE
+
+
+def test_file_names_that_are_not_utf_8(client: Client, photo: Path) -> None:
+    """As old archives unpack them; Python keeps such bytes as surrogates, which can be neither sent nor printed."""
+    path = photo.with_name(os.fsdecode(b"caf\xe9.png"))
+    path.write_bytes(photo.read_bytes())
+    masks = client.segment(path, "cat")
+    assert (masks.source, masks.path, masks.name) == (path, path, "caf?.png")
+    (masks,) = client.segment_many([str(path)], "cat", progress=False)
+    assert (masks.source, masks.name) == (str(path), "caf?.png")
+    (image,) = json.loads(json.dumps(coco_instances([masks])))["images"]
+    assert (photo.parent / image["file_name"]).read_bytes() == photo.read_bytes()
+    with path.open("rb") as opened, Image.open(path) as image:
+        assert [masks.name for masks in client.segment_many([opened, image], "cat", progress=False)] == ["caf?.png"] * 2
+    assert client.click(path, [(20, 12)]).array.shape == HW
+
+
+def test_errors_of_files_whose_names_are_not_utf_8(client: Client, photo: Path) -> None:
+    broken = photo.with_name(os.fsdecode(b"caf\xe9.png"))
+    broken.write_bytes(b"no image")
+    missing = photo.with_name(os.fsdecode(b"th\xe9.png"))
+    with pytest.raises(BatchFailed, match=r"caf\?\.png.*th\?\.png") as failed:
+        list(client.segment_many([broken, missing], "cat", progress=False))
+    assert [source for source, _ in failed.value.failures] == [broken, missing]
+    with pytest.raises(Invalid, match=r"th\?\.png is not a folder"):
+        client.segment_many(missing)
+    for error in (failed.value, *(error for _, error in failed.value.failures)):
+        assert str(error).encode()
+
+
+@pytest.fixture
+def phone_photos(tmp_path: Path) -> Path:
+    """A folder of photos as phones write them; upright they are 47 × 31 pixels."""
+    folder = tmp_path / "phone"
+    folder.mkdir()
+    (folder / "1.HEIC").write_bytes(heic_of(np.rot90(noise(), -1), orientation=8))
+    (folder / "2.heif").write_bytes(heic_of(noise()))
+    Image.fromarray(noise()).save(folder / "3.avif")
+    return folder
+
+
+def test_photos_of_phones(client: Client, phone_photos: Path) -> None:
+    found = sorted(client.segment_many(phone_photos, "cat", progress=False), key=lambda masks: masks.position)
+    assert [masks.name for masks in found] == ["1.HEIC", "2.heif", "3.avif"]
+    for masks in found:
+        assert masks.size_hw == HW
+        assert masks.overlay().size == (47, 31)
+
+
+def test_photos_that_only_the_service_can_read(
+    client: Client, phone_photos: Path, marked: np.ndarray, only_the_service_reads_heif: None
+) -> None:
+    for path in phone_photos.iterdir():
+        masks = client.segment(path, "cat")
+        assert masks.size_hw == HW
+        with pytest.raises(Invalid, match="pip install pillow-heif"):
+            masks.overlay()
+    column = [15, 16]
+    given: list[MaskInput] = [
+        *(marked, Image.fromarray(marked), [10, 5, 20, 15], [(10, 5), (30, 5), (30, 20), (10, 20)]),
+        {"size": list(HW), "counts": [315, *column * 19, 15, 538]},
+    ]
+    for mask in given:
+        client.teach("phone", phone_photos / "1.HEIC", mask, replace=True).wait(progress=False)
+        assert client.examples("phone")[0].area == 300
+    wrong: list[MaskInput] = [
+        marked.T,
+        [10, 5, 40, 15],
+        [(50, 2), (60, 2), (60, 9)],
+        {"size": [2, 3], "counts": [4, 2]},
+    ]
+    for mask in wrong:
+        with pytest.raises(Invalid) as refused:
+            client.teach("phone", phone_photos / "1.HEIC", mask)
+        assert refused.value.status == 422
+    client.delete("phone")
+
+
+def test_a_mask_that_only_the_service_can_read(
+    client: Client, photo: Path, marked: np.ndarray, only_the_service_reads_heif: None
+) -> None:
+    mask = heic_of(np.repeat(marked[:, :, None], 3, axis=2) * np.uint8(255))
+    client.teach("mask of a phone", photo, mask).wait(progress=False)
+    assert client.examples("mask of a phone")[0].area == 300
+    client.delete("mask of a phone")
 
 
 def test_an_iteration_may_be_left(client: Client, photo: Path) -> None:

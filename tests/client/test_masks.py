@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 
 from exemplar_client import Client, Invalid, Mask, Masks, coco_instances
 from exemplar_client.masks import Segmented
-from exemplar_client.photos import open_photo
+from exemplar_client.photos import ImageInput, open_photo
 
 from .conftest import HW, noise
 
@@ -40,15 +40,14 @@ def found(name: str, bits: np.ndarray, presence: float = 0.75) -> dict[str, obje
     }
 
 
-def masks_of(**categories: np.ndarray) -> Masks:
-    photo = noise()
+def masks_of(*, photo: ImageInput | None = None, **categories: np.ndarray) -> Masks:
     answer = {
         "image": {"width": HW[1], "height": HW[0], "sha256": "0"},
         "backbone": {"name": "tiny", "revision": "0"},
         "categories": [found(name, bits) for name, bits in categories.items()],
         "timings_ms": {"answer": 1.0},
     }
-    return Masks(Segmented.model_validate(answer), open_photo(photo))
+    return Masks(Segmented.model_validate(answer), open_photo(noise() if photo is None else photo))
 
 
 @pytest.fixture
@@ -166,6 +165,33 @@ def test_category_ids_of_a_file_may_be_given(masks: Masks) -> None:
     assert {each["name"]: each["id"] for each in written["categories"]} == ids
     with pytest.raises(Invalid, match="bird"):
         coco_instances([masks], category_ids={"Cat": 1})
+
+
+def file_names(photos: list[ImageInput]) -> list[str]:
+    """Names in the COCO file of these photos, in their order."""
+    return [image["file_name"] for image in coco_instances(masks_of(photo=photo) for photo in photos)["images"]]
+
+
+def test_photos_of_subfolders_keep_their_names_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = [Path("two", folder, name) for folder in ("a", "b") for name in ("1.png", "2.png")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise()).save(path)
+    named = ["a/1.png", "a/2.png", "b/1.png", "b/2.png"]
+    assert file_names([str(path) for path in paths]) == named
+    assert file_names([paths[0], paths[1].absolute(), paths[2].absolute().as_uri(), Path("two/a/../b/2.png")]) == named
+    assert file_names(list(paths[:2])) == ["1.png", "2.png"]
+    assert file_names([paths[0]]) == ["1.png"]
+
+
+def test_photos_without_a_path_are_numbered(photo: Path) -> None:
+    taken = photo.with_name("image_2.png")
+    taken.write_bytes(photo.read_bytes())
+    content = photo.read_bytes()
+    given = [noise(), content, noise(), taken, content, io.BytesIO(content), photo, photo]
+    numbered = ["image.png", "image", "image_3.png", "image_2.png", "image_2", "image_3", "photo.png", "photo_2.png"]
+    assert file_names(given) == numbered
 
 
 def test_overlay(masks: Masks, marked: np.ndarray, other: np.ndarray) -> None:

@@ -13,6 +13,9 @@ import numpy as np
 from PIL import Image
 
 import exemplar_client
+from tests.images.cases import heic_of
+
+from .conftest import noise
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "client" / "exemplar_client"
@@ -22,7 +25,8 @@ import sys
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"app", "torch", "transformers", "pycocotools", "rich", "tqdm", "matplotlib"}:
+        refused = {"app", "torch", "transformers", "pycocotools", "pillow_heif", "rich", "tqdm", "matplotlib"}
+        if name.partition(".")[0] in refused:
             raise ImportError(f"{name} is refused")
 
 sys.meta_path.insert(0, Refuse())
@@ -36,13 +40,14 @@ for name in ("app", "torch"):
 
 from exemplar_client import Client
 
-url, photo, mask = sys.argv[1:]
+url, photo, heic, mask = sys.argv[1:]
 with Client(url) as client:
     client.teach("alone", photo, mask).wait()
     masks = client.segment(photo, ["alone"], min_presence=0)
     assert masks["alone"].array.shape == (31, 47)
     assert masks.to_png().startswith(b"\\x89PNG")
     assert [each.position for each in client.segment_many([photo], ["alone"], progress=False)] == [0]
+    assert client.segment(heic, ["alone"]).size_hw == (31, 47)
     client.delete("alone")
 print(masks["alone"].adapter_version)
 """
@@ -51,8 +56,10 @@ print(masks["alone"].adapter_version)
 def test_it_works_without_torch_and_the_service(url: str, photo: Path, marked: np.ndarray, tmp_path: Path) -> None:
     mask = tmp_path / "mask.png"
     Image.fromarray(marked).save(mask)
+    heic = tmp_path / "photo.heic"
+    heic.write_bytes(heic_of(noise()))
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ALONE, url, str(photo), str(mask)],
+        [sys.executable, "-W", "error", "-c", ALONE, url, str(photo), str(heic), str(mask)],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT / "client"), "PATH": ""},
         capture_output=True,
@@ -89,7 +96,7 @@ def test_it_imports_what_it_declares() -> None:
     declared = names(project["dependencies"]) | set().union(*map(names, optional.values()))
     others = imported - set(sys.stdlib_module_names) - {"exemplar_client", "__future__"}
     distributions = {"PIL": "pillow", "cvat_sdk": "cvat-sdk"}
-    assert {distributions.get(name, name) for name in others} == declared | {"tqdm"}
+    assert {distributions.get(name, name) for name in others} == declared | {"tqdm", "pillow_heif"}
 
 
 def test_the_service_does_not_import_it() -> None:
