@@ -128,16 +128,22 @@ class Client:
 
     def follow(self, job_id: str) -> Iterator[Json]:
         """Yield the job at every change, its final state last; reconnects if the stream is cut."""
-        for tries_left in reversed(range(_TRIES)):
+        last: Json | None = None
+        tries_left = _TRIES
+        while tries_left:
+            tries_left -= 1
             try:
                 with self._http.stream("GET", f"/jobs/{job_id}/events") as stream:
                     self._check(stream, "text/event-stream")
                     for line in stream.iter_lines():
-                        if line.startswith("data: "):
-                            state: Json = json.loads(line.removeprefix("data: "))
+                        if not line.startswith("data: "):
+                            continue
+                        state: Json = json.loads(line.removeprefix("data: "))
+                        if state != last:  # each new stream begins with the state of the job
                             yield state
-                            if state["status"] not in _AT_WORK:
-                                return
+                            last, tries_left = state, _TRIES  # as long as the job goes on, so does this
+                        if state["status"] not in _AT_WORK:
+                            return
             except httpx.TransportError as error:
                 if not tries_left:
                     raise self._unreachable(error) from error

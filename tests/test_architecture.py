@@ -39,7 +39,14 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "app.telemetry",
     ),
     # Measures the method without the service.
-    "app.research": ("app.method", "app.masks", "app.coco", "app.errors", "app.backbones.shared.family"),
+    "app.research": (
+        "app.method",
+        "app.masks",
+        "app.images",
+        "app.coco",
+        "app.errors",
+        "app.backbones.shared.family",
+    ),
     # Golden cases are of BLIP, whatever else is loaded.
     "app.research.parity": ("app.research", "app.method", "app.errors", "app.backbones.blip"),
     # Of the store, HTTP knows the records that it shows, its errors and the names of categories; of the wiring, the

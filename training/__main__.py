@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.backbones import embedded
+from app.backbones.embedded import DEFAULT_LAYERS
 from app.backbones.embedded.mask_decoder import PREFIX
 from app.backbones.embedded.model import dequantised
 
 from . import pack
 from .batches import Collections, Material
+from .detected import label_detected
+from .detector import detections
 from .looking import look, whole_file
 from .losses import Vocabulary
 from .mask_decoder import train_mask_decoder, train_on_open_requests
@@ -27,7 +30,7 @@ from .own_things import own_photos
 from .photos import Labels, Photo, imagenet_names, load, masked_photos, named_photos, vary
 from .pseudo_labels import own_labels, pseudo_labels
 from .self_support import train_self_support
-from .stages import STAGES, DecoderStage, Stage
+from .stages import FURTHER_STAGES, STAGES, DecoderStage, Stage
 from .start import starting_weights
 from .train import train
 from .vocabulary import excluded_with
@@ -38,26 +41,27 @@ _MATCH_SHARE = 0.3
 # Layers that label photos: the later layers give the best masks (docs/embedded-model.md).
 _TEACHER_LAYERS = (1, 2, 3)
 
+Stages = tuple[Stage | DecoderStage, ...]
+
 _HELD_OUT = Path(__file__).parent / "held_out.json"
 
 
 def main() -> None:
-    names = [stage.name for stage in STAGES]
+    names = [stage.name for stage in (*STAGES, *FURTHER_STAGES)]
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the four collections of photos")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--pace", type=float, default=1.0, help="factor on the number of steps of each stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", type=Path, help="weights to continue from, at --stage")
-    parser.add_argument("--stage", choices=names, default=names[0], help="the first stage to run")
+    parser.add_argument("--stage", choices=names, default=names[0], help="the first stage; those after it follow")
     parser.add_argument(
         "--without-every-fourth",
         action="store_true",
         help="leave out every fourth COCO category: its photos, masks and words",
     )
     arguments = parser.parse_args()
-    first = names.index(arguments.stage)
-    done, stages = STAGES[:first], STAGES[first:]
+    done, stages = _split_at(arguments.stage)
     if done and not arguments.resume:
         parser.error(f"--stage {arguments.stage} needs --resume: give the weights of the stages before it.")
     data: Path = arguments.data
@@ -70,19 +74,24 @@ def main() -> None:
         coco=masked_photos(data, "coco_mini_dev", held_out=set(held_out["coco"]), imagenet=imagenet, without=without),
         voc=masked_photos(data, "voc_animals_dev", held_out=set(voc[::10]), imagenet=imagenet, without=without),
         named=named_photos(data, imagenet=imagenet, without=words),
+        own=[photo for photos in own_photos(data).values() for photo in photos] if FURTHER_STAGES[0] in stages else [],
     )
+    torch.set_flush_denormal(True)
     if arguments.resume:
         network = Network({name: t.float() for name, t in dequantised(load_file(arguments.resume)).items()})
     else:
         network = Network(starting_weights(imagenet, seed=arguments.seed, without=without))
         _standardise(network, [*collections.coco, *collections.voc[:100]])
-    vocabulary = Vocabulary(network, collections.coco, (*collections.voc, *collections.named), imagenet, without=words)
+    others = (*collections.voc, *collections.named, *collections.own)
+    vocabulary = Vocabulary(network, collections.coco, others, imagenet, without=words)
     material = Material(collections, {}, vocabulary)
     if any(isinstance(stage, Stage) and stage.shares[2] for stage in stages):
         untrained = Network(starting_weights(imagenet, seed=arguments.seed)) if arguments.resume else network
         material = _guessed(untrained, material, arguments.out)
         if any(isinstance(stage, Stage) and stage.own_labels for stage in done):
             material = _labelled_by(network, material, arguments.out)
+        if any(isinstance(stage, Stage) and stage.detected for stage in done):
+            material = _with_detections(network, material, arguments.out, imagenet)
     for stage in stages:
         facts = {"stage": stage.name, "seed": str(arguments.seed), "without": ", ".join(sorted(without))}
         if isinstance(stage, DecoderStage):
@@ -91,9 +100,19 @@ def main() -> None:
         else:
             if stage.own_labels:
                 material = _labelled_by(network, material, arguments.out)
+            if stage.detected:
+                material = _with_detections(network, material, arguments.out, imagenet)
             shortened = replace(stage, steps=max(1, round(arguments.pace * stage.steps)))
             _train(network, material, shortened, arguments.out, facts, seed=arguments.seed)
         pack.write(network.weights, arguments.out, facts)
+
+
+def _split_at(name: str) -> tuple[Stages, Stages]:
+    """The stages before the one of this name, and it with those that follow; the further ones only if it is one."""
+    all_stages = (*STAGES, *FURTHER_STAGES)
+    first = [stage.name for stage in all_stages].index(name)
+    last = len(STAGES) if first < len(STAGES) else len(all_stages)
+    return all_stages[:first], all_stages[first:last]
 
 
 def _train(network: Network, material: Material, stage: Stage, out: Path, facts: dict[str, str], *, seed: int) -> None:
@@ -151,6 +170,25 @@ def _labelled_by(network: Network, material: Material, out: Path) -> Material:
     named = [photo for photo in material.collections.named if photo.image in guessed]
     print(f"{len(named)} photos labelled by the network itself", flush=True)
     return replace(material, collections=replace(material.collections, named=named), guessed=guessed)
+
+
+def _with_detections(network: Network, material: Material, out: Path, imagenet: list[str]) -> Material:
+    """The material, with what a detector sees in all photos but those of COCO, which are labelled whole."""
+    pack.write(network.weights, out, {})
+    model = embedded.load(str(out), device="cpu", dtype="float32")
+    shown = material.collections
+    groups = (shown.voc, shown.named, shown.own)
+    images = [photo.image for group in groups for photo in group]
+    found = detections(images, remembered=_beside(out, "detections", str(len(images)), "json"))
+    voc, named, own = (
+        label_detected(model, group, material.guessed, found, imagenet=imagenet, layers=DEFAULT_LAYERS)
+        for group in groups
+    )
+    return replace(
+        material,
+        collections=Collections(coco=shown.coco, voc=voc[0], named=named[0], own=own[0]),
+        guessed=material.guessed | voc[1] | named[1] | own[1],
+    )
 
 
 def _beside(out: Path, what: str, of: str, kind: str) -> Path:

@@ -4,7 +4,7 @@ import queue
 import random
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .losses import Vocabulary
@@ -25,6 +25,7 @@ class Collections:
     coco: list[Photo]
     voc: list[Photo]
     named: list[Photo]
+    own: list[Photo] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def batches(material: Material, stage: Stage, seed: int) -> Iterator[list[Sample
     def make_all() -> None:
         rng = random.Random(seed + 1)
         shown = material.collections
-        kinds = [_by_category(photos) for photos in (shown.coco, shown.voc, shown.named)]
+        kinds = [_by_category(photos) for photos in (shown.coco, shown.voc, shown.named, shown.own)]
         make = _pair if stage.together else _one
         for _ in range(stage.steps):
             samples: list[Sample] = []
@@ -81,7 +82,7 @@ def _by_category(photos: Sequence[Photo]) -> Groups:
 
 def _one(kinds: list[Groups], guessed: dict[Path, Labels], stage: Stage, rng: random.Random) -> list[Sample]:
     if rng.random() < stage.mosaics:
-        return [_mosaic(kinds[:2], rng)]
+        return [_mosaic(kinds[:2], guessed, rng)]
     (groups,) = rng.choices(kinds, stage.shares)
     return [_sample(rng.choice(_group(groups, rng)), kinds[0], guessed, rng)]
 
@@ -91,7 +92,7 @@ def _pair(kinds: list[Groups], guessed: dict[Path, Labels], stage: Stage, rng: r
     group = _group([group for group in groups if len(group) > 1], rng)
     exact = kinds[rng.random() < stage.shares[1]]
     pair = [_sample(photo, exact, guessed, rng) for photo in rng.sample(group, 2)]
-    return [pair[0], _mosaic(kinds[:2], rng) if rng.random() < 2 * stage.mosaics else pair[1]]
+    return [pair[0], _mosaic(kinds[:2], guessed, rng) if rng.random() < 2 * stage.mosaics else pair[1]]
 
 
 def _group(groups: Groups, rng: random.Random) -> list[Photo]:
@@ -102,12 +103,14 @@ def _group(groups: Groups, rng: random.Random) -> list[Photo]:
 def _sample(photo: Photo, exact: Groups, guessed: dict[Path, Labels], rng: random.Random) -> Sample:
     sample = load(photo, guessed.get(photo.image))
     if rng.random() < _PASTED:
-        sample = paste(sample, load(rng.choice(rng.choice(exact))), rng)
+        pasted = rng.choice(rng.choice(exact))
+        sample = paste(sample, load(pasted, guessed.get(pasted.image)), rng)
     return vary(sample, rng)
 
 
-def _mosaic(kinds: list[Groups], rng: random.Random) -> Sample:
+def _mosaic(kinds: list[Groups], guessed: dict[Path, Labels], rng: random.Random) -> Sample:
     """A mosaic of photos with exact masks: three of COCO and one of VOC."""
-    parts = [vary(load(rng.choice(_group(kinds[number == 0], rng))), rng) for number in range(4)]
+    photos = [rng.choice(_group(kinds[number == 0], rng)) for number in range(4)]
+    parts = [vary(load(photo, guessed.get(photo.image)), rng) for photo in photos]
     rng.shuffle(parts)
     return mosaic(parts)

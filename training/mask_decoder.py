@@ -72,7 +72,7 @@ class Requests:
     from_first: int | None = None
 
 
-_OPEN = Requests(without_absent=0.35, with_few=0.35, taught_absent=0.6, from_first=12)
+OPEN_REQUESTS = Requests(without_absent=0.35, with_few=0.35, taught_absent=0.6, from_first=12)
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ _PARTS = (
     _Part("examples", 400, "examples", {"space": 2e-4, "new": 3e-3}),
 )
 _OPEN_PARTS = (
-    _Part("examples, open requests", 400, "examples", {"space": 1e-4, "new": 1.5e-3}, requests=_OPEN),
-    _Part("open requests", 500, "all", {"space": 5e-5, "numbers": 3e-4, "new": 5e-4}, requests=_OPEN),
+    _Part("examples, open requests", 400, "examples", {"space": 1e-4, "new": 1.5e-3}, requests=OPEN_REQUESTS),
+    _Part("open requests", 500, "all", {"space": 5e-5, "numbers": 3e-4, "new": 5e-4}, requests=OPEN_REQUESTS),
 )
 # Shares of their lessons: photos of people's own things, of the few and of the many.
 _OPEN_SHARES = (0.4, 0.35, 0.25)

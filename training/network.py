@@ -202,7 +202,7 @@ class _Depthwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def, override]
-        flipped = ctx.weight.flip(2, 3).contiguous(memory_format=torch.channels_last)
+        flipped = ctx.weight.flip(2, 3).to(grad.dtype).contiguous(memory_format=torch.channels_last)
         padding = (flipped.shape[-1] // 2) * ctx.dilation
         grad = grad.contiguous(memory_format=torch.channels_last)
         back = F.conv2d(grad, flipped, None, padding=padding, dilation=ctx.dilation, groups=len(flipped))

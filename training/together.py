@@ -19,7 +19,7 @@ from app.backbones.embedded.mask_decoder import PREFIX
 
 from .looking import Seen, cells_of
 from .losses import Losses, Vocabulary, ask, background_beside, first_layer_losses, pixels
-from .mask_decoder import lesson_loss, lesson_of, showing
+from .mask_decoder import OPEN_REQUESTS, Requests, lesson_loss, lesson_of, showing
 from .network import Network, class_map_loss
 from .photos import GRID, Sample
 from .stages import Stage
@@ -41,16 +41,20 @@ def mask_losses(
     network: Network, vocabulary: Vocabulary, samples: Sequence[Sample], stage: Stage, step: int, rng: random.Random
 ) -> Losses:
     """Losses of the class maps, and of the masks with and without an example."""
-    edges, tokens = network.encode_whole(pixels(samples))
+    with in_bfloat16(stage):
+        edges, tokens = network.encode_whole(pixels(samples))
+    edges, tokens = edges.float(), tokens.float()
     some = torch.randperm(GRID * GRID)[: stage.patches]
     questions = [question.at(some) for question in ask(vocabulary, samples, rng)]
     first = first_layer_losses(network, vocabulary, tokens[:, 1:][:, some], questions)
     losses: Losses = {"first": [_MAP_WEIGHT * loss for loss in first]}
     layers = [layers for _ in samples[::2] for layers in (drawn_layers(rng),) * 2]  # the same for both photos of a pair
+    requests = OPEN_REQUESTS if stage.open_requests else Requests()
     seen = []
     for number, sample in enumerate(samples):
         depth = TEXT_LAYERS if max(layers[number]) > 1 else 2
-        one, maps = _look(network, vocabulary, number, sample, edges[number], tokens[number], depth, rng)
+        with in_bfloat16(stage):
+            one, maps = _look(network, vocabulary, number, sample, edges[number], tokens[number], depth, rng)
         seen.append(one)
         losses.setdefault("maps", []).append(_MAP_WEIGHT * maps)
     decoder = {name.removeprefix(PREFIX): t for name, t in network.weights.items() if name.startswith(PREFIX)}
@@ -60,10 +64,15 @@ def mask_losses(
         partner = seen[number ^ 1]
         # No gradient through the scores of the example: the accuracy of the words on it is only an input.
         shown = showing([replace(partner, scores=partner.scores.detach())])
-        lesson = lesson_of(one, shown, rng, layers=layers[number], doubt=_DOUBT)
+        lesson = lesson_of(one, shown, rng, layers=layers[number], doubt=_DOUBT, requests=requests)
         loss = lesson_loss(decoder, one, lesson, rng)
         losses.setdefault("examples" if lesson.examples else "masks", []).append(loss)
     return losses
+
+
+def in_bfloat16(stage: Stage) -> torch.autocast:
+    """Matrix products of a stage in bfloat16, if it asks for it; the parameters stay float32."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=stage.bfloat16)
 
 
 def drawn_layers(rng: random.Random) -> Sequence[int]:
@@ -88,7 +97,7 @@ def _look(
     background = background_beside(names)
     few = rng.sample(background, _BACKGROUND)
     shift = math.log(len(background) / len(few))
-    scores = network.layer_scores(tokens, network.tokens_of([*few, *names]), depth)
+    scores = [layer.float() for layer in network.layer_scores(tokens, network.tokens_of([*few, *names]), depth)]
     joined = [
         torch.cat([layer[: len(few)].logsumexp(dim=0, keepdim=True) + shift, layer[len(few) :]]) for layer in scores
     ]

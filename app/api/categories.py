@@ -23,7 +23,7 @@ from app.images.masks import read_mask
 from app.images.photo import Photo, decode_photo
 from app.masks import Mask
 from app.services.teaching import Accepted, Lesson
-from app.storage.categories import Seen
+from app.storage.category_records import Seen
 from app.storage.names import CategoryName, other_words
 from app.wiring import Service
 
@@ -234,13 +234,14 @@ async def export_adapter(name: Name, live: Live, if_none_match: IfNoneMatch = No
 )
 async def import_adapter(name: Name, request: Request, live: Live, if_match: IfMatch = None) -> CategoryOut:
     """Import an adapter that another deployment of the same backbone exported."""
-    try:
-        seen = await _seen(if_match, name, live)
-    except NotFoundError as error:  # the import would make it, so the condition alone fails (RFC 9110, 13.1.1)
-        raise PreconditionFailedError(CHANGED) from error
     # Limited by the request size, not by the upload size: full-rank adapters of a large model (EXEMPLAR_METHOD=paper)
     # exceed one upload.
-    return CategoryOut.of(await live.categories.import_(name, await request.body(), seen=seen))
+    adapter = await live.categories.read_adapter(await request.body())
+    try:  # after the body: a condition counts for requests that would else succeed (RFC 9110, 13.2.1)
+        seen = await _seen(if_match, name, live)
+    except NotFoundError as error:  # the import would make it, so the condition alone fails
+        raise PreconditionFailedError(CHANGED) from error
+    return CategoryOut.of(await live.categories.import_(name, adapter, seen=seen))
 
 
 @router.get("/{name}/examples", responses=documented(404, 409, 422) | LINKED)

@@ -17,8 +17,8 @@ from app.method.pipeline import encode_one
 from app.services.job_engine import JobEngine
 from app.services.models import Models
 from app.storage.adapter_file import adapter_from_bytes
-from app.storage.categories import CategoryStore, Seen
-from app.storage.category_records import AdapterInfo, CategoryRecord, Example, ExampleInfo
+from app.storage.categories import CategoryStore
+from app.storage.category_records import AdapterInfo, CategoryRecord, Example, ExampleInfo, Seen
 from app.storage.names import CategoryName, other_words
 from app.storage.pages import Page, Place, page_of
 
@@ -109,13 +109,12 @@ class Categories:
             raise ConflictError(f"{record.name}: {UNREADABLE_ADAPTER}", field="name")
         return raw
 
-    async def import_(self, name: CategoryName, raw: bytes, *, seen: Seen | None = None) -> CategoryRecord:
-        """Put an exported adapter in use under this name, as a new version.
+    async def read_adapter(self, raw: bytes) -> Adapter:
+        """An exported adapter that fits the default backbone.
 
         Raises:
             InvalidInputError: If the bytes are not an adapter.
             ConflictError: If it was tuned on another backbone.
-            PreconditionFailedError: If the category has another state than the one seen, if any.
         """
         try:
             adapter = await asyncio.to_thread(adapter_from_bytes, raw)
@@ -125,6 +124,15 @@ class Categories:
             ) from error
         model = self._models.default
         await model.lane.run(partial(check_adapter, adapter, model.backbone), kind="tune")
+        return adapter
+
+    async def import_(self, name: CategoryName, adapter: Adapter, *, seen: Seen | None = None) -> CategoryRecord:
+        """Put an adapter that was read in use under this name, as a new version.
+
+        Raises:
+            InvalidInputError: If it has words that are none.
+            PreconditionFailedError: If the category has another state than the one seen, if any.
+        """
         words = other_words([CategoryName.parse(word, field="body") for word in adapter.prompts], name)
         version = await self._store.next_version(name.id)
         superseded = await self._store.adopt(

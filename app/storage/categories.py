@@ -27,6 +27,7 @@ from .category_records import (
     CategoryRecord,
     Example,
     ExampleInfo,
+    Seen,
     adapter_info,
     example_items,
     read_adapter_info,
@@ -42,8 +43,6 @@ from .records import damaged, replies_of, reply_of, sound
 from .replies import as_bytes, as_fields, as_texts
 from .unreadable import RecordKind, Unreadable, UnreadableRecord
 
-# State of a category that a caller has seen: `CategoryRecord.seen`.
-Seen = tuple[str, str]
 # Why an example was not added.
 Refusal = Literal["full", "unknown", "known"]
 

@@ -43,6 +43,10 @@ class AdapterInfo:
     created_at: str = ""
 
 
+# State of a category that a caller has seen: its generation and the version of the adapter in use, as stored.
+Seen = tuple[str, str]
+
+
 @dataclass(frozen=True)
 class CategoryRecord:
     """Stored state of a category.
@@ -78,7 +82,7 @@ class CategoryRecord:
     adapter_version: str = ""
 
     @property
-    def seen(self) -> tuple[str, str]:
+    def seen(self) -> Seen:
         """The part of the record that every change of it changes, as stored."""
         return str(self.generation), self.adapter_version
 

@@ -89,6 +89,30 @@ def test_a_batch_outlives_a_service_that_is_busy_or_breaks_off(serving, tmp_path
     assert Moody.asked == [3, 3, 2, 1, 1]
 
 
+def test_a_job_is_followed_over_any_number_of_streams(serving, monkeypatch) -> None:
+    monkeypatch.setattr("app.client._PAUSE_S", 0.0)
+    steps = iter(range(12))
+
+    class Cut(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            step = next(steps, 11)
+            states = [{"status": "running", "step": step - 1}, {"status": "running", "step": step}]
+            if step == 11:
+                states.append({"status": "succeeded", "step": step})
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            for state in states:
+                self.wfile.write(f"data: {json.dumps(state)}\n\n".encode())
+
+        def log_message(self, *_: object) -> None:
+            """Not in the test's output."""
+
+    with serving(Cut) as url, Client(url) as client:
+        followed = [state["step"] for state in client.follow("1")]
+    assert followed == [*range(-1, 12), 11]
+
+
 def test_an_address_that_is_none() -> None:
     with pytest.raises(InvalidInputError, match="not a valid address"):
         Client("ftp://127.0.0.1")

@@ -70,11 +70,11 @@ def test_an_error_is_one_sentence_and_no_traceback(
     assert told in done.stderr
 
 
-def test_a_full_disk(run, tmp_path) -> None:
+def test_a_full_disk() -> None:
     command = [sys.executable, "-m", "app", "backbones"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=240)
-    assert (done.returncode, done.stderr) == (1, "The output: No space left on device.\n")
+    assert (done.returncode, done.stderr) == (1, "Error: The output: No space left on device.\n")
 
 
 class Elsewhere(BaseHTTPRequestHandler):

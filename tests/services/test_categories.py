@@ -111,9 +111,11 @@ async def test_other_requests_go_on_while_an_adapter_is_read_and_written(wire, a
     monkeypatch.setattr("app.services.categories.adapter_from_bytes", noted(adapter_from_bytes))
     monkeypatch.setattr("app.storage.categories.adapter_to_bytes", noted(adapter_to_bytes))
     async with wire(worker=False) as live:
-        imported = await live.categories.import_(CategoryName("cat"), adapter_to_bytes(adapter))
+        imported = await live.categories.import_(
+            CategoryName("cat"), await live.categories.read_adapter(adapter_to_bytes(adapter))
+        )
         assert imported.adapter.version == 1
         with pytest.raises(InvalidInputError, match="not an adapter"):
-            await live.categories.import_(CategoryName("cat"), b"no adapter")
+            await live.categories.read_adapter(b"no adapter")
     assert len(worked_on_by) == 3
     assert threading.main_thread() not in worked_on_by

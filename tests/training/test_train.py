@@ -59,7 +59,7 @@ def test_where_masks_are_learned_photos_come_in_pairs(material: Material) -> Non
 
 
 def test_photos_of_a_kind_that_has_no_share_are_not_shown(material: Material) -> None:
-    stage = Stage("maps", steps=3, learning_rates=(), batch=5, shares=(0.0, 1.0, 0.0))
+    stage = Stage("maps", steps=3, learning_rates=(), batch=5, shares=(0.0, 1.0, 0.0, 0.0))
     unpasted = replace(material, collections=replace(material.collections, coco=material.collections.voc))
     shown = [region.names[0] for batch in batches(unpasted, stage, seed=0) for s in batch for region in s.regions]
     assert set(shown) == {"cat"}
@@ -68,7 +68,7 @@ def test_photos_of_a_kind_that_has_no_share_are_not_shown(material: Material) ->
 def test_a_photo_that_cannot_be_read_ends_the_stage(material: Material, tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes(b"no photo")
     broken = [replace(photo, image=tmp_path / "cut.jpg") for photo in material.collections.coco]
-    stage = Stage("maps", steps=3, learning_rates=(), batch=2, shares=(1.0, 0.0, 0.0))
+    stage = Stage("maps", steps=3, learning_rates=(), batch=2, shares=(1.0, 0.0, 0.0, 0.0))
     with pytest.raises(UnidentifiedImageError):
         list(batches(replace(material, collections=Collections(broken, broken, [])), stage, seed=0))
 
@@ -117,7 +117,7 @@ def test_a_stage_of_the_maps_leaves_the_decoder_alone(material: Material) -> Non
     before = {name: tensor.clone() for name, tensor in network.weights.items()}
     first = STAGES[0]
     assert isinstance(first, Stage)
-    stage = replace(first, steps=1, batch=2, patches=61, tower_waits=0.0, deep_every=1, shares=(0.5, 0.5, 0.0))
+    stage = replace(first, steps=1, batch=2, patches=61, tower_waits=0.0, deep_every=1, shares=(0.5, 0.5, 0.0, 0.0))
     train(network, material, stage, seed=0, keep=lambda weights, step: None)
     changed = {name for name, tensor in network.weights.items() if not torch.equal(tensor, before[name])}
     assert "vis.proj.weight" in changed
