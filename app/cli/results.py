@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -14,7 +16,6 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from app.coco import write_whole
 from app.errors import InvalidInputError
 from app.images.photo import decode_photo
 from app.masks.pictures import MAX_LABELS, label_map_to_png, overlay, palette, rgb_to_png
@@ -60,15 +61,26 @@ def _photos_in(folder: Path, without: Path | None) -> list[Path]:
     drawn = [Path(os.path.abspath(without / name)) for name in PICTURE_FOLDERS] if without else []
     files = sorted(
         file
-        for file in folder.rglob("*")
+        for file in _visible_files(folder)
         if file.suffix.lower() in PHOTO_SUFFIXES
         and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
         and not any(Path(os.path.abspath(file)).is_relative_to(pictures) for pictures in drawn)
     )
     if not files:
         raise InvalidInputError(f"The folder {folder} has no image file ({', '.join(sorted(PHOTO_SUFFIXES))}).")
     return files
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """Files in a folder and its subfolders, linked ones too, each folder once; nothing that is hidden."""
+    seen = set()
+    for place, subfolders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link to a folder around it
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
 class Results:
@@ -86,10 +98,8 @@ class Results:
         self._answers: dict[str, dict[str, Any]] = {}
         # In the order in which they occur first, so that further photos change no id.
         self.category_ids: dict[str, int] = {}
-        lines = _lines_of(file) if file.exists() else []
-        if not lines:
-            lines = [{"asked": dict(asked)}]
-        elif lines[0].get("asked") != asked:
+        lines, size = _lines_of(file)
+        if lines and lines[0].get("asked") != asked:
             before = json.dumps(lines[0].get("asked"), ensure_ascii=False)
             raise InvalidInputError(
                 f"{file} has results of other categories or options ({before}): use these, choose another --out, or "
@@ -97,9 +107,10 @@ class Results:
             )
         for line in lines[1:]:
             self._keep(line)
-        # Whole again, if the process that wrote it was killed in the middle of a line.
-        write_whole(file, "".join(map(_as_line, lines)).encode())
         self._opened = file.open("a", encoding="utf-8")
+        self._opened.truncate(size)  # without a line in the middle of which the process that wrote it was killed
+        if not lines:
+            self._write({"asked": dict(asked)})
 
     def __enter__(self) -> Self:
         return self
@@ -121,14 +132,50 @@ class Results:
     def add(self, photo: NamedPhoto, answer: Mapping[str, Any]) -> None:
         """Keep an answer."""
         line = {name: value for name, value in answer.items() if name != "index"} | {"filename": photo.name}
-        self._opened.write(_as_line(line))
-        self._opened.flush()
+        self._write(line)
         self._keep(line)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._opened.write(json.dumps(line) + "\n")
+        self._opened.flush()
 
     def _keep(self, line: dict[str, Any]) -> None:
         self._answers[line["filename"]] = line
         for found in line["categories"]:
             self.category_ids.setdefault(found["name"], len(self.category_ids) + 1)
+
+
+@contextmanager
+def results_in(file: Path, asked: Mapping[str, Any], *, again: bool) -> Iterator[Results]:
+    """The results of a file, for one command at a time.
+
+    Args:
+        file: The file.
+        asked: As of `Results`.
+        again: True for new results, which take the place of those in the file unless the block ends by an exception.
+
+    Raises:
+        InvalidInputError: As `Results`; and if another command has them.
+    """
+    with file.open("ab") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InvalidInputError(
+                f"Another command writes to {file}: wait for it, or choose another --out."
+            ) from error
+        if not again:
+            with Results(file, asked) as results:
+                yield results
+            return
+        new = file.with_name(f"again.{file.name}")
+        new.unlink(missing_ok=True)
+        try:
+            with Results(new, asked) as results:
+                yield results
+            new.replace(file)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 def picture_names(photos: Iterable[NamedPhoto]) -> dict[str, str]:
@@ -182,16 +229,12 @@ def painted(answer: Mapping[str, Any], category_ids: Mapping[str, int], file: Pa
     return rgb_to_png(overlay(photo.rgb, masks, names), notes={_SHOWS: _digest(answer, category_ids)})
 
 
-def _lines_of(file: Path) -> list[dict[str, Any]]:
-    """The lines, but for the last one if it was cut off."""
-    *texts, _ = file.read_bytes().split(b"\n")
+def _lines_of(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a file, but for the last one if it was cut off, and the size of these; none if there is no file."""
+    *texts, cut_off = (raw := file.read_bytes() if file.exists() else b"").split(b"\n")
     try:
-        return [dict(json.loads(text)) for text in texts]
+        return [dict(json.loads(text)) for text in texts], len(raw) - len(cut_off)
     except (ValueError, TypeError) as error:
         raise InvalidInputError(
             f"{file} has no results of this command ({error}): remove it to start again."
         ) from error
-
-
-def _as_line(value: Mapping[str, Any]) -> str:
-    return json.dumps(value) + "\n"

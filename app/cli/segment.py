@@ -183,31 +183,23 @@ def _segment_into(
     Of all photos `again`, the results before stay until the last new one is there: after an interruption the new ones
     are dropped, since more may have been taught by the next run.
     """
-    from app.cli.results import Results
+    from app.cli.results import results_in
 
     photos = list({photo.name: photo for photo in photos}.values())
-    file = outputs.results.with_name(f"again.{outputs.results.name}") if again else outputs.results
+    with results_in(outputs.results, asked, again=again) as results:
+        run = _Run(outputs, results, photos, as_json=as_json)
+        try:
+            run.segment(client, asked)
+        except KeyboardInterrupt:
+            left = len(photos) - len(run.answers) - len(run.problems)
+            then = "starts again, the results before are kept" if again else "continues"
+            warn(f"Interrupted: {left} of {len(photos)} photos are left; the same command {then}.")
+            raise
+        finally:
+            if not again:
+                run.write_coco()
     if again:
-        file.unlink(missing_ok=True)
-    try:
-        with Results(file, asked) as results:
-            run = _Run(outputs, results, photos, as_json=as_json)
-            try:
-                run.segment(client, asked)
-            except KeyboardInterrupt:
-                left = len(photos) - len(run.answers) - len(run.problems)
-                then = "starts again, the results before are kept" if again else "continues"
-                warn(f"Interrupted: {left} of {len(photos)} photos are left; the same command {then}.")
-                raise
-            finally:
-                if not again:
-                    run.write_coco()
-        if again:
-            file.replace(outputs.results)
-            run.write_coco()
-    finally:
-        if again:
-            file.unlink(missing_ok=True)
+        run.write_coco()
     run.tell()
     if run.problems:
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -199,6 +200,16 @@ def test_names_of_photos_stay_in_their_folder(tmp_path, monkeypatch) -> None:
     ]
 
 
+def test_linked_folders_are_searched_once(tmp_path) -> None:
+    picture(tmp_path / "elsewhere" / "b.png", seed=1)
+    picture(tmp_path / "photos" / "a.png", seed=2)
+    picture(tmp_path / "photos" / ".thumbnails" / "a.png", seed=2)
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "photos")
+    found = listed([tmp_path / "photos"], without=None)
+    assert [photo.name for photo in found] == ["a.png", "linked/b.png"]
+
+
 def test_photos_of_one_stem_have_pictures_of_their_own(command, tiny_url, tmp_path) -> None:
     for seed, name in enumerate(["a.png", "a.bmp", "b.png", "c.bmp", "c.png", "c.png.tif"]):
         picture(tmp_path / "photos" / name, seed=seed)
@@ -221,6 +232,21 @@ def test_all_again_keeps_the_results_before_until_it_is_done(command, tiny_url, 
     coco = coco_of(out / "instances.json")
     assert ([category["name"] for category in coco.dataset["categories"]], len(coco.imgs)) == (["dog"], 3)
     assert sorted(file.name for file in out.iterdir()) == ["instances.json", "results.ndjson"]
+
+
+def test_two_commands_do_not_write_to_one_folder_at_once(command, tiny_url, photos, tmp_path) -> None:
+    out = tmp_path / "out"
+    words = ("segment", photos, *EVERYTHING, "--out", out, "--url", tiny_url)
+    assert command(*words).returncode == 0
+    before = (out / "results.ndjson").read_bytes()
+    with (out / "results.ndjson").open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for more in ((), ("--again",)):
+            done = command(*words, *more)
+            assert done.returncode == 1
+            assert "Another command writes to" in done.stderr
+    assert (out / "results.ndjson").read_bytes() == before
+    assert command(*words).returncode == 0
 
 
 def test_pictures_show_the_results_that_are_there(command, embedded_url, tmp_path) -> None:
