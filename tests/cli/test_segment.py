@@ -334,9 +334,12 @@ def test_ctrl_c_leaves_what_was_done(serving, photos, tmp_path) -> None:
     out = tmp_path / "out"
     with serving(Slow) as url:
         words = ["segment", str(photos), "--out", str(out), "--url", url]
+        # A shell that runs the tests in the background makes them ignore Ctrl-C, which a child inherits.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         child = subprocess.Popen(
             [sys.executable, "-m", "app", *words], cwd=ROOT, env=os.environ, stderr=subprocess.PIPE, text=True
         )
+        signal.signal(signal.SIGINT, before)
         deadline = time.monotonic() + 60
         results = out / "results.ndjson"
         while not (results.exists() and results.read_bytes().count(b"\n") == 2):
