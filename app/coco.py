@@ -234,7 +234,7 @@ def _number(value: object) -> float:
 
 def _rings(segmentation: object) -> object:
     """Polygons without those of fewer than three corners, which tools leave behind; anything else as it is."""
-    if segmentation is None or not isinstance(segmentation, list):
+    if not isinstance(segmentation, list):
         return segmentation or []
     rings = segmentation if any(isinstance(ring, list) for ring in segmentation) else [segmentation]
     return [ring for ring in rings if not isinstance(ring, list) or len(ring) >= _LEAST_RING]

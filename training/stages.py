@@ -27,8 +27,8 @@ class Stage:
         together: True to train the masks (`training.together`), on pairs of photos.
         open_requests: True to ask mostly for what is absent when the masks are trained.
         detected: True to add labels by an object detector (`training.detected`).
-        bfloat16: True to run the image tower and the text tower in bfloat16, which processors with AVX-512 BF16 or AMX
-            do in two thirds of the time.
+        bfloat16: True to run the image tower and the text tower in bfloat16, which is faster where the processor
+            multiplies it.
     """
 
     name: str
@@ -79,6 +79,25 @@ _MATCH = Stage(
     average=0.97,
 )
 
+_TOGETHER = Stage(
+    "together",
+    steps=1000,
+    learning_rates=(
+        ("joining", 3e-4),
+        ("tower", 8e-5),
+        ("earlier tower", 3e-5),
+        ("decoder's spaces", 2e-4),
+        ("decoder", 1e-3),
+    ),
+    tower_waits=0.0,
+    batch=8,
+    shares=(0.42, 0.58, 0.0, 0.0),
+    average=0.998,
+    mosaics=0.06,
+    share=0.625,
+    together=True,
+)
+
 # First the class maps, then the same with sharper pseudo-labels by the network itself; the mean of the weights before
 # and after is better than either (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903). Then the match head, with
 # only the layers behind the second layer's map: training the whole text tower cost the maps five points. Then masks,
@@ -98,24 +117,7 @@ STAGES: tuple[Stage | DecoderStage, ...] = (
     ),
     _MATCH,
     DecoderStage("mask decoder"),
-    Stage(
-        "together",
-        steps=1000,
-        learning_rates=(
-            ("joining", 3e-4),
-            ("tower", 8e-5),
-            ("earlier tower", 3e-5),
-            ("decoder's spaces", 2e-4),
-            ("decoder", 1e-3),
-        ),
-        tower_waits=0.0,
-        batch=8,
-        shares=(0.42, 0.58, 0.0, 0.0),
-        average=0.998,
-        mosaics=0.06,
-        share=0.625,
-        together=True,
-    ),
+    _TOGETHER,
     replace(_MATCH, name="match again", shares=(0.5, 0.5, 0.0, 0.0)),
     DecoderStage("open requests", open_requests=True),
 )
@@ -124,8 +126,9 @@ STAGES: tuple[Stage | DecoderStage, ...] = (
 # (NOTEBOOK.md, section 15). Tower, maps and masks learn together once more, from more photos: people's own things,
 # photos with a class that the network has labelled, and what a detector sees in all but COCO's; then the match head.
 FURTHER_STAGES: tuple[Stage | DecoderStage, ...] = (
-    Stage(
-        "more photos",
+    replace(
+        _TOGETHER,
+        name="more photos",
         steps=800,
         learning_rates=(
             ("joining", 2.5e-4),
@@ -134,14 +137,10 @@ FURTHER_STAGES: tuple[Stage | DecoderStage, ...] = (
             ("decoder's spaces", 1e-4),
             ("decoder", 5e-4),
         ),
-        tower_waits=0.0,
-        batch=8,
         shares=(0.3, 0.25, 0.3, 0.15),
         average=0.997,
-        mosaics=0.06,
         share=0.7,
         own_labels=True,
-        together=True,
         open_requests=True,
         detected=True,
         bfloat16=True,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -16,6 +17,9 @@ from typer.exceptions import TyperException
 from app.cli import categories, measure, segment, serve, setup, teach
 from app.cli.terminal import fail
 from app.errors import AppError
+
+# Errors of writing to the terminal, to a file in its place, or to a command that has ended.
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
 
 app = typer.Typer(
     help="Exemplar: learn to segment a category from one example.",
@@ -60,9 +64,11 @@ def main() -> None:
         problems = "; ".join(f"EXEMPLAR_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
         fail(f"The settings can't be used: {problems}.")
     except OSError as error:
-        if error.filename is None:  # the output can't be written
+        if error.filename is None and error.errno not in _NOT_WRITTEN:
+            raise
+        if error.filename is None:
             _drop_output()
-        fail(f"{error.filename or 'The output'}: {error.strerror or error}.")
+        fail(f"{error.filename or 'The output'}: {error.strerror}.")
     except TyperException as error:
         fail(error.format_message(), code=2)
     except (KeyboardInterrupt, typer.Abort):

@@ -172,7 +172,11 @@ def _place_of_version(info: AdapterInfo) -> Place:
 
 
 def _place_of_example(example: ExampleInfo) -> Place:
-    return Place(datetime.fromisoformat(example.created_at).timestamp() if example.created_at else 0.0, example.id)
+    try:
+        added_at = datetime.fromisoformat(example.created_at).timestamp()
+    except (ValueError, OverflowError):  # stored by an earlier release, or by somebody else
+        added_at = 0.0
+    return Place(added_at, example.id)
 
 
 def _unknown(name: CategoryName) -> NotFoundError:

@@ -78,6 +78,15 @@ class TestPages:
             assert [item for page in follow(api, following) for item in page] == rest
             assert len(rest) > 1
 
+    @pytest.mark.parametrize("time", ["", "yesterday", "0001-01-01T00:00:00"])
+    def test_examples_without_a_time(self, api, time: str) -> None:
+        for number in range(3):
+            api.taught(photo=api.photo_number(number))
+        ids = [one["id"] for one in api.http.get("/categories/cat/examples").json()]
+        for id_ in ids:
+            api.redis.hset(keys.example("cat", id_), "created_at", time)
+        assert [one["id"] for page in follow(api, "/categories/cat/examples?limit=1") for one in page] == ids
+
     @pytest.mark.parametrize("limit", [1, 20])
     def test_a_page_reads_no_more_records_than_it_shows(self, many, limit: int) -> None:
         record = many.redis.hgetall(keys.category("c0"))
