@@ -7,7 +7,7 @@ import { heat, isShown, opacity } from "./look.js";
 import { labelsOf, paintHeat, paintLabels } from "./masks.js";
 import { heatMaps, labelMap } from "./request.js";
 import { doubts, percent } from "./say.js";
-import { follow, json } from "./service.js";
+import { json, learnt } from "./service.js";
 import { isTaught, showTaught } from "./taught.js";
 
 const SHOWN_PX = 1600; // the longer side of a canvas
@@ -36,6 +36,11 @@ export function card(result) {
   return { node, repaint };
 }
 
+const namesIn = ({ categories }) => categories.map(({ name }) => name);
+
+// The request for the categories of an answer in their order, also if all that was taught was asked for and more is now.
+const sameAs = ({ asked, answer }) => ({ ...asked, names: namesIn(answer) });
+
 function maskCanvas({ categories }) {
   const canvas = element("canvas", { role: "img" });
   const found = categories.filter(({ area }) => area).map(({ name }) => name);
@@ -44,9 +49,10 @@ function maskCanvas({ categories }) {
 }
 
 // Paints the masks, or the heat maps, which are asked for when they are first wanted. `only` is a category's number.
-function painter({ photo, asked, answer }, canvas, problem) {
+function painter(result, canvas, problem) {
+  const { photo, answer } = result;
   const picture = labelsOf(answer, SHOWN_PX);
-  const names = answer.categories.map(({ name }) => name);
+  const names = namesIn(answer);
   let maps;
   const paint = (only) => {
     const colours = names.map((name) => (isShown(name) ? colourOf(name) : undefined));
@@ -58,7 +64,7 @@ function painter({ photo, asked, answer }, canvas, problem) {
   return (only) => {
     paint(only);
     if (!heat() || asking) return;
-    asking = heatMaps(photo, asked).then(
+    asking = heatMaps(photo, sameAs(result)).then(
       (answered) => {
         maps = answered;
         paint();
@@ -115,19 +121,23 @@ function notHere(name, photo, problem) {
       const { job, warnings } = await json(path, { method: "POST", body: form });
       button.textContent = "Learning …";
       showProblem(problem, doubts(warnings).join(" "));
-      const { status, error } = await follow(job.id, () => {}).finally(() => (button.textContent = label));
-      await showTaught();
-      if (status === "failed") throw new Error(`Teaching failed: ${error}`);
-      button.replaceWith(element("span", { className: "how" }, "Learnt: segment again."));
+      try {
+        await learnt(job);
+        button.replaceWith(element("span", { className: "how" }, "Learnt: segment again."));
+      } finally {
+        button.textContent = label;
+        await showTaught();
+      }
     });
   return button;
 }
 
-function downloads({ photo, asked, answer }, problem) {
+function downloads(result, problem) {
+  const { photo, answer } = result;
   const asJson = element("button", { type: "button" }, "Details (JSON)");
   asJson.onclick = () => saveJson(answer, `${stem(photo.name)}.json`);
   const asPng = element("button", { type: "button" }, "Masks (PNG)");
   asPng.onclick = () =>
-    busy(asPng, problem, async () => save(await labelMap(photo, asked), `${stem(photo.name)}.labels.png`));
+    busy(asPng, problem, async () => save(await labelMap(photo, sameAs(result)), `${stem(photo.name)}.labels.png`));
   return [asPng, asJson];
 }

@@ -2,7 +2,7 @@
 
 import { busy, element } from "./form.js";
 import { rightShare } from "./say.js";
-import { allOf, call, follow, json } from "./service.js";
+import { allOf, call, json, learnt } from "./service.js";
 
 const VERSIONS = { dateStyle: "medium", timeStyle: "short" };
 
@@ -27,19 +27,28 @@ function example({ id, absent }, { path, problem, changed }) {
     confirm("Delete this example and learn again from the others?") &&
     busy(remove, problem, async () => {
       remove.textContent = "Learning …";
-      const answer = await call(`${path}/examples/${id}`, { method: "DELETE" });
-      if (answer.status === 202) await relearn((await answer.json()).job);
-      await changed();
+      try {
+        const answer = await call(`${path}/examples/${id}`, { method: "DELETE" });
+        if (answer.status === 202) await learnt((await answer.json()).job);
+      } finally {
+        remove.textContent = "Delete";
+        await changed();
+      }
     });
-  const image = element("img", { alt: absent ? "Example, not in this photo" : "Example", loading: "lazy" });
-  showStored(image, `${path}/examples/${id}/image`);
+  const image = element("img", { alt: absent ? "Example, not in this photo" : "Example" });
+  whenSeen(image, () => showStored(image, `${path}/examples/${id}/image`));
   const note = element("span", { className: "hint", hidden: !absent }, "not in this photo");
   return element("li", {}, image, note, remove);
 }
 
-async function relearn({ id }) {
-  const { status, error } = await follow(id, () => {});
-  if (status === "failed") throw new Error(`Learning again failed: ${error}`);
+// Photos of up to 64 examples are many megabytes, and few of them are looked at.
+function whenSeen(image, show) {
+  const watching = new IntersectionObserver((entries) => {
+    if (!entries.some(({ isIntersecting }) => isIntersecting)) return;
+    watching.disconnect();
+    show();
+  });
+  watching.observe(image);
 }
 
 // Fetched, because an <img> sends no key.

@@ -7,10 +7,20 @@ const GOLDEN = (Math.sqrt(5) - 1) / 2; // steps of the golden ratio stay far fro
 // Names are compared as the service does. They are numbered in the order in which this browser sees them, which keeps
 // the colours of few categories far apart; a hash would not.
 export function numberOf(name) {
-  const numbers = JSON.parse(localStorage.getItem(NUMBERS) ?? "[]");
   const key = name.normalize("NFC").toLowerCase();
-  if (!numbers.includes(key)) localStorage.setItem(NUMBERS, JSON.stringify([...numbers, key]));
-  return numbers.includes(key) ? numbers.indexOf(key) + 1 : numbers.length + 1;
+  if (!numbers().has(key)) localStorage.setItem(NUMBERS, JSON.stringify([...numbers().keys(), key]));
+  return numbers().get(key);
+}
+
+let stored; // as it was last read
+let read = new Map();
+
+// By key. Read anew only when it has changed, here or in another tab: a thousand names are looked up at every repaint.
+function numbers() {
+  const now = localStorage.getItem(NUMBERS) ?? "[]";
+  if (now !== stored) read = new Map(JSON.parse(now).map((key, index) => [key, index + 1]));
+  stored = now;
+  return read;
 }
 
 // Red, green, blue: of the service's own palette.

@@ -31,12 +31,14 @@ export function clearResults() {
   list();
 }
 
-// `alone`: no other photo comes.
-export function addResult(result, alone) {
-  const index = results.push(result) - 1;
+// Shows a result in its place, also instead of one that had failed. `alone`: no other photo comes.
+export function putResult(index, result, alone) {
   const view = alone ? card(result) : thumbnail(result, () => open(index));
-  views.push(view);
-  $("results").append(view.node);
+  if (views[index]) views[index].node.replaceWith(view.node);
+  else $("results").append(view.node);
+  results[index] = result;
+  views[index] = view;
+  if (result.answer) countCategories(result.answer, refresh);
   list();
 }
 
@@ -49,9 +51,7 @@ function refresh() {
 
 // Lists the photos that pass the filters, and counts.
 function list() {
-  const answers = results.flatMap(({ answer }) => (answer ? [answer] : []));
-  $("gallery-tools").hidden = !answers.length;
-  countCategories(answers, refresh);
+  $("gallery-tools").hidden = !results.some(({ answer }) => answer);
   views.forEach(({ node }, index) => (node.hidden = !isListed(results[index].answer)));
   const listed = views.filter(({ node }) => !node.hidden).length;
   $("listed").textContent = listed < results.length ? `${listed} of ${results.length} photos are listed.` : "";

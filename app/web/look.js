@@ -29,14 +29,14 @@ export function forgetCategories() {
   $("shown-categories").replaceChildren();
 }
 
-// A row for each category that has none yet, and in how many photos each was found.
-export function countCategories(answers, changed) {
-  for (const { name } of answers.flatMap(({ categories }) => categories)) {
+// Counts in how many photos each category was found; one that has no row yet gets it.
+export function countCategories({ categories }, changed) {
+  for (const { name, found } of categories) {
     if (!rows.has(name)) addRow(name, changed);
-  }
-  for (const [name, { count }] of rows) {
-    const asked = answers.flatMap(({ categories }) => categories.filter((category) => category.name === name));
-    count.textContent = `in ${asked.filter(({ found }) => found).length} of ${asked.length}`;
+    const row = rows.get(name);
+    row.asked += 1;
+    row.found += found;
+    row.count.textContent = `in ${row.found} of ${row.asked}`;
   }
 }
 
@@ -47,7 +47,7 @@ function addRow(name, changed) {
   const count = element("span", { className: "hint" });
   const choices = Object.entries(LISTED).map(([value, text]) => element("option", { value }, text));
   const filter = element("select", { ariaLabel: `Photos listed for ${name}`, oninput: changed }, ...choices);
-  rows.set(name, { tick, filter, count });
+  rows.set(name, { tick, filter, count, asked: 0, found: 0 });
   const label = element("label", { className: "inline" }, tick, swatch, element("strong", {}, name));
   $("shown-categories").append(element("li", {}, label, count, filter));
 }

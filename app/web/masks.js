@@ -33,23 +33,32 @@ export function paintLabels(canvas, { width, height, labels }, colours, { opacit
   const context = canvas.getContext("2d");
   const image = context.createImageData(width, height);
   const tint = Math.round(255 * opacity);
-  labels.forEach((label, at) => {
+  const steps = [1, -1, width, -width];
+  for (let at = 0; at < labels.length; at++) {
+    const label = labels[at];
     const colour = label && colours[label - 1];
-    if (!colour) return;
-    const inside = [1, -1, width, -width].every((step) => labels[at + step] === label);
-    let alpha = inside ? tint : 255;
+    if (!colour) continue;
+    let alpha = steps.every((step) => labels[at + step] === label) ? tint : 255;
     if (only !== undefined) alpha = only === label - 1 ? Math.max(alpha, ALONE) : OTHERS;
-    image.data.set([...colour, alpha], 4 * at);
-  });
+    setPixel(image.data, at, colour, alpha);
+  }
   context.putImageData(image, 0, 0);
 }
 
-// How sure the model is at each place, as the strength of the category's colour. `maps` has a grey picture for each.
+function setPixel(data, at, [red, green, blue], alpha) {
+  data[4 * at] = red;
+  data[4 * at + 1] = green;
+  data[4 * at + 2] = blue;
+  data[4 * at + 3] = alpha;
+}
+
+// How sure the model is at each place, as the strength of the category's colour. `maps` has a grey picture for each that
+// was found.
 export function paintHeat(canvas, { width, height }, maps, colours, { opacity = 0.5, only } = {}) {
   Object.assign(canvas, { width, height });
   const context = canvas.getContext("2d");
   maps.forEach((map, index) => {
-    if (!colours[index] || (only ?? index) !== index) return;
+    if (!map || !colours[index] || (only ?? index) !== index) return;
     context.globalAlpha = only === index ? 1 : opacity;
     context.drawImage(tinted(map, width, height, colours[index]), 0, 0);
   });
@@ -60,7 +69,7 @@ function tinted(map, width, height, colour) {
   const context = layer.getContext("2d", { willReadFrequently: true });
   context.drawImage(map, 0, 0, width, height);
   const image = context.getImageData(0, 0, width, height);
-  for (let at = 0; at < image.data.length; at += 4) image.data.set([...colour, image.data[at]], at);
+  for (let at = 0; at < width * height; at++) setPixel(image.data, at, colour, image.data[4 * at]);
   context.putImageData(image, 0, 0);
   return layer;
 }

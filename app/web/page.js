@@ -18,6 +18,10 @@ $("key").onsubmit = (event) => {
   $("key").hidden = true;
   showTaught();
 };
+// Enter on one of these would send the form that it is in: a look at the results would start another run.
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && event.target.matches("[type=checkbox], [type=radio], [type=range]")) event.preventDefault();
+});
 // A photo dropped beside the forms would replace the page.
 for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
 

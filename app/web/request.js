@@ -16,17 +16,17 @@ export function segment(photo, asked, signal) {
   return json("/segment", { method: "POST", body: formOf(photo, asked), signal });
 }
 
-// The same masks as a picture: its i-th colour is the i-th category.
+// The masks as a picture, by what is taught now: its i-th colour is the i-th category.
 export async function labelMap(photo, asked) {
   const headers = { Accept: "image/png" };
   return (await call("/segment", { method: "POST", body: formOf(photo, asked), headers })).blob();
 }
 
-// How sure the model is at each place: a grey picture for each category, in their order.
+// How sure the model is at each place: a grey picture for each category, in their order; none of those not found.
 export async function heatMaps(photo, asked) {
   const body = formOf(photo, asked, { heatmaps: "true" });
   const { categories } = await json("/segment", { method: "POST", body });
-  return Promise.all(categories.map(({ heatmap }) => pictureOf(heatmap)));
+  return Promise.all(categories.map(({ area, heatmap }) => area && pictureOf(heatmap)));
 }
 
 async function pictureOf(base64) {

@@ -5,12 +5,14 @@ import { json } from "./service.js";
 
 const SHOWN_PX = 1600;
 
-export async function showSeen(canvas, photo, name) {
+// `isShown` tells if the photo is still the one under the canvas. Teaching has succeeded, so it is silent if this fails.
+export async function showSeen(canvas, photo, name, isShown) {
   const form = new FormData();
   form.append("image", photo);
   form.append("categories", JSON.stringify([name])); // as JSON: a name may have a comma
   form.append("min_presence", "0"); // also if it would not find it there at all
-  const answer = await json("/segment", { method: "POST", body: form });
+  const answer = await json("/segment", { method: "POST", body: form }).catch(() => undefined);
+  if (!answer || !isShown()) return;
   outline(canvas, labelsOf(answer, SHOWN_PX), getComputedStyle(canvas).color);
   canvas.hidden = false;
 }

@@ -1,24 +1,57 @@
 // Calls of the service, with its key and its problems.
 
 const ENDED = new Set(["succeeded", "failed", "cancelled", "superseded"]);
-const POLL_MS = 300;
+const POLL_MS = [300, 3000]; // the first pause and the longest
+const ATTEMPTS = 6; // half a minute, or as long as the service asks for
+const LONGEST_PAUSE_S = 60;
 const KEY = "exemplar-api-key";
 
 export const useKey = (value) => sessionStorage.setItem(KEY, value);
 
-// The answer. What is thrown has a sentence for a person as its message.
+// What went wrong, with a sentence for a person as its message. `later`: seconds after which the same call may succeed.
+class Refusal extends Error {
+  constructor(message, { status, later } = {}) {
+    super(message);
+    Object.assign(this, { status, later });
+  }
+}
+
+// The answer; throws a Refusal.
 export async function call(path, { headers = {}, ...options } = {}) {
   const key = sessionStorage.getItem(KEY);
   const sent = { ...options, headers: key ? { ...headers, "X-API-Key": key } : headers };
   const answer = await fetch(path, sent).catch((error) => {
     if (options.signal?.aborted) throw error;
-    throw new Error("The service does not answer: is it running, and can this machine reach it?");
+    throw new Refusal("The service does not answer: is it running, and can this machine reach it?", { later: 0 });
   });
   if (answer.ok) return answer;
   // Unknown, or known and not allowed to do this: another one may be.
   if (answer.status === 401 || (answer.status === 403 && key)) document.dispatchEvent(new Event("key-needed"));
   const problem = await answer.json().catch(() => ({}));
-  throw new Error(problem.detail ?? `The service answered with status ${answer.status}.`);
+  const { status } = answer;
+  const later = status === 429 || status === 503 ? Number(answer.headers.get("Retry-After")) || 0 : undefined;
+  throw new Refusal(problem.detail ?? `The service answered with status ${status}.`, { status, later });
+}
+
+const pause = (ms, signal) =>
+  new Promise((resolve) => {
+    setTimeout(resolve, ms);
+    signal?.addEventListener("abort", resolve);
+  });
+
+// Asks again while the service is busy or restarts, after the pause that it asks for; `tell` gets the seconds of each.
+export async function patiently(ask, { signal, tell = () => {} } = {}) {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await ask();
+    } catch (error) {
+      if (error.later === undefined || attempt === ATTEMPTS || signal?.aborted) throw error;
+      const seconds = Math.min(LONGEST_PAUSE_S, Math.max(error.later, 2 ** (attempt - 1)));
+      tell(seconds);
+      await pause(1000 * seconds, signal);
+      if (signal?.aborted) throw error;
+    }
+  }
 }
 
 // All items of a list, page by page.
@@ -39,12 +72,19 @@ export async function follow(id, tell) {
   // An EventSource sends no headers, so no key either.
   const last = sessionStorage.getItem(KEY) ? undefined : await events(id, tell);
   if (last) return last;
-  for (;;) {
-    const job = await json(`/jobs/${id}`);
+  for (let [ms, longest] = POLL_MS; ; ms = Math.min(longest, 1.3 * ms)) {
+    const job = await patiently(() => json(`/jobs/${id}`));
     tell(job);
     if (ENDED.has(job.status)) return job;
-    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    await pause(ms);
   }
+}
+
+// Waits for a job whose progress nobody looks at; throws unless it was learnt.
+export async function learnt({ id }) {
+  const { status, error } = await follow(id, () => {});
+  if (status === "failed") throw new Error(`Learning failed: ${error}`);
+  if (status === "cancelled") throw new Error("Learning was cancelled. It is made up for with the next example.");
 }
 
 // The job when it has ended, or nothing when the stream broke: asking for the job then tells why.

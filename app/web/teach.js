@@ -48,11 +48,16 @@ export function teaching(taught) {
     $("teach-mask").value = "";
     $("teach-mask").onchange();
   };
-  $("teach-photo").onchange = async () => {
+  let opened; // once the photo chosen last is shown
+  $("teach-photo").onchange = () => (opened = open());
+  const open = async () => {
     const [photo] = $("teach-photo").files;
     forget(frame);
     zoom.whole();
+    // What is marked belongs to the photo before, and a large one takes a while to be read.
+    $("tools").disabled = painter.canvas.hidden = true;
     const shown = photo && (await showPhoto(image, photo));
+    if (photo !== $("teach-photo").files[0]) return; // another was chosen meanwhile
     image.hidden = !shown;
     frame.classList.toggle("empty", !shown);
     if (shown) {
@@ -63,7 +68,11 @@ export function teaching(taught) {
     canMark();
     showMask(frame);
   };
-  const submit = () => busy($("teach-go"), $("teach-problem"), () => teach(frame, painter, taught));
+  const submit = () =>
+    busy($("teach-go"), $("teach-problem"), async () => {
+      await opened;
+      await teach(frame, painter, taught);
+    });
   $("teach").onsubmit = (event) => {
     event.preventDefault();
     submit();
@@ -129,7 +138,10 @@ async function teach(frame, painter, taught) {
     taught();
     const { ended, category } = await learn(job, path, tell);
     tell([ended ?? outcome(name, category), note].filter(Boolean).join(" "));
-    if (category && isMarkedLoosely(category.adapter)) await showSeen(frame.querySelector(".seen"), photo, name);
+    if (category && isMarkedLoosely(category.adapter)) {
+      const isShown = () => photo === $("teach-photo").files[0];
+      await showSeen(frame.querySelector(".seen"), photo, name, isShown);
+    }
   } catch (error) {
     tell("");
     throw error;

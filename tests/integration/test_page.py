@@ -830,3 +830,112 @@ def test_the_document_of_the_api_needs_nothing_from_elsewhere(page: Page, url: s
     expect(page.locator("#operations-segment-segment")).to_be_visible()
     assert len(asked) >= 4
     assert [where for where in asked if not where.startswith((url, "data:"))] == []
+
+
+def refuse(page: Page, path: str, times: int, *, status: int, retry_after: str = "1") -> list[str]:
+    """Let the service refuse calls of this path at first; the paths that were called."""
+    called: list[str] = []
+
+    def refuse_at_first(route: Route) -> None:
+        called.append(route.request.url)
+        if len(called) > times:
+            return route.continue_()
+        headers = {"Content-Type": "application/problem+json", "Retry-After": retry_after}
+        return route.fulfill(status=status, headers=headers, body=json.dumps({"detail": "Not now."}))
+
+    page.route(path, refuse_at_first)
+    return called
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_service_is_asked_again_for_the_same_photo(page: Page, status: int) -> None:
+    called = refuse(page, "**/segment", 2, status=status)
+    segment_many(page, CHELSEA, KITTEN, names="cat")
+    expect(page.locator("#results figcaption")).to_have_text(["chelsea.jpg", "kitten.jpg"])
+    expect(page.locator("#results .problem")).to_have_count(0)
+    assert len(called) == 4
+    expect(page.locator("#segment-left")).to_be_hidden()
+
+
+def test_a_run_that_nobody_may_make_stops_and_what_is_left_is_segmented_later(page: Page) -> None:
+    called = refuse(page, "**/segment", 1, status=401)
+    segment_many(page, CHELSEA, KITTEN, names="cat")
+    expect(page.locator("#segment-problem")).to_have_text("Not now.")
+    assert len(called) == 1
+    page.get_by_role("button", name="Go on with the rest").click()
+    expect(page.locator("#results figcaption")).to_have_text(["chelsea.jpg", "kitten.jpg"])
+    expect(page.locator("#results .problem")).to_have_count(0)
+    expect(page.locator("#segment-left")).to_be_hidden()
+
+
+def test_a_job_is_followed_while_the_service_is_busy(page: Page) -> None:
+    page.route("**/jobs/*/events", lambda route: route.abort())
+    called = refuse(page, re.compile(r"/jobs/[^/]+$"), 2, status=503)
+    choose(page).draw("Box", (100, 100), (500, 300))
+    taught(page)
+    assert len(called) > 2
+
+
+def test_enter_on_a_control_of_the_results_starts_no_run(page: Page) -> None:
+    segment_many(page, CHELSEA, names="cat")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for control in (page.get_by_label("Opacity"), page.get_by_label("Refine edges"), page.get_by_label("Size")):
+        control.press("Enter")
+    expect(page.locator("#results figcaption")).to_have_text("chelsea.jpg")
+    assert asked == []
+
+
+def test_what_is_seen_in_an_example_is_not_drawn_over_the_next_photo(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/segment", lambda route: held.append(route))
+    choose(page).draw("Box", (500, 0), (620, 60))
+    with page.expect_request("**/segment"):
+        teach(page)
+    choose(page, CHELSEA)
+    with page.expect_response("**/segment"):
+        held[0].continue_()
+    page.wait_for_timeout(200)
+    expect(page.locator("#paper .seen")).to_be_hidden()
+
+
+def test_marks_are_never_sent_with_the_next_photo(page: Page) -> None:
+    """Choosing it and teaching at once, before it could be shown."""
+    choose(page).draw("Box", (100, 100), (500, 300))
+    page.get_by_label("Photo, chosen or dropped here", exact=True).set_input_files(CHELSEA)
+    teach(page)
+    expect(page.locator("#teach-problem")).to_contain_text("Mark the object")
+
+
+def test_an_example_that_could_not_be_deleted_can_be_tried_again(page: Page) -> None:
+    choose(page).draw("Box", (100, 100), (500, 300))
+    taught(page)
+    page.locator("#taught summary").click()
+    delete = page.get_by_role("button", name="Delete this example")
+    expect(page.locator(".examples img")).to_have_js_property("complete", True)
+    page.on("dialog", lambda dialog: dialog.accept())
+    refuse(page, "**/examples/*", 1, status=503)
+    delete.click()
+    expect(page.locator("#taught-problem")).to_have_text("Not now.")
+    expect(delete).to_have_text("Delete")
+    delete.click()
+    expect(page.locator(".examples li")).to_have_count(0)
+
+
+def test_a_heat_map_and_the_masks_file_are_of_the_categories_shown(page: Page) -> None:
+    """With nothing chosen all that is taught is asked for; more may be taught meanwhile."""
+    choose(page).draw("Box", (100, 100), (500, 300))
+    taught(page, "zebra")
+    segmented(page, names="")
+    choose(page).draw("Box", (100, 100), (400, 300))
+    taught(page, "antelope")
+    asked: list[bytes] = []
+
+    def note(route: Route) -> None:
+        asked.append(route.request.post_data_buffer or b"")
+        route.continue_()
+
+    page.route("**/segment", note)
+    with page.expect_download():
+        page.get_by_role("button", name="Masks (PNG)").click()
+    assert b'["zebra"]' in asked[0]
