@@ -249,6 +249,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         )
         await stack.enter_async_context(_in_background(models.warm_up(), "warm-up"))
         await stack.enter_async_context(_in_background(_fill_memory(lookup, models), "memory"))
+        await stack.enter_async_context(_in_background(live.health.watch(), "health"))
         await stack.enter_async_context(_in_background(give_back_now_and_then(), "memory-give-back"))
         await stack.enter_async_context(_in_background(_recover_after(outages, engine), "recovery"))
         await stack.enter_async_context(_in_background(_unending(live.label_changes.work), "label-studio"))

@@ -91,7 +91,7 @@ SERVICE = Dashboard(
         "Now": [
             Panel(
                 title="Ready",
-                description="Yes if every selected instance answered its last readiness probe with 200.",
+                description="Yes if every selected instance was ready at its last look, every 5 s.",
                 unit="bool_yes_no",
                 kind="stat",
                 width=6,
@@ -100,7 +100,7 @@ SERVICE = Dashboard(
             ),
             Panel(
                 title="Store up",
-                description="Up: the store answered the last probe of every selected instance. Used: no instance has "
+                description="Up: the store took the last test write of every selected instance. Used: no instance has "
                 "stopped waiting for it.",
                 unit="bool_yes_no",
                 kind="stat",
@@ -199,7 +199,7 @@ SERVICE = Dashboard(
             ),
             Panel(
                 title="Store probe, p95",
-                description="Duration of the test write to the store by /readyz.",
+                description="Duration of the test writes to the store, every 5 s and by /readyz.",
                 unit="s",
                 queries={quantile(0.95, "exemplar_redis_probe_seconds"): "p95"},
             ),

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from app import wiring
 from app.errors import AppError, InvalidInputError, UnavailableError
 from app.method.tuning import PAPER, TUNED
+from app.services import health
 from app.services.job_engine import JobEngine
 from app.settings import Settings
 from app.storage.breaker import StoreAwayError
@@ -179,6 +180,28 @@ class TestService:
             while "out of memory" not in caplog.text:
                 await asyncio.sleep(0.01)
             assert await live.health.reasons() == ["The model tiny is not warm yet."]
+
+    async def test_its_metrics_tell_whether_it_is_ready_though_nobody_asks(
+        self, tmp_path, database, tiny, monkeypatch
+    ) -> None:
+        monkeypatch.setattr(health, "_LOOK_AGAIN_S", 0.02)
+        async with service(Settings(redis_url=database, data_dir=tmp_path), loaded=[tiny]) as live:
+
+            async def becomes(expected: float) -> None:
+                async with asyncio.timeout(10):
+                    while {
+                        live.metrics.registry.get_sample_value(name) for name in ("exemplar_ready", "exemplar_redis_up")
+                    } != {expected}:
+                        await asyncio.sleep(0.01)
+
+            await becomes(1)
+            await live.redis.config_set("maxmemory", "1")
+            try:
+                await becomes(0)
+            finally:
+                await live.redis.config_set("maxmemory", "0")
+            await becomes(1)
+
 
 
 class TestThreads:
