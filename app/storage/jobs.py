@@ -112,6 +112,8 @@ class JobStore:
         self._open_streams = 0
         self._ttl_s = int(ttl_s)
         self._update_job = script(redis, "update_job", needs=("job",))
+        # The end of a job frees memory: its record expires, and its photos are deleted.
+        self._end_job = script(redis, "update_job", needs=("job",), when_full=True)
         self._select_jobs = script(redis, "select_jobs")
 
     async def create(self, kind: Kind, *, category: str | None, steps: int, id: str | None = None) -> Job:
@@ -294,7 +296,8 @@ class JobStore:
         }
         if ttl_s is not None:
             change["ttl_s"] = ttl_s
-        return bool(await self._update_job(keys=[keys.job(job_id)], args=[json.dumps(change)]))
+        update = self._update_job if ttl_s is None else self._end_job
+        return bool(await update(keys=[keys.job(job_id)], args=[json.dumps(change)]))
 
 
 def _is_wanted(job: Job, category_id: str | None, status: Status | None) -> bool:
