@@ -208,7 +208,11 @@ class JobStore:
 
     async def is_leased(self, job_id: str) -> bool:
         """True if a worker runs the job, or did so a moment ago."""
-        return bool(await self._redis.exists(keys.job_lease(job_id)))
+        return await self.leased_s(job_id) > 0
+
+    async def leased_s(self, job_id: str) -> float:
+        """Seconds until the lease of the job's worker ends, unless it is renewed; 0 if no worker has one."""
+        return max(0, await self._redis.pttl(keys.job_lease(job_id))) / 1000
 
     async def _ids(self, *, until: float = float("inf")) -> Sequence[str]:
         """Ids of the jobs that were recorded until a time, the newest first."""
