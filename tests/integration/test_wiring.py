@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from prometheus_client import generate_latest
 from pydantic import ValidationError
 
 from app import wiring
 from app.errors import AppError, InvalidInputError, UnavailableError
 from app.method.tuning import PAPER, TUNED
+from app.metrics import Metrics
 from app.services import health
 from app.services.job_engine import JobEngine
 from app.settings import Settings
@@ -202,6 +204,33 @@ class TestService:
                 await live.redis.config_set("maxmemory", "0")
             await becomes(1)
 
+
+class TestGpu:
+    """On a machine without one, where NVIDIA's library has nothing to tell."""
+
+    @pytest.fixture(autouse=True)
+    def _library(self, monkeypatch) -> None:
+        monkeypatch.setattr(wiring, "find_spec", lambda _: True)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+    def test_a_utilisation_that_cannot_be_read_is_left_out_and_costs_no_other_metric(self) -> None:
+        metrics = Metrics()
+        wiring._watch_gpu("cuda:0", metrics)
+        told = generate_latest(metrics.registry).decode()
+        assert 'exemplar_gpu_memory_bytes{device="cuda:0"} 0.0' in told
+        assert "exemplar_gpu_utilization_ratio{" not in told
+
+    def test_a_driver_that_fails_later_costs_no_other_metric(self, monkeypatch) -> None:
+        metrics = Metrics()
+        monkeypatch.setattr(torch.cuda, "utilization", lambda _: 25)
+        wiring._watch_gpu("cuda:0", metrics)
+        assert 'exemplar_gpu_utilization_ratio{device="cuda:0"} 0.25' in generate_latest(metrics.registry).decode()
+
+        def lost(_: object) -> int:
+            raise RuntimeError("GPU is lost")
+
+        monkeypatch.setattr(torch.cuda, "utilization", lost)
+        assert 'exemplar_gpu_utilization_ratio{device="cuda:0"} NaN' in generate_latest(metrics.registry).decode()
 
 
 class TestThreads:
