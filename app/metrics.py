@@ -150,11 +150,13 @@ class Metrics:
         )
         self.redis_latency = Histogram(
             "exemplar_redis_probe_seconds",
-            "Duration of the test write to the store by `/readyz`.",
+            "Duration of the test writes to the store, every 5 s and by `/readyz`.",
             buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
             registry=on,
         )
-        self.redis_up = Gauge("exemplar_redis_up", "1 if the store answered the last probe.", registry=on)
+        self.redis_up = Gauge(
+            "exemplar_redis_up", "1 if the store took the last test write; there is one every 5 s.", registry=on
+        )
         self.redis_away = Gauge(
             "exemplar_redis_away",
             "1 while requests do not wait for the store, because it did not answer (circuit breaker open).",
@@ -168,7 +170,9 @@ class Metrics:
             "Look-ups of categories answered from memory, because the store did not answer.",
             registry=on,
         )
-        self.ready = Gauge("exemplar_ready", "1 if the last `/readyz` was answered with 200.", registry=on)
+        self.ready = Gauge(
+            "exemplar_ready", "1 if the process was ready at its last look; there is one every 5 s.", registry=on
+        )
         self.unreadable = Gauge(
             "exemplar_unreadable_records",
             "Stored records that this process met, can't read and skips, by kind; `/readyz` names them.",

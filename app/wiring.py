@@ -249,6 +249,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         )
         await stack.enter_async_context(_in_background(models.warm_up(), "warm-up"))
         await stack.enter_async_context(_in_background(_fill_memory(lookup, models), "memory"))
+        await stack.enter_async_context(_in_background(live.health.watch(), "health"))
         await stack.enter_async_context(_in_background(give_back_now_and_then(), "memory-give-back"))
         await stack.enter_async_context(_in_background(_recover_after(outages, engine), "recovery"))
         await stack.enter_async_context(_in_background(_unending(live.label_changes.work), "label-studio"))
@@ -359,8 +360,18 @@ def _lane(backbone: Backbone, settings: Settings, metrics: Metrics) -> Lane:
 def _watch_gpu(device: str, metrics: Metrics) -> None:
     """Report the memory and utilisation of a GPU whenever the metrics are read."""
     metrics.gpu_memory.labels(device).set_function(partial(torch.cuda.memory_allocated, device))
-    if find_spec("pynvml"):  # NVIDIA's library, in the extra `gpu`; torch.cuda.utilization needs it
-        metrics.gpu_utilization.labels(device).set_function(lambda: torch.cuda.utilization(device) / 100)
+    # torch.cuda.utilization needs NVIDIA's library, in the extra `gpu`; a slice of a GPU may have no utilisation.
+    if find_spec("pynvml") and not math.isnan(_gpu_utilization(device)):
+        metrics.gpu_utilization.labels(device).set_function(partial(_gpu_utilization, device))
+
+
+def _gpu_utilization(device: str) -> float:
+    """Share of the last second in which the GPU was busy; NaN if the driver does not tell it."""
+    try:
+        return torch.cuda.utilization(device) / 100
+    except Exception as error:  # of one of three kinds; whichever it is, it must not end the reading of all metrics
+        _log.debug("the utilisation of %s can't be read: %s", device, error)
+        return math.nan
 
 
 async def _embedded_server(settings: Settings, stack: AsyncExitStack) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -24,6 +26,8 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one (EXEMPLAR_PORT).")] = None,
 ) -> None:
     """Run the HTTP service."""
+    # Process 1 of a container ignores SIGTERM without a handler: a pod would load its model to the end, or be killed.
+    signal.signal(signal.SIGTERM, _end)
     bound_heaps()
     settings = settings_with(host=host, port=port)
     logs.configure(settings.log)
@@ -52,6 +56,11 @@ def demo(
     out.parent.mkdir(parents=True, exist_ok=True)
     check_writable(out)
     run_demo(console, out)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """End the process at once: nothing is served yet, and an embedded server withstands the death of its owner."""
+    os._exit(128 + number)
 
 
 @contextmanager

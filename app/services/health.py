@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import suppress
 
@@ -13,9 +14,12 @@ from app.storage.unreadable import Unreadable, UnreadableRecord
 # Unreadable records named in one answer.
 _MOST_NAMED = 100
 
+# Seconds between two looks of `watch`: alerts need less than a minute, and a look is one small write.
+_LOOK_AGAIN_S = 5.0
+
 
 class Health:
-    """Readiness for `/readyz`.
+    """Readiness for `/readyz` and the metrics.
 
     Args:
         client: Client of the store.
@@ -35,6 +39,12 @@ class Health:
         with suppress(StoreError):  # the probe tells an outage
             await self._unreadable.refresh(self._client)
         return list(self._unreadable)[:_MOST_NAMED]
+
+    async def watch(self) -> None:
+        """Keep the metrics of readiness true where nobody asks for `/readyz`, such as in a worker."""
+        while True:
+            await self.reasons()
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     async def reasons(self) -> list[str]:
         """Reasons for which this process is not ready; empty if it is ready."""

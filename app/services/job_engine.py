@@ -241,10 +241,13 @@ class JobEngine:
     ) -> None:
         """Task of the queue. Raises only to request redelivery."""
         # After an outage in which this process could not give the job back, it comes again although nobody died.
-        died = execution.redelivered and job_id not in self._interrupted
+        interrupted = job_id in self._interrupted
         self._interrupted.discard(job_id)
         try:
-            await self._begin(job_id, died=died)
+            await self._begin(job_id, redelivered=execution.redelivered, interrupted=interrupted)
+        except _RunsAlreadyError as running:
+            _log.info("job %s is left to the worker that still runs it", job_id)
+            retry.after(timedelta(seconds=running.leased_s))
         except WorkerStopping:
             await self._jobs.requeue(job_id)
             _log.info("job %s given back", job_id)
@@ -254,12 +257,18 @@ class JobEngine:
             self._interrupted.add(job_id)
             retry.after(timedelta(seconds=_OUTAGE_PAUSE_S))
 
-    async def _begin(self, job_id: str, *, died: bool) -> None:
-        """Run a job, unless it has ended or its workers died too often."""
+    async def _begin(self, job_id: str, *, redelivered: bool, interrupted: bool) -> None:
+        """Run a job, unless it has ended or its workers died too often.
+
+        Raises:
+            _RunsAlreadyError: If a worker runs it, although the queue delivers it again: its connection was cut.
+        """
         job = await self._jobs.get(job_id)
         if job is None or job.ended:
             return
-        if died:
+        if job.status == "running" and not interrupted and (leased_s := await self._jobs.leased_s(job_id)):
+            raise _RunsAlreadyError(leased_s)
+        if redelivered and not interrupted:
             self._metrics.job_redeliveries.inc()
             if await self._jobs.count_death(job_id) >= _MAX_DEATHS:
                 await self.end(job, "failed", error=f"The worker died {_MAX_DEATHS} times under this job.")
@@ -296,6 +305,17 @@ class JobEngine:
 
 class WorkerStopping(Exception):
     """Raised inside a job when this process stops: the job returns to the queue."""
+
+
+class _RunsAlreadyError(Exception):
+    """Raised for a job that a worker runs.
+
+    Args:
+        leased_s: Seconds until its lease ends, unless that worker renews it.
+    """
+
+    def __init__(self, leased_s: float) -> None:
+        self.leased_s = leased_s
 
 
 def job_key(job: Job) -> str:

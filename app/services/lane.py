@@ -61,6 +61,7 @@ class Lane:
         self._requests: deque[_Call] = deque()
         self._steps: deque[_Call] = deque()
         self._running = 0
+        self._counted_until = 0.0  # of the time in which calls run
         self._step_due_at = self._pause_until = 0.0
         self._waiting: set[Future[Any]] = set()
         self._closed = False
@@ -186,7 +187,6 @@ class Lane:
             else:
                 # A step that nobody asked for was not late.
                 self._step_due_at = _due_after(began, ended, was_due_at=max(self._step_due_at, asked_at))
-        self._metrics.lane_busy.labels(self.name, kind).inc(ended - began)
 
     def _answer_requests(self) -> None:
         """Answer one request after another."""
@@ -207,6 +207,8 @@ class Lane:
 
     def _take(self, calls: deque[_Call]) -> _Call:
         with self._changed:
+            if not self._running:
+                self._counted_until = time.perf_counter()
             self._running += 1
             self._metrics.lane_batch_size.labels(self.name).observe(self._running)
             return calls.popleft()
@@ -216,8 +218,15 @@ class Lane:
         answer = self._answer_of(call)
         with self._changed:  # before its caller can send the next one
             self._running -= 1
+            self._count_time(call.kind)
             self._changed.notify_all()
         answer()
+
+    def _count_time(self, kind: Kind) -> None:
+        """Count the time since a call last ended or the first began; so it counts once while calls run side by side."""
+        now = time.perf_counter()
+        self._metrics.lane_busy.labels(self.name, kind).inc(now - self._counted_until)
+        self._counted_until = now
 
     def _answer_of(self, call: _Call) -> Callable[[], None]:
         """Run a call; returns what tells its caller."""

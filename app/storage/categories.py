@@ -73,11 +73,11 @@ class CategoryStore:
         self._max_examples = max_examples
         self._job_ttl_s = int(job_ttl_s)
         self._teach_example = script(redis, "teach_example", needs=("job", "examples"))
-        self._forget_example = script(redis, "forget_example", needs=("job", "examples"))
-        self._delete_category = script(redis, "delete_category", needs=("job", "unchanged"))
+        self._forget_example = script(redis, "forget_example", needs=("job", "examples"), when_full=True)
+        self._delete_category = script(redis, "delete_category", needs=("job", "unchanged"), when_full=True)
         self._commit_adapter = script(redis, "commit_adapter", needs=("use_adapter",))
         self._adopt_adapter = script(redis, "adopt_adapter", needs=("job", "use_adapter", "unchanged"))
-        self._withdraw_generation = script(redis, "withdraw_generation")
+        self._withdraw_generation = script(redis, "withdraw_generation", when_full=True)
         self._roll_back = script(redis, "roll_back", needs=("unchanged",))
 
     async def get(self, category_id: str) -> CategoryRecord | None:
@@ -404,7 +404,7 @@ class CategoryStore:
         return bool(committed)
 
     async def withdraw(self, category_id: str, *, generation: int) -> bool:
-        """Refuse a generation's adapter from now on. False if it is in use, or the category waits for another one."""
+        """Refuse a generation's adapter from now on. False if it is in use."""
         withdrawn = await self._run(
             self._withdraw_generation,
             category_id,

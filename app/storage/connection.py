@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import BusyLoadingError, ConnectionError, OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as ReplyTimeoutError
 
@@ -45,10 +45,14 @@ _patient: ContextVar[bool] = ContextVar("patient", default=False)
 
 
 class _Retry(Retry):
-    """Retries for a time. A number of retries won't do: on a hung server each takes a timeout."""
+    """Retries for a time. A number of retries won't do: on a hung server each takes a timeout.
+
+    A command that a replica refuses is tried again once, see `leaving_replicas`.
+    """
 
     def __init__(self, time_s: float) -> None:
-        super().__init__(ExponentialBackoff(cap=0.5, base=0.05), -1, (ConnectionError, BusyLoadingError))
+        errors = (ConnectionError, BusyLoadingError, ReadOnlyError)
+        super().__init__(ExponentialBackoff(cap=0.5, base=0.05), -1, errors)
         self._time_s = time_s
 
     async def call_with_retry(
@@ -59,11 +63,22 @@ class _Retry(Retry):
         with_failure_count: bool = False,
     ) -> Any:
         deadline = time.monotonic() + self._time_s
+        refused = 0
 
         def may_try_again(error: Exception) -> bool:
-            return time.monotonic() < deadline and (is_retryable is None or is_retryable(error))
+            nonlocal refused
+            refused += isinstance(error, ReadOnlyError)
+            return refused < 2 and time.monotonic() < deadline and (is_retryable is None or is_retryable(error))
 
         return await super().call_with_retry(do, fail, may_try_again, with_failure_count)
+
+
+def leaving_replicas() -> Retry:
+    """Retry for pools that have no other: a command that a replica refuses is sent once more, on a new connection.
+
+    The primary that a failover demoted keeps its connections, but the address may lead to the new one by now.
+    """
+    return Retry(NoBackoff(), 1, (ReadOnlyError,))
 
 
 @asynccontextmanager

@@ -112,6 +112,8 @@ class JobStore:
         self._open_streams = 0
         self._ttl_s = int(ttl_s)
         self._update_job = script(redis, "update_job", needs=("job",))
+        # The end of a job frees memory: its record expires, and its photos are deleted.
+        self._end_job = script(redis, "update_job", needs=("job",), when_full=True)
         self._select_jobs = script(redis, "select_jobs")
 
     async def create(self, kind: Kind, *, category: str | None, steps: int, id: str | None = None) -> Job:
@@ -206,7 +208,11 @@ class JobStore:
 
     async def is_leased(self, job_id: str) -> bool:
         """True if a worker runs the job, or did so a moment ago."""
-        return bool(await self._redis.exists(keys.job_lease(job_id)))
+        return await self.leased_s(job_id) > 0
+
+    async def leased_s(self, job_id: str) -> float:
+        """Seconds until the lease of the job's worker ends, unless it is renewed; 0 if no worker has one."""
+        return max(0, await self._redis.pttl(keys.job_lease(job_id))) / 1000
 
     async def _ids(self, *, until: float = float("inf")) -> Sequence[str]:
         """Ids of the jobs that were recorded until a time, the newest first."""
@@ -294,7 +300,8 @@ class JobStore:
         }
         if ttl_s is not None:
             change["ttl_s"] = ttl_s
-        return bool(await self._update_job(keys=[keys.job(job_id)], args=[json.dumps(change)]))
+        update = self._update_job if ttl_s is None else self._end_job
+        return bool(await update(keys=[keys.job(job_id)], args=[json.dumps(change)]))
 
 
 def _is_wanted(job: Job, category_id: str | None, status: Status | None) -> bool:

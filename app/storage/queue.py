@@ -25,6 +25,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from . import keys
+from .connection import leaving_replicas
 
 # Name under which the job engine registers the function that runs a job, the only one that is ever called.
 RUN_JOB = "run_job"
@@ -86,6 +87,7 @@ class JobQueue(Docket):
             if self._checked is None:
                 pool = cast("Redis", redis).connection_pool
                 self._checked = _CheckedRedis(pool, group=self.worker_group_name, on_drop=self._on_drop)
+                self._checked.set_retry(leaving_replicas())
             yield self._checked
 
     async def put_again(self, key: str, job_id: str) -> None:

@@ -13,6 +13,7 @@ from limits.errors import StorageError
 from redis.asyncio import ConnectionPool
 
 from . import keys
+from .connection import leaving_replicas
 
 # A limit is worth no waiting: while the store does not answer, every request may pass.
 _TIMEOUT_S = 0.25
@@ -61,7 +62,9 @@ async def rate_limits(url: str, limit: str) -> AsyncIterator[RateLimits | None]:
     if not limit:
         yield None
         return
-    pool = ConnectionPool.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
+    pool = ConnectionPool.from_url(
+        url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, retry=leaving_replicas()
+    )
     storage = RedisStorage(
         "async+redis://",  # the address is the pool's
         implementation="redispy",

@@ -76,8 +76,10 @@ def gain_quantile(share: float, *, by: str = "") -> str:
     return f"histogram_quantile({share}, {counts})"
 
 
+_NO_PROBES = ', route!~"/healthz|/readyz|/metrics|/v2/health/.+"'
+_REQUESTS = rate("exemplar_requests_total", more=_NO_PROBES)
 # `or vector(0)`: a counter with labels has no series before its first event, and no errors is 0, not "no data".
-_ERRORS = "(" + rate("exemplar_requests_total", more=', status=~"5.."') + " or vector(0))"
+_ERRORS = "(" + rate("exemplar_requests_total", more=f', status=~"5.."{_NO_PROBES}') + " or vector(0))"
 _HITS, _MISSES = rate("exemplar_adapter_cache_hits_total"), rate("exemplar_adapter_cache_misses_total")
 _PHOTO_HITS, _PHOTO_MISSES = rate("exemplar_image_cache_hits_total"), rate("exemplar_image_cache_misses_total")
 
@@ -91,7 +93,7 @@ SERVICE = Dashboard(
         "Now": [
             Panel(
                 title="Ready",
-                description="Yes if every selected instance answered its last readiness probe with 200.",
+                description="Yes if every selected instance was ready at its last look, every 5 s.",
                 unit="bool_yes_no",
                 kind="stat",
                 width=6,
@@ -100,7 +102,7 @@ SERVICE = Dashboard(
             ),
             Panel(
                 title="Store up",
-                description="Up: the store answered the last probe of every selected instance. Used: no instance has "
+                description="Up: the store took the last test write of every selected instance. Used: no instance has "
                 "stopped waiting for it.",
                 unit="bool_yes_no",
                 kind="stat",
@@ -113,12 +115,12 @@ SERVICE = Dashboard(
             ),
             Panel(
                 title="Requests per second",
-                description="Requests answered per second, with any status.",
+                description="Requests answered per second, with any status. Probes and scrapes are left out.",
                 unit="reqps",
                 kind="stat",
                 width=6,
                 height=4,
-                queries={rate("exemplar_requests_total"): "requests"},
+                queries={_REQUESTS: "requests"},
             ),
             Panel(
                 title="Version",
@@ -139,16 +141,17 @@ SERVICE = Dashboard(
             ),
             Panel(
                 title="Answers by status",
-                description="Requests per second, by the status of their answers.",
+                description="Requests per second, by the status of their answers. Probes and scrapes are left out.",
                 unit="reqps",
                 stacked=True,
-                queries={rate("exemplar_requests_total", by="status"): "{{status}}"},
+                queries={rate("exemplar_requests_total", by="status", more=_NO_PROBES): "{{status}}"},
             ),
             Panel(
                 title="Error ratio",
-                description="Share of the requests answered with a 5xx, the 503 of a full queue among them.",
+                description="Share of the requests answered with a 5xx, the 503 of a full queue among them. Probes and "
+                "scrapes are left out.",
                 unit="percentunit",
-                queries={f"{_ERRORS} / {rate('exemplar_requests_total')}": "5xx"},
+                queries={f"{_ERRORS} / {_REQUESTS}": "5xx"},
             ),
         ],
         "Duration": [
@@ -199,7 +202,7 @@ SERVICE = Dashboard(
             ),
             Panel(
                 title="Store probe, p95",
-                description="Duration of the test write to the store by /readyz.",
+                description="Duration of the test writes to the store, every 5 s and by /readyz.",
                 unit="s",
                 queries={quantile(0.95, "exemplar_redis_probe_seconds"): "p95"},
             ),

@@ -39,14 +39,14 @@ class TestHealth:
         api.redis.config_set("maxmemory", "1")
         try:
             answer = api.http.get("/readyz")
+            assert value(api, "exemplar_ready") == 0
+            assert value(api, "exemplar_redis_up") == 0
         finally:
             api.redis.config_set("maxmemory", "0")
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["detail"] == "The store does not take writes."
-        assert value(api, "exemplar_ready") == 0
-        assert value(api, "exemplar_redis_up") == 0
         assert api.http.get("/readyz").status_code == 200
 
     def test_a_full_queue_and_a_cold_model_are_reasons(self, start, tiny) -> None:

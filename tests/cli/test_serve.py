@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+_MAY_UNSHARE = (
+    shutil.which("unshare") is not None and subprocess.run(["unshare", "--pid", "--fork", "true"]).returncode == 0
+)
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.timeout(300)  # each starts a process, which imports torch
 
@@ -44,6 +54,20 @@ def test_a_port_that_is_taken(tmp_path: Path, run) -> None:
     assert f"Error: Nothing can listen at 127.0.0.1:{port}" in done.stderr
     assert "address already in use" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not _MAY_UNSHARE, reason="needs the right to make a process namespace")
+def test_sigterm_ends_process_1_while_it_starts() -> None:
+    """The main process of a container, which the kernel spares every signal that it has no handler for."""
+    with socket.create_server(("127.0.0.1", 0)) as store:  # which never answers
+        settings = {"EXEMPLAR_REDIS_URL": f"redis://127.0.0.1:{store.getsockname()[1]}", "EXEMPLAR_PORT": "0"}
+        command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-m", "app", "serve"]
+        with subprocess.Popen(command, env=os.environ | settings, cwd=ROOT) as outer:
+            connection, _ = store.accept()
+            with connection:
+                (served,) = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
+                os.kill(int(served), signal.SIGTERM)
+                assert outer.wait(60) == 128 + signal.SIGTERM
 
 
 def test_demo_teaches_segments_and_leaves_nothing_running(tmp_path: Path, run) -> None:

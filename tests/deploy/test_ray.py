@@ -44,6 +44,7 @@ RAY_SERVICE = fields(
             rayVersion=TEXT,
             authOptions=fields(mode={"enum": ["token", "disabled"]}),
             enableInTreeAutoscaling={"type": "boolean"},
+            autoscalerOptions=fields(securityContext={"type": "object"}),
             headGroupSpec=fields(rayStartParams=PARAMETERS, template=POD),
             workerGroupSpecs=listed(
                 fields(
@@ -144,6 +145,26 @@ def test_pods_keep_to_the_schema_of_kubernetes(groups):
     for group in groups:
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, **group["template"]}
         assert kubernetes_validate.validate(pod, KUBERNETES, strict=True) == KUBERNETES
+
+
+def test_pods_keep_to_the_restricted_standard_of_their_namespace(root, service, groups, containers):
+    """Else none of them starts: the namespace of the document enforces it."""
+    namespace = yaml.safe_load((root / "deploy/kubernetes/namespace.yaml").read_text(encoding="utf-8"))
+    assert namespace["metadata"]["name"] == service["metadata"]["namespace"]
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+    for group in groups:
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC", "volumes", "initContainers"} & pod.keys()
+    # The operator adds one container, with a context of its own, and one that takes over the context of Ray's.
+    added = service["spec"]["rayClusterConfig"]["autoscalerOptions"]
+    for container in (*containers, added):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
 
 
 def test_pods_have_settings_that_exist_and_let_others_in(containers, groups):

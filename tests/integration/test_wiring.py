@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from prometheus_client import generate_latest
 from pydantic import ValidationError
 
 from app import wiring
 from app.errors import AppError, InvalidInputError, UnavailableError
 from app.method.tuning import PAPER, TUNED
+from app.metrics import Metrics
+from app.services import health
 from app.services.job_engine import JobEngine
 from app.settings import Settings
 from app.storage.breaker import StoreAwayError
@@ -179,6 +182,55 @@ class TestService:
             while "out of memory" not in caplog.text:
                 await asyncio.sleep(0.01)
             assert await live.health.reasons() == ["The model tiny is not warm yet."]
+
+    async def test_its_metrics_tell_whether_it_is_ready_though_nobody_asks(
+        self, tmp_path, database, tiny, monkeypatch
+    ) -> None:
+        monkeypatch.setattr(health, "_LOOK_AGAIN_S", 0.02)
+        async with service(Settings(redis_url=database, data_dir=tmp_path), loaded=[tiny]) as live:
+
+            async def becomes(expected: float) -> None:
+                async with asyncio.timeout(10):
+                    while {
+                        live.metrics.registry.get_sample_value(name) for name in ("exemplar_ready", "exemplar_redis_up")
+                    } != {expected}:
+                        await asyncio.sleep(0.01)
+
+            await becomes(1)
+            await live.redis.config_set("maxmemory", "1")
+            try:
+                await becomes(0)
+            finally:
+                await live.redis.config_set("maxmemory", "0")
+            await becomes(1)
+
+
+class TestGpu:
+    """On a machine without one, where NVIDIA's library has nothing to tell."""
+
+    @pytest.fixture(autouse=True)
+    def _library(self, monkeypatch) -> None:
+        monkeypatch.setattr(wiring, "find_spec", lambda _: True)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+    def test_a_utilisation_that_cannot_be_read_is_left_out_and_costs_no_other_metric(self) -> None:
+        metrics = Metrics()
+        wiring._watch_gpu("cuda:0", metrics)
+        told = generate_latest(metrics.registry).decode()
+        assert 'exemplar_gpu_memory_bytes{device="cuda:0"} 0.0' in told
+        assert "exemplar_gpu_utilization_ratio{" not in told
+
+    def test_a_driver_that_fails_later_costs_no_other_metric(self, monkeypatch) -> None:
+        metrics = Metrics()
+        monkeypatch.setattr(torch.cuda, "utilization", lambda _: 25)
+        wiring._watch_gpu("cuda:0", metrics)
+        assert 'exemplar_gpu_utilization_ratio{device="cuda:0"} 0.25' in generate_latest(metrics.registry).decode()
+
+        def lost(_: object) -> int:
+            raise RuntimeError("GPU is lost")
+
+        monkeypatch.setattr(torch.cuda, "utilization", lost)
+        assert 'exemplar_gpu_utilization_ratio{device="cuda:0"} NaN' in generate_latest(metrics.registry).decode()
 
 
 class TestThreads:

@@ -45,8 +45,8 @@ class Bench:
         return self.metrics.registry.get_sample_value("exemplar_jobs_total", {"kind": "rank", "outcome": outcome})
 
     @asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.engine.work())
+    async def working(self, engine: JobEngine | None = None) -> AsyncIterator[None]:
+        task = asyncio.create_task((engine or self.engine).work())
         try:
             yield
         finally:
@@ -254,6 +254,27 @@ async def test_a_job_that_its_queue_has_lost_is_left_to_a_worker_that_lives(benc
         await asyncio.sleep(0.3)
         await bench.engine.recover()
         assert await redis.xlen("exemplar:docket:stream") == 1
+
+
+async def test_a_job_whose_worker_lost_its_connection_is_left_to_it(bench: Bench) -> None:
+    """The queue takes that worker for dead; another one that the job is delivered to sees the lease."""
+    work = WaitingWork(bench.engine)
+    bench.engine.register("rank", work)
+    async with bench.working(), Redis.from_url(bench.url) as redis, a_queue(bench.url, bench.metrics) as queue:
+        other = JobEngine(queue, bench.jobs, concurrency=2, redelivery_s=1, metrics=bench.metrics)
+        other_work = WaitingWork(other)
+        other.register("rank", other_work)
+        job = await bench.add()
+        await work.begun.wait()
+        await redis.client_kill_filter(_type="normal", skipme=True)
+        async with bench.working(other):
+            await asyncio.sleep(3)  # three times that of a redelivery
+            work.goes_on.set()
+            assert (await bench.ended(job)).status == "succeeded"
+            await until_empty(redis)
+    assert (work.ran, other_work.ran) == ([job.id], [])
+    assert (await bench.jobs.get(job.id)).deaths == 0
+    assert bench.metrics.registry.get_sample_value("exemplar_job_redeliveries_total") == 0
 
 
 async def test_a_damaged_entry_of_the_queue_costs_no_other_job(bench: Bench, caplog) -> None:

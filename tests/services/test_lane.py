@@ -286,6 +286,25 @@ class TestSideBySide:
         goes_on.set()
         assert await slow
 
+    async def test_time_is_counted_when_a_call_ends_though_others_run_on(self, lane: Lane, metrics: Metrics) -> None:
+        """Requests that overlap all the time are a lane that is busy all the time, not one that stands still."""
+
+        def busy_s() -> float:
+            labels = {"backbone": "tiny", "kind": "segment"}
+            return metrics.registry.get_sample_value("exemplar_lane_busy_seconds_total", labels) or 0.0
+
+        gate, goes_on = await blocked(lane), threading.Event()
+        slow = await submitted(lane, partial(goes_on.wait, 10))
+        quick = await submitted(lane, lambda: 1)
+        await gate.open()
+        await quick
+        before_s, began = busy_s(), time.perf_counter()
+        await lane.run(partial(time.sleep, 0.1), kind="segment")
+        assert not slow.done()
+        assert 0.1 <= busy_s() - before_s <= time.perf_counter() - began + 0.05
+        goes_on.set()
+        await slow
+
     async def test_a_step_that_is_due_waits_for_what_runs_alone(
         self, lane: Lane, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -191,8 +191,8 @@ class TestCommitting:
 
     async def test_a_withdrawn_generation_is_not_committed(self, store: CategoryStore) -> None:
         generation, _ = await teach(store)
-        assert await store.withdraw("cat", generation=generation)
-        assert not await store.withdraw("cat", generation=generation)
+        for _ in range(2):  # again, as by a caller who was not told that it had succeeded
+            assert await store.withdraw("cat", generation=generation)
         assert not await commit(store, generation=generation)
         assert (await teach(store))[0] == generation + 2
 
@@ -200,7 +200,6 @@ class TestCommitting:
         generation, _ = await teach(store)
         await commit(store, generation=generation)
         assert not await store.withdraw("cat", generation=generation)
-        assert not await store.withdraw("nobody", generation=1)
 
     async def test_the_oldest_versions_go_with_their_tensors(self, store, redis) -> None:
         for _ in range(12):  # two digits: 10 is newer than 9

@@ -2,8 +2,9 @@
 --
 -- KEYS    1 category  2 counters
 -- ARGV    1 generation
--- Returns 1, or 0 if its adapter is in use already or the category waits for another generation.
-if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[1] then return 0 end
+-- Returns 1, also if the category waits for another generation already; 0 if its adapter is in use.
 if redis.call('HGET', KEYS[1], 'adapter_generation') == ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'generation', redis.call('HINCRBY', KEYS[2], 'generation', 1))
+if redis.call('HGET', KEYS[1], 'generation') == ARGV[1] then
+  redis.call('HSET', KEYS[1], 'generation', redis.call('HINCRBY', KEYS[2], 'generation', 1))
+end
 return 1
