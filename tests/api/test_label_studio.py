@@ -92,7 +92,8 @@ def api(start, label_studio: FakeLabelStudio):
         yield running
 
 
-# What waits to be learnt, and who learns it.
+# What was learnt, what waits to be learnt, and who learns it.
+ANNOTATIONS = "exemplar:label-studio:annotations"
 CHANGES, LOCK = "exemplar:label-studio:changes", "exemplar:label-studio:changes-lock"
 
 
@@ -123,6 +124,11 @@ def example_ids(api, name: str = "cat") -> list[str]:
     return [example["id"] for example in answer.json()] if answer.status_code == 200 else []
 
 
+def stored(api, annotation: int) -> dict[str, Any]:
+    """What the store has of an annotation."""
+    return json.loads(api.redis.hget(ANNOTATIONS, str(annotation)))
+
+
 def mask_of_example(api, id: str) -> np.ndarray:
     raw = api.http.get(f"/categories/cat/examples/{id}/mask").content
     return decode_mask(raw, photo_hw=(480, 640), max_pixels=480 * 640)
@@ -137,6 +143,7 @@ def config(*controls: str) -> str:
 
 
 BRUSH = '<BrushLabels name="brush" toName="image"><Label value="cat"/></BrushLabels>'
+ANIMALS = ("cat", "dog", "horse")
 
 
 class TestConnecting:
@@ -266,7 +273,7 @@ class TestAnnotations:
         until(lambda: example_ids(api))
         tell(api, recorded(name))
         until(lambda: not example_ids(api))
-        until(lambda: not api.redis.exists("exemplar:label-studio:annotations"))
+        until(lambda: not api.redis.exists(ANNOTATIONS))
 
     def test_a_skipped_task_takes_it_away_too(self, api) -> None:
         tell(api, recorded("annotation_created"))
@@ -289,6 +296,23 @@ class TestAnnotations:
             (first,) = until(lambda: example_ids(api))
             tell(api, recorded("annotation_updated"))
             until(lambda: example_ids(api) not in ([], [first]))
+
+    def test_a_category_that_is_full_keeps_no_other_label_and_no_correction_waiting(
+        self, start, label_studio: FakeLabelStudio, caplog
+    ) -> None:
+        with start(label_studio_url=label_studio.url, label_studio_token=TOKEN, max_examples=1) as api:
+            tell(api, recorded("annotation_created"))
+            until(lambda: example_ids(api))
+            tell(api, self._marked(api, "dog"))
+            until(lambda: example_ids(api, "dog"))
+            # The dog is corrected to a cat, for which there is no room, and to a horse.
+            tell(api, self._marked(api, "cat", "horse"))
+            until(lambda: example_ids(api, "horse"))
+            until(lambda: not example_ids(api, "dog"))
+            assert len(example_ids(api)) == 1
+            assert "cat has as many examples as it may" in caplog.text
+            # What it taught is all that is stored of it.
+            until(lambda: [example["category"] for example in stored(api, 2)["examples"]] == ["horse"])
 
     def test_several_at_once(self, api) -> None:
         one = recorded("annotation_created")
@@ -381,6 +405,21 @@ class TestAnnotations:
     def test_other_changes_are_ignored(self, api) -> None:
         for action in ("PROJECT_UPDATED", "ANNOTATION_CREATED", "", "START_TRAINING"):
             tell(api, {"action": action})
+
+    @staticmethod
+    def _marked(api, *labels: str) -> dict[str, Any]:
+        """An annotation of a second task with a region of each label."""
+        regions = [
+            {"from_name": "brush", "value": {"rle": mask_to_brush(api.marked), "brushlabels": [label]}}
+            for label in labels
+        ]
+        controls = BRUSH.replace('<Label value="cat"/>', "".join(f'<Label value="{name}"/>' for name in ANIMALS))
+        return {
+            "action": "ANNOTATION_UPDATED",
+            "annotation": {"id": 2, "task": 2, "result": regions},
+            "task": small_task(api) | {"id": 2},
+            "project": {"id": 1, "label_config": config(controls)},
+        }
 
     @staticmethod
     def _tell_another_and_wait(api) -> None:

@@ -86,8 +86,10 @@ class Annotations:
     async def learn(self, marked: Marked) -> None:
         """Teach an annotation's labels; what it taught before and does not show any more is deleted.
 
+        A label whose category has as many examples as it may is left out.
+
         Raises:
-            AppError: If its photo or config can't be read, or a category has as many examples as it may.
+            AppError: If its photo or config can't be read.
         """
         known = await self._store.get(marked.id)
         if known and _is_earlier(marked.updated_at, known.updated_at):
@@ -138,27 +140,34 @@ class Annotations:
             for lesson, content in zip(lessons, contents, strict=True)
             if content not in taught
         ]
-        after = (*there, *(example for _, example in new))
         # First all that there will be at any time: an end of this process in between leaves nothing without a trace.
         both = (*before, *(example for _, example in new))
         await self._store.put(marked.id, Annotation(marked.task, marked.updated_at, both))
         gone = [example for example in before if example not in there]
-        for lesson, _ in new:
-            await self._teach(lesson, [example for example in gone if CategoryName(example.category) == lesson.name])
+        stored = []
+        for lesson, example in new:
+            if await self._teach(lesson, [one for one in gone if CategoryName(one.category) == lesson.name]):
+                stored.append(example)
         for example in gone:
             await self._forget(example)
-        await self._store.put(marked.id, Annotation(marked.task, marked.updated_at, after))
+        await self._store.put(marked.id, Annotation(marked.task, marked.updated_at, (*there, *stored)))
 
-    async def _teach(self, lesson: Lesson, gone: Sequence[LabelExample]) -> None:
-        """Teach a lesson; where there is no room for both, what it replaces is deleted first."""
+    async def _teach(self, lesson: Lesson, gone: Sequence[LabelExample]) -> bool:
+        """Teach a lesson; where there is no room for both, what it replaces is deleted first.
+
+        Returns:
+            False if its category has no room for it. The other labels of the annotation are taught all the same.
+        """
         try:
             await self._teaching.teach(lesson)
-        except ConflictError:
+        except ConflictError as error:
             if not gone:
-                raise
+                _log.warning("the label %s of an annotation is not taught: %s", lesson.name.text, error)
+                return False
             for example in gone:
                 await self._forget(example)
-            await self._teaching.teach(lesson)
+            return await self._teach(lesson, ())
+        return True
 
     async def _exists(self, example: LabelExample) -> bool:
         """False if somebody deleted it elsewhere."""
