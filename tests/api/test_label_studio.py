@@ -39,6 +39,9 @@ class FakeLabelStudio(ThreadingHTTPServer):
         self.accepted = {f"Token {TOKEN}"}
         self.asked: list[tuple[str, str | None]] = []
         self.redirects: dict[str, str] = {}
+        self.refuses_with = 302  # to the login page; or 401
+        self.login = "/user/login/"
+        self.fresh = iter(["fresh", "fresher", "freshest"])  # what a personal access token is exchanged for
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -50,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
         if location := self.server.redirects.get(self.path):
             self._send(302, b"", location=location)
         elif sent not in self.server.accepted:
-            self._send(302, b"", location=f"/user/login/?next={self.path}")
+            self._send(self.server.refuses_with, b"", location=f"{self.server.login}?next={self.path}")
         elif self.path.startswith("/api/tasks?"):
             page = [] if "page=2" in self.path else self.server.tasks
             self._send(200, json.dumps({"tasks": page}).encode())
@@ -61,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append((self.path, body["refresh"]))
-        self._send(200, json.dumps({"access": "fresh"}).encode())
+        self._send(200, json.dumps({"access": next(self.server.fresh)}).encode())
 
     def _send(self, status: int, body: bytes, *, location: str = "") -> None:
         self.send_response(status)
@@ -488,8 +491,10 @@ class TestPhotos:
             assert self.predicted(api, f"http://{host}/x-coffee.jpg").status_code == 200
         assert [sent for _, sent in label_studio.asked] == [None]
 
-    def test_a_wrong_token_is_told(self, start, label_studio: FakeLabelStudio) -> None:
-        with start(label_studio_url=label_studio.url, label_studio_token="wrong") as api:
+    @pytest.mark.parametrize("folder", ["", "/ls"])
+    def test_a_wrong_token_is_told(self, start, label_studio: FakeLabelStudio, folder: str) -> None:
+        label_studio.login = f"{folder}/user/login/"
+        with start(label_studio_url=label_studio.url + folder, label_studio_token="wrong") as api:
             answer = self.predicted(api, "/data/upload/1/x-coffee.jpg")
             assert answer.status_code == 422
             assert "EXEMPLAR_LABEL_STUDIO_TOKEN" in answer.json()["detail"]
@@ -504,12 +509,39 @@ class TestPhotos:
             call(api, "setup", body | {"hostname": label_studio.url})
             assert self.predicted(api, "/data/upload/1/x-coffee.jpg").status_code == 200
 
-    def test_a_personal_access_token_is_exchanged_and_renewed(self, start, label_studio: FakeLabelStudio) -> None:
+    @pytest.mark.parametrize("refuses_with", [302, 401])
+    def test_a_personal_access_token_is_exchanged_and_renewed(
+        self, start, label_studio: FakeLabelStudio, refuses_with: int
+    ) -> None:
+        label_studio.refuses_with = refuses_with
         label_studio.accepted = {"Bearer fresh"}
+
+        def exchanges() -> int:
+            return [path for path, _ in label_studio.asked].count("/api/token/refresh")
+
         with start(label_studio_url=label_studio.url, label_studio_token="a.b.c") as api:
             for _ in range(2):
                 assert self.predicted(api, "/data/upload/1/x-coffee.jpg").status_code == 200
-        assert [path for path, _ in label_studio.asked].count("/api/token/refresh") == 1
+            assert exchanges() == 1
+            label_studio.accepted = {"Bearer fresher"}  # the first one has expired
+            for _ in range(2):
+                assert self.predicted(api, "/data/upload/1/x-coffee.jpg").status_code == 200
+            assert exchanges() == 2
+            label_studio.accepted = set()  # its user has lost access
+            answer = self.predicted(api, "/data/upload/1/x-coffee.jpg")
+            assert answer.status_code == 422
+            assert "EXEMPLAR_LABEL_STUDIO_TOKEN" in answer.json()["detail"]
+            assert exchanges() == 3
+
+    def test_two_photos_at_once_renew_an_expired_token(self, start, label_studio: FakeLabelStudio) -> None:
+        label_studio.accepted = {"Bearer fresh"}
+        photo = "/data/upload/1/x-coffee.jpg"
+        with start(label_studio_url=label_studio.url, label_studio_token="a.b.c", background="sky") as api:
+            assert self.predicted(api, photo).status_code == 200
+            label_studio.accepted = {"Bearer fresher", "Bearer freshest"}
+            tasks = [{"id": number, "data": {"image": photo}} for number in (1, 2)]
+            answer = call(api, "predict", {"tasks": tasks, "label_config": config(BRUSH)})
+            assert all(result["result"] for result in answer.json()["results"])
 
     def test_a_large_one_is_refused(self, start, label_studio: FakeLabelStudio) -> None:
         with start(label_studio_url=label_studio.url, label_studio_token=TOKEN, max_upload_bytes=1000) as api:

@@ -21,7 +21,7 @@ _CONNECT_TIMEOUT_S = 5.0
 _READ_TIMEOUT_S = 20.0
 _MOST_REDIRECTS = 4
 
-# Label Studio answers a caller that it does not know with its login page.
+# Label Studio leads a caller whom it does not know to its login page, which may be below a folder of its host.
 _LOGIN_PATH = "/user/login"
 
 # A page of tasks has the regions of all their annotations.
@@ -149,18 +149,21 @@ class LabelStudioClient:
     async def _get(self, url: httpx.URL, *, max_bytes: int) -> bytes:
         for _ in range(_MOST_REDIRECTS):
             self._check_allowed(url)
-            status, headers, raw = await self._send(url, max_bytes)
-            if status == 401 and self._access:
-                self._access = ""  # it has expired
-                status, headers, raw = await self._send(url, max_bytes)
-            if not 300 <= status < 400:
-                return _content(url, status, raw)
-            url = url.join(headers.get("location", ""))
-            if url.path.startswith(_LOGIN_PATH):
+            access = self._access if self._is_label_studio(url) else ""
+            status, target, raw = await self._send(url, max_bytes)
+            if access and _is_unknown(status, target):  # it has expired
+                if self._access == access:  # else another request has renewed it in the meantime
+                    self._access = ""
+                status, target, raw = await self._send(url, max_bytes)
+            if _is_unknown(status, target):
                 raise _refused(url, 401)
+            if target is None:
+                return _content(url, status, raw)
+            url = target
         raise InvalidInputError(f"{url.host} redirects too often.", field="tasks")
 
-    async def _send(self, url: httpx.URL, max_bytes: int) -> tuple[int, Mapping[str, str], bytes]:
+    async def _send(self, url: httpx.URL, max_bytes: int) -> tuple[int, httpx.URL | None, bytes]:
+        """Status, address that a redirect leads to, and content of an answer."""
         headers = await self._authorization() if self._is_label_studio(url) else {}
         try:
             async with self._client().stream("GET", url, headers=headers) as answer:
@@ -169,7 +172,8 @@ class LabelStudioClient:
                     raw += part
                     if len(raw) > max_bytes:
                         raise self._too_large(f"The photo of {url.host}", max_bytes)
-                return answer.status_code, answer.headers, bytes(raw)
+                target = url.join(answer.headers.get("location", "")) if 300 <= answer.status_code < 400 else None
+                return answer.status_code, target, bytes(raw)
         except httpx.HTTPError as error:
             raise UnavailableError(f"{url.host} does not answer ({type(error).__name__}).", field="tasks") from error
 
@@ -212,6 +216,11 @@ class _NotThere(InvalidInputError):
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     ports = {"http": 80, "https": 443}
     return url.scheme, url.host.lower(), url.port or ports.get(url.scheme)
+
+
+def _is_unknown(status: int, target: httpx.URL | None) -> bool:
+    """True for the answer to a caller whom Label Studio does not know; some of its pages lead to the login."""
+    return status == 401 or (target is not None and target.path.rstrip("/").endswith(_LOGIN_PATH))
 
 
 def _content(url: httpx.URL, status: int, raw: bytes) -> bytes:
