@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from app.api.context import Live
 from app.api.problems import documented
 from app.services.labelling.annotations import marked_of
-from app.services.labelling.changes import Change, Forget, ForgetTask, Learn, LearnProject
+from app.services.labelling.changes import Change, Forget, ForgetTasks, Learn, LearnProject
 
 router = APIRouter(prefix="/label-studio", tags=["label-studio"])
 
@@ -151,8 +151,7 @@ async def predict(body: Predict, live: Live) -> Predictions:
 @router.post("/webhook", status_code=201, responses=documented(400, 413, 422))
 async def webhook(body: ToldChange, live: Live) -> Noted:
     """Take note of a change: annotations are taught in the background. Other changes are ignored."""
-    for change in _changes(body):
-        await live.label_changes.add(change)
+    await live.label_changes.add(list(_changes(body)))
     return Noted()
 
 
@@ -179,14 +178,13 @@ def _changes(told: ToldChange) -> Iterator[Change]:
                 id = annotation.task if annotation.task is not None else next(iter(tasks), None)
                 if id in tasks:
                     with_task = {**tasks[id].model_dump(), "annotations": [annotation.model_dump()]}
-                    for marked in marked_of(with_task, told.project.label_config):
+                    for marked in marked_of(with_task, told.project.label_config, told.project.id):
                         yield Learn(marked)
         case "ANNOTATIONS_DELETED":
             for annotation in told.annotations:
                 yield Forget(annotation.id)
         case "TASKS_DELETED":
-            for task in told.tasks:
-                yield ForgetTask(task.id)
+            yield ForgetTasks(tuple(task.id for task in told.tasks))
         case "START_TRAINING" if told.project:
             yield LearnProject(told.project.id, told.project.label_config)
 

@@ -91,6 +91,11 @@ class LabelStudioClient:
     async def tasks(self, project: int, *, page: int, page_size: int) -> list[Mapping[str, Any]]:
         """Some tasks of a project with their annotations; none after the last page.
 
+        Args:
+            project: Id of the project.
+            page: Number of the page, from 1.
+            page_size: Number of tasks on a page.
+
         Raises:
             InvalidInputError, UnavailableError: As `photo`.
         """
@@ -100,9 +105,23 @@ class LabelStudioClient:
         try:
             raw = await self._get(url, max_bytes=_MAX_JSON_BYTES)
         except _NotThere:
+            if page == 1:  # there is no such project
+                raise
             return []  # the page after the last one
         found = _json(raw)
         return list(found.get("tasks", ()))
+
+    async def has_annotation(self, id: int) -> bool:
+        """True if Label Studio has an annotation with this id.
+
+        Raises:
+            InvalidInputError, UnavailableError: As `photo`.
+        """
+        try:
+            await self._get(self._absolute(f"/api/annotations/{id}/"), max_bytes=_MAX_JSON_BYTES)
+        except _NotThere:
+            return False
+        return True
 
     def _of_data_url(self, address: str) -> bytes:
         head, _, body = address.partition(",")
@@ -248,6 +267,5 @@ def _refused(url: httpx.URL, status: int) -> InvalidInputError:
             "project.",
             field="tasks",
         )
-    return _NotThere(
-        f"There is no photo at {url.copy_with(query=None)}: its host answers with {status}.", field="tasks"
-    )
+    kind = _NotThere if status == 404 else InvalidInputError
+    return kind(f"Nothing can be read at {url.copy_with(query=None)}: its host answers with {status}.", field="tasks")
