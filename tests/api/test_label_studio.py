@@ -337,6 +337,20 @@ class TestAnnotations:
         tell(api, change)
         until(lambda: len(example_ids(api)) == 2)
 
+    def test_an_empty_one_keeps_no_other_from_being_learnt(self, api) -> None:
+        """Predictions without a result become annotations without one."""
+        one = recorded("annotation_created")
+        empty = one["annotation"] | {"id": 2, "result": None}
+        tell(api, one | {"action": "ANNOTATIONS_CREATED", "annotation": [empty, one["annotation"]]})
+        until(lambda: example_ids(api))
+
+    def test_a_project_without_a_config_tells_what_is_deleted(self, api) -> None:
+        tell(api, recorded("annotation_created"))
+        until(lambda: example_ids(api))
+        for name in ("annotation_updated", "start_training", "tasks_deleted"):
+            tell(api, recorded(name) | {"project": {"id": 1, "label_config": None}})
+        until(lambda: not example_ids(api))
+
     def test_training_learns_all_annotations_of_the_project(self, api, label_studio: FakeLabelStudio) -> None:
         change = recorded("annotation_created")
         label_studio.tasks = [change["task"] | {"annotations": [change["annotation"]]}]
