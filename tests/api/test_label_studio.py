@@ -535,6 +535,16 @@ class TestPhotos:
         answer = self.predicted(api, address)
         assert answer.status_code == 422, answer.text
 
+    @pytest.mark.parametrize("address", ["/data/a\n.jpg", "/" + "a" * 70_000, "http://localhost/\0"], ids=len)
+    def test_of_what_is_no_address_are_told_and_others_predicted(self, api, address: str) -> None:
+        answer = self.predicted(api, address)
+        assert answer.status_code == 422, answer.text
+        assert "is no address of a photo" in answer.json()["detail"]
+        tasks = [{"id": 1, "data": {"image": address}}, small_task(api)]
+        first, second = call(api, "predict", {"tasks": tasks, "label_config": config(BRUSH)}).json()["results"]
+        assert first == []
+        assert second["result"]
+
     def test_a_name_before_the_host_is_not_the_host(self, api, label_studio: FakeLabelStudio) -> None:
         assert self.predicted(api, f"http://{label_studio.url[7:]}@localhost:1/x-cat.jpg").status_code == 422
         assert label_studio.asked == []

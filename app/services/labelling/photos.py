@@ -145,11 +145,8 @@ class LabelStudioClient:
                 )
             # Below a folder of a host, Label Studio writes paths with the folder or without it.
             folder = self._url.path.rstrip("/")
-            return self._url.join(address if folder and address.startswith(f"{folder}/") else f"{folder}{address}")
-        try:
-            return httpx.URL(address)
-        except httpx.InvalidURL as error:
-            raise InvalidInputError(f"{address[:200]} is no address of a photo: {error}.", field="tasks") from error
+            return _joined(self._url, address if folder and address.startswith(f"{folder}/") else f"{folder}{address}")
+        return _joined(httpx.URL(), address)
 
     def _is_label_studio(self, url: httpx.URL) -> bool:
         return self._url is not None and _origin(url) == _origin(self._url)
@@ -191,7 +188,8 @@ class LabelStudioClient:
                     raw += part
                     if len(raw) > max_bytes:
                         raise self._too_large(f"The photo of {url.host}", max_bytes)
-                target = url.join(answer.headers.get("location", "")) if 300 <= answer.status_code < 400 else None
+                is_redirect = 300 <= answer.status_code < 400
+                target = _joined(url, answer.headers.get("location", "")) if is_redirect else None
                 return answer.status_code, target, bytes(raw)
         except httpx.HTTPError as error:
             raise UnavailableError(f"{url.host} does not answer ({type(error).__name__}).", field="tasks") from error
@@ -235,6 +233,14 @@ class _NotThere(InvalidInputError):
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     ports = {"http": 80, "https": 443}
     return url.scheme, url.host.lower(), url.port or ports.get(url.scheme)
+
+
+def _joined(base: httpx.URL, address: str) -> httpx.URL:
+    """An address as it is meant on a page at another one."""
+    try:
+        return base.join(address)
+    except httpx.InvalidURL as error:
+        raise InvalidInputError(f"{address[:200]!r} is no address of a photo: {error}.", field="tasks") from error
 
 
 def _is_unknown(status: int, target: httpx.URL | None) -> bool:
