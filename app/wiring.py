@@ -62,7 +62,7 @@ from app.storage.unreadable import RECORD_KINDS, Unreadable
 # Pause before a failed worker is restarted, so that an error that recurs at once does not fill the log.
 _WORKER_PAUSE_S = 1.0
 
-# Changes of annotations that wait to be learnt. Each may hold the regions of a large photo.
+# Changes of annotations that wait to be learnt; those that came together count as one.
 _MOST_CHANGES, _MOST_CHANGES_BYTES = 1000, 64 * 2**20
 
 # An event stream outlives the restart of a killed embedded server, but does not wait for a store that is away.

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from app.api.context import Live
 from app.api.problems import documented
 from app.services.labelling.annotations import marked_of
-from app.services.labelling.changes import Change, Forget, ForgetTask, Learn, LearnProject
+from app.services.labelling.changes import Change, Forget, ForgetTasks, Learn, LearnProject
 
 router = APIRouter(prefix="/label-studio", tags=["label-studio"])
 
@@ -66,10 +66,10 @@ class Predictions(BaseModel):
 
 
 class Project(BaseModel):
-    """The project of a change."""
+    """The project of a change; one that was never set up has no config."""
 
     id: Id
-    label_config: str = "<View/>"
+    label_config: str | None = None
 
 
 class Task(BaseModel):
@@ -80,11 +80,11 @@ class Task(BaseModel):
 
 
 class Annotation(BaseModel):
-    """An annotation that was made or changed; of a deleted one there is only the id."""
+    """An annotation that was made or changed; of a deleted one there is only the id, of an empty one no result."""
 
     id: Id
     task: Id | None = None
-    result: list[Any] = []
+    result: list[Any] | None = None
     was_cancelled: Annotated[bool, Field(strict=True)] = False
     updated_at: str = ""
 
@@ -151,8 +151,7 @@ async def predict(body: Predict, live: Live) -> Predictions:
 @router.post("/webhook", status_code=201, responses=documented(400, 413, 422))
 async def webhook(body: ToldChange, live: Live) -> Noted:
     """Take note of a change: annotations are taught in the background. Other changes are ignored."""
-    for change in _changes(body):
-        await live.label_changes.add(change)
+    await live.label_changes.add(list(_changes(body)))
     return Noted()
 
 
@@ -172,23 +171,28 @@ async def job_status() -> JobStatus:
 
 def _changes(told: ToldChange) -> Iterator[Change]:
     match told.action:
-        case "ANNOTATION_CREATED" | "ANNOTATIONS_CREATED" | "ANNOTATION_UPDATED" if told.project:
-            tasks = {task.id: task for task in _list(told.task)}
-            for annotation in _list(told.annotation):
-                # One annotation of one task need not name it.
-                id = annotation.task if annotation.task is not None else next(iter(tasks), None)
-                if id in tasks:
-                    with_task = {**tasks[id].model_dump(), "annotations": [annotation.model_dump()]}
-                    for marked in marked_of(with_task, told.project.label_config):
-                        yield Learn(marked)
+        case "ANNOTATION_CREATED" | "ANNOTATIONS_CREATED" | "ANNOTATION_UPDATED":
+            yield from _learnt(told)
         case "ANNOTATIONS_DELETED":
             for annotation in told.annotations:
                 yield Forget(annotation.id)
         case "TASKS_DELETED":
-            for task in told.tasks:
-                yield ForgetTask(task.id)
-        case "START_TRAINING" if told.project:
+            yield ForgetTasks(tuple(task.id for task in told.tasks))
+        case "START_TRAINING" if told.project and told.project.label_config:
             yield LearnProject(told.project.id, told.project.label_config)
+
+
+def _learnt(told: ToldChange) -> Iterator[Learn]:
+    if not (told.project and told.project.label_config):
+        return
+    tasks = {task.id: task for task in _list(told.task)}
+    for annotation in _list(told.annotation):
+        # One annotation of one task need not name it.
+        id = annotation.task if annotation.task is not None else next(iter(tasks), None)
+        if id in tasks:
+            with_task = {**tasks[id].model_dump(), "annotations": [annotation.model_dump()]}
+            for marked in marked_of(with_task, told.project.label_config, told.project.id):
+                yield Learn(marked)
 
 
 def _list(one_or_many: Any) -> list[Any]:

@@ -16,11 +16,11 @@ _log = logging.getLogger(__name__)
 
 
 class AnnotationChanges:
-    """Changes as texts; what they mean is the caller's.
+    """Entries of changes as texts; what they mean is the caller's.
 
     Args:
         redis: Client that returns bytes.
-        most: Largest number of changes.
+        most: Largest number of entries.
         most_bytes: Largest memory of the store for them.
     """
 
@@ -29,20 +29,20 @@ class AnnotationChanges:
         self._most = most
         self._most_bytes = most_bytes
 
-    async def add(self, change: bytes) -> bool:
-        """Append a change; False if too much waits already. Calls at the same moment may exceed the limits."""
+    async def add(self, entry: bytes) -> bool:
+        """Append an entry; False if too much waits already. Calls at the same moment may exceed the limits."""
         if await self.first() is not None:
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.llen(keys.ANNOTATION_CHANGES)
                 pipe.memory_usage(keys.ANNOTATION_CHANGES, samples=0)
                 number, size = await pipe.execute()
-            if number >= self._most or (size or 0) + len(change) > self._most_bytes:
+            if number >= self._most or (size or 0) + len(entry) > self._most_bytes:
                 return False
-        await self._redis.rpush(keys.ANNOTATION_CHANGES, change)
+        await self._redis.rpush(keys.ANNOTATION_CHANGES, entry)
         return True
 
     async def first(self) -> bytes | None:
-        """The oldest change, or None."""
+        """The oldest entry, or None."""
         try:
             found = await self._redis.lindex(keys.ANNOTATION_CHANGES, 0)
         except ResponseError as error:
@@ -53,9 +53,9 @@ class AnnotationChanges:
             return None
         return as_bytes(found) if found is not None else None
 
-    async def remove(self, change: bytes) -> None:
-        """Remove a change that was made."""
-        await self._redis.lrem(keys.ANNOTATION_CHANGES, 1, change)  # type: ignore[arg-type]  # typed for text alone
+    async def remove(self, entry: bytes) -> None:
+        """Remove an entry whose changes were made."""
+        await self._redis.lrem(keys.ANNOTATION_CHANGES, 1, entry)  # type: ignore[arg-type]  # typed for text alone
 
     def lock(self, *, seconds: float) -> Lock:
         """A lock for who makes the changes; it is free again so long after its owner has died."""

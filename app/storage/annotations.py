@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter
@@ -39,11 +40,13 @@ class Annotation:
         task: Id of its task.
         updated_at: Time of its last change, as Label Studio writes it.
         examples: The examples made of it.
+        project: Id of its project; None in a record that an older release stored.
     """
 
     task: int
     updated_at: str
     examples: tuple[LabelExample, ...]
+    project: int | None = None
 
 
 _ANNOTATION = TypeAdapter(Annotation)
@@ -75,12 +78,19 @@ class AnnotationStore:
         """Delete what is stored of an annotation."""
         await self._redis.hdel(keys.ANNOTATIONS, str(id))
 
-    async def of_task(self, task: int) -> list[int]:
-        """Ids of a task's annotations."""
+    async def of_tasks(self, tasks: Collection[int]) -> list[int]:
+        """Ids of the annotations of some tasks."""
+        return await self._ids(lambda annotation: annotation.task in tasks)
+
+    async def of_project(self, project: int) -> list[int]:
+        """Ids of a project's annotations, without those that an older release stored."""
+        return await self._ids(lambda annotation: annotation.project == project)
+
+    async def _ids(self, condition: Callable[[Annotation], bool]) -> list[int]:
         found = []
         async for id, raw in self._redis.hscan_iter(keys.ANNOTATIONS):
             annotation = _read(raw)
-            if annotation and annotation.task == task:
+            if annotation and condition(annotation):
                 found.append(int(id))
         return found
 

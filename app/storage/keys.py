@@ -46,7 +46,7 @@ JOBS = f"{PREFIX}:jobs"
 # Hash: id of a Label Studio annotation to JSON, the examples that were made of it.
 ANNOTATIONS = f"{PREFIX}:label-studio:annotations"
 
-# List: JSON of the changes of annotations that wait to be learnt, the oldest first.
+# List: JSON of the changes of annotations that wait to be learnt, the oldest first; those that came together are one.
 ANNOTATION_CHANGES = f"{PREFIX}:label-studio:changes"
 
 # String: there while a process learns them.

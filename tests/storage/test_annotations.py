@@ -22,7 +22,7 @@ async def redis(database: str) -> AsyncIterator[Redis]:
 async def test_what_is_put_is_read_and_deleted(redis: Redis) -> None:
     store = AnnotationStore(redis)
     assert await store.get(3) is None
-    annotation = Annotation(5, "2026-11-28T18:41:17Z", (CAT, LabelExample("Ñandú", "e2", "c2")))
+    annotation = Annotation(5, "2026-11-28T18:41:17Z", (CAT, LabelExample("Ñandú", "e2", "c2")), project=4)
     await store.put(3, annotation)
     assert await store.get(3) == annotation
     await store.delete(3)
@@ -36,12 +36,24 @@ async def test_nothing_is_kept_of_one_without_examples(redis: Redis) -> None:
     assert not await redis.exists(keys.ANNOTATIONS)
 
 
-async def test_those_of_a_task(redis: Redis) -> None:
+async def test_those_of_tasks_and_of_a_project(redis: Redis) -> None:
     store = AnnotationStore(redis)
-    for id, task in ((1, 5), (2, 7), (3, 5)):
-        await store.put(id, Annotation(task, "", (CAT,)))
-    assert sorted(await store.of_task(5)) == [1, 3]
-    assert await store.of_task(11) == []
+    for id, task, project in ((1, 5, 1), (2, 7, 2), (3, 5, 1), (4, 9, 2)):
+        await store.put(id, Annotation(task, "", (CAT,), project))
+    assert sorted(await store.of_tasks([5])) == [1, 3]
+    assert sorted(await store.of_tasks([7, 9, 11])) == [2, 4]
+    assert await store.of_tasks([11]) == []
+    assert sorted(await store.of_project(2)) == [2, 4]
+    assert await store.of_project(3) == []
+
+
+async def test_one_of_an_older_release_has_no_project(redis: Redis) -> None:
+    example = '{"category": "cat", "id": "e1", "content": "c1"}'
+    await redis.hset(keys.ANNOTATIONS, "3", f'{{"task": 5, "updated_at": "", "examples": [{example}]}}')
+    store = AnnotationStore(redis)
+    assert await store.get(3) == Annotation(5, "", (CAT,), project=None)
+    assert await store.of_tasks([5]) == [3]
+    assert await store.of_project(1) == []
 
 
 @pytest.mark.parametrize("junk", [b"", b"{", b"[]", b"\xff", b'{"task": "x"}'])
@@ -49,6 +61,6 @@ async def test_one_that_cannot_be_read_counts_as_none(redis: Redis, junk: bytes)
     await redis.hset(keys.ANNOTATIONS, "3", junk)
     store = AnnotationStore(redis)
     assert await store.get(3) is None
-    assert await store.of_task(5) == []
+    assert await store.of_tasks([5]) == []
     await store.put(3, Annotation(5, "", (CAT,)))
-    assert await store.of_task(5) == [3]
+    assert await store.of_tasks([5]) == [3]

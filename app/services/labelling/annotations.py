@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -42,6 +42,7 @@ class Marked:
         regions: Its regions, unchecked JSON; none if the task was skipped.
         config: Label config of its project.
         updated_at: Time of the change, as Label Studio writes it.
+        project: Id of its project; None in a change that an older release stored.
     """
 
     id: int
@@ -50,6 +51,7 @@ class Marked:
     regions: Sequence[Any]
     config: str
     updated_at: str
+    project: int | None = None
 
 
 class Annotations:
@@ -86,8 +88,10 @@ class Annotations:
     async def learn(self, marked: Marked) -> None:
         """Teach an annotation's labels; what it taught before and does not show any more is deleted.
 
+        A label whose category has as many examples as it may is left out.
+
         Raises:
-            AppError: If its photo or config can't be read, or a category has as many examples as it may.
+            AppError: If its photo or config can't be read.
         """
         known = await self._store.get(marked.id)
         if known and _is_earlier(marked.updated_at, known.updated_at):
@@ -106,10 +110,14 @@ class Annotations:
             await self._forget(example)
         await self._store.delete(id)
 
-    async def forget_task(self, task: int) -> None:
-        """Delete the examples of a task's annotations."""
-        for id in await self._store.of_task(task):
+    async def forget_tasks(self, tasks: Collection[int]) -> None:
+        """Delete the examples of the annotations of some tasks."""
+        for id in await self._store.of_tasks(tasks):
             await self.forget(id)
+
+    async def of_project(self, project: int) -> list[int]:
+        """Ids of the annotations of a project that taught something."""
+        return await self._store.of_project(project)
 
     async def _lessons(self, marked: Marked, take_bytes: TakeBytes) -> list[Lesson]:
         """One lesson for each label that marks something, of each photo of the task."""
@@ -138,27 +146,35 @@ class Annotations:
             for lesson, content in zip(lessons, contents, strict=True)
             if content not in taught
         ]
-        after = (*there, *(example for _, example in new))
         # First all that there will be at any time: an end of this process in between leaves nothing without a trace.
         both = (*before, *(example for _, example in new))
-        await self._store.put(marked.id, Annotation(marked.task, marked.updated_at, both))
+        await self._store.put(marked.id, Annotation(marked.task, marked.updated_at, both, marked.project))
         gone = [example for example in before if example not in there]
-        for lesson, _ in new:
-            await self._teach(lesson, [example for example in gone if CategoryName(example.category) == lesson.name])
+        stored = []
+        for lesson, example in new:
+            if await self._teach(lesson, [one for one in gone if CategoryName(one.category) == lesson.name]):
+                stored.append(example)
         for example in gone:
             await self._forget(example)
-        await self._store.put(marked.id, Annotation(marked.task, marked.updated_at, after))
+        after = (*there, *stored)
+        await self._store.put(marked.id, Annotation(marked.task, marked.updated_at, after, marked.project))
 
-    async def _teach(self, lesson: Lesson, gone: Sequence[LabelExample]) -> None:
-        """Teach a lesson; where there is no room for both, what it replaces is deleted first."""
+    async def _teach(self, lesson: Lesson, gone: Sequence[LabelExample]) -> bool:
+        """Teach a lesson; where there is no room for both, what it replaces is deleted first.
+
+        Returns:
+            False if its category has no room for it. The other labels of the annotation are taught all the same.
+        """
         try:
             await self._teaching.teach(lesson)
-        except ConflictError:
+        except ConflictError as error:
             if not gone:
-                raise
+                _log.warning("the label %s of an annotation is not taught: %s", lesson.name.text, error)
+                return False
             for example in gone:
                 await self._forget(example)
-            await self._teaching.teach(lesson)
+            return await self._teach(lesson, ())
+        return True
 
     async def _exists(self, example: LabelExample) -> bool:
         """False if somebody deleted it elsewhere."""
@@ -172,7 +188,7 @@ class Annotations:
             _log.info("an example of %s is deleted already", example.category)
 
 
-def marked_of(task: Mapping[str, Any], config: str) -> list[Marked]:
+def marked_of(task: Mapping[str, Any], config: str, project: int) -> list[Marked]:
     """The annotations of a task with its annotations, as Label Studio's API gives it."""
     found = []
     for annotation in task.get("annotations") or ():
@@ -185,6 +201,7 @@ def marked_of(task: Mapping[str, Any], config: str) -> list[Marked]:
                 regions=() if skipped else annotation.get("result") or (),
                 config=config,
                 updated_at=str(annotation.get("updated_at", "")),
+                project=project,
             )
         )
     return found

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated, Literal
+from itertools import count
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -52,8 +53,16 @@ class Forget:
 
 
 @dataclass(frozen=True)
+class ForgetTasks:
+    """The examples of the annotations of some tasks are to be deleted."""
+
+    tasks: tuple[int, ...]
+    kind: Literal["forget-tasks"] = "forget-tasks"
+
+
+@dataclass(frozen=True)
 class ForgetTask:
-    """The examples of a task's annotations are to be deleted."""
+    """The examples of a task's annotations are to be deleted, as older releases wrote it."""
 
     task: int
     kind: Literal["forget-task"] = "forget-task"
@@ -61,23 +70,23 @@ class ForgetTask:
 
 @dataclass(frozen=True)
 class LearnProject:
-    """All annotations of a project are to be learnt, under its label config."""
+    """All annotations of a project are to be learnt, under its label config, and those that are gone forgotten."""
 
     project: int
     config: str
     kind: Literal["learn-project"] = "learn-project"
 
 
-Change = Learn | Forget | ForgetTask | LearnProject
+Change = Learn | Forget | ForgetTasks | ForgetTask | LearnProject
 
-_CHANGE: TypeAdapter[Change] = TypeAdapter(Annotated[Change, Field(discriminator="kind")])
+_CHANGES: TypeAdapter[list[Change]] = TypeAdapter(list[Annotated[Change, Field(discriminator="kind")]])
 
 
 class Changes:
     """Makes changes one after another, in the order in which they came, whichever process was told of them.
 
     Args:
-        pending: Those that wait.
+        pending: Those that wait. Those that came together are one entry.
         annotations: Keeps examples as annotations are.
         client: Reads the tasks of a project.
     """
@@ -88,13 +97,15 @@ class Changes:
         self._client = client
         self._told = asyncio.Event()
 
-    async def add(self, change: Change) -> None:
-        """Have a change made in the background. It outlives this process.
+    async def add(self, changes: Sequence[Change]) -> None:
+        """Have changes made in the background. They outlive this process.
 
         Raises:
-            OverloadedError: If too many changes wait.
+            OverloadedError: If too many wait; then none of these is made.
         """
-        if not await self._pending.add(json.dumps(asdict(change)).encode()):
+        if not changes:
+            return
+        if not await self._pending.add(json.dumps([asdict(change) for change in changes]).encode()):
             raise OverloadedError("Too many annotations wait to be learnt: send this one again later.")
         self._told.set()
 
@@ -118,13 +129,9 @@ class Changes:
             return
         async with self._alone() as alone:
             while alone and (raw := await self._pending.first()) is not None:
-                try:
-                    await self._make(raw)
-                except Exception as error:
-                    if is_outage(error):  # it stays the first, and is made once the store is back
-                        raise
-                    # A bug: with this change left in front, no other would ever be made.
-                    _log.exception("an annotation is not learnt")
+                # After an outage or the death of this process, all are made again, which changes nothing.
+                for change in _read(raw):
+                    await self._make(change)
                 await self._pending.remove(raw)
 
     @asynccontextmanager
@@ -141,21 +148,27 @@ class Changes:
                 with suppress(StoreError):  # it expires
                     await lock.release()
 
-    async def _make(self, raw: bytes) -> None:
+    async def _make(self, change: Change) -> None:
         try:
-            change = validated(_CHANGE, json_value("change", raw))
-        except ValueError as error:
-            _log.error("a change of an annotation can't be read and is dropped: %s", error)
-            return
+            await self._tried(self._action(change))
+        except Exception as error:
+            if is_outage(error):  # its entry stays the first, and is made once the store is back
+                raise
+            # A bug: with this change left in front, no other would ever be made.
+            _log.exception("an annotation is not learnt")
+
+    def _action(self, change: Change) -> Callable[[], Awaitable[None]]:
         match change:
             case Learn(marked):
-                await self._tried(partial(self._annotations.learn, marked))
+                return partial(self._annotations.learn, marked)
             case Forget(annotation):
-                await self._tried(partial(self._annotations.forget, annotation))
+                return partial(self._annotations.forget, annotation)
+            case ForgetTasks(tasks):
+                return partial(self._annotations.forget_tasks, tasks)
             case ForgetTask(task):
-                await self._tried(partial(self._annotations.forget_task, task))
+                return partial(self._annotations.forget_tasks, (task,))
             case LearnProject(project, config):
-                await self._tried(partial(self._learn_project, project, config))
+                return partial(self._learn_project, project, config)
 
     async def _tried(self, action: Callable[[], Awaitable[None]]) -> None:
         """Do it, again after a pause if Label Studio does not answer."""
@@ -173,11 +186,30 @@ class Changes:
         return None
 
     async def _learn_project(self, project: int, config: str) -> None:
-        page = 1
-        while tasks := await self._client.tasks(project, page=page, page_size=_PAGE_SIZE):
+        there = set()
+        async for task in self._tasks(project):
+            for marked in marked_of(task, config, project):
+                there.add(marked.id)
+                await self._tried(partial(self._annotations.learn, marked))
+        for id in await self._annotations.of_project(project):
+            # Where tasks are deleted while the pages are read, others move to a page that was read before.
+            if id not in there and not await self._client.has_annotation(id):
+                await self._annotations.forget(id)
+
+    async def _tasks(self, project: int) -> AsyncIterator[Mapping[str, Any]]:
+        for page in count(1):
+            tasks = await self._client.tasks(project, page=page, page_size=_PAGE_SIZE)
             for task in tasks:
-                for marked in marked_of(task, config):
-                    await self._tried(partial(self._annotations.learn, marked))
+                yield task
             if len(tasks) < _PAGE_SIZE:
                 return
-            page += 1
+
+
+def _read(raw: bytes) -> list[Change]:
+    """The changes of an entry; older releases made an entry of each change."""
+    try:
+        value = json_value("change", raw)
+        return validated(_CHANGES, value if isinstance(value, list) else [value])
+    except ValueError as error:
+        _log.error("a change of an annotation can't be read and is dropped: %s", error)
+        return []

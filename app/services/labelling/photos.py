@@ -21,7 +21,7 @@ _CONNECT_TIMEOUT_S = 5.0
 _READ_TIMEOUT_S = 20.0
 _MOST_REDIRECTS = 4
 
-# Label Studio answers a caller that it does not know with its login page.
+# Label Studio leads a caller whom it does not know to its login page, which may be below a folder of its host.
 _LOGIN_PATH = "/user/login"
 
 # A page of tasks has the regions of all their annotations.
@@ -91,6 +91,11 @@ class LabelStudioClient:
     async def tasks(self, project: int, *, page: int, page_size: int) -> list[Mapping[str, Any]]:
         """Some tasks of a project with their annotations; none after the last page.
 
+        Args:
+            project: Id of the project.
+            page: Number of the page, from 1.
+            page_size: Number of tasks on a page.
+
         Raises:
             InvalidInputError, UnavailableError: As `photo`.
         """
@@ -100,9 +105,23 @@ class LabelStudioClient:
         try:
             raw = await self._get(url, max_bytes=_MAX_JSON_BYTES)
         except _NotThere:
+            if page == 1:  # there is no such project
+                raise
             return []  # the page after the last one
         found = _json(raw)
         return list(found.get("tasks", ()))
+
+    async def has_annotation(self, id: int) -> bool:
+        """True if Label Studio has an annotation with this id.
+
+        Raises:
+            InvalidInputError, UnavailableError: As `photo`.
+        """
+        try:
+            await self._get(self._absolute(f"/api/annotations/{id}/"), max_bytes=_MAX_JSON_BYTES)
+        except _NotThere:
+            return False
+        return True
 
     def _of_data_url(self, address: str) -> bytes:
         head, _, body = address.partition(",")
@@ -126,11 +145,8 @@ class LabelStudioClient:
                 )
             # Below a folder of a host, Label Studio writes paths with the folder or without it.
             folder = self._url.path.rstrip("/")
-            return self._url.join(address if folder and address.startswith(f"{folder}/") else f"{folder}{address}")
-        try:
-            return httpx.URL(address)
-        except httpx.InvalidURL as error:
-            raise InvalidInputError(f"{address[:200]} is no address of a photo: {error}.", field="tasks") from error
+            return _joined(self._url, address if folder and address.startswith(f"{folder}/") else f"{folder}{address}")
+        return _joined(httpx.URL(), address)
 
     def _is_label_studio(self, url: httpx.URL) -> bool:
         return self._url is not None and _origin(url) == _origin(self._url)
@@ -149,18 +165,21 @@ class LabelStudioClient:
     async def _get(self, url: httpx.URL, *, max_bytes: int) -> bytes:
         for _ in range(_MOST_REDIRECTS):
             self._check_allowed(url)
-            status, headers, raw = await self._send(url, max_bytes)
-            if status == 401 and self._access:
-                self._access = ""  # it has expired
-                status, headers, raw = await self._send(url, max_bytes)
-            if not 300 <= status < 400:
-                return _content(url, status, raw)
-            url = url.join(headers.get("location", ""))
-            if url.path.startswith(_LOGIN_PATH):
+            access = self._access if self._is_label_studio(url) else ""
+            status, target, raw = await self._send(url, max_bytes)
+            if access and _is_unknown(status, target):  # it has expired
+                if self._access == access:  # else another request has renewed it in the meantime
+                    self._access = ""
+                status, target, raw = await self._send(url, max_bytes)
+            if _is_unknown(status, target):
                 raise _refused(url, 401)
+            if target is None:
+                return _content(url, status, raw)
+            url = target
         raise InvalidInputError(f"{url.host} redirects too often.", field="tasks")
 
-    async def _send(self, url: httpx.URL, max_bytes: int) -> tuple[int, Mapping[str, str], bytes]:
+    async def _send(self, url: httpx.URL, max_bytes: int) -> tuple[int, httpx.URL | None, bytes]:
+        """Status, address that a redirect leads to, and content of an answer."""
         headers = await self._authorization() if self._is_label_studio(url) else {}
         try:
             async with self._client().stream("GET", url, headers=headers) as answer:
@@ -169,7 +188,9 @@ class LabelStudioClient:
                     raw += part
                     if len(raw) > max_bytes:
                         raise self._too_large(f"The photo of {url.host}", max_bytes)
-                return answer.status_code, answer.headers, bytes(raw)
+                is_redirect = 300 <= answer.status_code < 400
+                target = _joined(url, answer.headers.get("location", "")) if is_redirect else None
+                return answer.status_code, target, bytes(raw)
         except httpx.HTTPError as error:
             raise UnavailableError(f"{url.host} does not answer ({type(error).__name__}).", field="tasks") from error
 
@@ -214,6 +235,19 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host.lower(), url.port or ports.get(url.scheme)
 
 
+def _joined(base: httpx.URL, address: str) -> httpx.URL:
+    """An address as it is meant on a page at another one."""
+    try:
+        return base.join(address)
+    except httpx.InvalidURL as error:
+        raise InvalidInputError(f"{address[:200]!r} is no address of a photo: {error}.", field="tasks") from error
+
+
+def _is_unknown(status: int, target: httpx.URL | None) -> bool:
+    """True for the answer to a caller whom Label Studio does not know; some of its pages lead to the login."""
+    return status == 401 or (target is not None and target.path.rstrip("/").endswith(_LOGIN_PATH))
+
+
 def _content(url: httpx.URL, status: int, raw: bytes) -> bytes:
     if status == 200:
         return raw
@@ -239,6 +273,5 @@ def _refused(url: httpx.URL, status: int) -> InvalidInputError:
             "project.",
             field="tasks",
         )
-    return _NotThere(
-        f"There is no photo at {url.copy_with(query=None)}: its host answers with {status}.", field="tasks"
-    )
+    kind = _NotThere if status == 404 else InvalidInputError
+    return kind(f"Nothing can be read at {url.copy_with(query=None)}: its host answers with {status}.", field="tasks")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 
 from app.errors import UnavailableError
 from app.services.labelling import changes
-from app.services.labelling.changes import Change, Changes, Forget, ForgetTask
+from app.services.labelling.changes import Changes, Forget, ForgetTasks
+from app.storage import keys
 from app.storage.annotation_changes import AnnotationChanges
 from app.storage.breaker import StoreAwayError
 
@@ -30,7 +31,9 @@ class Made:
             raise self._errors.pop(0)
         self.made.append(annotation)
 
-    forget_task = forget
+    async def forget_tasks(self, tasks: Collection[int]) -> None:
+        for task in tasks:
+            await self.forget(task)
 
 
 @pytest.fixture
@@ -69,21 +72,28 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_several_processes_make_them_once_and_in_order(redis: Redis) -> None:
     made = Made()
     several = [changes_of(redis, made) for _ in range(3)]
-    told: list[Change] = [Forget(n) if n % 3 else ForgetTask(n) for n in range(23)]
     async with working(*several):
-        for number, change in enumerate(told):
-            await several[number % 3].add(change)
-        await until(lambda: len(made.made) == 23)
+        for n in range(0, 24, 4):
+            await several[n % 3].add([Forget(n), ForgetTasks((n + 1, n + 2)), Forget(n + 3)])
+        await until(lambda: len(made.made) == 24)
         await asyncio.sleep(0.1)
-    assert made.made == list(range(23))
+    assert made.made == list(range(24))
+
+
+async def test_those_that_an_older_release_stored_are_made_too(redis: Redis) -> None:
+    made = Made()
+    await redis.rpush(keys.ANNOTATION_CHANGES, '{"annotation": 1, "kind": "forget"}')
+    await redis.rpush(keys.ANNOTATION_CHANGES, '{"task": 2, "kind": "forget-task"}')
+    async with working(changes_of(redis, made)):
+        await until(lambda: made.made == [1, 2])
 
 
 async def test_an_outage_is_told_once_and_the_change_made_after_it(redis: Redis, caplog) -> None:
     made = Made(*[StoreAwayError("no answer")] * 5)
     one = changes_of(redis, made)
     async with working(one):
-        await one.add(Forget(1))
-        await one.add(Forget(2))
+        await one.add([Forget(1)])
+        await one.add([Forget(2)])
         await until(lambda: made.made == [1, 2])
     assert caplog.messages.count("annotations wait to be learnt: no answer") == 1
 
@@ -96,11 +106,14 @@ async def test_an_outage_is_told_once_and_the_change_made_after_it(redis: Redis,
     ],
     ids=["it is away", "a bug"],
 )
-async def test_one_that_fails_keeps_no_other_waiting(redis: Redis, caplog, errors: list[Exception], said: str) -> None:
+@pytest.mark.parametrize("together", [True, False])
+async def test_one_that_fails_keeps_no_other_waiting(
+    redis: Redis, caplog, errors: list[Exception], said: str, together: bool
+) -> None:
     made = Made(*errors)
     one = changes_of(redis, made)
     async with working(one):
-        await one.add(Forget(1))
-        await one.add(Forget(2))
+        for entry in [[Forget(1), Forget(2)]] if together else [[Forget(1)], [Forget(2)]]:
+            await one.add(entry)
         await until(lambda: made.made == [2])
     assert said in caplog.text
