@@ -268,7 +268,8 @@ class JobEngine:
             return
         if job.status == "running" and not interrupted and (leased_s := await self._jobs.leased_s(job_id)):
             raise _RunsAlreadyError(leased_s)
-        if redelivered and not interrupted:
+        # One that runs without a lease lost its worker too, also if that lease was still waited for.
+        if (redelivered or job.status == "running") and not interrupted:
             self._metrics.job_redeliveries.inc()
             if await self._jobs.count_death(job_id) >= _MAX_DEATHS:
                 await self.end(job, "failed", error=f"The worker died {_MAX_DEATHS} times under this job.")
