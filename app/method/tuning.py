@@ -184,8 +184,10 @@ class CategoryTuning:
         evidence = self.evidence(index, parameters, visual_prompt)
         scores = evidence.class_scores(LayerWeights.mean(self.layers, len(evidence.spans)))
         match = evidence.best_match()
+        words = [*(query.words for query in self._others.queries[1:]), self.words]
         memories = [*[None] * (len(match) - 1), memory]
-        return backbone_presence(self.backbone, self.shots[index].image, scores, match, memories)[-1].logit(eps=1e-6)
+        found = backbone_presence(self.backbone, self.shots[index].image, scores, match, words, memories)
+        return found[-1].logit(eps=1e-6)
 
     def log_odds(self, index: int, parameters: Parameters | None) -> Float[Tensor, "patch"]:
         """Log-odds of the category against all other classes at each patch of an example."""

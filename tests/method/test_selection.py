@@ -64,7 +64,8 @@ class TestDecisions:
     def test_beside_a_memory_parameters_stay_that_teach_a_word_the_model_does_not_know(
         self, tuned: float, words: float, kept: bool
     ) -> None:
-        assert teaches_the_word(tuned, words) is kept
+        assert teaches_the_word(tuned, words, known=False) is kept
+        assert not teaches_the_word(tuned, words, known=True)
 
     @pytest.mark.parametrize(
         ("with_others", "without", "kept"),

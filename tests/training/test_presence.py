@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from app.backbones.embedded.presence import EXAMPLE_FACTS, Presence
-from app.method.presence import WORD_FACTS
+from app.backbones.embedded.presence import EXAMPLE_FACTS, NAMED_FACTS, Presence
 from training import own_things, presence
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -62,20 +61,28 @@ def test_the_mask_decoder_learns_from_the_same_own_things(data: Path) -> None:
 
 def test_from_photos_to_a_file_that_the_model_reads(data: Path, embedded, tmp_path: Path) -> None:
     weights = dict(embedded.mask_decoder.weights)
-    seen = list(presence.scenes(embedded, presence.fitted_entries(data)))
+    sets = presence.fitted_entries(data)
+    known, seen = presence.known_words(sets), list(presence.scenes(embedded, sets))
+    assert {"cat", "kitten", "man", "puppy"} < known
+    assert "fitted" not in known
     assert [set(scene.share) for scene in seen][:2] == [{"cat"}, {"cat"}]
     assert seen[0].names == ("cat", "person", "fitted")
     rng = random.Random(0)
     bank = presence.make_bank(weights, seen, rng)
     assert bank.directions.shape == (7, presence.DIRECTIONS, 64)
-    named_facts, named_truth, taught_facts, taught_truth = presence.samples(weights, bank, seen, rng)
-    assert named_facts.shape == (len(named_truth), len(WORD_FACTS))
-    assert taught_facts.shape == (len(taught_truth), len(WORD_FACTS) + len(EXAMPLE_FACTS))
+    named_facts, named_truth, taught_facts, taught_truth = presence.samples(weights, bank, known, seen, rng)
+    assert named_facts.shape == (len(named_truth), len(NAMED_FACTS))
+    assert taught_facts.shape == (len(taught_truth), len(NAMED_FACTS) + len(EXAMPLE_FACTS))
     assert 0 < named_truth.mean() < 1
+    is_known = NAMED_FACTS.index("known word")
+    assert set(named_facts[:, is_known].tolist()) == set(taught_facts[:, is_known].tolist()) == {0.0, 1.0}
     named, taught = presence.fit(named_facts, named_truth), presence.fit(taught_facts, taught_truth)
-    presence.write(tmp_path / "presence", bank, named, taught, {"revision": embedded.revision})
+    facts = {"revision": embedded.revision, "known words": "cat\nkitten"}
+    presence.write(tmp_path / "presence", bank, named, taught, facts)
     model = Presence.load(tmp_path / "presence", weights, revision=embedded.revision)
     assert model is not None
+    assert model.knows(("Cat",))
+    assert not model.knows(("fitted",))
     torch.testing.assert_close(model._named(named_facts), named(named_facts))
     assert ((model._named(named_facts) > 0.5) == (named_truth > 0.5)).float().mean() > 0.9
 

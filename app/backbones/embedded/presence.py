@@ -10,16 +10,18 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import safe_open
 from torch import Tensor
 
 from app.method.parameters import ExampleMemory
-from app.method.presence import BEST_SHARES, LogisticModel, best_means, word_facts
+from app.method.presence import BEST_SHARES, WORD_FACTS, LogisticModel, best_means, word_facts
 
 from .example_memory import place
 
-# Facts of a taught category, in order: those of its words, then these.
+# Facts of a named category, in order. Those of its words mean more if the network has learned them from masks.
+NAMED_FACTS = (*WORD_FACTS, "known word")
+# Facts of a taught category, in order: those of a named one, then these.
 EXAMPLE_FACTS = (
     *(f"stands out {share}" for share in BEST_SHARES),
     *(f"ratio {share}" for share in BEST_SHARES),
@@ -28,6 +30,9 @@ EXAMPLE_FACTS = (
     "example area",
 )
 
+# Share of what a known word alone says in the log-odds of a taught category. At a half, a cat taught from a kitten is
+# nearly found in the photo of a dog; at none, more of VOC's animals are missed (training/NOTEBOOK.md, section 15).
+_KNOWN_WORD = 1 / 3
 # The spread of the bank's photos above their median is measured here: a normal distribution's deviation.
 _UPPER_QUANTILE = 0.84
 # A smaller spread is raised to this, so that presence stays finite.
@@ -56,15 +61,26 @@ class Bank:
 class Presence:
     """See `app.method.presence.PresenceModel`.
 
+    Of a known word, the log-odds of a taught category are partly those of the word alone: one unlucky example does not
+    outweigh what was learned from many.
+
     Args:
         weights: Of the mask decoder.
         bank: Photos to stand out from.
-        named: Model of `WORD_FACTS`.
-        taught: Model of `WORD_FACTS` and `EXAMPLE_FACTS`.
+        known: Words that the network has learned from many masks.
+        named: Model of `NAMED_FACTS`.
+        taught: Model of `NAMED_FACTS` and `EXAMPLE_FACTS`.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], bank: Bank, named: LogisticModel, taught: LogisticModel) -> None:
-        self._weights, self._bank, self._named, self._taught = weights, bank, named, taught
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        bank: Bank,
+        known: frozenset[str],
+        named: LogisticModel,
+        taught: LogisticModel,
+    ) -> None:
+        self._weights, self._bank, self._known, self._named, self._taught = weights, bank, known, named, taught
         # No photo changes what the bank gives for a memory, which is nearly all there is to compute.
         self._in_bank: WeakKeyDictionary[ExampleMemory, Tensor] = WeakKeyDictionary()
 
@@ -74,28 +90,37 @@ class Presence:
         with safe_open(file, "pt") as stored:
             if stored.metadata()["revision"] != revision:
                 return None
+            known = frozenset(stored.metadata()["known words"].splitlines())
             device = weights["example.bias"].device
             tensors = {name: stored.get_tensor(name).float().to(device) for name in stored.keys()}  # noqa: SIM118
         bank, named, taught = (
             {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
             for prefix in ("bank.", "named.", "taught.")
         )
-        return Presence(weights, Bank(**bank), LogisticModel(**named), LogisticModel(**taught))
+        return Presence(weights, Bank(**bank), known, LogisticModel(**named), LogisticModel(**taught))
+
+    def knows(self, words: Sequence[str]) -> bool:
+        """See `app.method.presence.PresenceModel`."""
+        return any(word.casefold() in self._known for word in words)
 
     def __call__(
         self,
         scores: Float[Tensor, "class patch"],
         match_score: Float[Tensor, "category"],
         patch_features: Float[Tensor, "patch feature"],
+        words: Sequence[Sequence[str]],
         memories: Sequence[ExampleMemory | None],
     ) -> Float[Tensor, "category"]:
         """See `app.method.presence.PresenceModel`."""
-        facts = word_facts(scores, match_score)
-        presence = self._named(facts)
+        known = scores.new_tensor([self.knows(some) for some in words], dtype=torch.bool)
+        facts = named_facts(scores, match_score, known)
+        named = self._named.logit(facts)
+        presence = named.sigmoid()
         rows = [row for row, memory in enumerate(memories) if memory]
         if rows:
             examples = self._example_facts(patch_features, [memory for memory in memories if memory])
-            presence[rows] = self._taught(torch.cat([facts[rows], examples], dim=1))
+            taught = self._taught.logit(torch.cat([facts[rows], examples], dim=1))
+            presence[rows] = torch.where(known[rows], taught.lerp(named[rows], _KNOWN_WORD), taught).sigmoid()
         return presence
 
     def _example_facts(
@@ -112,6 +137,19 @@ class Presence:
             in_bank = torch.stack([self._in_bank[memory] for memory in some])
             parts.append(example_facts(in_bank, everywhere, places, _stacked(some, places), sharpness))
         return torch.cat(parts)
+
+
+def named_facts(
+    scores: Float[Tensor, "class patch"], match_score: Float[Tensor, "category"], known: Bool[Tensor, "category"]
+) -> Float[Tensor, "category fact"]:
+    """`NAMED_FACTS` of each category.
+
+    Args:
+        scores: By the words, the background first.
+        match_score: Image-text scores.
+        known: True for a category with a word that the network has learned from many masks.
+    """
+    return torch.cat([word_facts(scores, match_score), known.to(scores)[:, None]], dim=1)
 
 
 def density(

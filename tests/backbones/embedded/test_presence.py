@@ -14,6 +14,7 @@ from app.backbones.embedded.presence import (
     density,
     example_facts,
     likeness_in_bank,
+    named_facts,
 )
 from app.method.parameters import ExampleMemory
 
@@ -83,8 +84,31 @@ def test_an_adapter_of_absurd_numbers_has_a_presence_all_the_same(embedded) -> N
     memory = embedded.mask_decoder.empty_memory()
     features, scores = torch.randn(576, 512), torch.rand(2, 576)
     for absurd in (memory, memory.map(lambda tensor: tensor + 3e4), memory.map(lambda tensor: tensor - 3e4)):
-        presence = embedded.presence(scores, torch.tensor([0.5]), features, [absurd])
+        presence = embedded.presence(scores, torch.tensor([0.5]), features, [("cat",)], [absurd])
         assert 0 <= presence.item() <= 1
+
+
+def test_words_learned_from_many_masks_are_known(embedded) -> None:
+    presence = embedded.presence
+    assert presence.knows(("cat",))
+    assert presence.knows(("moggy", "Kitten"))
+    assert presence.knows(("aeroplane",))
+    assert not presence.knows(("gribble", "catfish"))
+
+
+def test_a_known_word_alone_has_a_third_of_the_say(embedded) -> None:
+    presence = embedded.presence
+    generator = torch.Generator().manual_seed(0)
+    scores, match = torch.rand(3, 576, generator=generator), torch.tensor([0.9, 0.9])
+    features = torch.randn(576, 512, generator=generator)
+    memory = embedded.mask_decoder.empty_memory()
+    words = [("cat",), ("gribble",)]
+    by_words = presence(scores, match, features, words, [None, None]).logit()
+    taught = presence(scores, match, features, words, [memory, memory]).logit()
+    facts = named_facts(scores, match, torch.tensor([True, False]))
+    both = presence._taught.logit(torch.cat([facts, presence._example_facts(features, [memory, memory])], dim=1))
+    torch.testing.assert_close(taught[0], (by_words[0] + 2 * both[0]) / 3, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(taught[1], both[1], rtol=1e-3, atol=1e-3)
 
 
 def test_many_categories_have_the_presence_that_each_has_alone_and_what_was_computed_of_them_goes_with_them(
