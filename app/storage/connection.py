@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.client import Pipeline
@@ -47,13 +47,23 @@ _patient: ContextVar[bool] = ContextVar("patient", default=False)
 class _Retry(Retry):
     """Retries for a time. A number of retries won't do: on a hung server each takes a timeout.
 
-    A command that a replica refuses is tried again once, see `leaving_replicas`.
+    A command that a replica refuses is tried again once, see `leaving_replicas`. The pool's other connections lead to the
+    same server and would read old values, so those that no command uses are closed.
+
+    Attributes:
+        pool: The pool whose connections it is of.
     """
+
+    pool: ConnectionPool | None = None
 
     def __init__(self, time_s: float) -> None:
         errors = (ConnectionError, BusyLoadingError, ReadOnlyError)
         super().__init__(ExponentialBackoff(cap=0.5, base=0.05), -1, errors)
         self._time_s = time_s
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Every connection takes a copy, but the pool is one."""
+        return self
 
     async def call_with_retry(
         self,
@@ -70,7 +80,12 @@ class _Retry(Retry):
             refused += isinstance(error, ReadOnlyError)
             return refused < 2 and time.monotonic() < deadline and (is_retryable is None or is_retryable(error))
 
-        return await super().call_with_retry(do, fail, may_try_again, with_failure_count)
+        async def failed(error: Exception, *count: int) -> None:
+            await fail(error, *count)
+            if isinstance(error, ReadOnlyError) and self.pool:
+                await self.pool.disconnect(inuse_connections=False)
+
+        return await super().call_with_retry(do, failed, may_try_again, with_failure_count)
 
 
 def leaving_replicas() -> Retry:
@@ -96,17 +111,19 @@ async def connect(
         InvalidInputError: If the address is malformed.
         UnavailableError: If nothing answers there.
     """
+    retry = _Retry(_RESTART_S if restart_s is None else restart_s)
     try:
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=connections,
             timeout=_TIMEOUT_S,
-            retry=_Retry(_RESTART_S if restart_s is None else restart_s),
+            retry=retry,
             socket_connect_timeout=_TIMEOUT_S,
             socket_timeout=_TIMEOUT_S,
         )
     except ValueError as error:
         raise InvalidInputError(f"EXEMPLAR_REDIS_URL can't be used: {error}") from error
+    retry.pool = pool
     client = Redis.from_pool(pool)
     try:
         try:

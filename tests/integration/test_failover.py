@@ -60,6 +60,15 @@ async def test_a_client_leaves_the_demoted_server(address: Path, failover: Failo
     assert set(primary.scan_iter()) == {b"after", b"after in a pipeline"}
 
 
+async def test_what_other_connections_read_is_of_the_new_server_too(address: Path, failover: Failover) -> None:
+    async with connect(f"unix://{address}") as client:
+        await client.set("key", "old")
+        await asyncio.gather(*(client.blpop(["nothing"], timeout=0.2) for _ in range(5)))  # five connections
+        failover()
+        await client.set("key", "new")
+        assert await asyncio.gather(*(client.get("key") for _ in range(5))) == [b"new"] * 5
+
+
 async def test_a_store_that_stays_read_only_refuses_at_once(address: Path, failover: Failover) -> None:
     async with connect(f"unix://{address}") as client, AsyncRedis.from_url(f"unix://{address}") as old:
         await old.replicaof("127.0.0.1", 1)
@@ -69,7 +78,7 @@ async def test_a_store_that_stays_read_only_refuses_at_once(address: Path, failo
 
 
 def test_a_service_teaches_on_and_keeps_its_rate_limit(address: Path, failover: Failover, start_on) -> None:
-    with start_on(f"unix://{address}", rate_limit="1000/minute") as api:
+    with start_on(f"unix://{address}", rate_limit="1000000/minute") as api:
         api.taught("cat")
         primary = failover()
         api.taught("dog")
