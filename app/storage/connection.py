@@ -47,8 +47,8 @@ _patient: ContextVar[bool] = ContextVar("patient", default=False)
 class _Retry(Retry):
     """Retries for a time. A number of retries won't do: on a hung server each takes a timeout.
 
-    A command that a replica refuses is tried again once, see `leaving_replicas`. The pool's other connections lead to the
-    same server and would read old values, so those that no command uses are closed.
+    A command that a replica refuses is tried again once, see `leaving_replicas`. The pool's other connections lead to
+    the same server and would read old values, so those that no command uses are closed.
 
     Attributes:
         pool: The pool whose connections it is of.
