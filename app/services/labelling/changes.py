@@ -120,8 +120,10 @@ class Changes:
                 if not away:  # one line for each outage
                     _log.warning("annotations wait to be learnt: %s", error)
                 away = True
+            # Not `wait_for`: in Python 3.11 it may swallow a cancellation, and a service that stops would wait for ever.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._told.wait(), _LOOK_S)
+                async with asyncio.timeout(_LOOK_S):
+                    await self._told.wait()
             self._told.clear()
 
     async def _make_all(self) -> None:
