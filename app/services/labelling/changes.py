@@ -120,10 +120,8 @@ class Changes:
                 if not away:  # one line for each outage
                     _log.warning("annotations wait to be learnt: %s", error)
                 away = True
-            # Not `wait_for`: in Python 3.11 it may swallow a cancellation, and a service that stops would wait for ever.
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S):
-                    await self._told.wait()
+                await asyncio.wait_for(self._told.wait(), _LOOK_S)
             self._told.clear()
 
     async def _make_all(self) -> None:
