@@ -277,6 +277,19 @@ async def test_a_job_whose_worker_lost_its_connection_is_left_to_it(bench: Bench
     assert bench.metrics.registry.get_sample_value("exemplar_job_redeliveries_total") == 0
 
 
+async def test_a_death_counts_though_the_lease_of_the_dead_worker_was_waited_for(bench: Bench) -> None:
+    async def work(job: Job) -> None:
+        await bench.engine.end(job, "succeeded")
+
+    bench.engine.register("rank", work)
+    job = await bench.add()
+    await bench.jobs.start(job.id, steps=job.steps)
+    await bench.jobs.lease(job.id, seconds=0.5)
+    async with bench.working():
+        assert (await bench.ended(job)).status == "succeeded"
+    assert (await bench.jobs.get(job.id)).deaths == 1
+
+
 async def test_a_damaged_entry_of_the_queue_costs_no_other_job(bench: Bench, caplog) -> None:
     damaged, other = [await bench.jobs.create("rank", category=None, steps=5) for _ in range(2)]
     async with Redis.from_url(bench.url) as redis:
