@@ -902,6 +902,15 @@ def test_what_is_seen_in_an_example_is_not_drawn_over_the_next_photo(page: Page)
 def test_marks_are_never_sent_with_the_next_photo(page: Page) -> None:
     """Choosing it and teaching at once, before it could be shown."""
     choose(page).draw("Box", (100, 100), (500, 300))
+    page.evaluate(
+        """() => {
+             const decode = HTMLImageElement.prototype.decode;
+             HTMLImageElement.prototype.decode = async function () {
+               await new Promise((resolve) => setTimeout(resolve, 1000)); // as of a photo of 40 megapixels
+               return decode.call(this);
+             };
+           }"""
+    )
     page.get_by_label("Photo, chosen or dropped here", exact=True).set_input_files(CHELSEA)
     teach(page)
     expect(page.locator("#teach-problem")).to_contain_text("Mark the object")
@@ -926,6 +935,7 @@ def test_a_heat_map_and_the_masks_file_are_of_the_categories_shown(page: Page) -
     """With nothing chosen all that is taught is asked for; more may be taught meanwhile."""
     choose(page).draw("Box", (100, 100), (500, 300))
     taught(page, "zebra")
+    page.get_by_role("button", name="All or none").click()
     segmented(page, names="")
     choose(page).draw("Box", (100, 100), (400, 300))
     taught(page, "antelope")
