@@ -19,14 +19,14 @@ from torch import Tensor
 from . import tiles
 from .adapter import Adapter
 from .backbone import Backbone, EncodedImage
-from .evidence import layer_weights, prompt_evidence
+from .evidence import Evidence, layer_weights, prompt_evidence
 from .frame import Frame
 from .parameters import ExampleMemory
 from .prediction import ClassMap, Prediction
 from .presence import shifted, uncalibrated
 from .prompts import BACKGROUND_WORDS, Prompts, Query
 from .refinement import Refinement, unrefined
-from .scores import ScoreMap
+from .scores import LayerWeights, ScoreMap
 
 Rgb = UInt8[np.ndarray, "height width 3"]
 # Encodes a network input. Its number is 0 for the whole photo and 1, 2, … for its tiles, so that a cache can name it.
@@ -58,6 +58,39 @@ class FramedImage:
     rgb: Float[Tensor, "3 size size"]
     frame: Frame
     encoded: EncodedImage
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All prompts' attention over one image, from which masks of any of the classes can be made.
+
+    Attributes:
+        image: The encoded image.
+        evidence: Of all classes, the background first.
+        weights: Weight of each layer per class.
+        adapters: Per class its adapter, if it was taught and is usable.
+        scores: Of all classes on the patch grid.
+        match_score: Per category its best image-text score.
+        presence: Per category the probability that the image shows it.
+    """
+
+    image: EncodedImage
+    evidence: Evidence
+    weights: LayerWeights
+    adapters: tuple[Adapter | None, ...]
+    scores: Float[Tensor, "class patch"]
+    match_score: Float[Tensor, "category"]
+    presence: Float[Tensor, "category"]
+
+    def present(self, min_presence: float) -> list[int]:
+        """The background and the classes of at least this presence."""
+        return [0, *(number for number, p in enumerate(self.presence.tolist(), 1) if p >= min_presence)]
+
+    def scores_of(self, classes: Sequence[int]) -> Float[Tensor, "class patch"]:
+        """Scores of some classes as they would be if the others had not been requested."""
+        if len(classes) == len(self.scores):
+            return self.scores
+        return self.evidence.only(classes).class_scores(self.weights.only(classes))
 
 
 @dataclass(frozen=True)
@@ -129,21 +162,23 @@ class Pipeline:
     def _join_pieces(
         self, pieces: Sequence[tiles.Tile], seen: Sequence[FramedImage], frame: Frame, queries: Sequence[Query]
     ) -> ClassMap:
-        """Class map of a long photo: a category is present if it is in one of the pieces."""
-        firsts = [self.class_map(piece.encoded, queries) for piece in seen]
-        sought = sorted({number for first in firsts for number in first.classes if number})
-        closer = self._for_parts(queries)
+        """Class map of a long photo: a category that one piece shows is looked for in all of them."""
+        readings = [self.read(piece.encoded, queries) for piece in seen]
+        shown = (self.decode(reading, reading.present(self.min_presence)).classes for reading in readings)
+        sought = sorted({0}.union(*shown))
+        closer = replace(self, min_relative_score=0.0)
         maps = (  # one after the other: of many classes the maps of all pieces at once are gigabytes
-            (tile, piece.frame, closer.class_map(piece.encoded, [queries[n - 1] for n in sought]).probabilities)
-            for tile, piece in zip(pieces, seen, strict=True)
+            (tile, piece.frame, closer.decode(reading, sought).probabilities)
+            for tile, piece, reading in zip(pieces, seen, readings, strict=True)
         )
-        nothing = firsts[0].probabilities.new_zeros(1 + len(sought), frame.input_size, frame.input_size)
-        return replace(
-            firsts[0],
-            classes=(0, *sought),
+        nothing = readings[0].scores.new_zeros(len(sought), frame.input_size, frame.input_size)
+        return ClassMap(
+            classes=tuple(sought),
             probabilities=tiles.join(nothing, frame, maps, whole_weight=0.0),
-            match_score=torch.stack([first.match_score for first in firsts]).amax(dim=0),
-            presence=torch.stack([first.presence for first in firsts]).amax(dim=0),
+            match_score=torch.stack([reading.match_score for reading in readings]).amax(dim=0),
+            presence=torch.stack([reading.presence for reading in readings]).amax(dim=0),
+            layers=readings[0].weights.layers,
+            unusable=tuple(sorted({number for reading in readings for number in reading.evidence.unusable})),
         )
 
     def _for_parts(self, queries: Sequence[Query]) -> "Pipeline":
@@ -161,37 +196,44 @@ class Pipeline:
         with stage("encode_image"):
             return FramedImage(rgb, frame, encode(rgb, number) if encode else encode_one(self.backbone, rgb))
 
-    @torch.no_grad()
     def class_map(self, image: EncodedImage, queries: Sequence[Query]) -> ClassMap:
         """Class probabilities on the network's input, before refinement (paper, sections 3.2 and 4.1)."""
+        reading = self.read(image, queries)
+        return self.decode(reading, reading.present(self.min_presence))
+
+    @torch.no_grad()
+    def read(self, image: EncodedImage, queries: Sequence[Query]) -> Reading:
+        """Attention of all prompts over an image, each under its category's adapter, and presence."""
         prompts = Prompts.of(queries, self.background)
         weights = layer_weights(prompts.queries, self.layers or self.backbone.default_layers)
         evidence = prompt_evidence(self.backbone, image, prompts, weights.layers)
-        adapters = [
+        adapters = tuple(
             None if number in evidence.unusable else query.adapter for number, query in enumerate(prompts.queries)
-        ]
+        )
         scores, match_score = evidence.class_scores(weights), evidence.best_match()
         words = [query.words for query in prompts.queries[1:]]
         presence = category_presence(self.backbone, image, scores, match_score, words, adapters[1:])
-        kept = [0, *(n for n, p in enumerate(presence.tolist(), 1) if p >= self.min_presence)]
-        if len(kept) < len(scores):
-            scores = evidence.only(kept).class_scores(weights.only(kept))
+        return Reading(image, evidence, weights, adapters, scores, match_score, presence)
+
+    @torch.no_grad()
+    def decode(self, reading: Reading, classes: Sequence[int]) -> ClassMap:
+        """Class probabilities of some classes, the background among them, which compete with no others."""
         found = score_map(
             self.backbone,
-            image,
-            scores,
-            [adapter.mask_memory if adapter else None for adapter in (adapters[number] for number in kept)],
+            reading.image,
+            reading.scores_of(classes),
+            [adapter.mask_memory if adapter else None for adapter in (reading.adapters[number] for number in classes)],
             use_mask_decoder=self.use_mask_decoder,
         )
         return ClassMap.of(
             found,
             size=self.backbone.input_size,
             min_relative_score=self.min_relative_score,
-            numbers=kept,
-            match_score=match_score,
-            presence=presence,
-            layers=weights.layers,
-            unusable=evidence.unusable,
+            numbers=classes,
+            match_score=reading.match_score,
+            presence=reading.presence,
+            layers=reading.weights.layers,
+            unusable=reading.evidence.unusable,
         )
 
     def refine(self, class_map: ClassMap, rgb: Float[Tensor, "3 size size"]) -> ClassMap:

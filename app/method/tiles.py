@@ -27,6 +27,8 @@ _FADE = 0.25
 # A photo is long if one side has more than this many times the other. Its pieces are at most twice as long as wide, a
 # quarter of each lies in the next one, and there are at most so many: longer photos have longer pieces.
 _LONG, _PIECE, _OVERLAP, _MAX_PIECES = 4, 2.0, 0.25, 16
+# A strip of fewer pixels across shows nothing that could be found in pieces, each of which costs as much as a photo.
+_LEAST_ACROSS = 24
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def tiles_of(photo_hw: tuple[int, int]) -> tuple[Tile, ...]:
 
 def is_long(photo_hw: tuple[int, int]) -> bool:
     """True for a photo that is seen in pieces."""
-    return max(photo_hw) > _LONG * min(photo_hw)
+    return min(photo_hw) >= _LEAST_ACROSS and max(photo_hw) > _LONG * min(photo_hw)
 
 
 def pieces_of(photo_hw: tuple[int, int]) -> tuple[Tile, ...]:

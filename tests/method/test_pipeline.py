@@ -96,6 +96,17 @@ def test_a_category_leaves_the_background(pipeline: Pipeline, encoded: EncodedIm
     torch.testing.assert_close(found, without)
 
 
+def test_masks_of_some_classes_are_those_of_a_request_for_them_alone(
+    blip: Blip, pipeline: Pipeline, encoded: EncodedImage
+) -> None:
+    """Decoding again without the cat against reading again without it."""
+    queries = [Query(("cat",)), Query(("dog",), random_adapter(blip, "dog")), Query(("tree", "oak"))]
+    pipeline = replace(pipeline, min_relative_score=0.0, background=("wall", "floor"))
+    some, alone = pipeline.decode(pipeline.read(encoded, queries), [0, 2, 3]), pipeline.class_map(encoded, queries[1:])
+    assert some.classes == (0, 2, 3)
+    torch.testing.assert_close(some.probabilities, alone.probabilities)
+
+
 def test_without_a_category_all_is_background(pipeline: Pipeline, encoded: EncodedImage) -> None:
     found = pipeline.class_map(encoded, [])
     assert torch.equal(found.probabilities, torch.ones(1, 112, 112))
