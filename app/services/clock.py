@@ -23,7 +23,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the body and trace it as a span; a stage that is entered again, as per piece of a long photo, adds up."""
+        """Time the body and trace it as a span; a stage that is entered again adds up."""
         started = time.perf_counter()
         try:
             with tracer.start_as_current_span(name):
