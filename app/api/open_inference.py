@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from app.api.context import Live, Name
 from app.api.problems import documented
 from app.errors import ConflictError, NotFoundError, UnavailableError
+from app.services.models import ModelInfo
 from app.storage.category_records import CategoryRecord
 from app.storage.names import CategoryName
 from app.wiring import Service
@@ -81,11 +82,11 @@ async def server_ready(live: Live) -> ServerReady:
 async def model(name: Name, live: Live) -> ModelMetadata:
     """Return a category and its adapter versions, or a backbone by its name."""
     record = await _category(name, live)
-    platform = f"{_PLATFORM}_{live.models.default.info.family}"
     if record is None:
-        return ModelMetadata(name=name.text, versions=[live.models.get(name.text).info.revision], platform=platform)
+        about = live.models.get(name.text).info
+        return ModelMetadata(name=name.text, versions=[about.revision], platform=_platform(about))
     versions = [str(info.version) for info in await live.categories.versions(name)]
-    return ModelMetadata(name=record.name, versions=versions, platform=platform)
+    return ModelMetadata(name=record.name, versions=versions, platform=_platform(live.models.default.info))
 
 
 @router.get("/models/{name}/versions/{version}", responses=documented(404, 409, 422))
@@ -109,6 +110,10 @@ async def model_version_ready(name: Name, version: str, live: Live) -> ModelRead
     _check_version(await model(name, live), version)
     await _check_ready(name, live, version=version)
     return ModelReady(name=name.text)
+
+
+def _platform(about: ModelInfo) -> str:
+    return f"{_PLATFORM}_{about.family}"
 
 
 async def _check_ready(name: CategoryName, live: Service, *, version: str | None) -> None:

@@ -51,6 +51,13 @@ class TestModels:
         assert api.http.get("/v2/models/tiny/ready").json() == {"name": "tiny", "ready": True}
         assert api.http.get(f"/v2/models/tiny/versions/{revision}/ready").status_code == 200
 
+    def test_every_backbone_tells_its_own_family(self, start, tiny, embedded) -> None:
+        with start(loaded=[embedded, tiny]) as api:
+            platforms = {
+                name: api.http.get(f"/v2/models/{name}").json()["platform"] for name in (embedded.name, tiny.name)
+            }
+            assert platforms == {embedded.name: f"exemplar_{embedded.family}", tiny.name: "exemplar_blip"}
+
     def test_of_a_name_that_neither_has(self, api) -> None:
         for path in (
             "/v2/models/no",
