@@ -109,7 +109,7 @@ def create_app(
     app.add_middleware(WholeNames)
     app.add_middleware(PlainBodies)
     app.add_middleware(BodyLimit, max_upload_bytes=resolved.max_upload_bytes, many_images_paths=_MANY_IMAGES)
-    app.add_middleware(RateLimited)
+    app.add_middleware(RateLimited, keys=resolved.key_scopes)
     app.add_middleware(Access, keys=resolved.key_scopes, allow_anonymous=resolved.allow_anonymous)
     app.add_middleware(Measured)
     app.add_middleware(Identified)

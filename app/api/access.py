@@ -63,10 +63,10 @@ class Access:
         needed = scope_of(connection["method"], connection["path"])
         if needed is None:
             return None
-        sent = sent_key(Headers(scope=connection))
-        if sent is None:
+        digest = key_digest(Headers(scope=connection))
+        if digest is None:
             return UnauthorizedError("An API key is required: send it as X-API-Key or as Authorization: Bearer.")
-        held = self._keys.get(hashlib.sha256(sent.encode()).hexdigest())
+        held = self._keys.get(digest)
         if held is None:
             return UnauthorizedError("Unknown API key: the service accepts the keys in its EXEMPLAR_API_KEYS.")
         if SCOPES.index(held) < SCOPES.index(needed):
@@ -152,7 +152,13 @@ def _is_of_this_machine(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def sent_key(headers: Headers) -> str | None:
+def key_digest(headers: Headers) -> str | None:
+    """SHA-256 in hexadecimal of the API key of a request; None if it has none."""
+    key = _sent_key(headers)
+    return None if key is None else hashlib.sha256(key.encode()).hexdigest()
+
+
+def _sent_key(headers: Headers) -> str | None:
     """The API key of a request, or None: a header of its own, a bearer token, or the password of Basic authentication.
 
     Label Studio can send nothing but the last, with any user name.

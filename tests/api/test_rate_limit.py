@@ -39,6 +39,13 @@ def test_every_key_has_its_own_count(start) -> None:
         assert api.http.get("/categories").status_code == 401
 
 
+def test_without_keys_one_that_is_made_up_is_no_way_around_the_limit(start) -> None:
+    with start(rate_limit="2/minute", allow_anonymous=True, client=("10.0.0.7", 50007)) as api:
+        sent = [{"X-API-Key": f"random{number}"} for number in range(3)] + [{"Authorization": "Bearer other"}]
+        assert [api.http.get("/categories", headers=headers).status_code for headers in sent] == [200, 200, 429, 429]
+        assert len(api.redis.keys("exemplar:limit*")) == 1
+
+
 def test_replicas_count_together(start_on, database: str) -> None:
     with start_on(database, rate_limit="2/minute") as one, start_on(database, rate_limit="2/minute") as other:
         statuses = [each.http.get("/categories").status_code for each in (one, other, one, other)]
