@@ -88,6 +88,7 @@ class Job:
 
 
 _JOB = TypeAdapter(Job)
+_KIND: TypeAdapter[Kind] = TypeAdapter(Kind)
 
 
 def now() -> str:
@@ -140,13 +141,14 @@ class JobStore:
 
     async def discard(self, job_id: str) -> Job:
         """Delete a record that can't be read, and return what is known of the job."""
+        kind = _kind_in(await reply_of(self._redis.hgetall(keys.job(job_id))))
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(keys.job(job_id))
             pipe.zrem(keys.JOBS, job_id)
             pipe.publish(keys.job_channel(job_id), "changed")
             await pipe.execute()
         self._unreadable.forget(keys.job(job_id))
-        return Job(job_id, "tune", "cancelled", error="Its record could not be read and was deleted.")
+        return Job(job_id, kind, "cancelled", error="Its record could not be read and was deleted.")
 
     async def list(self, *, category_id: str | None = None, status: Status | None = None) -> list[Job]:
         """Records that can be read, the newest first, optionally of one category or one status."""
@@ -355,3 +357,11 @@ def _parse(job_id: str, fields: dict[bytes, bytes]) -> Job:
     known = Job.__dataclass_fields__
     values = {name: json_value(name, raw) for name in known if (raw := fields.get(name.encode())) is not None}
     return validated(_JOB, {**values, "id": job_id})
+
+
+def _kind_in(fields: Any) -> Kind:
+    """Kind in a record that can't be read as a whole; that of nearly all jobs if it can't be read either."""
+    try:
+        return validated(_KIND, json_value("kind", as_fields(sound(fields)).get(b"kind", b"")))
+    except ValueError:
+        return "tune"

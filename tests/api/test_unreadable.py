@@ -106,6 +106,14 @@ class TestJobs:
             assert not api.redis.exists(keys.job(LOST), keys.JOBS)
             assert (skipped(api), counted(api, "job")) == ([], 0)
 
+    @pytest.mark.parametrize(
+        ("kind", "told"), [('"rank"', "rank"), ('"tune"', "tune"), ("{{{", "tune"), (None, "tune")]
+    )
+    def test_that_is_deleted_tells_its_kind_if_that_can_be_read(self, start, kind: str | None, told: str) -> None:
+        with start(worker=False) as api:
+            record_of_a_job(api, kind=kind, status="{{{")
+            assert api.http.delete(f"/jobs/{LOST}").json()["kind"] == told
+
     def test_a_key_of_another_type(self, start) -> None:
         with start(worker=False) as api:
             api.redis.set(keys.job(LOST), "x")
