@@ -22,6 +22,11 @@ Ring: TypeAlias = Float[np.ndarray, "_ 2"]  # corners (x, y) in pixels, any numb
 # The border of a 40-megapixel photo is 26,000 pixels long.
 MAX_OUTLINE_PX = 2_000_000
 
+# Every ring costs up to half a millisecond, however short its outline is, and every number a fraction of a microsecond:
+# together these bound a call to a few seconds. No annotation of COCO has a hundred rings.
+MAX_RINGS = 10_000
+MAX_NUMBERS = 1_000_000
+
 
 @dataclass(frozen=True)
 class _Sides:
@@ -36,8 +41,8 @@ def mask_to_polygons(mask: Mask) -> list[list[float]]:
     """Traces the outline of every 4-connected part of a mask, along the edges of its pixels.
 
     COCO takes the union of polygons, which can't express a hole: **holes come out filled** (use run lengths where they
-    matter). `polygons_to_mask` gives back exactly this mask if it has no hole and its outlines are within
-    `MAX_OUTLINE_PX`. Parts that touch only at a corner are two rings, so no ring crosses itself.
+    matter). `polygons_to_mask` gives back exactly this mask if it has no hole and its outlines are within the limits
+    above. Parts that touch only at a corner are two rings, so no ring crosses itself.
 
     Args:
         mask: `[height, width]`.
@@ -67,10 +72,16 @@ def polygons_to_mask(polygons: object, image_hw: tuple[int, int]) -> Mask:
         The mask `[height, width]`.
 
     Raises:
-        MalformedMaskError: Not a list of such rings, or outlines longer than `MAX_OUTLINE_PX` in total.
+        MalformedMaskError: Not a list of such rings, more than `MAX_RINGS` of them or `MAX_NUMBERS` in them, or
+            outlines longer than `MAX_OUTLINE_PX` in total.
     """
     if not isinstance(polygons, list | tuple) or not polygons:
         raise MalformedMaskError("expected a list of polygons, each [x, y, x, y, …]")
+    if len(polygons) > MAX_RINGS:
+        raise MalformedMaskError(f"expected at most {MAX_RINGS} polygons, got {len(polygons)}: send run lengths")
+    numbers = sum(len(polygon) for polygon in polygons if isinstance(polygon, list | tuple))
+    if numbers > MAX_NUMBERS:
+        raise MalformedMaskError(f"expected at most {MAX_NUMBERS} coordinates, got {numbers}: send run lengths")
     rings = [_clipped(_ring_of(polygon), image_hw) for polygon in polygons]
     outline_px = sum(float(np.abs(ring - np.roll(ring, 1, axis=0)).max(axis=1).sum()) for ring in rings if len(ring))
     if outline_px > MAX_OUTLINE_PX:
@@ -119,6 +130,12 @@ def _clipped(ring: Ring, image_hw: tuple[int, int]) -> Ring:
 
     Needed as pycocotools walks every edge in steps of 0.2 pixels, outside the image too, with 32-bit coordinates.
     """
+    size = np.array([image_hw[1], image_hw[0]])
+    lowest, highest = ring.min(axis=0), ring.max(axis=0)
+    if (lowest >= 0).all() and (highest <= size).all():  # of nearly all rings nothing is cut
+        return ring
+    if (lowest > size).any() or (highest < 0).any():
+        return ring[:0]
     ring = ring.clip(-1e9, 1e9)  # far outside any photo, and differences stay finite
     for axis, side in enumerate(reversed(image_hw)):
         ring = _half_plane(ring, axis=axis, limit=side, sign=1)

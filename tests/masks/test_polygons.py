@@ -97,6 +97,16 @@ class TestPolygons:
         with pytest.raises(ValueError, match="outlines of at most 2000000 pixels in total, got"):
             polygons_to_mask([zigzag], (5003, 5003))
 
+    def test_more_rings_or_corners_than_anybody_draws_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="at most 10000 polygons, got 10001: send run lengths"):
+            polygons_to_mask([[0, 0, 1, 0, 1, 1]] * 10_001, (7, 11))
+        with pytest.raises(ValueError, match="at most 1000000 coordinates, got 1000002: send run lengths"):
+            polygons_to_mask([[0, 0, 1, 0, 1, 1] * 166_667], (7, 11))
+
+    @pytest.mark.parametrize("ring", [[-3, -3, -1, -3, -1, 9], [12, 0, 15, 0, 15, 5], [0, 8, 5, 8, 5, 10]])
+    def test_a_ring_outside_the_image_marks_nothing(self, ring: list[int]) -> None:
+        assert not polygons_to_mask([ring], (7, 11)).any()
+
     @pytest.mark.parametrize(
         "polygons",
         [
