@@ -27,16 +27,12 @@ from app.api.access import Access, scope_of
 from app.api.examples import add_examples
 from app.api.forms import check_fields
 from app.api.middleware import BodyLimit, Guarded, Heads, Identified, Measured, PlainBodies, WholeNames
+from app.api.paths import MONITORED, path_of
 from app.api.rate_limit import RateLimited
 from app.api.schemas import BatchLine
 from app.method.backbone import Backbone
 from app.settings import MEBIBYTE, Settings
 from app.wiring import Service, service
-
-_MANY_IMAGES = frozenset({"/layers/rank", "/segment/batch"})
-
-# Requested by monitoring every few seconds.
-_PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 
 # Upper bounds for parsing a form, above everything that the settings allow: two lists of ten thousand names, a thousand
 # photos. A form that exceeds a setting but not these bounds gets an error that names the setting.
@@ -108,7 +104,7 @@ def create_app(
     app.add_middleware(Heads)
     app.add_middleware(WholeNames)
     app.add_middleware(PlainBodies)
-    app.add_middleware(BodyLimit, max_upload_bytes=resolved.max_upload_bytes, many_images_paths=_MANY_IMAGES)
+    app.add_middleware(BodyLimit, max_upload_bytes=resolved.max_upload_bytes)
     app.add_middleware(RateLimited, keys=resolved.key_scopes)
     app.add_middleware(Access, keys=resolved.key_scopes, allow_anonymous=resolved.allow_anonymous)
     app.add_middleware(Measured)
@@ -124,7 +120,7 @@ def _mark_file(schema: dict[str, Any]) -> None:
 
 
 def _is_probe(scope: Scope) -> bool:
-    return scope.get("path") in _PROBES
+    return "path" in scope and path_of(scope) in MONITORED
 
 
 class _Application(FastAPI):

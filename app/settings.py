@@ -152,8 +152,8 @@ class Settings(BaseSettings):
 
     rate_limit: str = Field(
         "",
-        description="Most requests of each API key, or of each address where the service has no keys, such as `100/minute` "
-        "or `10/second`, counted for all replicas together; more are answered with 429. Empty: no limit.",
+        description="Most requests of each API key, or of each address where the service has no keys, such as "
+        "`100/minute` or `10/second`, counted for all replicas together; more are answered with 429. Empty: no limit.",
     )
 
     label_studio_url: str = Field(

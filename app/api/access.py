@@ -13,27 +13,11 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Connection
 
 from app.api import problems
+from app.api.paths import DELETED_BY_TEACHERS, OPEN, OPEN_FOLDERS, PROBES, READING, path_of
 from app.errors import AppError, ForbiddenError, UnauthorizedError
 from app.settings import SCOPES, Scope
 
-# Paths that reveal nothing that was taught: probes, metrics, the API documentation and the page, which asks for a key.
-_OPEN_FOLDERS = ("/web/", "/docs/")
-# Load balancers and orchestrators ask these from other machines, without a key.
-_PROBES = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
-_OPEN = frozenset({*_PROBES, "/metrics", "/docs", "/openapi.json", "/"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-# Calls that change nothing that is stored although they send a body.
-_READING = frozenset(
-    {
-        "/segment",
-        "/segment/batch",
-        "/segment/clicks",
-        *(
-            f"/label-studio/{name}"
-            for name in ("setup", "predict", "validate", "delete", "duplicate_model", "job_status")
-        ),
-    }
-)
 
 
 class Access:
@@ -60,7 +44,7 @@ class Access:
     def _refusal(self, connection: Connection) -> AppError | None:
         if not self._keys:
             return None if self._allow_anonymous else _not_from_here(connection)
-        needed = scope_of(connection["method"], connection["path"])
+        needed = scope_of(connection["method"], path_of(connection))
         if needed is None:
             return None
         digest = key_digest(Headers(scope=connection))
@@ -78,16 +62,19 @@ def scope_of(method: str, path: str) -> Scope | None:
     """The lowest scope that allows a call; None if the call is open to everybody.
 
     `read` allows reading and segmenting; `teach` also changing a category and starting jobs; `admin` also deleting
-    categories and importing adapters.
+    categories and importing adapters, and what is not known here.
+
+    Args:
+        method: HTTP method.
+        path: Path, or its template, without a prefix.
     """
-    if path in _OPEN or path.startswith(_OPEN_FOLDERS):
+    if path in OPEN or path.startswith(OPEN_FOLDERS):
         return None
-    if method in _SAFE_METHODS or path in _READING:
+    if method in _SAFE_METHODS or path in READING:
         return "read"
-    # DELETE /categories/{name}, but not .../examples/{id}
-    if method == "PUT" or (method == "DELETE" and path.startswith("/categories/") and path.count("/") == 2):
-        return "admin"
-    return "teach"
+    if method == "POST" or (method == "DELETE" and DELETED_BY_TEACHERS.fullmatch(path)):
+        return "teach"
+    return "admin"
 
 
 def is_loopback(client: tuple[str, int] | None) -> bool:
@@ -104,7 +91,7 @@ def is_loopback(client: tuple[str, int] | None) -> bool:
 
 def _not_from_here(connection: Connection) -> ForbiddenError | None:
     """The refusal of a caller without a key: another machine, or another origin's page in a browser on this machine."""
-    if connection["path"] in _PROBES and connection["method"] in _SAFE_METHODS:
+    if path_of(connection) in PROBES and connection["method"] in _SAFE_METHODS:
         return None
     if not is_loopback(connection.get("client")):
         return ForbiddenError(

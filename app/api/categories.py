@@ -11,7 +11,7 @@ from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 
 from app.api.conditional import TAGGED, IfMatch, IfNoneMatch, check_if_match, etag_of, matches
-from app.api.context import Live, Maybe, Name, check_text, read_upload
+from app.api.context import Live, Maybe, Name, check_text, location_of_job, read_upload
 from app.api.forms import names_in
 from app.api.pages import LINKED, WantedPage
 from app.api.problems import documented
@@ -46,6 +46,7 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 )
 async def teach(
     name: Name,
+    request: Request,
     live: Live,
     image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF.")],
     mask: Annotated[Maybe[UploadFile], File(description="Image of the photo's size; non-zero = the category.")] = None,
@@ -103,7 +104,7 @@ async def teach(
     answer = await live.idempotency.once(
         idempotency_key, [*(text.encode() for text in fields), raw_image, raw_mask or b""], work
     )
-    return JSONResponse(answer, status_code=202, headers={"Location": f"/jobs/{answer['job']['id']}"})
+    return JSONResponse(answer, status_code=202, headers=location_of_job(request, answer["job"]["id"]))
 
 
 def _read_example(
@@ -281,7 +282,7 @@ async def example_mask(name: Name, id: str, live: Live) -> Response:
     response_model=Taught,
     responses=documented(404, 409, 422) | {204: {"description": "No example is left, so the category has no adapter."}},
 )
-async def delete_example(name: Name, id: str, live: Live) -> Response:
+async def delete_example(name: Name, id: str, request: Request, live: Live) -> Response:
     """Remove an example and tune the category again on the remaining ones."""
     job = await live.teaching.forget(name, id)
     if job is None:
@@ -289,5 +290,7 @@ async def delete_example(name: Name, id: str, live: Live) -> Response:
     category = CategoryOut.of(await live.categories.get(name))
     taught = Taught(job=JobOut.of(job), category=category)
     return JSONResponse(
-        taught.model_dump(exclude_defaults=True), status_code=202, headers={"Location": f"/jobs/{job.id}"}
+        taught.model_dump(exclude_defaults=True),
+        status_code=202,
+        headers=location_of_job(request, job.id),
     )

@@ -10,6 +10,7 @@ from pydantic import GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from app.api.paths import under_prefix
 from app.errors import InvalidInputError, TooLargeError
 from app.storage.names import CategoryName
 from app.wiring import Service
@@ -44,6 +45,11 @@ class _NeverNull:
 
 # An optional field.
 Maybe = Annotated[Value | None, _NeverNull()]
+
+
+def location_of_job(request: Request, job_id: str) -> dict[str, str]:
+    """The header with the address of a job that a request started."""
+    return {"Location": under_prefix(request.scope, f"/jobs/{job_id}")}
 
 
 def check_text(text: str | None, *, field: str, service: Service) -> None:

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse
 
+from app.api.paths import under_prefix
 from app.errors import NotFoundError
 
 router = APIRouter(prefix="/docs", include_in_schema=False)
@@ -27,10 +28,9 @@ _TYPES = {
 @router.get("")
 async def document(request: Request) -> HTMLResponse:
     """Return the Swagger UI page for /openapi.json."""
-    root = request.scope.get("root_path", "").rstrip("/")
-    script, style, icon = (f"{root}/docs/{name}" for name in _TYPES)
+    script, style, icon = (under_prefix(request.scope, f"/docs/{name}") for name in _TYPES)
     page = get_swagger_ui_html(
-        openapi_url=f"{root}/openapi.json",
+        openapi_url=under_prefix(request.scope, "/openapi.json"),
         title=f"{request.app.title}: all calls",
         swagger_js_url=script,
         swagger_css_url=style,

@@ -8,7 +8,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse
 
 from app.api.categories import IdempotencyKey
-from app.api.context import Live, Maybe, check_count, read_upload
+from app.api.context import Live, Maybe, check_count, location_of_job, read_upload
 from app.api.forms import names_in
 from app.api.problems import documented
 from app.api.schemas import BackboneOut, JobOut, LayerOut, Started
@@ -50,7 +50,7 @@ async def rank_layers(
 
     parts = [request.url.path.encode(), *(name.encode() for name in names), *raw]
     answer = await live.idempotency.once(idempotency_key, parts, work)
-    return JSONResponse(answer, status_code=202, headers={"Location": f"/jobs/{answer['job']['id']}"})
+    return JSONResponse(answer, status_code=202, headers=location_of_job(request, answer["job"]["id"]))
 
 
 @router.get("/layers", responses=documented())

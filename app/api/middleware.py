@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
 from app.api import problems
+from app.api.paths import MANY_IMAGES, path_of
 from app.errors import InvalidInputError, TooLargeError, UnsupportedMediaError
 from app.metrics import Metrics
 
@@ -205,18 +206,17 @@ class Heads:
 class BodyLimit:
     """Middleware that refuses bodies above the size limit, with or without a Content-Length header."""
 
-    def __init__(self, app: ASGIApp, *, max_upload_bytes: int, many_images_paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, *, max_upload_bytes: int) -> None:
         self._app = app
         # A photo, its mask, and the form around them.
         self._limit = 2 * max_upload_bytes + _FORM_BYTES
         self._limit_of_many = 8 * max_upload_bytes + _FORM_BYTES
-        self._many_images_paths = many_images_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application; refuse the request once its body exceeds the limit."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        limit = self._limit_of_many if scope["path"] in self._many_images_paths else self._limit
+        limit = self._limit_of_many if path_of(scope) in MANY_IMAGES else self._limit
         body = _Body(receive, limit=limit)
         headers = Headers(scope=scope)
         declared = headers.get("content-length", "")

@@ -9,6 +9,7 @@ from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel
 
 from app.api.context import Maybe
+from app.api.paths import path_of, under_prefix
 
 MAX_LIMIT = 1000
 
@@ -24,7 +25,8 @@ class PageQuery(BaseModel):
         if cursor:
             following = request.url.include_query_params(cursor=cursor)
             # As it was decoded: a name may have any characters, of which the address quotes some and not others.
-            response.headers["Link"] = f'<{quote(request.scope["path"])}?{following.query}>; rel="next"'
+            address = quote(under_prefix(request.scope, path_of(request.scope)))
+            response.headers["Link"] = f'<{address}?{following.query}>; rel="next"'
 
 
 async def _page_query(

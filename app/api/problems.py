@@ -15,6 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
+from app.api.paths import path_of, under_prefix
 from app.errors import AppError, InvalidInputError, TooLargeError, UnauthorizedError, UnavailableError
 from app.storage.connection import StoreError, refuses_writes
 from app.storage.records import wrong_type
@@ -151,7 +152,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     phrase = HTTPStatus(error.status_code).phrase
     detail = error.detail if error.detail != phrase else f"{phrase}: see /docs for the available calls."
     if error.status_code == 404 and (path := _path_without_slashes(request)):
-        detail = f"There is nothing at {request.scope['path']}: call {path}, without the extra slash."
+        sent = request.scope["path"]
+        detail = f"There is nothing at {sent}: call {under_prefix(request.scope, path)}, without the extra slash."
     return problem(error.status_code, phrase.capitalize(), detail, headers=headers)
 
 
@@ -173,7 +175,7 @@ def _too_much_of_a_form(request: Request, error: HTTPException) -> AppError | No
 
 def _path_without_slashes(request: Request) -> str | None:
     """The path that was meant, if a call has it without slashes at its ends."""
-    sent = request.scope["path"]
+    sent = path_of(request.scope)
     path = f"/{sent.strip('/')}"
     known = (compile_path(template)[0] for template in (*request.app.openapi()["paths"], "/docs"))
     return path if path != sent and any(pattern.match(path) for pattern in known) else None

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import problems
 from app.api.access import key_digest, scope_of
+from app.api.paths import path_of
 from app.errors import TooManyRequestsError
 
 
@@ -30,7 +31,7 @@ class RateLimited:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application if the caller may send one more request."""
         limits = scope["state"]["service"].rate_limits if scope["type"] == "http" else None
-        if limits and scope_of(scope["method"], scope["path"]) is not None:
+        if limits and scope_of(scope["method"], path_of(scope)) is not None:
             wait_s = await limits.wait_s(self._caller(scope))
             if wait_s is not None:
                 refusal = TooManyRequestsError(

@@ -166,6 +166,39 @@ def test_every_call_has_the_scope_that_is_meant() -> None:
     assert asked == {call for call, scope in NEEDED.items() if scope}
 
 
+@pytest.mark.parametrize(
+    ("method", "path"), [("DELETE", "/anything"), ("DELETE", "/jobs/1/events"), ("PATCH", "/categories/cat")]
+)
+def test_what_is_no_call_needs_the_highest_scope(method: str, path: str) -> None:
+    assert scope_of(method, path) == "admin"
+
+
+class TestPrefix:
+    """The service behind a proxy that gives it one folder of a host."""
+
+    @pytest.fixture
+    def api(self, api):
+        api.http._transport.root_path = "/x"
+        api.http.base_url = "http://localhost/x/"
+        return api
+
+    def test_calls_need_the_same_keys(self, api) -> None:
+        for path in ("/healthz", "/v2/health/ready", "/docs", "/web/page.js", "/"):
+            assert api.http.get(path).status_code == 200
+        assert api.http.get("/categories").status_code == 401
+        sending(api, "learn").taught("cat")
+        assert sending(api, "look").segment("cat").status_code == 200
+        assert sending(api, "learn").http.delete("/categories/cat").status_code == 403
+        assert sending(api, "all").http.delete("/categories/cat").status_code == 204
+
+    def test_addresses_in_answers_have_it(self, api) -> None:
+        started = sending(api, "learn").teach("cat")
+        assert started.headers["location"] == f"/x/jobs/{started.json()['job']['id']}"
+        api.teach("dog", photo=api.other_photo)
+        assert api.http.get("/categories?limit=1").headers["link"].startswith("</x/categories?")
+        assert "call /x/categories," in api.http.get("/categories/").json()["detail"]
+
+
 class TestSetting:
     @pytest.mark.parametrize("value", ["secret", "sesame:", "write:" + hashed("x"), "teach:" + hashed("x")[:-1]])
     def test_what_is_no_hash_with_a_scope_is_refused_and_not_repeated(self, value: str) -> None:

@@ -56,7 +56,7 @@ async def catches_everything(scope: Scope, receive: Receive, send: Send) -> None
 async def call(caller: Caller, *, app=reads_all, path: str = "/segment", declared: int | None = None) -> None:
     headers = [] if declared is None else [(b"content-length", str(declared).encode())]
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
-    limited = BodyLimit(app, max_upload_bytes=1000, many_images_paths=frozenset({"/many"}))
+    limited = BodyLimit(app, max_upload_bytes=1000)
     await limited(scope, caller.receive, caller.send)
 
 
@@ -88,7 +88,7 @@ class TestBodyLimit:
         caller = Caller([PIECE] * 20)
         headers = [(b"content-length", b"2000000"), (b"expect", b"100-continue")]
         scope = {"type": "http", "method": "POST", "path": "/segment", "headers": headers}
-        limited = BodyLimit(reads_all, max_upload_bytes=1000, many_images_paths=frozenset())
+        limited = BodyLimit(reads_all, max_upload_bytes=1000)
         await limited(scope, caller.receive, caller.send)
         assert caller.status == 413
         assert len(caller.pieces) == 20
@@ -101,7 +101,11 @@ class TestBodyLimit:
 
     async def test_many_photos_may_be_more(self) -> None:
         many = 8 * 1000 + 1_048_576
-        for path, size, status in (("/many", many, 200), ("/many", many + 1, 413), ("/segment", many, 413)):
+        for path, size, status in (
+            ("/segment/batch", many, 200),
+            ("/segment/batch", many + 1, 413),
+            ("/segment", many, 413),
+        ):
             caller = Caller([bytes(size)])
             await call(caller, path=path)
             assert caller.status == status
