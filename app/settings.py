@@ -165,7 +165,7 @@ class Settings(BaseSettings):
         "",
         repr=False,
         description="Access token for the photos of Label Studio, a legacy or a personal one. Empty: the token that "
-        "Label Studio sends when it connects, until the service restarts.",
+        "Label Studio sends when it connects, until Label Studio refuses it or the service restarts.",
     )
     label_studio_hosts: str = Field(
         "",

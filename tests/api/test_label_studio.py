@@ -586,6 +586,25 @@ class TestPhotos:
             call(api, "setup", body | {"hostname": label_studio.url})
             assert self.predicted(api, "/data/upload/1/x-coffee.jpg").status_code == 200
 
+    @pytest.mark.parametrize("first", [TOKEN, "junk", "a.b.c"])
+    @pytest.mark.parametrize("refuses_with", [302, 401])
+    def test_a_token_that_label_studio_does_not_know_replaces_none_that_it_knows(
+        self, start, label_studio: FakeLabelStudio, first: str, refuses_with: int
+    ) -> None:
+        label_studio.refuses_with = refuses_with
+        photo = "/data/upload/1/x-coffee.jpg"
+        with start(label_studio_url=label_studio.url, background="sky") as api:
+            body = recorded("setup") | {"hostname": label_studio.url}
+            call(api, "setup", body | {"access_token": first})
+            if first == TOKEN:
+                assert self.predicted(api, photo).status_code == 200
+            call(api, "setup", body | {"access_token": TOKEN if first != TOKEN else "junk"})
+            call(api, "setup", body | {"access_token": ""})
+            assert self.predicted(api, photo).status_code == 200
+            label_studio.accepted = {"Token new"}  # its user has made a new one
+            call(api, "setup", body | {"access_token": "new"})
+            assert self.predicted(api, photo).status_code == 200
+
     @pytest.mark.parametrize("refuses_with", [302, 401])
     def test_a_personal_access_token_is_exchanged_and_renewed(
         self, start, label_studio: FakeLabelStudio, refuses_with: int

@@ -35,7 +35,7 @@ class LabelStudioClient:
 
     Args:
         url: Address of Label Studio; empty if none is known, and then only data URLs are read.
-        token: Its access token, of either kind; empty for that of the last `meet`.
+        token: Its access token, of either kind; empty for one that `meet` is told.
         hosts: Other hosts that photos are fetched from, without the token.
         max_bytes: Size limit of a photo.
         transport: Sends the requests; None for the network.
@@ -52,7 +52,8 @@ class LabelStudioClient:
     ) -> None:
         self._url = httpx.URL(url.rstrip("/")) if url else None
         self._token = token
-        self._told_token = ""
+        self._told_token = ""  # in use until Label Studio refuses it
+        self._told_last = ""
         self._access = ""  # what a personal access token was exchanged for
         self._hosts = frozenset(host.lower() for host in hosts)
         self._max_bytes = max_bytes
@@ -65,13 +66,17 @@ class LabelStudioClient:
             await self._http.aclose()
 
     def meet(self, hostname: str, token: str) -> None:
-        """Use the token that Label Studio brings, if it is the one of the settings and they have no token."""
+        """Use the token that Label Studio brings, if it is the one of the settings and they have no token.
+
+        Anybody who may segment can bring one in its name. So a new one is used once Label Studio refuses the old one.
+        """
         try:
             told = httpx.URL(hostname)
         except httpx.InvalidURL:
             return
-        if self._is_label_studio(told):
-            self._told_token = token
+        if token and self._is_label_studio(told):
+            self._told_last = token
+            self._told_token = self._told_token or token
 
     async def photo(self, address: str) -> bytes:
         """The file of a photo.
@@ -165,11 +170,14 @@ class LabelStudioClient:
     async def _get(self, url: httpx.URL, *, max_bytes: int) -> bytes:
         for _ in range(_MOST_REDIRECTS):
             self._check_allowed(url)
-            access = self._access if self._is_label_studio(url) else ""
+            is_label_studio = self._is_label_studio(url)
+            access, told = self._access if is_label_studio else "", self._told_token
             status, target, raw = await self._send(url, max_bytes)
             if access and _is_unknown(status, target):  # it has expired
                 if self._access == access:  # else another request has renewed it in the meantime
                     self._access = ""
+                status, target, raw = await self._send(url, max_bytes)
+            if is_label_studio and _is_unknown(status, target) and self._is_replaced(told):
                 status, target, raw = await self._send(url, max_bytes)
             if _is_unknown(status, target):
                 raise _refused(url, 401)
@@ -177,6 +185,12 @@ class LabelStudioClient:
                 return _content(url, status, raw)
             url = target
         raise InvalidInputError(f"{url.host} redirects too often.", field="tasks")
+
+    def _is_replaced(self, refused: str) -> bool:
+        """True if there is another told token than the one that Label Studio refused; it is used from now on."""
+        if self._told_token == refused != self._told_last:
+            self._told_token, self._access = self._told_last, ""
+        return not self._token and self._told_token != refused
 
     async def _send(self, url: httpx.URL, max_bytes: int) -> tuple[int, httpx.URL | None, bytes]:
         """Status, address that a redirect leads to, and content of an answer."""
@@ -208,6 +222,8 @@ class LabelStudioClient:
                 raise UnavailableError(
                     f"Label Studio does not answer ({type(error).__name__}).", field="tasks"
                 ) from error
+            if answer.status_code in (401, 403):  # the answer to a request without it says the same
+                return {}
             if answer.status_code != 200:
                 raise _refused(answer.url, answer.status_code)
             self._access = str(_json(answer.content).get("access", ""))
