@@ -19,7 +19,7 @@ from app.api.schemas import AdapterOut, CategoryOut, Doubt, ExampleOut, JobOut, 
 from app.errors import CHANGED, InvalidInputError, NotFoundError, PreconditionFailedError
 from app.images.doubts import mask_doubts
 from app.images.files import TakeBytes
-from app.images.masks import read_mask
+from app.images.masks import MAX_BOX_CHARACTERS, read_mask
 from app.images.photo import Photo, decode_photo
 from app.masks import Mask
 from app.services.teaching import Accepted, Lesson
@@ -71,7 +71,7 @@ async def teach(
         )
     words = names_in(prompts, field="prompts", limit=live.settings.max_categories)
     check_text(segmentation, field="segmentation", service=live)
-    check_text(box, field="box", service=live)
+    check_text(box, field="box", service=live, limit=MAX_BOX_CHARACTERS)
     raw_image = await read_upload(image, field="image", service=live)
     raw_mask = await read_upload(mask, field="mask", service=live) if mask is not None else None
 

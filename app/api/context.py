@@ -52,13 +52,16 @@ def location_of_job(request: Request, job_id: str) -> dict[str, str]:
     return {"Location": under_prefix(request.scope, f"/jobs/{job_id}")}
 
 
-def check_text(text: str | None, *, field: str, service: Service) -> None:
-    """Refuse a text field with more characters than an upload may have bytes.
+def check_text(text: str | None, *, field: str, service: Service, limit: int | None = None) -> None:
+    """Refuse a text field with more characters than its limit, or else than an upload may have bytes.
 
     Raises:
         TooLargeError: If it is longer.
     """
-    _check_size(len(text or ""), field=field, unit="characters", service=service)
+    size = len(text or "")
+    if limit is not None and size > limit:
+        raise TooLargeError(f"{field} has {size} characters: at most {limit} are read.", field=field)
+    _check_size(size, field=field, unit="characters", service=service)
 
 
 async def read_upload(file: UploadFile, *, field: str, service: Service) -> bytes:

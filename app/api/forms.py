@@ -15,13 +15,17 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
 from app.errors import InvalidInputError, UnsupportedMediaError
-from app.storage.names import CategoryName, parse_names
+from app.storage.names import MAX_DECOMPOSED, MAX_NAME_LENGTH, CategoryName, parse_names
 
 _MULTIPART = "multipart/form-data"
 _URL_ENCODED = "application/x-www-form-urlencoded"
 
 # First characters of a list or an object in JSON, and of a quoted text.
 _JSON_STARTS = ("[", "{", '"')
+
+# Characters of a name in its longest form: decomposed, and escaped in JSON. Only letters of at most two parts need two
+# escapes a part. The rest is for quotes, a comma and blanks.
+_MAX_NAME_TEXT = MAX_NAME_LENGTH * MAX_DECOMPOSED * len(r"\u0301") + 512
 
 # An unknown name can be anything, such as a whole file sent without a form.
 _SHOWN_CHARACTERS = 64
@@ -40,6 +44,13 @@ def names_in(texts: Sequence[str] | None, *, field: str, limit: int) -> tuple[Ca
     Raises:
         InvalidInputError: If one is not a name, there are too many, or the JSON is not a list of texts.
     """
+    # Before they are split: all other requests would wait while millions of them are made, only to be counted.
+    if (size := sum(map(len, texts or ()))) > limit * _MAX_NAME_TEXT:
+        raise InvalidInputError(
+            f"{field} has {size} characters, more than {limit} names have: at most {limit} in one request "
+            "(EXEMPLAR_MAX_CATEGORIES).",
+            field=field,
+        )
     return parse_names([name for text in texts or () for name in _split(text, field)], field=field, limit=limit)
 
 

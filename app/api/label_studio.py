@@ -20,6 +20,9 @@ _MODEL_CLASS = "Exemplar"
 # Ids in Label Studio's database.
 Id = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 
+# A config is XML, which takes seconds to read where it has megabytes; that of a thousand labels has about 100,000.
+Config = Annotated[str, Field(max_length=512 * 1024)]
+
 
 class Up(BaseModel):
     """Answer of a backend that is there."""
@@ -31,7 +34,7 @@ class Up(BaseModel):
 class SetUp(BaseModel):
     """A project that connects."""
 
-    label_schema: str = Field("<View/>", alias="schema", description="Label config, as XML.")
+    label_schema: Config = Field("<View/>", alias="schema", description="Label config, as XML.")
     hostname: str = Field("", description="Address of Label Studio.")
     access_token: str = Field("", description="Access token for its photos.")
 
@@ -52,7 +55,7 @@ class Predict(BaseModel):
     """Tasks to predict."""
 
     tasks: list[dict[str, Any]] = Field(max_length=10_000)
-    label_config: str = Field(description="XML.")
+    label_config: Config = Field(description="XML.")
     params: dict[str, Any] | None = Field(
         default=None,
         description="Its `context.result` has the regions that a person drew, of interactive preannotation.",
@@ -69,7 +72,7 @@ class Project(BaseModel):
     """The project of a change; one that was never set up has no config."""
 
     id: Id
-    label_config: str | None = None
+    label_config: Config | None = None
 
 
 class Task(BaseModel):

@@ -17,7 +17,7 @@ from app.api.schemas import ClickedOut, SegmentOut
 from app.errors import AppError
 from app.images.files import TakeBytes
 from app.images.photo import Photo, decode_photo
-from app.images.points import MAX_POINTS, parse_points
+from app.images.points import MAX_POINTS, MAX_POINTS_CHARACTERS, parse_points
 from app.masks.formats import DEFAULT_OUTPUT_FORM, OUTPUT_FORMS
 from app.services.batch import as_ready, patiently
 from app.services.clock import Clock
@@ -193,7 +193,7 @@ async def segment_clicks(
 
     A photo sent again with more clicks is not encoded again.
     """
-    check_text(points, field="points", service=live)
+    check_text(points, field="points", service=live, limit=MAX_POINTS_CHARACTERS)
     live.clicking.admit(backbone)
     clock = Clock()
     with live.photo_memory.request() as take_bytes:

@@ -16,6 +16,9 @@ from app.masks.rle import rle_size, rle_to_mask
 
 from .files import ImageFile, TakeBytes, open_image, size_text
 
+# Generous for the JSON of a box, also if it is indented.
+MAX_BOX_CHARACTERS = 1024
+
 # Formats whose compression rarely or never keeps exact zeros.
 _LOSSY = frozenset({"image/jpeg", "image/heic", "image/avif"})
 

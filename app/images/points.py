@@ -13,6 +13,8 @@ from .files import size_text
 
 # Nobody clicks more often at one object, and every point costs time.
 MAX_POINTS = 64
+# Generous for their JSON, also if it is indented.
+MAX_POINTS_CHARACTERS = 256 * MAX_POINTS
 
 
 class Point(NamedTuple):

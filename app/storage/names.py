@@ -11,6 +11,8 @@ from app.errors import InvalidInputError
 from . import keys
 
 MAX_NAME_LENGTH = 64
+# Characters that one character of a name may be sent as: a letter and its accents, which are composed to one.
+MAX_DECOMPOSED = 4
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class CategoryName:
             InvalidInputError: If the text is empty, too long, not UTF-8, a dot segment of a URL's path, or has a slash
                 or a control character.
         """
+        text = text.strip()
+        if len(text) > MAX_DECOMPOSED * MAX_NAME_LENGTH:  # to compose it may take the square of its length
+            raise InvalidInputError(_wrong_length(len(text)), field=field)
         try:
             cleaned = unicodedata.normalize("NFC", text).strip()
             cleaned.encode()
@@ -69,7 +74,7 @@ def other_words(words: Iterable[CategoryName], name: CategoryName) -> tuple[Cate
 def _fault(cleaned: str) -> str | None:
     """Reason for which a text is not a name, or None."""
     if not 1 <= len(cleaned) <= MAX_NAME_LENGTH:
-        return f"A name has 1 to {MAX_NAME_LENGTH} characters: this one has {len(cleaned)}."
+        return _wrong_length(len(cleaned))
     if "/" in cleaned:
         return "A name has no slash: use a space or a hyphen."
     if cleaned in (".", ".."):
@@ -79,3 +84,7 @@ def _fault(cleaned: str) -> str | None:
     if "\N{REPLACEMENT CHARACTER}" in cleaned:
         return "A name is UTF-8: this one has bytes that are not."
     return None
+
+
+def _wrong_length(length: int) -> str:
+    return f"A name has 1 to {MAX_NAME_LENGTH} characters: this one has {length}."

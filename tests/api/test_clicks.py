@@ -68,6 +68,13 @@ def test_points_that_can_not_be_used(api, points: object) -> None:
     assert [error["field"] for error in answer.json()["errors"]] == ["points"]
 
 
+def test_more_text_than_points_have_is_not_read(api) -> None:
+    answer = click(api, "[" + " " * 20_000 + "[20, 12, 1]]")
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (413, "points")
+    longest = json.dumps([[20.123456789012345, 12.123456789012345, 1]] * MAX_POINTS, indent=4)
+    assert click(api, longest).status_code == 200
+
+
 def test_other_fields_that_can_not_be_used(api) -> None:
     for fields, field in (({"output": "xml"}, "output"), ({"refine": "x"}, "refine"), ({"backbone": "x"}, "backbone")):
         answer = click(api, [[20, 12]], **fields)

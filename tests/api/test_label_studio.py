@@ -191,6 +191,15 @@ class TestConnecting:
         assert call(api, name, {"project": "1.2"}).status_code == 200
         assert api.stored() == before
 
+    def test_a_config_larger_than_any_is_not_read(self, api) -> None:
+        large = config(BRUSH + " " * 600_000)
+        setup = call(api, "setup", recorded("setup") | {"schema": large})
+        predict = call(api, "predict", {"tasks": [small_task(api)], "label_config": large})
+        assert [(answer.status_code, answer.json()["errors"][0]["field"]) for answer in (setup, predict)] == [
+            (422, "schema"),
+            (422, "label_config"),
+        ]
+
 
 class TestPredictions:
     def test_of_recorded_tasks_under_all_controls(self, api, label_studio: FakeLabelStudio) -> None:

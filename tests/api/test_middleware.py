@@ -110,6 +110,20 @@ class TestBodyLimit:
             await call(caller, path=path)
             assert caller.status == status
 
+    @pytest.mark.parametrize(
+        ("media_type", "status"), [(b"application/json", 413), (b"multipart/form-data; boundary=json", 200)]
+    )
+    async def test_json_of_more_values_than_anybody_has_is_refused(self, media_type: bytes, status: int) -> None:
+        caller = Caller([b"1," * 50_000] * 81)
+        scope = {"type": "http", "method": "POST", "path": "/label-studio/predict"}
+        headers = [(b"content-type", media_type)]
+        limited = BodyLimit(reads_all, max_upload_bytes=20_000_000)
+        await limited({**scope, "headers": headers}, caller.receive, caller.send)
+        assert caller.status == status
+        assert not caller.pieces
+        if status == 413:
+            assert "more than 4000000 values" in json.loads(caller.answer[1]["body"])["detail"]
+
 
 class TestIdentified:
     """Faults after a response has begun, and callers that have gone."""

@@ -377,6 +377,24 @@ class TestRequests:
         assert "at most 1000" in (detail := check(answer, 422)["detail"])
         assert "EXEMPLAR_MAX_CATEGORIES" in detail
 
+    @pytest.mark.parametrize("text", ["," * 3_000_000, f"[{'0,' * 1_500_000}0]"], ids=["commas", "JSON"])
+    @pytest.mark.parametrize("field", ["categories", "background"])
+    def test_a_list_longer_than_its_names_can_be_is_not_split(self, start, photo, field: str, text: str) -> None:
+        with start(worker=False) as api:
+            problem = check(api.http.post("/segment", files={"image": photo}, data={field: text}), 422, field)
+            assert f"{len(text)} characters" in problem["detail"]
+            assert "EXEMPLAR_MAX_CATEGORIES" in problem["detail"]
+
+    def test_the_longest_names_that_there_are(self, start, photo) -> None:
+        with start(worker=False, max_categories=3) as api:
+            names = [f"{letter}\N{COMBINING ACUTE ACCENT}" * 64 for letter in "aeo"]
+            answer = api.http.post("/segment", files={"image": photo}, data={"categories": json.dumps(names, indent=8)})
+            assert len(answer.json()["categories"]) == 3
+
+    def test_a_box_over_the_limit(self, untouched, photo) -> None:
+        data = {"box": "[1, 2, 3, 4" + " " * 2000 + "]"}
+        check(untouched.http.post("/categories/cat/example", files={"image": photo}, data=data), 413, "box")
+
     def test_an_adapter_over_the_limit(self, untouched) -> None:
         """It may be as large as a request of a photo and its mask: some are larger than one upload."""
         limit = 2 * 20_000 + 1024 * 1024
@@ -387,8 +405,10 @@ class TestRequests:
     def test_a_text_longer_than_is_read(self, start, photo) -> None:
         with start(worker=False, max_upload_bytes=500_000) as api:
             data = {"categories": "x" * 2_100_000}  # a request of one photo may not even be as long
-            answer = api.http.post("/segment/batch", files={"images": photo}, data=data)
-            assert "EXEMPLAR_MAX_UPLOAD_BYTES" in check(answer, 413)["detail"]
+            for files in ({"images": photo}, None):  # as a part of a form, and as a field of one without files
+                answer = api.http.post("/segment/batch", files=files, data=data)
+                assert "EXEMPLAR_MAX_UPLOAD_BYTES" in check(answer, 413)["detail"]
+                assert "text field" in answer.json()["detail"]
 
     def test_a_text_field_over_the_limit(self, untouched, photo) -> None:
         data = {"segmentation": "[" + " " * 30_000 + "]"}

@@ -25,6 +25,7 @@ def texts(names: tuple[CategoryName, ...]) -> list[str]:
         ("👩‍🚒", "👩‍🚒"),
         ("é" * 64, "é" * 64),
         ("e\N{COMBINING ACUTE ACCENT}" * 64, "é" * 64),
+        (" " * 1000 + "α\u0313\u0300\u0345" * 64, "\u1f82" * 64),  # no character has more parts
     ],
 )
 def test_names(given: str, stored: str) -> None:
@@ -33,7 +34,21 @@ def test_names(given: str, stored: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", ".", "..", " ..\t", "a/b", "a\nb", "\0", "a\x9f", "x" * 65, "\ud800", "a\N{REPLACEMENT CHARACTER}"],
+    [
+        "",
+        " ",
+        ".",
+        "..",
+        " ..\t",
+        "a/b",
+        "a\nb",
+        "\0",
+        "a\x9f",
+        "x" * 65,
+        "e" + "\u0315\u0300" * 100_000,
+        "\ud800",
+        "a\N{REPLACEMENT CHARACTER}",
+    ],
 )
 def test_no_names(name: str) -> None:
     with pytest.raises(InvalidInputError) as refused:

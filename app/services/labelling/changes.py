@@ -105,7 +105,9 @@ class Changes:
         """
         if not changes:
             return
-        if not await self._pending.add(json.dumps([asdict(change) for change in changes]).encode()):
+        # Regions of a brush are lists of up to a million numbers.
+        raw = await asyncio.to_thread(lambda: json.dumps([asdict(change) for change in changes]).encode())
+        if not await self._pending.add(raw):
             raise OverloadedError("Too many annotations wait to be learnt: send this one again later.")
         self._told.set()
 
