@@ -95,11 +95,21 @@ _DAMAGE = (
     Warning,
 )
 
-# Told the bytes that something will take in memory.
+# Told the bytes that something will take in memory, and as a negative number those that it has given back.
 TakeBytes: TypeAlias = Callable[[int], None]
 
 # A single row or column has no shape: resized to a backbone's square input it is only stripes.
 MIN_SIDE_PX = 2
+
+# Pixels that are converted at a time.
+_BAND_PX = 1_000_000
+
+# Bytes per pixel that decoding takes at its peak, as measured with 40 megapixels: Pillow's picture, the array made of
+# it and what is computed of that. The decoders of WebP and AVIF take more, and so does that of a progressive JPEG,
+# which keeps all coefficients; numbers of 32 bits are larger.
+_PEAK_BYTES = 10
+_PEAK_BYTES_OF_LARGER = 12
+_PEAK_BYTES_OF_WEBP = 19
 
 # Turns stored pixels [height, width, …] upright, by the value of EXIF's Orientation; 1 = as they are.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -123,10 +133,12 @@ class ImageFile:
     Attributes:
         media_type: Such as `image/png`.
         note: Says that only the first frame or page was read; None for a file of one picture.
+        peak_bytes: Memory that decoding takes at its peak, until the last method that gives pixels has returned.
     """
 
     media_type: str
     note: str | None
+    peak_bytes: int
     _image: Image.Image
     _field: str
 
@@ -141,30 +153,40 @@ class ImageFile:
         return self.mode.startswith(("I", "F"))
 
     def pixels(self, mode: str | None = None) -> Shaped[np.ndarray, "height width *channel"]:
-        """Returns the pixels, converted to a Pillow mode if one is named. The array may be read-only."""
-        with _refusing_damage(field=self._field):
-            return np.asarray(self._image if mode in (None, self.mode) else self._image.convert(mode))
+        """Returns the pixels, converted to a Pillow mode if one is named."""
+        return self._converted(lambda band: band if mode in (None, band.mode) else band.convert(mode))
 
     def numbers(self) -> Shaped[np.ndarray, "height width"]:
         """Returns 16-bit, 32-bit or floating-point grey as stored; NaN and infinity become 0."""
         stored = self.pixels()
-        return np.where(np.isfinite(stored), stored, stored.dtype.type(0))
+        if stored.dtype.kind == "f":
+            stored[~np.isfinite(stored)] = 0
+        return stored
 
     def rgb_over_white(self) -> Rgb:
         """Returns 8-bit colour, transparent parts blended with white."""
-        with _refusing_damage(field=self._field):
-            image = self._image
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image.convert("RGB"))
+        return self._converted(_over_white)
 
     def alpha(self) -> UInt8[np.ndarray, "height width"] | None:
         """Returns the opacity, 255 = opaque; None for a file without transparency."""
-        with _refusing_damage(field=self._field):
-            if not self._image.has_transparency_data:
-                return None
-            return np.asarray(self._image.convert("RGBA").getchannel("A"))
+        if not self._image.has_transparency_data:
+            return None
+        return self._converted(lambda band: band.convert("RGBA").getchannel("A"))
+
+    def _converted(self, convert: Callable[[Image.Image], Image.Image]) -> Shaped[np.ndarray, "height width *channel"]:
+        """Returns the pixels after a conversion of each pixel alone, in an array of their own.
+
+        Some rows at a time: Pillow's conversion of a whole picture and its way to numpy would each be copies of it.
+        """
+        width, height = self._image.size
+        converted = np.empty(0)
+        for rows in row_bands(height, width):
+            with _refusing_damage(field=self._field):
+                band = np.asarray(convert(self._image.crop((0, rows.start, width, rows.stop))))
+            if not converted.size:
+                converted = np.empty((height, *band.shape[1:]), band.dtype)
+            converted[rows] = band
+        return converted
 
     def palette(self) -> UInt8[np.ndarray, "colour 3"]:
         """Returns the colours of mode `P`, up to 256."""
@@ -192,8 +214,8 @@ def open_image(raw: bytes, *, max_pixels: int, field: str, take_bytes: TakeBytes
         raw: The file, of one of the formats above.
         max_pixels: Largest width × height; checked before any pixel is decoded.
         field: The form field that an error names.
-        take_bytes: Told the bytes of the file and of its picture as 8-bit RGB, before any pixel is decoded; it may
-            raise an error of its own.
+        take_bytes: Told the bytes of the file and `peak_bytes`, before any pixel is decoded; it may raise an error of
+            its own.
 
     Returns:
         The decoded file.
@@ -211,18 +233,33 @@ def open_image(raw: bytes, *, max_pixels: int, field: str, take_bytes: TakeBytes
         # WebP's plugin allocates the canvas, so it checks the size before we can, against twice Pillow's own limit.
         raise _too_large(field=field, max_pixels=max_pixels) from error
     _check_size(image.size, max_pixels=max_pixels, field=field)
+    peak_bytes = _peak_bytes_per_px(image, media_type) * image.width * image.height
     if take_bytes:
-        take_bytes(len(raw) + 3 * image.width * image.height)
+        take_bytes(len(raw) + peak_bytes)
     with _refusing_damage(field=field):
         # Now, and not with the first pixel that is read: EXIF and transparency may stand behind the pixels.
         image.load()
     _check_size(image.size, max_pixels=max_pixels, field=field)  # HEIC: the picture may be larger than the file says
-    return ImageFile(media_type=media_type, note=_note(image), _image=image, _field=field)
+    return ImageFile(media_type=media_type, note=_note(image), peak_bytes=peak_bytes, _image=image, _field=field)
+
+
+def row_bands(height: int, width: int) -> Iterator[slice]:
+    """Splits the rows of a picture into bands of about `_BAND_PX` pixels."""
+    count = max(1, _BAND_PX // width)
+    for top in range(0, height, count):
+        yield slice(top, min(top + count, height))
 
 
 def size_text(image_hw: tuple[int, ...]) -> str:
     """Names a size (height, width) in an error, in the order that people expect."""
     return f"{image_hw[1]} × {image_hw[0]} pixels (width × height)"
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 @contextmanager
@@ -252,6 +289,13 @@ def _refuse_format(raw: bytes, *, field: str) -> NoReturn:
         if first_bytes.match(raw):
             raise UnsupportedMediaError(f"{name} files are not read. Send {field} as {_READ_FORMATS}.", field=field)
     raise InvalidInputError(f"The file sent as {field} is not an image. Send a {_READ_FORMATS} file.", field=field)
+
+
+def _peak_bytes_per_px(image: PillowFile, media_type: str) -> int:
+    if media_type == "image/webp":
+        return _PEAK_BYTES_OF_WEBP
+    is_larger = media_type == "image/avif" or image.info.get("progressive") or image.mode in ("I", "F")
+    return _PEAK_BYTES_OF_LARGER if is_larger else _PEAK_BYTES
 
 
 def _check_size(image_wh: tuple[int, int], *, max_pixels: int, field: str) -> None:

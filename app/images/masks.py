@@ -40,7 +40,7 @@ def read_mask(
         box: JSON box.
         photo_hw: (height, width) of the photo after EXIF rotation.
         max_pixels: Largest width × height of a mask image.
-        take_bytes: As in `open_image`.
+        take_bytes: As in `decode_mask`; the other forms count nothing.
 
     Returns:
         The mask `[height, width]`, with at least one pixel marked and one not.
@@ -84,7 +84,7 @@ def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int, take_
         raw: The file, of a format that `open_image` reads.
         photo_hw: (height, width) of the photo after EXIF rotation.
         max_pixels: Largest width × height.
-        take_bytes: As in `open_image`.
+        take_bytes: As in `open_image`; then told that only the file and the mask's byte per pixel are left.
 
     Returns:
         The mask `[height, width]`; it may be empty (see `check_mask`).
@@ -102,6 +102,8 @@ def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int, take_
             field="mask",
         )
     mask = np.array(file.upright(_marked(file, is_lossy=_is_lossy(raw, file.media_type))), order="C")
+    if take_bytes:
+        take_bytes(mask.nbytes - file.peak_bytes)
     if mask.shape != tuple(photo_hw):
         is_turned = mask.shape == tuple(reversed(photo_hw))
         raise InvalidInputError(

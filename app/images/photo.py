@@ -6,11 +6,11 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Shaped
 
 from app.masks import Rgb
 
-from .files import TakeBytes, open_image
+from .files import TakeBytes, open_image, row_bands
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ def decode_photo(
         raw: The file, of a format that `open_image` reads.
         max_pixels: Largest width × height; checked before any pixel is decoded.
         field: The form field that an error names.
-        take_bytes: As in `open_image`.
+        take_bytes: As in `open_image`; then told that only the file and the photo's 3 bytes per pixel are left.
         turn: False to leave the pixels as they are stored, without EXIF's rotation.
 
     Returns:
@@ -51,20 +51,21 @@ def decode_photo(
     """
     file = open_image(raw, max_pixels=max_pixels, field=field, take_bytes=take_bytes)
     stored = _grey_rgb(file.numbers()) if file.is_numeric else file.rgb_over_white()
-    # A copy: Pillow's memory is read-only, and torch warns about that.
-    rgb = np.array(file.upright(stored) if turn else stored, order="C")
+    rgb = np.ascontiguousarray(file.upright(stored) if turn else stored)
+    if take_bytes:
+        take_bytes(rgb.nbytes - file.peak_bytes)
     return Photo(rgb=rgb, sha256=hashlib.sha256(raw).hexdigest(), media_type=file.media_type, raw=raw, note=file.note)
 
 
 def _grey_rgb(numbers: Shaped[np.ndarray, "height width"]) -> Rgb:
-    return np.repeat(_grey(numbers)[:, :, None], 3, axis=2)
-
-
-def _grey(numbers: Shaped[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
     low, high = float(numbers.min()), float(numbers.max())
     if numbers.dtype.kind == "u":
         low, high = 0, 65535
     elif low >= 0 and high <= 65535:
         low, high = 0, min(white for white in (1, 255, 65535) if white >= high)
-    levels = (numbers.astype(np.float64) - low) * (255 / ((high - low) or 1))
-    return np.rint(levels).astype(np.uint8)
+    scale = 255 / ((high - low) or 1)
+    rgb = np.empty((*numbers.shape, 3), np.uint8)
+    for rows in row_bands(*numbers.shape):  # float64 of the whole photo would take more memory than its file's decoding
+        levels = (numbers[rows].astype(np.float64) - low) * scale
+        rgb[rows] = np.rint(levels).astype(np.uint8)[:, :, None]
+    return rgb

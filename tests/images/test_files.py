@@ -145,7 +145,7 @@ class TestFaults:
             def getpalette(self, *_: object) -> list[int]:
                 raise kind("Pillow's")
 
-        file = ImageFile(media_type="image/png", note=None, _image=Broken(), _field="photo")
+        file = ImageFile(media_type="image/png", note=None, peak_bytes=0, _image=Broken(), _field="photo")
         for read in (lambda: file.pixels("RGB"), file.rgb_over_white, file.alpha, file.palette):
             with pytest.raises(InvalidInputError, match="photo is damaged"):
                 read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -180,3 +181,35 @@ class TestPhotos:
         alone = [photo_of(raw).rgb for raw in raws]
         with ThreadPoolExecutor(8) as pool:
             assert all(map(np.array_equal, alone, (photo.rgb for photo in pool.map(photo_of, raws))))
+
+
+class TestMemory:
+    """What is counted for a photo before it is decoded covers the peak; then the file and the pixels are left."""
+
+    @pytest.mark.parametrize(
+        ("pixels", "bytes_of_pillow", "options"),
+        [
+            (np.zeros((800, 1200), np.uint8), 1, {}),
+            (np.zeros((800, 1200), np.uint16), 2, {}),
+            (np.zeros((800, 1200), np.float32), 4, {"file_format": "TIFF", "compression": "tiff_lzw"}),
+            (np.zeros((800, 1200, 3), np.uint8), 4, {"exif": turned(6)}),
+            (np.zeros((800, 1200, 4), np.uint8), 4, {}),
+        ],
+        ids=["grey", "grey of 16 bits", "floating point", "turned", "transparent"],
+    )
+    def test_is_counted(
+        self, monkeypatch: pytest.MonkeyPatch, pixels: np.ndarray, bytes_of_pillow: int, options: Any
+    ) -> None:
+        monkeypatch.setattr(
+            "app.images.files._BAND_PX", 10_000
+        )  # as small beside this photo as else beside a large one
+        raw, taken = file_of(pixels, **options), []
+        tracemalloc.start()
+        try:
+            photo = decode_photo(raw, max_pixels=1_000_000, take_bytes=taken.append)
+            traced = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        # Pillow's pictures are not traced.
+        assert traced + bytes_of_pillow * pixels.shape[0] * pixels.shape[1] <= taken[0]
+        assert sum(taken) == len(raw) + photo.rgb.nbytes
