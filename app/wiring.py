@@ -41,6 +41,7 @@ from app.services.lane import Lane
 from app.services.memory import give_back_now_and_then
 from app.services.models import Model, Models, check_layers
 from app.services.photo_memory import PhotoMemory
+from app.services.photo_reader import PhotoReader
 from app.services.ranking import Ranking
 from app.services.segmentation import Segmentation
 from app.services.teaching import Teaching
@@ -96,7 +97,7 @@ class Service:
     tuning_job: TuningJob
     ranking: Ranking
     health: Health
-    photo_memory: PhotoMemory
+    photos: PhotoReader
     idempotency: Idempotency
     rate_limits: RateLimits | None
     label_studio: LabelStudio
@@ -181,7 +182,9 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         )
         clicking = Clicking(models, images, use_mask_decoder=uses_mask_decoder(settings), metrics=metrics)
         teaching = Teaching(store, jobs, engine, steps=recipe.steps)
-        photo_memory = PhotoMemory(max_bytes=settings.photo_memory_bytes, metrics=metrics)
+        photos = PhotoReader(
+            PhotoMemory(max_bytes=settings.photo_memory_bytes, metrics=metrics), max_pixels=settings.max_image_pixels
+        )
         label_studio = LabelStudioClient(
             url=settings.label_studio_url,
             token=settings.label_studio_token,
@@ -216,12 +219,12 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 engine,
                 layer_store,
                 RankingStore(client),
+                photos,
                 background=background,
-                max_pixels=settings.max_image_pixels,
                 max_categories=settings.max_categories,
             ),
             health=Health(client, models, metrics, unreadable),
-            photo_memory=photo_memory,
+            photos=photos,
             idempotency=Idempotency(IdempotencyStore(client)),
             rate_limits=await stack.enter_async_context(rate_limits(url, settings.rate_limit)),
             label_studio=LabelStudio(
@@ -230,20 +233,12 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
                 lookup,
                 models,
                 label_studio,
-                photo_memory,
-                max_pixels=settings.max_image_pixels,
+                photos,
                 min_presence=settings.min_presence,
             ),
             label_changes=Changes(
                 AnnotationChanges(client, most=_MOST_CHANGES, most_bytes=_MOST_CHANGES_BYTES),
-                Annotations(
-                    AnnotationStore(client),
-                    store,
-                    teaching,
-                    label_studio,
-                    photo_memory,
-                    max_pixels=settings.max_image_pixels,
-                ),
+                Annotations(AnnotationStore(client), store, teaching, label_studio, photos),
                 label_studio,
             ),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,10 +17,10 @@ from app.api.problems import documented
 from app.api.schemas import AdapterOut, CategoryOut, Doubt, ExampleOut, JobOut, Rollback, Taught, VersionOut
 from app.errors import CHANGED, InvalidInputError, NotFoundError, PreconditionFailedError
 from app.images.doubts import mask_doubts
-from app.images.files import TakeBytes
-from app.images.masks import MAX_BOX_CHARACTERS, read_mask
-from app.images.photo import Photo, decode_photo
+from app.images.masks import MAX_BOX_CHARACTERS
+from app.images.photo import Photo
 from app.masks import Mask
+from app.services.photo_reader import RequestReader
 from app.services.teaching import Accepted, Lesson
 from app.storage.category_records import Seen
 from app.storage.names import CategoryName, other_words
@@ -76,10 +75,9 @@ async def teach(
     raw_mask = await read_upload(mask, field="mask", service=live) if mask is not None else None
 
     async def work(id: str | None) -> dict[str, Any]:
-        with live.photo_memory.request() as take_bytes:
-            read = partial(_read_example, live, raw_image, take_bytes=take_bytes)
-            photo, marked, doubts = await asyncio.to_thread(
-                read, mask=raw_mask, segmentation=segmentation, box=box, absent=absent
+        with live.photos.request() as reader:
+            photo, marked, doubts = await _read_example(
+                reader, raw_image, mask=raw_mask, segmentation=segmentation, box=box, absent=absent
             )
             lesson = Lesson(
                 name=name,
@@ -107,35 +105,25 @@ async def teach(
     return JSONResponse(answer, status_code=202, headers=location_of_job(request, answer["job"]["id"]))
 
 
-def _read_example(
-    live: Service,
+async def _read_example(
+    reader: RequestReader,
     image: bytes,
     *,
     mask: bytes | None,
     segmentation: str | None,
     box: str | None,
     absent: bool,
-    take_bytes: TakeBytes,
 ) -> tuple[Photo, Mask, dict[str, str]]:
     """The photo and the mask of a request, and what looks wrong; the mask of a photo without the category is empty."""
-    max_pixels = live.settings.max_image_pixels
     if absent and (mask or segmentation or box):
         raise InvalidInputError(
             "The photo does not show the category (absent=true), but has a mask: send one or the other.", field="absent"
         )
-    photo = decode_photo(image, max_pixels=max_pixels, take_bytes=take_bytes)
-    height, width = photo.rgb.shape[:2]
+    photo = await reader.photo(image)
     if absent:
-        return photo, np.zeros((height, width), bool), {}
-    marked = read_mask(
-        mask=mask,
-        segmentation=segmentation,
-        box=box,
-        photo_hw=(height, width),
-        max_pixels=max_pixels,
-        take_bytes=take_bytes,
-    )
-    return photo, marked, mask_doubts(marked)
+        return photo, np.zeros(photo.rgb.shape[:2], bool), {}
+    marked = await reader.mask(photo, mask=mask, segmentation=segmentation, box=box)
+    return photo, marked, await asyncio.to_thread(mask_doubts, marked)
 
 
 def _warnings(doubts: dict[str, str], accepted: Accepted) -> list[Doubt]:

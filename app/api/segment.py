@@ -15,12 +15,12 @@ from app.api.forms import names_in
 from app.api.problems import documented
 from app.api.schemas import ClickedOut, SegmentOut
 from app.errors import AppError
-from app.images.files import TakeBytes
-from app.images.photo import Photo, decode_photo
+from app.images.photo import Photo
 from app.images.points import MAX_POINTS, MAX_POINTS_CHARACTERS, parse_points
 from app.masks.formats import DEFAULT_OUTPUT_FORM, OUTPUT_FORMS
 from app.services.batch import as_ready, patiently
 from app.services.clock import Clock
+from app.services.photo_reader import RequestReader
 from app.services.segmentation import Request
 from app.storage.connection import StoreError
 from app.wiring import Service
@@ -111,8 +111,8 @@ async def segment(
         answers.check_label_count(len(request.categories))
     live.segmentation.admit(request)
     clock = Clock()
-    with live.photo_memory.request() as take_bytes:
-        photo = await _read(live, image, "image", clock, take_bytes)
+    with live.photos.request() as reader:
+        photo = await _read(live, image, "image", clock, reader)
         segmented = await live.segmentation.segment(photo, request)
         segmented.timings_ms.update(clock.rounded())
         with clock.stage("answer"):
@@ -153,8 +153,8 @@ async def segment_batch(
     async def line(index: int, image: UploadFile) -> str:
         clock = Clock()
         try:
-            with live.photo_memory.request() as take_bytes:
-                photo = await patiently(partial(_read, live, image, "images", clock, take_bytes))
+            with live.photos.request() as reader:
+                photo = await patiently(partial(_read, live, image, "images", clock, reader))
                 segmented = await patiently(partial(live.segmentation.segment, photo, request, found))
                 segmented.timings_ms.update(clock.rounded())
                 with clock.stage("answer"):
@@ -196,8 +196,8 @@ async def segment_clicks(
     check_text(points, field="points", service=live, limit=MAX_POINTS_CHARACTERS)
     live.clicking.admit(backbone)
     clock = Clock()
-    with live.photo_memory.request() as take_bytes:
-        photo = await _read(live, image, "image", clock, take_bytes)
+    with live.photos.request() as reader:
+        photo = await _read(live, image, "image", clock, reader)
         placed = parse_points(points, photo_hw=(photo.rgb.shape[0], photo.rgb.shape[1]))
         clicked = await live.clicking.propose(photo, placed, refine=refine, backbone=backbone)
         clicked.timings_ms.update(clock.rounded())
@@ -207,8 +207,7 @@ async def segment_clicks(
     return JSONResponse(body)
 
 
-async def _read(live: Service, image: UploadFile, field: str, clock: Clock, take_bytes: TakeBytes) -> Photo:
+async def _read(live: Service, image: UploadFile, field: str, clock: Clock, reader: RequestReader) -> Photo:
     raw = await read_upload(image, field=field, service=live)
-    max_pixels = live.settings.max_image_pixels
     with clock.stage("decode"):
-        return await asyncio.to_thread(decode_photo, raw, max_pixels=max_pixels, field=field, take_bytes=take_bytes)
+        return await reader.photo(raw, field=field)

@@ -30,15 +30,19 @@ class PhotoMemory:
     def request(self) -> Iterator[Callable[[int], None]]:
         """Gives the function by which one request takes bytes, from any thread; they are given back at the end.
 
-        The function raises OverloadedError if the bytes of all requests would exceed the limit.
+        A negative number gives bytes back before the end. The function raises OverloadedError if the bytes of all
+        requests would exceed the limit, and RuntimeError after the end: nothing would give those bytes back.
         """
         own = 0
+        ended = False
 
         def take(count: int) -> None:
             nonlocal own
             with self._lock:
+                if ended:  # the request was cancelled, and the thread that decodes its photo runs on
+                    raise RuntimeError("the request has ended")
                 others = self._taken - own
-                if others and self._taken + count > self._max_bytes:
+                if count > 0 and others and self._taken + count > self._max_bytes:
                     self._metrics.rejected.labels(reason="photo_memory_full").inc()
                     raise OverloadedError(
                         f"The photos of other requests fill the {self._max_bytes} bytes for photos "
@@ -51,4 +55,5 @@ class PhotoMemory:
             yield take
         finally:
             with self._lock:
+                ended = True
                 self._taken -= own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from functools import partial
 from uuid import uuid4
@@ -12,7 +11,6 @@ import torch
 from jaxtyping import Float, UInt8
 
 from app.errors import InvalidInputError
-from app.images.photo import decode_photo
 from app.method.backbone import Backbone
 from app.method.evidence import prompt_evidence
 from app.method.infoscore import LayerStatistics, prompt_shares
@@ -22,6 +20,7 @@ from app.method.scores import prompt_scores
 from app.services.category_lookup import check_count
 from app.services.job_engine import JobEngine
 from app.services.models import Models
+from app.services.photo_reader import PhotoReader
 from app.storage.categories import CategoryStore
 from app.storage.jobs import Job, JobStore
 from app.storage.layers import LayerStore, StoredStatistics
@@ -40,8 +39,8 @@ class Ranking:
         engine: Runs the jobs.
         layers: Store of the statistics.
         rankings: Store of the photos and names that wait for a job.
+        photos: Decodes photos.
         background: Background words; each is a class here.
-        max_pixels: Largest photo.
         max_categories: Largest number of categories of a job.
     """
 
@@ -53,9 +52,9 @@ class Ranking:
         engine: JobEngine,
         layers: LayerStore,
         rankings: RankingStore,
+        photos: PhotoReader,
         *,
         background: tuple[str, ...],
-        max_pixels: int,
         max_categories: int,
     ) -> None:
         self._models = models
@@ -64,8 +63,8 @@ class Ranking:
         self._engine = engine
         self._layers = layers
         self._rankings = rankings
+        self._photos = photos
         self._background = background
-        self._max_pixels = max_pixels
         self._max_categories = max_categories
         engine.register("rank", self.rank, clear=self._clear)
 
@@ -81,13 +80,15 @@ class Ranking:
         Raises:
             InvalidInputError: If there is no photo, or one cannot be read, or the request names no categories and more
                 are taught than one request may have; nothing is stored then.
+            OverloadedError: If the photos of other requests leave no memory to check one; nothing is stored either.
         """
         if not images:
             raise InvalidInputError("Send at least one photo in the field images.", field="images")
         if not names:
             check_count(await self._categories.count(), self._max_categories)
         for raw in images:
-            await asyncio.to_thread(decode_photo, raw, max_pixels=self._max_pixels, field="images")
+            with self._photos.request() as reader:  # one at a time: only their files are kept
+                await reader.photo(raw, field="images")
         known = await self._jobs.get(id) if id else None
         if known and not known.ended:
             # The same request sent again: its photos are stored, its job may not have been queued.
@@ -114,7 +115,7 @@ class Ranking:
             if raw is None:  # expired, or deleted by a cancellation, which this does not change
                 await self._engine.end(job, "failed", error=_EXPIRED)
                 return
-            photo = await asyncio.to_thread(decode_photo, raw, max_pixels=self._max_pixels)
+            photo = await self._photos.stored(raw)
             shares = await model.lane.run(partial(image_shares, model.backbone, photo.rgb, prompts), kind="rank")
             statistics = statistics.add(shares)
             if not await self._engine.step(job, step=index + 1, steps=count):

@@ -222,7 +222,7 @@ class TestLoad:
             assert full.segment("cat").status_code == 200
 
     def test_that_is_too_much_is_refused_until_there_is_room(self, full: Api) -> None:
-        with full.http.app_state["service"].photo_memory.request() as take:
+        with full.http.app_state["service"].photos.memory.request() as take:
             take(1)
             for answer in (full.segment("cat"), full.teach("dog")):
                 refusal(answer, 503, "EXEMPLAR_PHOTO_MEMORY_BYTES", "try again in a second")

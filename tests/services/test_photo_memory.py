@@ -52,3 +52,23 @@ def test_who_is_alone_may_take_more(memory: PhotoMemory) -> None:
         alone(70)  # its mask
         with pytest.raises(OverloadedError):
             other(1)
+
+
+def test_what_is_taken_after_the_end_is_refused(memory: PhotoMemory) -> None:
+    """A client that went away leaves a thread behind, which decodes its photo to the end."""
+    with memory.request() as take:
+        take(10)
+    with pytest.raises(RuntimeError, match="ended"):
+        take(60)
+    with memory.request() as first, memory.request() as second:
+        first(60)
+        second(40)
+
+
+def test_a_part_may_be_given_back_before_the_end(memory: PhotoMemory) -> None:
+    with memory.request() as first, memory.request() as second:
+        first(140)
+        first(-110)
+        second(70)
+        first(-10)
+        second(10)

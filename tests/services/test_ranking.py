@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from app.errors import OverloadedError
 from app.services.ranking import image_shares
 from app.storage.jobs import Job
 from app.wiring import Service
@@ -49,6 +50,16 @@ async def test_a_job_whose_photos_have_expired_fails_and_says_so(wire) -> None:
         failed = await live.jobs.get(job.id)
         assert failed.status == "failed"
         assert "expired" in failed.error
+
+
+async def test_photos_are_not_decoded_while_those_of_other_requests_fill_the_memory(wire) -> None:
+    async with wire(worker=False, photo_memory_bytes=1) as live:
+        with live.photos.memory.request() as take:
+            take(1)
+            with pytest.raises(OverloadedError, match="EXEMPLAR_PHOTO_MEMORY_BYTES"):
+                await live.ranking.start([photo()], ["cat"])
+        assert not await live.jobs.list()
+        await live.ranking.rank(await live.ranking.start([photo(), photo()], ["cat"]))
 
 
 async def waiting(live: Service) -> list[bytes]:

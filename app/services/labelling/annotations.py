@@ -14,11 +14,9 @@ from uuid import uuid4
 import numpy as np
 
 from app.errors import AppError, ConflictError, NotFoundError
-from app.images.files import TakeBytes
-from app.images.photo import decode_photo
 from app.masks import MalformedMaskError, Mask
 from app.services.batch import patiently
-from app.services.photo_memory import PhotoMemory
+from app.services.photo_reader import PhotoReader, RequestReader
 from app.services.teaching import Lesson, Teaching
 from app.storage.annotations import Annotation, AnnotationStore, LabelExample
 from app.storage.categories import CategoryStore
@@ -64,8 +62,7 @@ class Annotations:
         categories: Store of categories and examples.
         teaching: Accepts and deletes examples.
         client: Reads photos.
-        photo_memory: Limit on the memory for photos.
-        max_pixels: Size limit of a photo.
+        photos: Decodes photos.
     """
 
     def __init__(
@@ -74,16 +71,13 @@ class Annotations:
         categories: CategoryStore,
         teaching: Teaching,
         client: LabelStudioClient,
-        photo_memory: PhotoMemory,
-        *,
-        max_pixels: int,
+        photos: PhotoReader,
     ) -> None:
         self._store = store
         self._categories = categories
         self._teaching = teaching
         self._client = client
-        self._photo_memory = photo_memory
-        self._max_pixels = max_pixels
+        self._photos = photos
 
     async def learn(self, marked: Marked) -> None:
         """Teach an annotation's labels; what it taught before and does not show any more is deleted.
@@ -98,8 +92,8 @@ class Annotations:
             return  # overtaken by a later change
 
         async def once() -> None:
-            with self._photo_memory.request() as take_bytes:
-                await self._replace(marked, known, await self._lessons(marked, take_bytes))
+            with self._photos.request() as reader:
+                await self._replace(marked, known, await self._lessons(marked, reader))
 
         await patiently(once)
 
@@ -119,7 +113,7 @@ class Annotations:
         """Ids of the annotations of a project that taught something."""
         return await self._store.of_project(project)
 
-    async def _lessons(self, marked: Marked, take_bytes: TakeBytes) -> list[Lesson]:
+    async def _lessons(self, marked: Marked, reader: RequestReader) -> list[Lesson]:
         """One lesson for each label that marks something, of each photo of the task."""
         by_address: dict[str, list[tuple[Control, Mapping[str, Any]]]] = {}
         controls = {control.name: control for control in controls_of(marked.config)}
@@ -130,8 +124,7 @@ class Annotations:
                 by_address.setdefault(address, []).append((control, region))
         lessons = []
         for address, regions in by_address.items():
-            raw = await self._client.photo(address)
-            photo = await asyncio.to_thread(decode_photo, raw, max_pixels=self._max_pixels, take_bytes=take_bytes)
+            photo = await reader.photo(await self._client.photo(address))
             for name, mask in (await asyncio.to_thread(_masks, regions, photo.rgb.shape[:2])).items():
                 lessons.append(Lesson(name, photo, mask, example_id=uuid4().hex))
         return lessons

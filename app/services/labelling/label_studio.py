@@ -13,13 +13,12 @@ from functools import partial
 from typing import Any
 
 from app.errors import AppError, InvalidInputError
-from app.images.photo import decode_photo
 from app.masks import MalformedMaskError
 from app.services.batch import as_ready, patiently
 from app.services.category_lookup import CategoryLookup
 from app.services.clicking import Clicking
 from app.services.models import Models
-from app.services.photo_memory import PhotoMemory
+from app.services.photo_reader import PhotoReader
 from app.services.segmentation import Request, Segmentation, Segmented
 
 from .config import Control, categories_of, controls_of
@@ -45,8 +44,7 @@ class LabelStudio:
         lookup: Looks categories up.
         models: The loaded backbones.
         client: Reads photos.
-        photo_memory: Limit on the memory for photos.
-        max_pixels: Size limit of a photo.
+        photos: Decodes photos.
         min_presence: As in `Segmentation`; predictions depend on it.
     """
 
@@ -57,9 +55,8 @@ class LabelStudio:
         lookup: CategoryLookup,
         models: Models,
         client: LabelStudioClient,
-        photo_memory: PhotoMemory,
+        photos: PhotoReader,
         *,
-        max_pixels: int,
         min_presence: float,
     ) -> None:
         self._segmentation = segmentation
@@ -67,8 +64,7 @@ class LabelStudio:
         self._lookup = lookup
         self._models = models
         self._client = client
-        self._photo_memory = photo_memory
-        self._max_pixels = max_pixels
+        self._photos = photos
         self._min_presence = min_presence
         self._config = "<View/>"  # of the project that was set up last
 
@@ -160,9 +156,8 @@ class LabelStudio:
         return {"result": regions, "score": max(scores), "model_version": version}
 
     async def _propose(self, raw: bytes, drawn: Sequence[Mapping[str, Any]], controls: Sequence[Control]) -> list[Json]:
-        with self._photo_memory.request() as take_bytes:
-            read = partial(decode_photo, raw, max_pixels=self._max_pixels, field="tasks", take_bytes=take_bytes)
-            photo = await asyncio.to_thread(read)
+        with self._photos.request() as reader:
+            photo = await reader.photo(raw, field="tasks")
             try:
                 photo_hw = (photo.rgb.shape[0], photo.rgb.shape[1])
                 prompts = await asyncio.to_thread(prompts_of, drawn, controls, photo_hw)
@@ -182,9 +177,8 @@ class LabelStudio:
         request = Request(categories=categories_of(controls))
 
         async def once() -> Segmented:
-            with self._photo_memory.request() as take_bytes:
-                read = partial(decode_photo, raw, max_pixels=self._max_pixels, field="tasks", take_bytes=take_bytes)
-                return await self._segmentation.segment(await asyncio.to_thread(read), request)
+            with self._photos.request() as reader:
+                return await self._segmentation.segment(await reader.photo(raw, field="tasks"), request)
 
         return await patiently(once)
 

@@ -1,0 +1,89 @@
+"""The photos and masks of a request, decoded within the memory of all requests."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from app.errors import OverloadedError, TooLargeError
+from app.images.photo import Photo
+from app.metrics import Metrics
+from app.services import photo_reader
+from app.services.photo_memory import PhotoMemory
+from app.services.photo_reader import PhotoReader
+from tests.images.cases import COLOURED, HW, MARKED, file_of
+
+PHOTO, MASK = file_of(COLOURED), file_of(MARKED)
+# All that is left of the two once they are decoded.
+HELD = len(PHOTO) + len(MASK) + 4 * MARKED.size
+
+
+def reader_of(max_bytes: int, *, max_pixels: int = MARKED.size) -> PhotoReader:
+    return PhotoReader(PhotoMemory(max_bytes=max_bytes, metrics=Metrics()), max_pixels=max_pixels)
+
+
+async def test_a_photo_and_its_mask_count_until_the_end_of_their_request() -> None:
+    photos = reader_of(HELD)
+    with photos.memory.request() as take:
+        with photos.request() as reader:
+            photo = await reader.photo(PHOTO)
+            mask = await reader.mask(photo, mask=MASK)
+            assert np.array_equal(photo.rgb, COLOURED)
+            assert np.array_equal(mask, MARKED)
+            with pytest.raises(OverloadedError):
+                take(1)
+        take(HELD)
+
+
+async def test_a_photo_is_refused_while_others_fill_the_memory_and_named_by_its_field() -> None:
+    photos = reader_of(HELD)
+    with photos.memory.request() as take, photos.request() as reader:
+        take(HELD)
+        with pytest.raises(OverloadedError):
+            await reader.photo(PHOTO)
+    with reader_of(HELD, max_pixels=MARKED.size - 1).request() as reader:
+        with pytest.raises(TooLargeError) as refusal:
+            await reader.photo(PHOTO, field="tasks")
+        assert refusal.value.field == "tasks"
+
+
+async def test_a_photo_of_a_job_does_not_count() -> None:
+    photos = reader_of(HELD)
+    with photos.memory.request() as take:
+        take(HELD)
+        assert (await photos.stored(PHOTO)).rgb.shape[:2] == HW
+
+
+async def test_a_request_that_is_cancelled_while_its_photo_is_decoded_leaves_nothing_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client of a batch that went away: the thread can't be stopped, and comes to take bytes when all is over."""
+    photos, entered, go_on, done = reader_of(HELD), threading.Event(), threading.Event(), threading.Event()
+    decode = photo_reader.decode_photo
+
+    def slowly(raw: bytes, **options: object) -> Photo:
+        entered.set()
+        go_on.wait()
+        try:
+            return decode(raw, **options)  # type: ignore[arg-type]
+        finally:
+            done.set()
+
+    async def request() -> None:
+        with photos.request() as reader:
+            await reader.photo(PHOTO)
+
+    monkeypatch.setattr(photo_reader, "decode_photo", slowly)
+    running = asyncio.create_task(request())
+    await asyncio.to_thread(entered.wait)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    go_on.set()
+    await asyncio.to_thread(done.wait)
+    with photos.memory.request() as first, photos.memory.request() as second:
+        first(HELD - 1)
+        second(1)
