@@ -1,8 +1,4 @@
-"""Photos of Label Studio's tasks: fetched from Label Studio, from hosts that the settings allow, or out of data URLs.
-
-The address of a photo is the caller's. Without a list of allowed hosts a caller could make the service read any page of
-the network that it stands in.
-"""
+"""Photos of Label Studio's tasks: fetched from Label Studio, from allowed hosts, or out of data URLs."""
 
 from __future__ import annotations
 
@@ -16,6 +12,8 @@ from urllib.parse import unquote_to_bytes
 import httpx2 as httpx
 
 from app.errors import InvalidInputError, TooLargeError, UnavailableError
+
+from .addresses import AllowedAddresses, joined
 
 _CONNECT_TIMEOUT_S = 5.0
 _READ_TIMEOUT_S = 20.0
@@ -36,7 +34,8 @@ class LabelStudioClient:
     Args:
         url: Address of Label Studio; empty if none is known, and then only data URLs are read.
         token: Its access token, of either kind; empty for one that `meet` is told.
-        hosts: Other hosts that photos are fetched from, without the token.
+        hosts: Other hosts that photos are fetched from, without the token; each with its port unless it is the usual
+            one.
         max_bytes: Size limit of a photo.
         transport: Sends the requests; None for the network.
     """
@@ -55,7 +54,7 @@ class LabelStudioClient:
         self._told_token = ""  # in use until Label Studio refuses it
         self._told_last = ""
         self._access = ""  # what a personal access token was exchanged for
-        self._hosts = frozenset(host.lower() for host in hosts)
+        self._allowed = AllowedAddresses(self._url, hosts=hosts)
         self._max_bytes = max_bytes
         self._transport = transport
         self._http: httpx.AsyncClient | None = None
@@ -74,7 +73,7 @@ class LabelStudioClient:
             told = httpx.URL(hostname)
         except httpx.InvalidURL:
             return
-        if token and self._is_label_studio(told):
+        if token and self._allowed.is_label_studio(told):
             self._told_last = token
             self._told_token = self._told_token or token
 
@@ -150,27 +149,13 @@ class LabelStudioClient:
                 )
             # Below a folder of a host, Label Studio writes paths with the folder or without it.
             folder = self._url.path.rstrip("/")
-            return _joined(self._url, address if folder and address.startswith(f"{folder}/") else f"{folder}{address}")
-        return _joined(httpx.URL(), address)
-
-    def _is_label_studio(self, url: httpx.URL) -> bool:
-        return self._url is not None and _origin(url) == _origin(self._url)
-
-    def _check_allowed(self, url: httpx.URL) -> None:
-        if url.scheme not in ("http", "https"):
-            raise InvalidInputError(f"{url.scheme or 'No'} address: photos have http, https or data.", field="tasks")
-        names = {url.host.lower(), f"{url.host.lower()}:{url.port}"}
-        if not self._is_label_studio(url) and not names & self._hosts:
-            raise InvalidInputError(
-                f"Photos of {url.host} are not fetched: only those of EXEMPLAR_LABEL_STUDIO_URL are, and of the hosts "
-                "in EXEMPLAR_LABEL_STUDIO_HOSTS.",
-                field="tasks",
-            )
+            return joined(self._url, address if folder and address.startswith(f"{folder}/") else f"{folder}{address}")
+        return joined(httpx.URL(), address)
 
     async def _get(self, url: httpx.URL, *, max_bytes: int) -> bytes:
         for _ in range(_MOST_REDIRECTS):
-            self._check_allowed(url)
-            is_label_studio = self._is_label_studio(url)
+            self._allowed.check(url)
+            is_label_studio = self._allowed.is_label_studio(url)
             access, told = self._access if is_label_studio else "", self._told_token
             status, target, raw = await self._send(url, max_bytes)
             if access and _is_unknown(status, target):  # it has expired
@@ -194,7 +179,7 @@ class LabelStudioClient:
 
     async def _send(self, url: httpx.URL, max_bytes: int) -> tuple[int, httpx.URL | None, bytes]:
         """Status, address that a redirect leads to, and content of an answer."""
-        headers = await self._authorization() if self._is_label_studio(url) else {}
+        headers = await self._authorization() if self._allowed.is_label_studio(url) else {}
         try:
             async with self._client().stream("GET", url, headers=headers) as answer:
                 raw = bytearray()
@@ -203,7 +188,7 @@ class LabelStudioClient:
                     if len(raw) > max_bytes:
                         raise self._too_large(f"The photo of {url.host}", max_bytes)
                 is_redirect = 300 <= answer.status_code < 400
-                target = _joined(url, answer.headers.get("location", "")) if is_redirect else None
+                target = joined(url, answer.headers.get("location", "")) if is_redirect else None
                 return answer.status_code, target, bytes(raw)
         except httpx.HTTPError as error:
             raise UnavailableError(f"{url.host} does not answer ({type(error).__name__}).", field="tasks") from error
@@ -244,19 +229,6 @@ class LabelStudioClient:
 
 class _NotThere(InvalidInputError):
     """There is nothing at an address."""
-
-
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    ports = {"http": 80, "https": 443}
-    return url.scheme, url.host.lower(), url.port or ports.get(url.scheme)
-
-
-def _joined(base: httpx.URL, address: str) -> httpx.URL:
-    """An address as it is meant on a page at another one."""
-    try:
-        return base.join(address)
-    except httpx.InvalidURL as error:
-        raise InvalidInputError(f"{address[:200]!r} is no address of a photo: {error}.", field="tasks") from error
 
 
 def _is_unknown(status: int, target: httpx.URL | None) -> bool:
