@@ -105,9 +105,9 @@ MIN_SIDE_PX = 2
 _BAND_PX = 1_000_000
 
 # Bytes per pixel that decoding takes at its peak, as measured with 40 megapixels: Pillow's picture, the array made of
-# it and what is computed of that. The decoders of WebP and AVIF take more, and so does that of a progressive JPEG,
-# which keeps all coefficients; numbers of 32 bits are larger.
-_PEAK_BYTES = 10
+# it and what is computed of that, such as its turned copy. The decoders of WebP and AVIF take more, and so does that of
+# a progressive JPEG, which keeps all coefficients; numbers of 32 bits are larger.
+_PEAK_BYTES = 11
 _PEAK_BYTES_OF_LARGER = 12
 _PEAK_BYTES_OF_WEBP = 19
 

@@ -137,7 +137,11 @@ class TestFaults:
     def test_of_pillow(self, kind: type[Exception]) -> None:
         class Broken(Image.Image):
             mode = "P"
+            size = (31, 23)
             has_transparency_data = True
+
+            def crop(self, *_: object) -> Image.Image:
+                return self
 
             def convert(self, *_: object) -> Image.Image:
                 raise kind("Pillow's")
