@@ -60,4 +60,4 @@ def test_without_label_studio_only_the_hosts_are() -> None:
 
 def test_what_is_no_address_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="no address"):
-        joined(httpx.URL(), "http://[half/cat.jpg")
+        joined(httpx.URL(), "/data/a\n.jpg")
