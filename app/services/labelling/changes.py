@@ -29,7 +29,8 @@ _LOOK_S = 2.0
 _LOCK_S = 12.0
 
 _TRIES = 4
-_PAUSE_S = 2.0
+# Longest pause between them, whatever the error asks for: all other changes wait meanwhile.
+_MAX_PAUSE_S = 60.0
 
 _PAGE_SIZE = 50
 
@@ -173,14 +174,14 @@ class Changes:
                 return partial(self._learn_project, project, config)
 
     async def _tried(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Do it, again after a pause if Label Studio does not answer."""
+        """Do it, again after the pause that the error asks for if Label Studio or a photo's host does not answer."""
         for tries_left in reversed(range(_TRIES)):
             try:
                 return await action()
             except UnavailableError as error:
                 _log.warning("an annotation waits to be learnt: %s", error)
                 if tries_left:
-                    await asyncio.sleep(_PAUSE_S)
+                    await asyncio.sleep(min(error.retry_after_s or 0, _MAX_PAUSE_S))
             except AppError as error:
                 _log.warning("an annotation is not learnt: %s", error)
                 return None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from base64 import b64decode
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -24,6 +26,11 @@ _LOGIN_PATH = "/user/login"
 
 # A page of tasks has the regions of all their annotations.
 _MAX_JSON_BYTES = 256 * 1024 * 1024
+
+# A host that is busy for now: it took too long to get the request, or has had too many of them.
+_BUSY = (408, 425, 429)
+# Pause if the host names none.
+_PAUSE_S = 5
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +93,7 @@ class LabelStudioClient:
         Raises:
             InvalidInputError: If its host is not allowed, or it can't be read there.
             TooLargeError: If it is larger than an upload may be.
-            UnavailableError: If its host does not answer.
+            UnavailableError: If its host does not answer, or is busy.
         """
         if address[:5].lower() == "data:":
             return self._of_data_url(address)
@@ -157,18 +164,19 @@ class LabelStudioClient:
             self._allowed.check(url)
             is_label_studio = self._allowed.is_label_studio(url)
             access, told = self._access if is_label_studio else "", self._told_token
-            status, target, raw = await self._send(url, max_bytes)
-            if access and _is_unknown(status, target):  # it has expired
+            answer = await self._send(url, max_bytes)
+            if access and _is_unknown(answer):  # it has expired
                 if self._access == access:  # else another request has renewed it in the meantime
                     self._access = ""
-                status, target, raw = await self._send(url, max_bytes)
-            if is_label_studio and _is_unknown(status, target) and self._is_replaced(told):
-                status, target, raw = await self._send(url, max_bytes)
-            if _is_unknown(status, target):
+                answer = await self._send(url, max_bytes)
+            if is_label_studio and _is_unknown(answer) and self._is_replaced(told):
+                answer = await self._send(url, max_bytes)
+            if _is_unknown(answer):
                 raise _refused(url, 401)
-            if target is None:
-                return _content(url, status, raw)
-            url = target
+            if answer.target is None:
+                _check_status(url, answer.status, answer.retry_after)
+                return answer.raw
+            url = answer.target
         raise InvalidInputError(f"{url.host} redirects too often.", field="tasks")
 
     def _is_replaced(self, refused: str) -> bool:
@@ -177,8 +185,7 @@ class LabelStudioClient:
             self._told_token, self._access = self._told_last, ""
         return not self._token and self._told_token != refused
 
-    async def _send(self, url: httpx.URL, max_bytes: int) -> tuple[int, httpx.URL | None, bytes]:
-        """Status, address that a redirect leads to, and content of an answer."""
+    async def _send(self, url: httpx.URL, max_bytes: int) -> _Answer:
         headers = await self._authorization() if self._allowed.is_label_studio(url) else {}
         try:
             async with self._client().stream("GET", url, headers=headers) as answer:
@@ -189,7 +196,7 @@ class LabelStudioClient:
                         raise self._too_large(f"The photo of {url.host}", max_bytes)
                 is_redirect = 300 <= answer.status_code < 400
                 target = joined(url, answer.headers.get("location", "")) if is_redirect else None
-                return answer.status_code, target, bytes(raw)
+                return _Answer(answer.status_code, target, answer.headers.get("retry-after", ""), bytes(raw))
         except httpx.HTTPError as error:
             raise UnavailableError(f"{url.host} does not answer ({type(error).__name__}).", field="tasks") from error
 
@@ -209,8 +216,7 @@ class LabelStudioClient:
                 ) from error
             if answer.status_code in (401, 403):  # the answer to a request without it says the same
                 return {}
-            if answer.status_code != 200:
-                raise _refused(answer.url, answer.status_code)
+            _check_status(answer.url, answer.status_code, answer.headers.get("retry-after", ""))
             self._access = str(_json(answer.content).get("access", ""))
         return {"Authorization": f"Bearer {self._access}"}
 
@@ -227,21 +233,32 @@ class LabelStudioClient:
         )
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """An answer: its status, the address that a redirect leads to, its Retry-After, and its content."""
+
+    status: int
+    target: httpx.URL | None
+    retry_after: str
+    raw: bytes
+
+
 class _NotThere(InvalidInputError):
     """There is nothing at an address."""
 
 
-def _is_unknown(status: int, target: httpx.URL | None) -> bool:
+def _is_unknown(answer: _Answer) -> bool:
     """True for the answer to a caller whom Label Studio does not know; some of its pages lead to the login."""
-    return status == 401 or (target is not None and target.path.rstrip("/").endswith(_LOGIN_PATH))
+    return answer.status == 401 or (answer.target is not None and answer.target.path.rstrip("/").endswith(_LOGIN_PATH))
 
 
-def _content(url: httpx.URL, status: int, raw: bytes) -> bytes:
-    if status == 200:
-        return raw
-    if status >= 500:
-        raise UnavailableError(f"{url.host} answers with {status}.", field="tasks")
-    raise _refused(url, status)
+def _check_status(url: httpx.URL, status: int, retry_after: str) -> None:
+    """Raise unless the status is 200: of a host that is busy or fails UnavailableError, with the pause it asks for."""
+    if status >= 500 or status in _BUSY:
+        pause_s = int(retry_after) if re.fullmatch("[0-9]{1,6}", retry_after) else _PAUSE_S
+        raise UnavailableError(f"{url.host} answers with {status}.", field="tasks", retry_after_s=pause_s)
+    if status != 200:
+        raise _refused(url, status)
 
 
 def _json(raw: bytes) -> dict[str, Any]:

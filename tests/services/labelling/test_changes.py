@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from redis.asyncio import Redis
@@ -39,7 +40,7 @@ class Made:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changes, "_LOOK_S", 0.02)
-    monkeypatch.setattr(changes, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(changes, "_MAX_PAUSE_S", 0.01)
 
 
 @pytest.fixture
@@ -98,6 +99,18 @@ async def test_an_outage_is_told_once_and_the_change_made_after_it(redis: Redis,
         await one.add([Forget(2)])
         await until(lambda: made.made == [1, 2])
     assert caplog.messages.count("annotations wait to be learnt: no answer") == 1
+
+
+async def test_a_host_that_is_busy_is_asked_again_after_the_pause_that_it_names(redis: Redis, monkeypatch) -> None:
+    made, pauses = Made(UnavailableError("429", retry_after_s=7), UnavailableError("429", retry_after_s=1000)), []
+
+    async def noted(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(changes, "_MAX_PAUSE_S", 60.0)
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    await changes_of(redis, made)._tried(partial(made.forget, 1))
+    assert (made.made, pauses) == ([1], [7, 60])
 
 
 @pytest.mark.parametrize(
