@@ -23,6 +23,7 @@ from exemplar_client.masks import ClickedMask, Masks, Segmented
 from exemplar_client.photos import SUFFIXES, ImageInput, Photo, open_photo, printable
 from exemplar_client.records import Category, Example, Health, JobState, Taught, Version
 from exemplar_client.wire import (
+    BUSY,
     Emit,
     File,
     Flow,
@@ -173,8 +174,11 @@ class Calls:
             if tried:
                 yield Pause(self._retries.backoff_s(tried))
             before = len(pending)
+            is_last = tried + 1 >= self._retries.tries
             try:
-                yield from self._read_lines(pending, [(index, files[index]) for index in pending], fields)
+                yield from self._read_lines(
+                    pending, [(index, files[index]) for index in pending], fields, is_last=is_last
+                )
             except TooLarge as error:  # one of them may be too large; it must not take the others with it
                 yield from self._segment_singly(pending, files, fields, error)
                 return
@@ -196,9 +200,17 @@ class Calls:
             yield from self._segment_opened({index: photo}, files, fields)
 
     def _read_lines(
-        self, pending: dict[int, Photo], files: Sequence[tuple[int, File]], fields: Mapping[str, Sequence[str]]
+        self,
+        pending: dict[int, Photo],
+        files: Sequence[tuple[int, File]],
+        fields: Mapping[str, Sequence[str]],
+        *,
+        is_last: bool,
     ) -> Flow[None]:
-        """Send the pending photos, emit what the lines of the answer say, and remove those answered."""
+        """Send the pending photos, emit what the lines of the answer say, and remove those answered.
+
+        A photo for which the service is busy or not ready stays pending, except in the last try.
+        """
         request = Request(
             "POST",
             "/segment/batch",
@@ -212,7 +224,8 @@ class Calls:
             if text.strip():
                 line = json.loads(text)
                 index = files[line["index"]][0]
-                yield Emit(_result(line, index, pending.pop(index), _age_s(reply)))
+                if is_last or (line.get("problem") or {}).get("status") not in BUSY:
+                    yield Emit(_result(line, index, pending.pop(index), _age_s(reply)))
 
     def categories(self) -> Flow[list[Category]]:
         """List all categories."""
@@ -266,6 +279,8 @@ class Calls:
         """List jobs."""
         given = {"category": category, "status": status}
         params = {name: value for name, value in given.items() if value is not None}
+        for value in params.values():
+            _check_text(value)
         return (yield from self._list("/jobs", JobState, params))
 
     def job(self, id: str) -> Flow[JobState]:
@@ -396,7 +411,7 @@ def _fields(categories: str | Iterable[str] | None, options: Options) -> dict[st
             raise Invalid("No category is named: name one, or leave `categories` out for every category taught.")
     for name, value in options.items():
         if value is not None:
-            fields[name] = _words(value) if name == "background" else [str(value)]  # type: ignore[arg-type]
+            fields[name] = _words(value if name == "background" else [str(value)])  # type: ignore[arg-type]
     return fields
 
 
@@ -408,6 +423,8 @@ def _points(points: Iterable[Sequence[float]]) -> str:
 def _words(words: str | Iterable[str]) -> list[str]:
     """Values of a list field. The service reads commas in them as separators, unless they come as one JSON list."""
     given = [words] if isinstance(words, str) else list(words)
+    for word in given:
+        _check_text(word)
     return (
         [json.dumps(given)]
         if any("," in word or word.lstrip().startswith(("[", "{", '"')) for word in given)
@@ -424,8 +441,19 @@ def _path_of(name: str) -> str:
 
 
 def _quoted(part: str) -> str:
+    _check_text(part)
     # Points too: a part of one or two points would be resolved as a step in the path.
     return quote(part, safe="").replace(".", "%2E")
+
+
+def _check_text(text: str) -> None:
+    """Refuse text that can't be sent.
+
+    Raises:
+        Invalid: If it has half a surrogate pair, as names of files have for bytes that are not UTF-8.
+    """
+    if printable(text) != text:
+        raise Invalid(f"{printable(text)!r} has characters that are not UTF-8: write it in UTF-8.")
 
 
 def _age_s(reply: Reply) -> float | None:

@@ -122,6 +122,9 @@ class Emit:
     value: Any
 
 
+# Statuses of a service that is busy or not ready: nothing was done, and a later try may succeed.
+BUSY = (429, 503)
+
 Effect: TypeAlias = Send | NextLine | Pause | Work | Emit
 Flow: TypeAlias = Generator[Effect, Any, Result]
 
@@ -163,7 +166,7 @@ class Retries:
 def _may_repeat(request: Request, reply: Reply | Lost) -> bool:
     if isinstance(reply, Lost):
         return request.repeatable or not reply.received
-    if reply.status in (429, 503):
+    if reply.status in BUSY:
         return True
     if reply.status == 409:  # the first try of a request with an Idempotency-Key is still at work
         return "retry-after" in reply.headers
