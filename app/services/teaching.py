@@ -7,10 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool
 
-from app.errors import ConflictError, NotFoundError
+from app.errors import AppError, ConflictError, NotFoundError
+from app.images.masks import decode_mask
 from app.images.photo import Photo
+from app.masks import Mask
 from app.masks.pictures import mask_to_png
 from app.services.job_engine import JobEngine
 from app.storage.categories import CategoryStore
@@ -43,7 +44,7 @@ class Lesson:
 
     name: CategoryName
     photo: Photo
-    mask: Bool[np.ndarray, "height width"]
+    mask: Mask
     prompts: tuple[CategoryName, ...] = ()
     replace: bool = False
     id: str | None = None
@@ -182,10 +183,9 @@ class Teaching:
             for info in await self._categories.example_infos(lesson.name.id)
             if (info.sha256, info.area) == (lesson.photo.sha256, int(lesson.mask.sum()))
         ]
-        mask = await asyncio.to_thread(mask_to_png, lesson.mask) if alike else b""
         for id in alike:
             example = await self._categories.example(lesson.name.id, id)
-            if example and example.mask == mask:
+            if example is not None and await asyncio.to_thread(_has_mask, example, lesson.mask):
                 return id
         return None
 
@@ -223,6 +223,15 @@ def _example_of(lesson: Lesson) -> Example:
         sha256=lesson.photo.sha256,
         id=lesson.example_id,
     )
+
+
+def _has_mask(example: Example, mask: Mask) -> bool:
+    """True if an example has this mask. Files are not compared: another Pillow may write the same mask otherwise."""
+    try:
+        stored = decode_mask(example.mask, photo_hw=(mask.shape[0], mask.shape[1]), max_pixels=mask.size)
+    except AppError:  # damaged in the store
+        return False
+    return np.array_equal(stored, mask)
 
 
 def _new_words(lesson: Lesson, known: CategoryRecord | None) -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from app.errors import ConflictError, NotFoundError
 from app.services.teaching import Lesson
+from app.storage import keys
 from app.storage.jobs import Job
 from app.storage.names import CategoryName
 from tests.services.lessons import CAT, ended, lesson
@@ -34,6 +37,21 @@ async def test_a_lesson_repeated_after_the_store_broke_down_is_given_once(wire, 
         assert (await ended(live, jobs[0])).status == "succeeded"
         assert {job.id for job in await live.jobs.list()} == {"1" * 32}
         assert len(await live.categories.examples(CAT)) == 1
+
+
+async def test_an_example_is_known_whichever_release_of_pillow_wrote_its_mask(wire) -> None:
+    async with wire() as live:
+        job, record = await live.teaching.teach(lesson())
+        await ended(live, job)
+        (example,) = await live.categories.examples(CAT)
+        file = io.BytesIO()
+        Image.fromarray(lesson().mask).save(file, "PNG", compress_level=0)
+        assert file.getvalue() != await live.redis.hget(keys.example(record.id, example.id), "mask")
+        await live.redis.hset(keys.example(record.id, example.id), "mask", file.getvalue())
+        assert (await live.teaching.accept(lesson())).repeated
+        # One that is damaged is the same as no other.
+        await live.redis.hset(keys.example(record.id, example.id), "mask", file.getvalue()[:50])
+        assert not (await live.teaching.accept(lesson())).repeated
 
 
 async def test_a_lesson_repeated_long_after_its_job_ended_is_one_more(wire) -> None:
