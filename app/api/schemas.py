@@ -55,7 +55,11 @@ class JobOut(BaseModel):
 
 
 class AdapterOut(BaseModel):
-    """An adapter. If `example_iou` is below `zero_shot_example_iou`, the category uses the words alone."""
+    """An adapter. `kept` says what makes the masks of its category.
+
+    `adapter` = the adapter; `words` = the words alone, which marked the examples better; `presence` = the words alone,
+    which suffice for the masks, while the examples serve the category's presence.
+    """
 
     version: int
     backbone: str
@@ -63,6 +67,7 @@ class AdapterOut(BaseModel):
     ensemble: list[float]
     example_iou: float
     zero_shot_example_iou: float
+    kept: Literal["adapter", "presence", "words"]
     bytes: int
     created_at: str
 

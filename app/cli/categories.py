@@ -154,6 +154,10 @@ def import_adapter(
     _show_category(category, as_json=as_json)
 
 
+# What makes the masks of a category, by the `kept` of its adapter; services of earlier releases tell none.
+_USES = {"adapter": "adapter", "words": "words", "presence": "words, example for presence"}
+
+
 def _show_category(category: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         return print_json(category)
@@ -173,12 +177,11 @@ def _adapter(category: dict[str, Any]) -> tuple[str, ...]:
     adapter = category["adapter"]
     if adapter is None:
         return "", "", "", "words", ""
-    better = adapter["example_iou"] >= adapter["zero_shot_example_iou"]
     return (
         str(adapter["version"]),
         f"{adapter['example_iou']:.2f}",
         f"{adapter['zero_shot_example_iou']:.2f}",
-        "adapter" if better else "words",
+        _USES.get(adapter.get("kept"), ""),
         adapter["backbone"],
     )
 

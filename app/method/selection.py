@@ -56,10 +56,6 @@ class Outcome:
         """The adapter; where masks are made by the words, with the memory alone."""
         # A large change may overflow in the format in which it is kept.
         keep = helps(self.example_iou, self.zero_shot_example_iou) and self._finite()
-        example_iou, words_iou = round(self.example_iou, 4), round(self.zero_shot_example_iou, 4)
-        if not keep:
-            # The two scores tell which was kept, so rounding must not make them equal.
-            example_iou = min(example_iou, round(words_iou - 1e-4, 4))
         return Adapter(
             backbone=tuning.backbone.name,
             revision=tuning.backbone.revision,
@@ -68,8 +64,8 @@ class Outcome:
             prompts=tuning.words,
             layers=tuning.layers,
             ensemble=(1 / len(tuning.layers),) * len(tuning.layers),
-            example_iou=example_iou,
-            zero_shot_example_iou=words_iou,
+            example_iou=round(self.example_iou, 4),
+            zero_shot_example_iou=round(self.zero_shot_example_iou, 4),
             created_at=created_at,
             kept=self._kept() if keep else "words",
             presence_bias=self.presence_bias,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Annotated, Any
 from uuid import uuid4
 
 from pydantic import AllowInfNan, Field, TypeAdapter
 
-from app.method.adapter import Adapter
+from app.method.adapter import Adapter, Kept
 
 from . import keys
 from .jobs import now
@@ -30,7 +30,7 @@ _INFOS_REMEMBERED = 4096
 class AdapterInfo:
     """Description of an adapter. The HTTP API returns the same fields under the same names.
 
-    The fields with defaults may be missing in the store: other releases may not know them.
+    The fields with defaults may be missing in the store: other releases may not know them. See `Adapter` for `kept`.
     """
 
     version: int
@@ -39,6 +39,7 @@ class AdapterInfo:
     ensemble: tuple[Finite, ...] = ()
     example_iou: Finite = 0.0
     zero_shot_example_iou: Finite = 0.0
+    kept: Kept = "adapter"
     bytes: int = 0
     created_at: str = ""
 
@@ -170,6 +171,7 @@ def adapter_info(adapter: Adapter, size: int) -> AdapterInfo:
         ensemble=adapter.ensemble,
         example_iou=adapter.example_iou,
         zero_shot_example_iou=adapter.zero_shot_example_iou,
+        kept=adapter.kept,
         bytes=size,
         created_at=adapter.created_at,
     )
@@ -232,4 +234,8 @@ def read_adapter_info(version: str, raw: bytes) -> AdapterInfo:
     fields = json_value("description", raw)
     if not isinstance(fields, dict):
         raise ValueError("description: not a JSON object")
-    return validated(_ADAPTER, {"version": version, **fields})
+    info = validated(_ADAPTER, {"version": version, **fields})
+    # Earlier releases told by the two scores alone that the words were kept.
+    if "kept" not in fields and info.example_iou < info.zero_shot_example_iou:
+        return replace(info, kept="words")
+    return info

@@ -19,7 +19,11 @@ export const percent = (share) => `${Math.round(100 * share)} %`;
 
 const overlap = ({ example_iou: learnt, zero_shot_example_iou: byName }) => Math.max(learnt, byName);
 
-export const keepsToName = (adapter) => adapter.example_iou < adapter.zero_shot_example_iou;
+// What became of the example where the masks go by the name.
+const KEPT = {
+  words: "The name alone does better than what it learnt, so it goes by the name.",
+  presence: "The name alone marks it well. What it learnt helps to tell whether a photo shows it.",
+};
 
 export const isMarkedLoosely = (adapter) => overlap(adapter) < GOOD_OVERLAP;
 
@@ -34,7 +38,7 @@ export function howWell(adapter, examples) {
 // What came of teaching.
 export function outcome(name, { adapter, examples }) {
   const said = [`“${name}” is taught.`, howWell(adapter, examples)];
-  if (keepsToName(adapter)) said.push("The name alone does better than what it learnt, so it goes by the name.");
+  if (adapter.kept in KEPT) said.push(KEPT[adapter.kept]);
   if (isMarkedLoosely(adapter)) said.push("Mark more exactly: the orange line shows what it sees as the object.");
   return said.join(" ");
 }

@@ -49,7 +49,11 @@ class JobState(Record):
 
 
 class Adapter(Record):
-    """A tuned adapter. If `example_iou` is below `zero_shot_example_iou`, the category uses the words alone."""
+    """A tuned adapter. `kept` says what makes the masks of its category; None if an older service does not tell it.
+
+    `adapter` = the adapter; `words` = the words alone, which marked the examples better; `presence` = the words alone,
+    which suffice for the masks, while the examples serve the category's presence.
+    """
 
     version: int
     backbone: str
@@ -57,6 +61,7 @@ class Adapter(Record):
     ensemble: list[float]
     example_iou: float
     zero_shot_example_iou: float
+    kept: Literal["adapter", "presence", "words"] | str | None = None
     bytes: int
     created_at: datetime
 

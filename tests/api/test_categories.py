@@ -28,7 +28,8 @@ JOB = {
 }  # fmt: skip
 CATEGORY = {"name", "prompts", "examples", "adapter", "job"}
 ADAPTER = {
-    "version", "backbone", "layers", "ensemble", "example_iou", "zero_shot_example_iou", "bytes", "created_at",
+    "version", "backbone", "layers", "ensemble", "example_iou", "zero_shot_example_iou", "kept", "bytes",
+    "created_at",
 }  # fmt: skip
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 

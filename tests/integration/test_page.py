@@ -325,7 +325,7 @@ def reported_overlap(page: Page, overlap: float) -> None:
     def report(route: Route) -> None:
         answer = route.fetch()
         category = answer.json()
-        category["adapter"] |= {"example_iou": overlap, "zero_shot_example_iou": overlap / 2}
+        category["adapter"] |= {"example_iou": overlap, "zero_shot_example_iou": overlap / 2, "kept": "adapter"}
         route.fulfill(response=answer, json=category)
 
     page.route("**/categories/cat", report)
