@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from app.cli.terminal import (
     DEFAULT_URL,
     Key,
     Url,
+    check_replaceable,
     check_writable,
     errors,
     print_json,
@@ -28,7 +30,7 @@ from app.cli.terminal import (
 from app.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from app.cli.results import NamedPhoto, Results
+    from app.cli.results import Listing, NamedPhoto, Results
     from app.client import Client
 
 _FOUND = ("category", "taught", "presence", "area")
@@ -49,6 +51,10 @@ class _Outputs:
     coco: Path
     masks: Path | None
     overlays: Path | None
+
+    def picture_folders(self) -> list[Path]:
+        """The folders of pictures."""
+        return [folder for folder in (self.masks, self.overlays) if folder]
 
 
 def segment(
@@ -96,26 +102,34 @@ def segment(
     from app.client import Client
 
     outputs = _outputs(out, coco, masks=masks, overlays=overlays)
-    named = listed(photos, without=out)
+    listing = listed(photos, without=out)
     asked = {"categories": category or [], "min_presence": min_presence}
+    several = len(listing.photos) > 1 or photos[0].is_dir()
     if overlay:
-        if len(named) > 1 or outputs:
-            raise InvalidInputError(
-                "--overlay accepts only one photo, without --out and --coco: name one photo, or choose --overlays."
-            )
-        check_writable(overlay)
+        _check_overlay(overlay, alone=not several and not outputs)
     with Client(url, key=key) as client:
         if outputs:
-            _segment_into(outputs, client, named, asked, again=again, as_json=as_json)
-        elif len(named) > 1 or photos[0].is_dir():
-            _segment_several(client, named, asked, as_json=as_json)
+            _segment_into(outputs, client, listing, asked, again=again, as_json=as_json)
+        elif several:
+            _segment_several(client, listing, asked, as_json=as_json)
         else:
             _segment_one(client, photos[0], asked, overlay=overlay, as_json=as_json)
 
 
+def _check_overlay(file: Path, *, alone: bool) -> None:
+    from app.cli.results import is_drawn
+
+    if not alone:
+        raise InvalidInputError(
+            "--overlay accepts only one photo, without --out and --coco: name one photo, or choose --overlays."
+        )
+    check_writable(file)
+    check_replaceable(file, is_drawn)
+
+
 def _outputs(out: Path | None, coco: Path | None, *, masks: bool, overlays: bool) -> _Outputs | None:
     """Where the results go, with the folders made; None if they are only printed."""
-    from app.cli.results import PICTURE_FOLDERS
+    from app.cli.results import ANSWERS, PICTURE_FOLDERS
     from app.coco import is_ours
 
     if out is None and (masks or overlays):
@@ -126,10 +140,9 @@ def _outputs(out: Path | None, coco: Path | None, *, masks: bool, overlays: bool
         out.mkdir(parents=True, exist_ok=True)
     file = coco or (out or Path()) / "instances.json"
     check_writable(file)
-    if file.exists() and file.stat().st_size and not is_ours(file):
-        raise InvalidInputError(f"{file} was not written by this command, and is kept: choose another file.")
+    check_replaceable(file, is_ours)
     return _Outputs(
-        results=out / "results.ndjson" if out else file.with_suffix(".results.ndjson"),
+        results=out / ANSWERS if out else file.with_suffix(".results.ndjson"),
         coco=file,
         masks=out / PICTURE_FOLDERS[0] if out and masks else None,
         overlays=out / PICTURE_FOLDERS[1] if out and overlays else None,
@@ -137,9 +150,13 @@ def _outputs(out: Path | None, coco: Path | None, *, masks: bool, overlays: bool
 
 
 def _segment_one(client: Client, photo: Path, asked: dict[str, Any], *, overlay: Path | None, as_json: bool) -> None:
+    from app.cli.results import painted
+    from app.coco import write_whole
+
     answer = client.segment(photo, **asked)
     if overlay:
-        overlay.write_bytes(client.overlay(photo, **asked))
+        ids = {found["name"]: id for id, found in enumerate(answer["categories"], 1)}
+        write_whole(overlay, painted(answer, ids, photo))
     if as_json:
         print_json(answer)
         return
@@ -149,22 +166,26 @@ def _segment_one(client: Client, photo: Path, asked: dict[str, Any], *, overlay:
     show(table)
 
 
-def _segment_several(client: Client, photos: list[NamedPhoto], asked: dict[str, Any], *, as_json: bool) -> None:
+def _segment_several(client: Client, listing: Listing, asked: dict[str, Any], *, as_json: bool) -> None:
+    """Segment photos, and print what is found; also if it is interrupted."""
     table = table_of("photo", *_FOUND)
-    problems = 0
-    with progress_bar(errors) as bar:
-        files = [photo.file for photo in photos]
-        for line in bar.track(client.batch(files, **asked), total=len(files), description="segmenting"):
-            image = str(files[line["index"]])
-            problems += "problem" in line
-            if as_json:
-                print(json.dumps(line | {"filename": image}, ensure_ascii=False))
-            elif "problem" in line:
-                warn(f"{image}: {line['problem']['detail']}")
-            for found in line.get("categories", ()):
-                table.add_row(image, *_row(found))
-    if not as_json:
-        show(table)
+    problems = len(listing.problems)
+    try:
+        with progress_bar(errors) as bar:
+            files = [photo.file for photo in listing.photos]
+            for line in bar.track(client.batch(files, **asked), total=len(files), description="segmenting"):
+                image = str(files[line["index"]])
+                problems += "problem" in line
+                if as_json:
+                    print(json.dumps(line | {"filename": image}, ensure_ascii=False))
+                elif "problem" in line:
+                    warn(f"{image}: {line['problem']['detail']}")
+                for found in line.get("categories", ()):
+                    table.add_row(image, *_row(found))
+    finally:
+        if not as_json:
+            show(table)
+    _warn_of(listing.problems)
     if problems:
         raise typer.Exit(1)
 
@@ -172,7 +193,7 @@ def _segment_several(client: Client, photos: list[NamedPhoto], asked: dict[str, 
 def _segment_into(
     outputs: _Outputs,
     client: Client,
-    photos: list[NamedPhoto],
+    listing: Listing,
     asked: dict[str, Any],
     *,
     again: bool,
@@ -181,27 +202,32 @@ def _segment_into(
     """Segment the photos that have no result yet; write the files of all, also if the run is interrupted.
 
     Of all photos `again`, the results before stay until the last new one is there: after an interruption the new ones
-    are dropped, since more may have been taught by the next run.
+    are dropped, since more may have been taught by the next run. Photos that this run does not name, or can't segment,
+    keep theirs.
     """
     from app.cli.results import results_in
 
-    photos = list({photo.name: photo for photo in photos}.values())
-    with results_in(outputs.results, asked, again=again) as results:
-        run = _Run(outputs, results, photos, as_json=as_json)
+    with results_in(outputs.results, asked, listing.folder, again=again) as results:
+        run = _Run(outputs, results, listing.photos, as_json=as_json)
+        run.check(asked["categories"])
+        run.recall()  # before anything is written: an interruption leaves the files of the run before
         try:
             run.segment(client, asked)
         except KeyboardInterrupt:
-            left = len(photos) - len(run.answers) - len(run.problems)
             then = "starts again, the results before are kept" if again else "continues"
-            warn(f"Interrupted: {left} of {len(photos)} photos are left; the same command {then}.")
+            warn(f"Interrupted: {run.left()}; the same command {then}.")
             raise
         finally:
             if not again:
                 run.write_coco()
+        if again:
+            results.carry_over()
+            run.recall()
     if again:
         run.write_coco()
     run.tell()
-    if run.problems:
+    _warn_of(listing.problems)
+    if run.problems or listing.problems:
         raise typer.Exit(1)
 
 
@@ -215,27 +241,53 @@ class _Run:
         as_json: True to print each new answer as a line of JSON.
     """
 
-    def __init__(self, outputs: _Outputs, results: Results, photos: list[NamedPhoto], *, as_json: bool) -> None:
+    def __init__(self, outputs: _Outputs, results: Results, photos: Sequence[NamedPhoto], *, as_json: bool) -> None:
         from app.cli.results import picture_names
 
-        self.answers: dict[str, Mapping[str, Any]] = {}
         self.problems: dict[str, str] = {}
+        self._answers: dict[str, Mapping[str, Any]] = {}
         self._outputs = outputs
         self._results = results
         self._photos = photos
-        self._pictures = picture_names(photos)
+        # Also of photos that were segmented before, so that a run over some of the photos draws under the same names.
+        self._pictures = picture_names({*(photo.name for photo in photos), *results.names})
         self._found: Counter[str] = Counter()  # photos in which each category has a mask
         self._as_json = as_json
 
-    def segment(self, client: Client, asked: dict[str, Any]) -> None:
-        """Take the answers that are there, and ask for the others."""
+    def check(self, categories: Sequence[str]) -> None:
+        """Check what is to be drawn.
+
+        Args:
+            categories: Names that are asked for.
+
+        Raises:
+            InvalidInputError: If there are too many categories for label maps, or pictures of another origin.
+        """
+        from app.cli.results import check_labels, is_drawn
+
+        if self._outputs.masks:
+            check_labels(len({name.casefold() for name in [*self._results.category_ids, *categories]}))
+        for folder in self._outputs.picture_folders():
+            for photo in self._photos:
+                check_replaceable(folder / self._pictures[photo.name], is_drawn)
+
+    def recall(self) -> None:
+        """Take the answers that are kept of photos that have none yet."""
         with progress_bar(errors) as bar:
-            task = bar.add_task("looking for earlier results", total=len(self._photos))
+            for photo in bar.track(self._photos, description="looking for earlier results"):
+                if photo.name not in self._answers and (answer := self._results.answer_to(photo)):
+                    self._take(photo, answer)
+
+    def segment(self, client: Client, asked: dict[str, Any]) -> None:
+        """Draw the answers that are there, and ask for the others."""
+        self._remove_unused()
+        with progress_bar(errors) as bar:
+            task = bar.add_task("drawing earlier results", total=len(self._photos))
             waiting = []
             for photo in self._photos:
-                if answer := self._results.answer_to(photo):
-                    self._take(photo, answer)
-                    self._show(bar, task)
+                if answer := self._answers.get(photo.name):
+                    self._draw(photo, answer)
+                    bar.advance(task)
                 else:
                     waiting.append(photo)
             self._show(bar, task)
@@ -248,14 +300,20 @@ class _Run:
                 else:
                     self._results.add(photo, line)
                     self._take(photo, line)
+                    self._draw(photo, line)
                 self._show(bar, task)
+
+    def left(self) -> str:
+        """What is left to do, in words."""
+        left = len(self._photos) - self._done()
+        return f"{left} of {len(self._photos)} photos are left" if left else "pictures are left"
 
     def write_coco(self) -> None:
         """Write what is known of the photos of this run as COCO instances."""
         from app.coco import coco_json, write_whole
 
         # In the order of the photos: what was asked for again keeps its place.
-        answers = {photo.name: self.answers[photo.name] for photo in self._photos if photo.name in self.answers}
+        answers = {photo.name: self._answers[photo.name] for photo in self._photos if photo.name in self._answers}
         write_whole(self._outputs.coco, json.dumps(coco_json(answers, self._results.category_ids)).encode())
 
     def tell(self) -> None:
@@ -263,32 +321,53 @@ class _Run:
         if not self._as_json:
             table = table_of("category", "photos")
             for name in self._results.category_ids:
-                table.add_row(name, f"{self._found[name]:,} of {len(self.answers):,}")
+                table.add_row(name, f"{self._found[name]:,} of {len(self._answers):,}")
             show(table)
             say(f"COCO instances: {self._outputs.coco}")
-        for name, problem in self.problems.items():
-            warn(f"{name}: {problem}")
+        _warn_of(self.problems)
 
     def _take(self, photo: NamedPhoto, answer: Mapping[str, Any]) -> None:
+        self._answers[photo.name] = answer
+        self._found.update(found["name"] for found in answer["categories"] if found["area"])
+
+    def _draw(self, photo: NamedPhoto, answer: Mapping[str, Any]) -> None:
+        """Draw the pictures of an answer that are not there. A name that is too long for a file is a problem."""
         from app.cli.results import label_map, painted, shows
         from app.coco import write_whole
 
         ids = self._results.category_ids
-
-        self.answers[photo.name] = answer
-        self._found.update(found["name"] for found in answer["categories"] if found["area"])
-        for folder in (self._outputs.masks, self._outputs.overlays):
-            if folder is None:
-                continue
+        for folder in self._outputs.picture_folders():
             file = folder / self._pictures[photo.name]
-            if not shows(file, answer, ids):
+            if shows(file, answer, ids):
+                continue
+            picture = label_map(answer, ids) if folder == self._outputs.masks else painted(answer, ids, photo.file)
+            try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                is_map = folder == self._outputs.masks
-                write_whole(file, label_map(answer, ids) if is_map else painted(answer, ids, photo.file))
+                write_whole(file, picture)
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                self.problems[photo.name] = f"{file} can't be written: {error.strerror}."
+
+    def _remove_unused(self) -> None:
+        """Remove pictures under names that they no longer have: they would be taken for those of other photos."""
+        from app.cli.results import is_drawn, unused_names
+
+        for folder in self._outputs.picture_folders():
+            for name in unused_names(self._pictures):
+                if is_drawn(folder / name):
+                    (folder / name).unlink()
+
+    def _done(self) -> int:
+        return len({*self._answers, *self.problems})
 
     def _show(self, bar: Progress, task: TaskID) -> None:
-        done = len(self.answers) + len(self.problems)
-        bar.update(task, completed=done, description=f"segmenting, {self._found.total():,} masks found")
+        bar.update(task, completed=self._done(), description=f"segmenting, {self._found.total():,} masks found")
+
+
+def _warn_of(problems: Mapping[str, str]) -> None:
+    for name, problem in problems.items():
+        warn(f"{name}: {problem}")
 
 
 def _row(found: dict[str, Any]) -> tuple[str, ...]:

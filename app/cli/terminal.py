@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,8 +49,8 @@ def table_of(*columns: str) -> Table:
 
 
 def show(table: Table) -> None:
-    """Print a table; brackets in names are no markup."""
-    console.print(table, markup=False)
+    """Print a table; brackets in names are no markup. One that is wider than the terminal is wrapped, not cut off."""
+    console.print(table, markup=False, crop=False)
 
 
 def say(text: str) -> None:
@@ -79,6 +80,18 @@ def check_writable(file: Path) -> None:
         raise InvalidInputError(f"{file} can't be written: there is no folder {file.parent}.")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise InvalidInputError(f"{file} can't be written: permission denied; choose another path.")
+
+
+def check_replaceable(file: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Check that an output file replaces none of another origin.
+
+    Raises:
+        InvalidInputError: If a file with content is there that `is_ours` does not know.
+    """
+    if os.path.isfile(file) and file.stat().st_size and not is_ours(file):
+        raise InvalidInputError(
+            f"{file} was not written by this command, and is kept: move it away, or choose another place."
+        )
 
 
 def settings_with(**given: object) -> Settings:
