@@ -21,13 +21,16 @@ from app.errors import InvalidInputError
 from app.masks import MalformedMaskError, Mask
 from app.masks.boxes import box_to_mask
 from app.masks.polygons import polygons_to_mask
-from app.masks.rle import rle_to_mask
+from app.masks.rle import rle_size, rle_to_mask
 
 # Label Studio puts eight hexadecimal digits before the name of an uploaded file.
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
 
 # Numbers of a polygon of three corners.
 _LEAST_RING = 6
+
+# Five times as many as the service takes without a change of its settings.
+_MAX_PIXELS = 200_000_000
 
 # First in the files that we write: they may be written again, other files may not.
 _INFO = {"description": "Segmented by Exemplar"}
@@ -76,11 +79,11 @@ class CocoAnnotation:
         Raises:
             MalformedMaskError: If it can't be drawn.
         """
+        check_size(hw)
         if isinstance(self.segmentation, dict):
-            mask = rle_to_mask(self.segmentation)
-            if mask.shape != hw:
-                raise MalformedMaskError(f"expected run lengths of size {list(hw)}, got {list(mask.shape)}")
-            return mask
+            if (rle_hw := rle_size(self.segmentation)) != hw:
+                raise MalformedMaskError(f"expected run lengths of size {list(hw)}, got {list(rle_hw)}")
+            return rle_to_mask(self.segmentation)
         rings = _rings(self.segmentation)
         return box_to_mask(self.bbox, hw) if rings == [] else polygons_to_mask(rings, hw)
 
@@ -130,17 +133,48 @@ def read_coco(file: Path) -> Coco:
             f"{file} is not a COCO instances file: it needs images, annotations and categories "
             f"({type(error).__name__}: {error})."
         ) from error
+    if content["annotations"] and not annotations:
+        raise InvalidInputError(
+            f"No annotation of {file} is of its images and categories: an image_id or category_id has to be one of "
+            "their ids, and a number is no text."
+        )
     return Coco(file, categories, images, dict(annotations))
 
 
-def find_photo(image: CocoImage, folders: Iterable[Path]) -> Path | None:
-    """The file of a photo in the first folder that has it; None if none has.
+def find_photos(coco: Coco, folders: Sequence[Path]) -> dict[Id, Path | None]:
+    """The file of each photo, in the first of the folders that has it; None if none has.
 
     Tools write paths of their own machine, such as `../upload/7/3fa0c1d2-cat.jpg` or an address: leading folders are
     dropped one by one, so that the file is found by the rest. Nothing outside the folders is looked at.
+
+    If several names lead to one file, such as `a/1.jpg` and `b/1.jpg` to `photos/a/1.jpg`, it is that of the name which
+    agrees best with its path; of none if two agree alike, since either may be of another photo.
     """
-    places = _places(image.file_name)
+    found = {id: _find(image.file_name, folders) for id, image in coco.images.items()}
+    names: defaultdict[Path | None, set[str]] = defaultdict(set)
+    for id, path in found.items():
+        names[path].add(coco.images[id].file_name)
+    owners = {path: _best(several, path) for path, several in names.items() if path}
+    return {id: path if path and owners[path] == coco.images[id].file_name else None for id, path in found.items()}
+
+
+def _find(file_name: str, folders: Iterable[Path]) -> Path | None:
+    places = _places(file_name)
     return next((path for folder in folders for place in places if _is_file(path := folder / place)), None)
+
+
+def _best(names: Iterable[str], path: Path) -> str | None:
+    """The name that agrees best with a path; None if two agree alike."""
+    best, *others = sorted(names, key=lambda name: _agreement(name, path), reverse=True)
+    return None if others and _agreement(others[0], path) == _agreement(best, path) else best
+
+
+def _agreement(file_name: str, path: Path) -> tuple[bool, int, bool]:
+    """How well a name agrees with a path: as a whole, in how many of its last parts, and in the last as it is."""
+    places = _places(file_name)
+    parts = path.absolute().parts
+    most = max((len(place.parts) for place in places if parts[-len(place.parts) :] == place.parts), default=0)
+    return most == len(places[0].parts), most, places[0].name == path.name
 
 
 def union(annotations: Iterable[CocoAnnotation], hw: tuple[int, int]) -> Mask:
@@ -149,10 +183,22 @@ def union(annotations: Iterable[CocoAnnotation], hw: tuple[int, int]) -> Mask:
     Raises:
         MalformedMaskError: If one can't be drawn.
     """
+    check_size(hw)
     marked = np.zeros(hw, dtype=bool)
     for annotation in annotations:
         marked |= annotation.mask(hw)
     return marked
+
+
+def check_size(hw: tuple[int, int]) -> None:
+    """Check the size of a photo as a file has it, before memory for its mask is taken.
+
+    Raises:
+        MalformedMaskError: If no photo has so many pixels.
+    """
+    height, width = hw
+    if height * width > _MAX_PIXELS:
+        raise MalformedMaskError(f"expected a photo of at most {_MAX_PIXELS} pixels, got {height} × {width}")
 
 
 def coco_json(answers: Mapping[str, Mapping[str, Any]], category_ids: Mapping[str, int]) -> dict[str, Any]:
@@ -195,7 +241,11 @@ def is_ours(file: Path) -> bool:
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write a file so that it is the old or the new one at every moment."""
+    """Write a file so that it is the old or the new one at every moment; links, devices and pipes stay."""
+    if os.path.exists(file) and not os.path.isfile(file):
+        file.write_bytes(content)
+        return
+    file = Path(os.path.realpath(file))
     beside = file.with_name(f".{os.getpid()}.part")  # without the file's own name, which may be as long as names may be
     try:
         beside.write_bytes(content)

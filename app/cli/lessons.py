@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.client import Client, RefusedError
-from app.coco import Coco, CocoAnnotation, CocoImage, find_photo, read_coco, union
+from app.coco import Coco, CocoAnnotation, CocoImage, find_photos, read_coco, union
 from app.errors import AppError, InvalidInputError
 from app.images.photo import decode_photo
 from app.masks import MalformedMaskError
@@ -69,22 +69,21 @@ def read_lessons(file: Path, images: Path | None, names: Sequence[str]) -> list[
         InvalidInputError: If it is no such file, has no such category or no annotation, or none of its photos is found.
     """
     coco = read_coco(file)
-    if unknown := set(names) - set(coco.categories.values()):
-        raise InvalidInputError(
-            f"{file} has no category {', '.join(sorted(unknown))}: it has {', '.join(coco.categories.values())}."
-        )
+    known = {CategoryName(name) for name in coco.categories.values()}
+    wanted = {CategoryName.parse(name) for name in names}
+    if unknown := wanted - known:
+        missing = ", ".join(sorted(name.text for name in unknown))
+        raise InvalidInputError(f"{file} has no category {missing}: it has {', '.join(coco.categories.values())}.")
     if not coco.annotations:
         raise InvalidInputError(f"{file} has no annotation: annotate a photo, or export again.")
-    folders = [images] if images else coco.folders()
-    photos = {id: find_photo(coco.images[id], folders) for id in coco.annotations}
-    if not any(photos.values()):
-        first = coco.images[next(iter(photos))].file_name
+    photos = find_photos(coco, [images] if images else coco.folders())
+    if not any(photos[id] for id in coco.annotations):
+        first = coco.images[next(iter(coco.annotations))].file_name
         where = str(images) if images else f"{file.parent} and its images folder"
         raise InvalidInputError(
             f"None of the photos of {file} is in {where}, such as {first}: name their folder with --images."
         )
-    wanted = set(names or coco.categories.values())
-    chosen = [(name, ids) for name, ids in _ids_by_name(coco) if any(coco.categories[id] in wanted for id in ids)]
+    chosen = [(name.text, ids) for name, ids in _ids_by_name(coco) if not wanted or name in wanted]
     return [Lesson(name, _candidates(coco, ids, photos)) for name, ids in chosen]
 
 
@@ -169,12 +168,12 @@ def _size_of(photo: Path) -> tuple[int, int]:
     return height, width
 
 
-def _ids_by_name(coco: Coco) -> list[tuple[str, set[Any]]]:
+def _ids_by_name(coco: Coco) -> list[tuple[CategoryName, set[Any]]]:
     """Each name with the ids of its categories: merged files may have several, also in other spellings."""
     named: dict[CategoryName, set[Any]] = defaultdict(set)
     for id, name in coco.categories.items():
         named[CategoryName(name)].add(id)
-    return [(name.text, ids) for name, ids in named.items()]
+    return list(named.items())
 
 
 def _candidates(coco: Coco, ids: set[Any], photos: dict[Any, Path | None]) -> list[Candidate]:

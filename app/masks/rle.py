@@ -85,11 +85,12 @@ def rle_size(rle: object) -> tuple[int, int]:
         isinstance(size, list | tuple) and len(size) == 2 and all(_is_whole(side) and 0 < side < 2**31 for side in size)
     ):
         raise MalformedMaskError('expected "size" to be [height, width], two whole numbers from 1 to 2³¹ − 1')
-    return size[0], size[1]
+    return int(size[0]), int(size[1])
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """True for a whole number, also one that a tool wrote as 7.0."""
+    return type(value) is int or (isinstance(value, float) and value.is_integer())
 
 
 def _runs_of(counts: object) -> Int[np.ndarray, " run"] | None:

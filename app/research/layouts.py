@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from app.coco import Coco, CocoAnnotation, CocoImage, find_photo, read_coco
+from app.coco import Coco, CocoAnnotation, CocoImage, find_photos, read_coco
 from app.errors import InvalidInputError
 from app.masks import MalformedMaskError
 from app.method.shot import IGNORE
@@ -151,11 +151,11 @@ def _read_coco(file: Path, images: Path | None, selection: Selection) -> Dataset
     if len(names) >= IGNORE:
         raise InvalidInputError(f"{file} has {len(names)} categories, at most {IGNORE - 1} can be told apart.")
     numbers = {id: names.index(name) + 1 for id, name in coco.categories.items()}
-    folders = [images] if images else coco.folders()
+    files = find_photos(coco, [images] if images else coco.folders())
     photos = [
-        photo
+        _coco_photo(coco, image, photo, numbers)
         for image in coco.images.values()
-        if selection.keeps(image.id) and (photo := _coco_photo(coco, image, folders, numbers))
+        if selection.keeps(image.id) and (photo := files[image.id])
     ]
     if coco.images and not photos and selection.ids is None:
         first = next(iter(coco.images.values())).file_name
@@ -165,13 +165,7 @@ def _read_coco(file: Path, images: Path | None, selection: Selection) -> Dataset
     return Dataset((BACKGROUND, *names), tuple(photos))
 
 
-def _coco_photo(
-    coco: Coco, image: CocoImage, folders: Sequence[Path], numbers: dict[int | str, int]
-) -> LabelledPhoto | None:
-    """A photo of a COCO file, or None if it is not there."""
-    file = find_photo(image, folders)
-    if file is None:
-        return None
+def _coco_photo(coco: Coco, image: CocoImage, file: Path, numbers: dict[int | str, int]) -> LabelledPhoto:
     annotations = coco.annotations.get(image.id, ())
     height, width = image.hw or read_photo(file).shape[:2]
     hw = height, width

@@ -182,9 +182,18 @@ def test_a_byte_order_mark_endless_numbers_and_two_spellings(coco) -> None:
     content = json.loads(file.read_text())
     content["annotations"][0]["area"] = 10**400
     file.write_text(json.dumps(content), encoding="utf-8-sig")
-    (lesson,) = read_lessons(file, None, [])
+    (lesson,) = read_lessons(file, None, ["CAT"])
     assert (lesson.name, len(lesson.candidates)) == ("Cat", 3)
     assert read_lessons(file, None, ["cAT"])[0].name == "Cat"
+
+
+def test_a_photo_is_not_taught_under_the_name_of_another(tmp_path, coco) -> None:
+    file = coco(lambda name: {"kitten.jpg": "cam2/0001.jpg", "chelsea.jpg": "cam1/0001.jpg"}.get(name, name))
+    (tmp_path / "cam1").mkdir()
+    shutil.copy(EXAMPLES / "chelsea.jpg", tmp_path / "cam1" / "0001.jpg")
+    (lesson,) = read_lessons(file, tmp_path / "cam1", ["cat"])
+    photos = {candidate.image.file_name: candidate.photo for candidate in lesson.candidates}
+    assert photos == {"cam1/0001.jpg": tmp_path / "cam1" / "0001.jpg", "cam2/0001.jpg": None}
 
 
 def test_photos_outside_the_folder_are_not_looked_at(tmp_path, coco) -> None:
@@ -197,6 +206,12 @@ def test_photos_outside_the_folder_are_not_looked_at(tmp_path, coco) -> None:
 
 def test_what_can_not_be_taught_is_told_and_the_rest_is_taught(command, tiny_url, coco, tmp_path) -> None:
     file = coco()
+    content = json.loads(file.read_text())
+    content["categories"].append({"id": 5, "name": "poster"})
+    content["images"].append({"id": 5, "file_name": "dog.jpg", "width": 10_000_000, "height": 10_000_000})
+    content["annotations"].append({"id": 9, "image_id": 5, "category_id": 5, "bbox": [0, 0, 10, 10]})
+    file.write_text(json.dumps(content))
+    shutil.copy(EXAMPLES / "dog.jpg", tmp_path / "images")
     (tmp_path / "images" / "teacup.jpg").unlink()
     (tmp_path / "images" / "kitten.jpg").write_bytes(b"no photo")  # then the next photo of a cat is taken
     done = command("teach", "--coco", file, "--url", tiny_url)
@@ -205,7 +220,8 @@ def test_what_can_not_be_taught_is_told_and_the_rest_is_taught(command, tiny_url
     assert "chelsea.jpg" in lines["cat"]
     assert "the photo teacup.jpg is missing" in lines["cup"]
     assert "no annotation" in lines["sofa"]
-    assert "2 of 3 categories were not taught" in done.stderr
+    assert "dog.jpg: the annotation can't be drawn" in lines["poster"]
+    assert "3 of 4 categories were not taught" in done.stderr
     assert len(examples_of(tiny_url, "cat")) == 1
 
 
@@ -213,6 +229,7 @@ def test_what_can_not_be_taught_is_told_and_the_rest_is_taught(command, tiny_url
     ("changes", "words", "told"),
     [
         ({"annotations": []}, [], "has no annotation"),
+        ({"annotations": [{"image_id": "1", "category_id": 0, "bbox": [0, 0, 9, 9]}]}, [], "No annotation of"),
         ({"annotations": None}, [], "is not a COCO instances file"),
         ({"images": [{"id": 1}]}, [], "is not a COCO instances file"),
         ({}, ["--category", "dog"], "has no category dog: it has cat, cup, sofa"),

@@ -20,8 +20,11 @@ class TestRunLengths:
         assert mask_to_rle(CORNERED) == {"size": [3, 5], "counts": "735"}
 
     def test_both_spellings_are_read(self) -> None:
-        for counts in ("735", [7, 3, 5], [7, 1, 0, 2, 5, 0]):
+        for counts in ("735", [7, 3, 5], [7, 1, 0, 2, 5, 0], [7.0, 3.0, 5.0]):
             assert np.array_equal(rle_to_mask({"size": [3, 5], "counts": counts}), CORNERED)
+
+    def test_a_size_of_whole_numbers_with_a_point(self) -> None:
+        assert np.array_equal(rle_to_mask({"size": [3.0, 5.0], "counts": "735"}), CORNERED)
 
     def test_it_is_ready_for_json(self) -> None:
         assert json.loads(json.dumps(mask_to_rle(CORNERED)))["size"] == [3, 5]
@@ -50,7 +53,8 @@ class TestRunLengths:
             {"size": [3], "counts": "735"},
             {"size": [3, -5], "counts": "735"},
             {"size": [0, 5], "counts": []},
-            {"size": [3.0, 5.0], "counts": "735"},
+            {"size": [3.5, 5.0], "counts": "735"},
+            {"size": [float("inf"), 5], "counts": "735"},
             {"size": [True, 15], "counts": [15]},
             {"size": [3, 5], "counts": None},
             {"size": [3, 5], "counts": b"735"},
@@ -65,7 +69,7 @@ class TestRunLengths:
             {"size": [3, 5], "counts": "o" * 4000 + "0"},  # one number of 4,000 digits
             {"size": [3, 5], "counts": "O735"},  # a negative run
             {"size": [3, 5], "counts": [7, 3]},
-            {"size": [3, 5], "counts": [7, 3, 5.0]},
+            {"size": [3, 5], "counts": [7, 3, 5.5]},
             {"size": [3, 5], "counts": [7, True, 7]},
             {"size": [3, 5], "counts": [20, -5]},
             {"size": [3, 5], "counts": [2**64 + 15]},
