@@ -16,10 +16,17 @@ from typer.exceptions import TyperException
 
 from app.cli import categories, measure, segment, serve, setup, teach
 from app.cli.terminal import fail
-from app.errors import AppError
+from app.errors import AppError, UnauthorizedError
 
 # Errors of writing to the terminal, to a file in its place, or to a command that has ended.
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
+# Calls that errors of the service advise, and the commands that make them.
+_COMMANDS = {
+    "POST /categories/{name}/example": "teach",
+    "POST /categories/{name}/rollback": "rollback",
+    "GET /categories/{name}/adapter": "export",
+    "GET /jobs/{id}": "jobs",
+}
 
 app = typer.Typer(
     help="Exemplar: learn to segment a category from one example.",
@@ -59,7 +66,7 @@ def main() -> None:
         sys.stdout.flush()  # now, so that a disk that is full is an error of the command
         sys.exit(code)
     except AppError as error:
-        fail(error.detail)
+        fail(_in_commands(error))
     except ValidationError as error:
         problems = "; ".join(f"EXEMPLAR_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
         fail(f"The settings can't be used: {problems}.")
@@ -73,6 +80,16 @@ def main() -> None:
         fail(error.format_message(), code=2)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+
+
+def _in_commands(error: AppError) -> str:
+    """The sentence of an error, with commands and options in the place of the service's calls and headers."""
+    if error.status == UnauthorizedError.status:
+        return f"{error.detail.partition(':')[0]}: give a key of this service with --key or EXEMPLAR_API_KEY."
+    sentence = error.detail
+    for call, command in _COMMANDS.items():
+        sentence = sentence.replace(call, f"`exemplar {command}`")
+    return sentence
 
 
 def _drop_output() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.table import Table
 
 from app.cli.terminal import (
     DEFAULT_URL,
@@ -14,12 +15,16 @@ from app.cli.terminal import (
     CategoryName,
     Key,
     Url,
+    check_replaceable,
     check_writable,
+    console,
     print_json,
     say,
     show,
     table_of,
 )
+
+_ADAPTER_HEADER = b'{"__metadata__":{"exemplar":'
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "superseded"]
 
@@ -57,19 +62,21 @@ def list_jobs(
         jobs = list(islice(client.jobs(category=category, status=status), limit))
     if as_json:
         return print_json(jobs)
-    table = table_of("job", "kind", "category", "status", "progress", "created", "error")
-    table.columns[0].no_wrap = True  # ids are copied
+    # Without lines, and without the year and the seconds, a row fits into 80 characters. Where these are, only the
+    # category is folded.
+    wide = console.width >= 80
+    widths = {"job": 32, "category": 8, "kind": 4, "status": 11, "created": 11}
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, width in widths.items():
+        table.add_column(name, min_width=width, no_wrap=wide and name != "category", overflow="fold")
     for job in jobs:
-        table.add_row(
-            job["id"],
-            job["kind"],
-            job["category"] or "",
-            job["status"],
-            f"{job['progress']:.0%}",
-            _moment(job["created_at"]),
-            job["error"] or "",
-        )
+        share = f" {job['progress']:.0%}" if job["status"] == "running" else ""
+        created = _moment(job["created_at"])[5:16]
+        table.add_row(job["id"], job["category"] or "", job["kind"], job["status"] + share, created)
     show(table)
+    for job in jobs:
+        if job["error"]:
+            say(f"{job['id']}: {job['error']}")
 
 
 def list_versions(name: CategoryName, url: Url = DEFAULT_URL, key: Key = None, as_json: AsJson = False) -> None:
@@ -131,6 +138,7 @@ def export_adapter(
     from app.coco import write_whole
 
     check_writable(file)
+    check_replaceable(file, _is_adapter)
     with Client(url, key=key) as client:
         adapter = client.export(name)
     write_whole(file, adapter)
@@ -152,6 +160,12 @@ def import_adapter(
     with Client(url, key=key) as client:
         category = client.import_(name, file.read_bytes())
     _show_category(category, as_json=as_json)
+
+
+def _is_adapter(file: Path) -> bool:
+    """True if `export` made a file: safetensors, eight bytes before its header, with a header of ours."""
+    with file.open("rb") as opened:
+        return opened.read(8 + len(_ADAPTER_HEADER))[8:] == _ADAPTER_HEADER
 
 
 # What makes the masks of a category, by the `kept` of its adapter; services of earlier releases tell none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler
@@ -107,3 +108,35 @@ def test_an_address_of_another_service(words: list[str], run, serving) -> None:
     assert done.returncode == 1
     assert f"{url} is not an Exemplar service" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "detail", "told"),
+    [
+        (
+            401,
+            "An API key is required: send it as X-API-Key or as Authorization: Bearer.",
+            "An API key is required: give a key of this service with --key or EXEMPLAR_API_KEY.",
+        ),
+        (
+            401,
+            "Unknown API key: the service accepts the keys in its EXEMPLAR_API_KEYS.",
+            "Unknown API key: give a key of this service with --key or EXEMPLAR_API_KEY.",
+        ),
+        (
+            404,
+            "There is no category 'cat': teach it with POST /categories/{name}/example.",
+            "There is no category 'cat': teach it with `exemplar teach`.",
+        ),
+    ],
+)
+def test_errors_name_commands_and_options(command, serving, status: int, detail: str, told: str) -> None:
+    class Refusing(Elsewhere):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps({"detail": detail}).encode())
+
+    with serving(Refusing) as url:
+        done = command("category", "cat", "--url", url)
+    assert (done.returncode, done.stderr) == (1, f"Error: {told}\n")
