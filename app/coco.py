@@ -133,7 +133,7 @@ def read_coco(file: Path) -> Coco:
             f"{file} is not a COCO instances file: it needs images, annotations and categories "
             f"({type(error).__name__}: {error})."
         ) from error
-    if content["annotations"] and not annotations:
+    if content["annotations"] and images and categories and not annotations:
         raise InvalidInputError(
             f"No annotation of {file} is of its images and categories: an image_id or category_id has to be one of "
             "their ids, and a number is no text."
