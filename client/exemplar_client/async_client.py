@@ -29,10 +29,13 @@ from exemplar_client.wire import (
     Request,
     Retries,
     Send,
+    Service,
     Work,
-    check_address,
+    check_arguments,
+    checking_proxies,
     form_of,
     lost,
+    proxy_of,
 )
 
 Result = TypeVar("Result")
@@ -46,12 +49,14 @@ class AsyncClient:
     Args:
         url: Address of the service, such as `http://127.0.0.1:8000`.
         key: An API key, if the service requires one.
-        tries: Largest number of tries of one request.
+        tries: Largest number of tries of one request, 1 or more. A service that has answered before and refuses
+            connections is waited for a minute at least: it may be restarting.
         timeout_s: Seconds without a byte after which a connection counts as lost.
         transport: How requests are sent, for proxies and tests; default: over the network.
 
     Raises:
-        Invalid: Not an address, or a key that can't be sent.
+        Invalid: Not an address, a key that can't be sent, no try or no time; or the environment names a proxy that
+            can't be used.
     """
 
     def __init__(
@@ -63,11 +68,13 @@ class AsyncClient:
         timeout_s: float = 300.0,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        check_address(url, key)
-        self._calls = Calls(url, Retries(tries))
-        self._http = httpx2.AsyncClient(
-            base_url=url, timeout=timeout_s, headers={"X-API-Key": key} if key else {}, transport=transport
-        )
+        check_arguments(url, key, timeout_s=timeout_s)
+        proxy = proxy_of(url) if transport is None else None
+        self._calls = Calls(Service(url, proxy), Retries(tries))
+        with checking_proxies():
+            self._http = httpx2.AsyncClient(
+                base_url=url, timeout=timeout_s, headers={"X-API-Key": key} if key else {}, transport=transport
+            )
 
     async def __aenter__(self) -> Self:
         return self

@@ -34,10 +34,12 @@ from exemplar_client.wire import (
     Request,
     Retries,
     Send,
+    Service,
     Work,
     error_in,
     next_page,
     send,
+    until,
 )
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -80,12 +82,12 @@ class Calls:
     """The calls of one service. Every method returns a flow.
 
     Args:
-        url: Address of the service, for errors.
+        service: The service.
         retries: When a request is sent again.
     """
 
-    def __init__(self, url: str, retries: Retries) -> None:
-        self._url = url
+    def __init__(self, service: Service, retries: Retries) -> None:
+        self._service = service
         self._retries = retries
 
     def health(self) -> Flow[Health]:
@@ -93,9 +95,10 @@ class Calls:
         reply: Reply | Lost = yield Send(Request("GET", "/readyz"))
         if isinstance(reply, Lost):
             return Health(alive=False, ready=False, detail=reply.reason)
+        self._service.answered = True
         if reply.status == 200:
             return Health(alive=True, ready=True)
-        return Health(alive=True, ready=False, detail=error_in(reply, url=self._url).detail)
+        return Health(alive=True, ready=False, detail=error_in(reply, self._service).detail)
 
     def teach(
         self,
@@ -170,7 +173,9 @@ class Calls:
         tried = 0
         while pending:
             if tried >= self._retries.tries:
-                raise Unavailable(f"{self._url} ended its answer before the last photo, {tried} times in a row.")
+                raise Unavailable(
+                    f"{self._service.url} ended its answer before the last photo, {tried} times in a row."
+                )
             if tried:
                 yield Pause(self._retries.backoff_s(tried))
             before = len(pending)
@@ -294,15 +299,29 @@ class Calls:
         return _parsed(JobState, (yield from self._send(request)))
 
     def follow(self, id: str, *, timeout_s: float | None) -> Flow[None]:
+        """Emit the job at every change, its final state last; `TimeoutError` if it has not ended in time."""
+        flow = self._follow(id)
+        if timeout_s is not None:
+            told = f"Job {id} has not ended in time; it goes on, call job({id!r}) to look after it."
+            flow = until(time.monotonic() + timeout_s, flow, told=told)
+        yield from flow
+
+    def _follow(self, id: str) -> Flow[None]:
         """Emit the job at every change, its final state last; reconnects if the stream is cut."""
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        request = Request(
+            "GET",
+            f"/jobs/{_quoted(id)}/events",
+            expects="text/event-stream",
+            stream=True,
+            timeout_s=_STREAM_TIMEOUT_S,
+        )
         last: JobState | None = None
         tried = 0
         while tried < self._retries.tries:
             if tried:
                 yield Pause(self._retries.backoff_s(tried))
             tried += 1
-            yield from self._send(_event_request(id, deadline_s))
+            yield from self._send(request)
             while isinstance(line := (yield NextLine()), str):
                 if line.startswith("data:"):
                     state = JobState.model_validate_json(line.removeprefix("data:"))
@@ -311,12 +330,10 @@ class Calls:
                         yield Emit(state)
                     if state.ended:
                         return
-                _check_deadline(id, deadline_s)
-            _check_deadline(id, deadline_s)
         raise Unavailable(f"The events of job {id} end before the job: call job({id!r}) later.")
 
     def _send(self, request: Request) -> Flow[Reply]:
-        return (yield from send(request, self._retries, url=self._url))
+        return (yield from send(request, self._retries, self._service))
 
     def _get(self, path: str, model: type[Model]) -> Flow[Model]:
         return _parsed(model, (yield from self._send(Request("GET", path))))
@@ -381,22 +398,6 @@ def _result(line: dict[str, Any], index: int, photo: Photo, age_s: float | None)
     except ValidationError as error:
         return Failed(index, photo.source, photo.name, _unexpected(error, request_id=None))
     return Masks(answer, photo, position=index, age_s=age_s)
-
-
-def _event_request(id: str, deadline_s: float | None) -> Request:
-    left_s = _STREAM_TIMEOUT_S if deadline_s is None else max(1.0, deadline_s - time.monotonic())
-    return Request(
-        "GET",
-        f"/jobs/{_quoted(id)}/events",
-        expects="text/event-stream",
-        stream=True,
-        timeout_s=min(left_s, _STREAM_TIMEOUT_S),
-    )
-
-
-def _check_deadline(id: str, deadline_s: float | None) -> None:
-    if deadline_s is not None and time.monotonic() >= deadline_s:
-        raise TimeoutError(f"Job {id} has not ended in time; it goes on, call job({id!r}) to look after it.")
 
 
 def _fields(categories: str | Iterable[str] | None, options: Options) -> dict[str, Sequence[str]]:

@@ -483,6 +483,6 @@ def test_a_full_queue_is_waited_for(client: Client, photo: Path) -> None:
     def sometimes(request: httpx2.Request) -> httpx2.Response:
         return next(refusals, None) or network.handle_request(request)
 
-    with Client(client._calls._url, transport=httpx2.MockTransport(sometimes)) as patient:
+    with Client(client._calls._service.url, transport=httpx2.MockTransport(sometimes)) as patient:
         assert patient.segment(photo, "cat").names == ["cat"]
     network.close()

@@ -105,7 +105,7 @@ def test_a_label_map_is_that_of_the_service(client: Client, photo: Path) -> None
     names = ["cat", "dog", "猫", "bird", "tree", "house", "car", "apple"]
     ours = client.segment(photo, names, min_presence=0, background="sky").to_png()
     theirs = httpx2.post(
-        f"{client._calls._url}/segment",
+        f"{client._calls._service.url}/segment",
         files={"image": photo.read_bytes()},
         data={"categories": names, "min_presence": "0", "background": "sky"},
         headers={"Accept": "image/png"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -28,7 +30,7 @@ from exemplar_client import (
     UnsupportedMedia,
 )
 from exemplar_client.errors import error_of
-from exemplar_client.wire import Lost, Pause, Reply, Request, Retries, Send, next_page, send
+from exemplar_client.wire import Lost, Pause, Reply, Request, Retries, Send, Service, next_page, send
 
 GOOD = Reply(200, {"content-type": "application/json; charset=utf-8"}, b"[]")
 READ = Request("GET", "/categories")
@@ -41,7 +43,7 @@ def reply(status: int, **headers: str) -> Reply:
 
 def pauses(request: Request, *replies: Reply | Lost, tries: int = 5) -> list[float]:
     """Seconds between the tries of a request that is answered so."""
-    flow = send(request, Retries(tries), url="http://service")
+    flow = send(request, Retries(tries), Service("http://service"))
     waiting, waited, effect = list(replies), [], next(flow)
     try:
         while True:
@@ -54,6 +56,27 @@ def pauses(request: Request, *replies: Reply | Lost, tries: int = 5) -> list[flo
     except StopIteration:
         assert waiting == []
         return waited
+
+
+class Clock:
+    """A clock that stands still but in pauses."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    stopped = Clock()
+    monkeypatch.setattr(time, "monotonic", stopped.monotonic)
+    monkeypatch.setattr(time, "sleep", stopped.sleep)
+    return stopped
 
 
 def test_what_the_service_names_is_waited_for() -> None:
@@ -76,6 +99,10 @@ def test_without_a_name_pauses_grow() -> None:
 def test_a_long_wait_is_not_made() -> None:
     with pytest.raises(Unavailable):
         pauses(READ, reply(503, retry_after="3600"))
+
+
+def test_a_limit_of_requests_a_minute_is_waited_for() -> None:
+    assert pauses(READ, reply(429, retry_after="60"), GOOD) == [60]
 
 
 def test_tries_are_bounded() -> None:
@@ -153,11 +180,54 @@ def test_a_redirection_is_no_success(request_: Request) -> None:
         pauses(request_, reply(307, location="https://service/"))
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "http://foo:abc", "", "http://[::1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("localhost:8000", "ftp://host", "http://", "http://foo:abc", "", "http://[::1"),
+        *("http://my..host:8000", "http://.host", f"http://{'a' * 64}.org"),
+    ],
+)
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_what_is_no_address(kind: type[Client | AsyncClient], url: str) -> None:
     with pytest.raises(Invalid, match=r"like http://127\.0\.0\.1:8000"):
         kind(url)
+
+
+@pytest.mark.parametrize(("wrong", "told"), [({"tries": 0}, "tries is 0"), ({"timeout_s": -1}, "timeout_s is -1")])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_what_leaves_no_try_or_no_time(kind: type[Client | AsyncClient], wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(Invalid, match=told):
+        kind("http://127.0.0.1:8000", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "told"),
+    [("socks5://127.0.0.1:1", "SOCKS proxy: pip install"), ("ftp://127.0.0.1:1", "can't be used: .*ftp")],
+)
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_proxies_that_can_not_be_used(
+    kind: type[Client | AsyncClient], proxy: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    with pytest.raises(Invalid, match=told):
+        kind("http://127.0.0.1:8000")
+
+
+def test_a_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://user:secret@127.0.0.1:9/")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.2")
+    with (
+        Client("http://127.0.0.1:8", tries=1) as client,
+        pytest.raises(Unavailable, match=r"through the proxy 127\.0\.0\.1:9, .* NO_PROXY") as failed,
+    ):
+        client.categories()
+    assert "secret" not in failed.value.detail
+    with (
+        Client("http://127.0.0.2:9", tries=1) as client,
+        pytest.raises(Unavailable, match=r"at http://\S+ \(.*refused"),
+    ):
+        client.categories()
 
 
 @pytest.mark.parametrize("key", ["", "clé", "two lines\n"])
@@ -243,6 +313,17 @@ def segmented(index: int) -> str:
     return json.dumps({"index": index, "image": photo, "backbone": {"name": "tiny", "revision": "0"}}) + "\n"
 
 
+def answer_of(*lines: str, kind: str = "application/x-ndjson") -> httpx2.Response:
+    """An answer of several lines."""
+    return httpx2.Response(200, text="".join(lines), headers={"Content-Type": kind})
+
+
+def state(status: str) -> str:
+    job = {"id": "1", "kind": "tune", "category": "cat", "progress": 0, "step": 0, "steps": 3, "created_at": 0}
+    job |= dict.fromkeys(["loss", "example_iou", "error", "adapter_version", "started_at", "finished_at"])
+    return f"data: {json.dumps(job | {'status': status})}\n\n"
+
+
 def test_photos_without_an_answer_are_sent_again(photo: Any) -> None:
     def cut() -> Any:
         yield segmented(1).encode()
@@ -268,16 +349,87 @@ def test_a_service_that_never_answers_the_last_photo(photo: Any) -> None:
 
 
 def test_events_are_followed_over_a_cut() -> None:
-    kind = {"Content-Type": "text/event-stream"}
-    job = {"id": "1", "kind": "tune", "category": "cat", "progress": 0, "step": 0, "steps": 3, "created_at": 0}
-    job |= dict.fromkeys(["loss", "example_iou", "error", "adapter_version", "started_at", "finished_at"])
-    running, done = (f"data: {json.dumps(job | {'status': status})}\n\n" for status in ("running", "succeeded"))
-    told = Told(
-        httpx2.Response(200, text=f": ping\n\n{running}", headers=kind),
-        httpx2.Response(200, text=running + done, headers=kind),
-    )
+    kind = "text/event-stream"
+    running, done = state("running"), state("succeeded")
+    told = Told(answer_of(": ping\n\n", running, kind=kind), answer_of(running, done, kind=kind))
     with told.client() as client:
         assert [state.status for state in client.follow("1")] == ["running", "succeeded"]
+
+
+class Restarted:
+    """A transport that answers, then refuses connections until a time of the clock, then answers on."""
+
+    def __init__(self, clock: Clock, *, until_s: float, answers: list[httpx2.Response]) -> None:
+        self.clock = clock
+        self.until_s = until_s
+        self.waiting = answers
+        self.asked = 0
+
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        self.asked += 1
+        if self.asked > 1 and self.clock.now_s < self.until_s:
+            raise httpx2.ConnectError("Connection refused", request=request)
+        return self.waiting.pop(0)
+
+    def client(self) -> Client:
+        return Client("http://service", transport=httpx2.MockTransport(self))
+
+
+def test_photos_outlive_a_restart(photo: Any, clock: Clock) -> None:
+    """Nothing listens while the new process loads its model."""
+    service = Restarted(clock, until_s=40, answers=[answer_of(segmented(0)), answer_of(segmented(0))])
+    with service.client() as client:
+        found = list(client.segment_many([photo, photo], "cat", progress=False))
+    assert [masks.position for masks in found] == [0, 1]
+    assert 40 <= clock.now_s <= 45
+
+
+def test_a_job_is_followed_over_a_restart(clock: Clock) -> None:
+    answers = [answer_of(state(status), kind="text/event-stream") for status in ("running", "succeeded")]
+    with Restarted(clock, until_s=40, answers=answers).client() as client:
+        assert [each.status for each in client.follow("1")] == ["running", "succeeded"]
+
+
+def test_a_service_that_does_not_come_back(clock: Clock) -> None:
+    service = Restarted(clock, until_s=1000, answers=[httpx2.Response(200, json=[])])
+    with service.client() as client:
+        client.categories()
+        with pytest.raises(Unavailable, match=r"does not answer any more .* accepted go on"):
+            client.categories()
+    assert 60 <= clock.now_s <= 65
+
+
+def test_a_wrong_address_is_told_soon(clock: Clock) -> None:
+    with (
+        Told(*[httpx2.ConnectError("refused")] * 5).client() as client,
+        pytest.raises(Unavailable, match="correct the address"),
+    ):
+        client.categories()
+    assert clock.now_s < 8
+
+
+def test_a_busy_service_after_a_restart_has_all_tries(clock: Clock) -> None:
+    busy = [httpx2.Response(503, json={}, headers={"Retry-After": "2"}) for _ in range(4)]
+    good = [httpx2.Response(200, json=[]) for _ in range(2)]
+    with Restarted(clock, until_s=40, answers=[good[0], *busy, good[1]]).client() as client:
+        client.categories()
+        assert client.categories() == []
+
+
+@pytest.mark.parametrize(("refused", "tries"), [(True, 5), (False, 5), (False, 1)])
+def test_a_job_is_waited_for_no_longer_than_told(clock: Clock, refused: bool, tries: int) -> None:
+    def silent(request: httpx2.Request) -> httpx2.Response:
+        if refused:
+            raise httpx2.ConnectError("refused", request=request)
+        clock.sleep(request.extensions["timeout"]["read"])
+        raise httpx2.ReadTimeout("silent", request=request)
+
+    with (
+        Client("http://service", tries=tries, transport=httpx2.MockTransport(silent)) as client,
+        pytest.raises(TimeoutError, match="Job 1 has not ended in time"),
+    ):
+        list(client.follow("1", timeout_s=2))
+    assert clock.now_s == pytest.approx(2)
 
 
 def test_options_that_do_not_exist(photo: Any) -> None:
