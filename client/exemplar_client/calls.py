@@ -24,6 +24,7 @@ from exemplar_client.photos import SUFFIXES, ImageInput, Photo, open_photo, prin
 from exemplar_client.records import Category, Example, Health, JobState, Taught, Version
 from exemplar_client.wire import (
     BUSY,
+    HEADER_VALUE,
     Emit,
     File,
     Flow,
@@ -111,6 +112,8 @@ class Calls:
         idempotency_key: str | None = None,
     ) -> Flow[Taught]:
         """Send an example; no mask = the photo does not show the category."""
+        if idempotency_key is not None and not HEADER_VALUE.fullmatch(idempotency_key):
+            raise Invalid("The idempotency_key is not of visible ASCII characters: choose another one.")
         photo, drawn = yield Work(partial(_read_example, image, mask))
         fields: dict[str, Sequence[str]] = {"mode": ["replace" if replace else "append"], "prompts": _words(prompts)}
         files = [File("image", photo.name, (yield Work(photo.content)))]
@@ -227,7 +230,9 @@ class Calls:
         reply = yield from self._send(request)
         while isinstance(text := (yield NextLine()), str):
             if text.strip():
-                line = json.loads(text)
+                line = _json_of(text)
+                if line is None:
+                    return
                 index = files[line["index"]][0]
                 if is_last or (line.get("problem") or {}).get("status") not in BUSY:
                     yield Emit(_result(line, index, pending.pop(index), _age_s(reply)))
@@ -324,7 +329,10 @@ class Calls:
             yield from self._send(request)
             while isinstance(line := (yield NextLine()), str):
                 if line.startswith("data:"):
-                    state = JobState.model_validate_json(line.removeprefix("data:"))
+                    event = _json_of(line.removeprefix("data:"))
+                    if event is None:
+                        break
+                    state = JobState.model_validate(event)
                     if state != last:
                         last, tried = state, 1
                         yield Emit(state)
@@ -353,23 +361,41 @@ def images_in(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]
     """The photos that an argument of `segment_many` stands for.
 
     Args:
-        images: A folder, whose image files are taken in the order of their names, without its subfolders; or photos.
+        images: A folder, whose image files are taken in the order of their names, without hidden ones and subfolders;
+            or photos.
 
     Raises:
-        Invalid: A single photo, or a folder without image files.
+        Invalid: A single photo, a folder without image files, or nothing that can be iterated over.
     """
     if isinstance(images, str | os.PathLike):
         folder = Path(images)
         shown = printable(str(folder))
         if not folder.is_dir():
             raise Invalid(f"{shown} is not a folder: give a folder or a list of photos, or call `segment`.")
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+        visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+        files = sorted(path for path in visible if path.suffix.lower() in SUFFIXES and path.is_file())
         if not files:
             raise Invalid(f"The folder {shown} has no image files ({', '.join(sorted(SUFFIXES))}).")
         return files
-    if isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read") or hasattr(images, "shape"):
-        raise Invalid("segment_many takes a folder or a list of photos: for one photo call `segment`.")
+    is_photo = isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read") or hasattr(images, "shape")
+    try:
+        iter(images)  # type: ignore[arg-type]
+    except TypeError:  # None, a Pillow image, an asynchronous iterator
+        is_photo = True
+    if is_photo:
+        raise Invalid(
+            f"segment_many takes a folder or a list of photos, not {type(images).__name__}: for one photo call "
+            "`segment`."
+        )
     return images  # type: ignore[return-value]
+
+
+def _json_of(line: str) -> Any:
+    """The JSON of a line; None if it was cut off, as by a proxy that ends the answer with its connection."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _read_example(image: ImageInput, mask: MaskInput | None) -> tuple[Photo, Drawn | None]:
@@ -418,7 +444,10 @@ def _fields(categories: str | Iterable[str] | None, options: Options) -> dict[st
 
 def _points(points: Iterable[Sequence[float]]) -> str:
     """Points as the service reads them; numbers of NumPy are numbers too."""
-    return json.dumps([[float(x), float(y), *(int(bool(side)) for side in rest)] for x, y, *rest in points])
+    try:
+        return json.dumps([[float(x), float(y), *(int(bool(side)) for side in rest)] for x, y, *rest in points])
+    except (TypeError, ValueError) as error:
+        raise Invalid(f"The points are {points!r}: give a list of (x, y) or (x, y, side), in pixels.") from error
 
 
 def _words(words: str | Iterable[str]) -> list[str]:

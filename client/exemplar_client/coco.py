@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exemplar_client.errors import Invalid
+from exemplar_client.records import folded
 
 if TYPE_CHECKING:
     from exemplar_client.masks import Masks
@@ -19,7 +20,8 @@ def coco_instances(results: Iterable[Masks], *, category_ids: Mapping[str, int] 
 
     Args:
         results: Masks of the photos, such as the iterator of `segment_many`; each is dropped after its turn.
-        category_ids: Id of each category; default: 1, 2, … in the order in which they occur.
+        category_ids: Id of each category; default: 1, 2, … in the order in which they occur. Names are compared as the
+            service does, ignoring case.
 
     Returns:
         `{"images": […], "annotations": […], "categories": […]}`. Images are numbered from 1 in the order of `results`;
@@ -33,11 +35,12 @@ def coco_instances(results: Iterable[Masks], *, category_ids: Mapping[str, int] 
     images: list[dict[str, Any]] = []
     photos: list[tuple[Path | None, str]] = []
     found: list[dict[str, Any]] = []
+    names = {folded(name): name for name in category_ids or ()}
     ids = dict(category_ids or {})
     for image_id, masks in enumerate(results, start=1):
         if category_ids is None:
             for name in masks.names:
-                ids.setdefault(name, len(ids) + 1)
+                ids.setdefault(names.setdefault(folded(name), name), len(ids) + 1)
         height, width = masks.size_hw
         photos.append((masks.path, masks.name))
         images.append({"id": image_id, "file_name": masks.name, "width": width, "height": height})
@@ -88,14 +91,15 @@ def coco_annotations(
     masks: Masks, *, image_id: int, category_ids: Mapping[str, int] | None, first_id: int
 ) -> list[dict[str, Any]]:
     """Return the annotations of the categories found in one photo; see `Masks.to_coco`."""
-    ids = category_ids if category_ids is not None else {name: id for id, name in enumerate(masks.names, start=1)}
-    if missing := [mask.name for mask in masks.found if mask.name not in ids]:
+    given = category_ids if category_ids is not None else {name: id for id, name in enumerate(masks.names, start=1)}
+    ids = {folded(name): id for name, id in given.items()}
+    if missing := [mask.name for mask in masks.found if folded(mask.name) not in ids]:
         raise Invalid(f"category_ids has no id of {', '.join(missing)}.")
     return [
         {
             "id": id,
             "image_id": image_id,
-            "category_id": ids[mask.name],
+            "category_id": ids[folded(mask.name)],
             "segmentation": mask.rle,
             "area": mask.area,
             "bbox": list(mask.bbox),

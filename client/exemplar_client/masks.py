@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,9 @@ from PIL import Image
 from pydantic import ConfigDict, Field
 
 from exemplar_client import coco, drawing, exports
+from exemplar_client.errors import Invalid
 from exemplar_client.photos import Photo
-from exemplar_client.records import Record
+from exemplar_client.records import Record, folded
 from exemplar_client.rle import Bits, decode
 
 if TYPE_CHECKING:
@@ -147,9 +148,9 @@ class Masks(Sequence[Mask]):
     def __getitem__(self, key: int | str | slice) -> Mask | Sequence[Mask]:
         """Return the mask of a position or a name; names are compared as the service does, ignoring case."""
         if isinstance(key, str):
-            wanted = _folded(key)
+            wanted = folded(key)
             for mask in self._answer.categories:
-                if _folded(mask.name) == wanted:
+                if folded(mask.name) == wanted:
                     return mask
             raise KeyError(f"{key!r} is not among the categories of this answer: {', '.join(self.names) or 'none'}")
         return self._answer.categories[key]
@@ -160,7 +161,7 @@ class Masks(Sequence[Mask]):
     def __contains__(self, item: object) -> bool:
         """True for a mask of this answer, or for the name of one."""
         if isinstance(item, str):
-            return _folded(item) in map(_folded, self.names)
+            return folded(item) in map(folded, self.names)
         return item in self._answer.categories
 
     def __repr__(self) -> str:
@@ -235,9 +236,11 @@ class Masks(Sequence[Mask]):
         """Return the upright photo, RGB; a photo given as a path is read again.
 
         Raises:
-            Invalid: HEIC or AVIF, and what reads it is not installed; the error says what to install.
+            Invalid: The file has changed since; or HEIC or AVIF, and what reads it is not installed.
             OSError: The file is no longer there.
         """
+        if self.path and hashlib.sha256(self._photo.content()).hexdigest() != self.sha256:
+            raise Invalid(f"{self.name} has changed since it was segmented: segment it again.")
         return self._photo.rgb()
 
     def overlay(self) -> Image.Image:
@@ -303,7 +306,3 @@ class Masks(Sequence[Mask]):
         file = io.BytesIO()
         picture.save(file, "PNG")
         return file.getvalue()
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name.strip()).casefold()

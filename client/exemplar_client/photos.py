@@ -75,10 +75,7 @@ class Photo:
             if upright.mode.startswith(("I", "F")):
                 # Older versions of Pillow read the 16 bits of PNG as 32.
                 return Image.fromarray(_grey(numbers_of(upright), has_16_bits=image.format == "PNG")).convert("RGB")
-            if upright.has_transparency_data:
-                upright = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-            return upright.convert("RGB")
+            return _opaque(upright)
 
     def _opened(self) -> Image.Image:
         content = io.BytesIO(self.content())
@@ -102,7 +99,8 @@ def open_photo(image: ImageInput) -> Photo:
         image: A path, an address `file://…`, the bytes of a file, a file opened for reading bytes, a Pillow image
             (turned upright by its EXIF data), or a uint8 array: RGB `[height, width, 3]` (OpenCV's BGR must be
             reversed first), RGBA `[height, width, 4]` or grey `[height, width]`. Files are sent as they are, HEIC and
-            AVIF even if Pillow does not read them here; pixels as PNG, above 4 megapixels as JPEG of quality 95.
+            AVIF even if Pillow does not read them here; pixels as PNG, above 4 megapixels as JPEG of quality 95, with
+            transparent parts over white.
 
     Returns:
         The photo.
@@ -254,6 +252,14 @@ def _grey(numbers: NDArray[Any], *, has_16_bits: bool) -> NDArray[np.uint8]:
     return np.rint(levels).astype(np.uint8)
 
 
+def _opaque(image: Image.Image) -> Image.Image:
+    """Convert colours to RGB as the service does: transparent parts over white."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
 def png_of(image: Image.Image, *, what: str) -> bytes:
     """Write a Pillow image as PNG; fast rather than small.
 
@@ -293,8 +299,13 @@ def _from_array(pixels: NDArray[Any]) -> Photo:
 
 
 def _from_pixels(image: Image.Image, *, source: object, name: str) -> Photo:
-    if image.mode in ("L", "RGB") and image.width * image.height > _MAX_PNG_PIXELS:
+    has_numbers = image.mode.startswith(("I", "F"))
+    if image.width * image.height > _MAX_PNG_PIXELS and (image.mode == "I;16" or not has_numbers):
         file = io.BytesIO()
+        if has_numbers:
+            image = Image.fromarray(_grey(numbers_of(image), has_16_bits=True))
+        elif image.mode != "L" or image.has_transparency_data:
+            image = _opaque(image)
         image.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         return _from_bytes(file.getvalue(), source, f"{name}.jpg")
     return _from_bytes(png_of(image, what="image"), source, f"{name}.png")

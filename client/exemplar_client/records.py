@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "superseded"]
+
+
+def folded(name: str) -> str:
+    """A category's name as the service compares it."""
+    return unicodedata.normalize("NFC", name.strip()).casefold()
 
 
 class Record(BaseModel):

@@ -110,8 +110,8 @@ class Client:
             mask: Where the category is; `annotations.read_mask` lists the accepted forms.
             prompts: Other words for the category.
             replace: True to remove the earlier examples, False to add one.
-            idempotency_key: The service does the work once for each key; default: a new key for each call, so that a
-                try that is repeated after a lost connection adds no second example.
+            idempotency_key: Visible ASCII; the service does the work once for each key. Default: a new key for each
+                call, so that a try that is repeated after a lost connection adds no second example.
 
         Returns:
             The job that learns from the example; call its `wait`.
@@ -168,7 +168,8 @@ class Client:
         """Segment the photos of a folder or a list.
 
         Args:
-            images: A folder (its image files in the order of their names, without subfolders) or photos in any form.
+            images: A folder (its image files in the order of their names, without hidden ones and subfolders) or photos
+                in any form.
             categories: As for `segment`.
             progress: True to show a bar.
             on_failure: Called with each photo that has no result and its error; without it, the first error is raised

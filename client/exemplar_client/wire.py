@@ -27,7 +27,7 @@ from exemplar_client.errors import ExemplarError, Invalid, Unavailable, error_of
 Result = TypeVar("Result")
 
 # Visible ASCII: valid in a header and never stripped.
-_KEY = re.compile(r"[!-~]+")
+HEADER_VALUE = re.compile(r"[!-~]+")
 
 # Longest pause if the service names none: a restarted service is noticed soon.
 _MAX_BACKOFF_S = 5.0
@@ -355,7 +355,7 @@ def check_arguments(url: str, key: str | None, *, timeout_s: float) -> None:
         is_address = False
     if not is_address:
         raise Invalid(f"{url!r} is not an address: write it like http://127.0.0.1:8000.")
-    if key is not None and not _KEY.fullmatch(key):
+    if key is not None and not HEADER_VALUE.fullmatch(key):
         raise Invalid("The API key contains invalid characters: copy it again.")
     if timeout_s <= 0:
         raise Invalid(f"timeout_s is {timeout_s:g}: give seconds above 0.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import httpx2
@@ -41,13 +42,14 @@ def found(name: str, bits: np.ndarray, presence: float = 0.75) -> dict[str, obje
 
 
 def masks_of(*, photo: ImageInput | None = None, **categories: np.ndarray) -> Masks:
+    opened = open_photo(noise() if photo is None else photo)
     answer = {
-        "image": {"width": HW[1], "height": HW[0], "sha256": "0"},
+        "image": {"width": HW[1], "height": HW[0], "sha256": sha256(opened.content()).hexdigest()},
         "backbone": {"name": "tiny", "revision": "0"},
         "categories": [found(name, bits) for name, bits in categories.items()],
         "timings_ms": {"answer": 1.0},
     }
-    return Masks(Segmented.model_validate(answer), open_photo(noise() if photo is None else photo))
+    return Masks(Segmented.model_validate(answer), opened)
 
 
 @pytest.fixture
@@ -143,7 +145,7 @@ def test_a_coco_file_is_read_by_pycocotools(
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(coco_instances([masks, masks_of(fish=marked, cat=marked)])))
     coco = COCO(path)
-    assert [each["name"] for each in coco.loadCats(coco.getCatIds())] == ["Cat", "dog", "bird", "fish", "cat"]
+    assert [each["name"] for each in coco.loadCats(coco.getCatIds())] == ["Cat", "dog", "bird", "fish"]
     assert [(each["width"], each["height"]) for each in coco.loadImgs(coco.getImgIds())] == [(47, 31)] * 2
     assert sorted(coco.anns) == [1, 2, 3, 4]
     (fish,) = coco.loadAnns(coco.getAnnIds(imgIds=[2], catIds=coco.getCatIds(["fish"])))
@@ -192,6 +194,24 @@ def test_photos_without_a_path_are_numbered(photo: Path) -> None:
     given = [noise(), content, noise(), taken, content, io.BytesIO(content), photo, photo]
     numbered = ["image.png", "image", "image_3.png", "image_2.png", "image_2", "image_3", "photo.png", "photo_2.png"]
     assert file_names(given) == numbered
+
+
+def test_names_in_several_spellings_are_one_category(marked: np.ndarray) -> None:
+    results = [masks_of(**{name: marked}) for name in ("Cat", "cat", "cafe\N{COMBINING ACUTE ACCENT}", "Café")]
+    coco = coco_instances(results)
+    assert [each["name"] for each in coco["categories"]] == ["Cat", "cafe\N{COMBINING ACUTE ACCENT}"]
+    assert [each["category_id"] for each in coco["annotations"]] == [1, 1, 2, 2]
+    named = coco_instances(results, category_ids={"CAT": 7, "café": 8})
+    assert [each["category_id"] for each in named["annotations"]] == [7, 7, 8, 8]
+
+
+@pytest.mark.parametrize("size", [HW, (5, 7)])
+def test_a_photo_that_has_changed_since_is_not_painted(marked: np.ndarray, photo: Path, size: tuple[int, int]) -> None:
+    masks = masks_of(photo=photo, cat=marked)
+    assert masks.overlay().size == (47, 31)
+    Image.fromarray(noise(*size, seed=8)).save(photo)
+    with pytest.raises(Invalid, match=r"photo\.png has changed since"):
+        masks.overlay()
 
 
 def test_overlay(masks: Masks, marked: np.ndarray, other: np.ndarray) -> None:

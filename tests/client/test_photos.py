@@ -11,6 +11,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from app.images.photo import decode_photo
+from exemplar_client import photos
 from exemplar_client.errors import Invalid
 from exemplar_client.photos import open_photo
 from tests.images.cases import heic_of
@@ -81,6 +82,18 @@ def test_numbers_are_shown_as_the_service_sees_them(name: str) -> None:
 
 def test_many_pixels_are_sent_as_jpeg() -> None:
     assert open_photo(np.full((2003, 1999, 3), 128, np.uint8)).name == "image.jpg"
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16"])
+def test_many_pixels_of_any_mode_look_as_few(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = np.repeat(np.repeat(noise(5, 7), 16, axis=0), 16, axis=1)  # JPEG keeps even blocks
+    rgba = Image.fromarray(np.dstack([levels, levels[:, :, 0]]))
+    image = Image.fromarray(levels[:, :, 0].astype(np.uint16) * 257) if mode == "I;16" else rgba.convert(mode)
+    as_png = as_the_service_reads(open_photo(image).content())
+    monkeypatch.setattr(photos, "_MAX_PNG_PIXELS", 0)
+    sent = open_photo(image)
+    assert sent.name == "image.jpg"
+    assert np.abs(as_the_service_reads(sent.content()).astype(int) - as_png).mean() < 3
 
 
 def test_other_modes_are_converted(photo: Path) -> None:

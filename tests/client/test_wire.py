@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
 
 from exemplar_client import (
     AsyncClient,
@@ -375,6 +376,17 @@ class Restarted:
         return Client("http://service", transport=httpx2.MockTransport(self))
 
 
+def test_lines_that_are_cut_off_are_lost(photo: Any, clock: Clock) -> None:
+    """As by a proxy that tells the end of an answer by closing the connection."""
+    told = Told(answer_of(segmented(0), segmented(1)[:40]), answer_of(segmented(0)))
+    with told.client() as client:
+        assert [each.position for each in client.segment_many([photo, photo], "cat", progress=False)] == [0, 1]
+    events = "text/event-stream"
+    told = Told(answer_of(state("running")[:40], kind=events), answer_of(state("succeeded"), kind=events))
+    with told.client() as client:
+        assert [each.status for each in client.follow("1")] == ["succeeded"]
+
+
 def test_photos_outlive_a_restart(photo: Any, clock: Clock) -> None:
     """Nothing listens while the new process loads its model."""
     service = Restarted(clock, until_s=40, answers=[answer_of(segmented(0)), answer_of(segmented(0))])
@@ -438,10 +450,26 @@ def test_options_that_do_not_exist(photo: Any) -> None:
             client.segment(photo, ["cat"], treshold=0.5)  # type: ignore[call-arg]
         with pytest.raises(Invalid, match="No category is named"):
             client.segment(photo, [])
-        for wrong in (photo, photo.read_bytes(), photo.parent / "nowhere"):
+        one = Image.new("RGB", (5, 7))
+        wrong: list[Any] = [photo, photo.read_bytes(), photo.parent / "nowhere", None, one, aiter_of(photo)]
+        for images in wrong:
             with pytest.raises(Invalid, match="folder"):
-                client.segment_many(wrong)
+                client.segment_many(images)
         empty = photo.parent / "empty"
         empty.mkdir()
+        (empty / "._photo.jpg").write_bytes(b"what macOS leaves beside a photo")
         with pytest.raises(Invalid, match="no image files"):
             client.segment_many(empty)
+        points: Any = (100, 100)
+        with pytest.raises(Invalid, match=r"\(100, 100\): give a list of \(x, y\)"):
+            client.click(photo, points)
+
+
+async def aiter_of(photo: Any) -> AsyncIterator[Any]:
+    yield photo
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "two\nlines", ""])
+def test_what_is_no_idempotency_key(photo: Any, marked: Any, key: str) -> None:
+    with Told().client() as client, pytest.raises(Invalid, match="idempotency_key"):
+        client.teach("cat", photo, marked, idempotency_key=key)
