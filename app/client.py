@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2 as httpx
 
@@ -18,11 +21,13 @@ from app.errors import AppError, InvalidInputError, UnavailableError
 # Enough for a request with a thousand categories on a slow machine.
 _TIMEOUT_S = 300.0
 
-# Number of attempts and the pause between them: enough for a restart of the service.
+# Number of attempts and the pause between them.
 _TRIES = 5
 _PAUSE_S = 1.0
+# Time for which a service that has answered before may refuse connections: enough to load a model.
+_RESTART_S = 60.0
 # A service that names a longer pause in Retry-After is not waited for.
-_MAX_PAUSE_S = 60.0
+_MAX_PAUSE_S = 90.0
 # Refused for now: too many requests of this caller, or of all.
 _BUSY = (429, 503)
 _AT_WORK = ("queued", "running")
@@ -66,9 +71,17 @@ class Client:
         self._url = url
         self._answered = False
         try:
-            self._http = httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers={"X-API-Key": key} if key else {})
-        except httpx.InvalidURL as error:
+            httpx.URL(url).raw_host.decode().encode("idna")  # as sockets do, which refuse empty parts of a name
+        except (httpx.InvalidURL, UnicodeError) as error:
             raise _no_address(url) from error
+        try:
+            self._http = httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers={"X-API-Key": key} if key else {})
+        except ImportError as error:
+            raise InvalidInputError(
+                "The environment names a SOCKS proxy: pip install 'httpx2[socks]', or unset it."
+            ) from error
+        except (ValueError, httpx.InvalidURL) as error:
+            raise InvalidInputError(f"A proxy that the environment names can't be used: {error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -117,12 +130,9 @@ class Client:
         if segmentation is not None:
             fields["segmentation"] = json.dumps(segmentation)
         fields["absent"] = str(mask is None and box is None and segmentation is None).lower()
-        for tries_left in reversed(range(_TRIES)):
-            try:
-                answer = self._send("POST", f"{_path_of(name)}/example", files=files, data=fields)
-                break
-            except RefusedError as error:
-                _pause_if_busy(error, tries_left)
+        # With a key the service does the work once, so the request may be sent again.
+        key = {"Idempotency-Key": uuid.uuid4().hex}
+        answer = self._send("POST", f"{_path_of(name)}/example", files=files, data=fields, headers=key)
         job: Json = answer["job"]
         return job | {"warnings": answer.get("warnings", [])}
 
@@ -133,18 +143,17 @@ class Client:
         while tries_left:
             tries_left -= 1
             try:
-                with self._http.stream("GET", f"/jobs/{job_id}/events") as stream:
-                    self._check(stream, "text/event-stream")
+                with closing(self._open("GET", f"/jobs/{job_id}/events", "text/event-stream")) as stream:
                     for line in stream.iter_lines():
                         if not line.startswith("data: "):
                             continue
-                        state: Json = json.loads(line.removeprefix("data: "))
+                        state = _json_of(line.removeprefix("data: "))
                         if state != last:  # each new stream begins with the state of the job
                             yield state
                             last, tries_left = state, _TRIES  # as long as the job goes on, so does this
                         if state["status"] not in _AT_WORK:
                             return
-            except httpx.TransportError as error:
+            except httpx.TransportError as error:  # the answer was cut off
                 if not tries_left:
                     raise self._unreachable(error) from error
             except RefusedError as error:
@@ -175,7 +184,7 @@ class Client:
 
     def delete(self, name: str) -> None:
         """Delete a category."""
-        self._request("DELETE", _path_of(name), None)
+        self._request("DELETE", _path_of(name), None, repeatable=False)
 
     def export(self, name: str) -> bytes:
         """Return the adapter in use, a safetensors file."""
@@ -184,7 +193,8 @@ class Client:
     def import_(self, name: str, adapter: bytes) -> Json:
         """Store an adapter that was exported elsewhere; return the category."""
         kind = {"Content-Type": "application/octet-stream"}
-        return self._send("PUT", f"{_path_of(name)}/adapter", content=adapter, headers=kind)
+        path = f"{_path_of(name)}/adapter"
+        return self._send("PUT", path, repeatable=False, content=adapter, headers=kind)  # each makes a version
 
     def segment(self, image: Path, categories: Sequence[str], *, min_presence: float | None = None) -> Json:
         """Segment a photo; no categories = every category taught."""
@@ -254,10 +264,9 @@ class Client:
         """Lines of one answer; `index` is the key in `contents`."""
         order = list(contents)
         files = [("images", contents[index]) for index in order]
-        with self._http.stream("POST", "/segment/batch", files=files, data=fields) as stream:
-            self._check(stream, "application/x-ndjson")
+        with closing(self._open("POST", "/segment/batch", "application/x-ndjson", files=files, data=fields)) as stream:
             for text in stream.iter_lines():
-                line: Json = json.loads(text)
+                line = _json_of(text)
                 yield line | {"index": order[line["index"]]}
 
     def overlay(self, image: Path, categories: Sequence[str], *, min_presence: float | None = None) -> bytes:
@@ -284,12 +293,56 @@ class Client:
             link = _NEXT.search(answer.headers.get("link", ""))
             following = link[1] if link else None
 
-    def _request(self, method: str, path: str, media_type: str | None, **body: Any) -> httpx.Response:
+    def _request(
+        self, method: str, path: str, media_type: str | None, *, repeatable: bool = True, **body: Any
+    ) -> httpx.Response:
+        """Send a request and read its answer; a service that is busy or restarts is waited for.
+
+        Args:
+            method: HTTP method.
+            path: Path with its query.
+            media_type: Of the answer; None if it has no body.
+            repeatable: True if it may be sent again although the service may have received it.
+            **body: Content and headers, as httpx takes them.
+        """
+        tries_left = _TRIES
+        while True:
+            tries_left -= 1
+            try:
+                with closing(self._open(method, path, media_type, **body)) as answer:
+                    answer.read()
+                    return answer
+            except httpx.TransportError as error:
+                if not (self._answered and repeatable and tries_left):
+                    raise self._unreachable(error) from error
+                time.sleep(_PAUSE_S)
+            except RefusedError as error:
+                _pause_if_busy(error, tries_left)
+
+    def _open(self, method: str, path: str, media_type: str | None, **body: Any) -> httpx.Response:
+        """Send a request and return its answer, whose body is not read yet.
+
+        Connections that a service refuses after it has answered are tried again: it may be restarting.
+
+        Raises:
+            httpx.TransportError: If the connection is lost after the request was sent.
+        """
+        refused_at_s: float | None = None
+        while True:
+            try:
+                answer = self._http.send(self._http.build_request(method, path, **body), stream=True)
+                break
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                now_s = time.monotonic()
+                refused_at_s = now_s if refused_at_s is None else refused_at_s
+                if not self._answered or now_s - refused_at_s >= _RESTART_S:
+                    raise self._unreachable(error) from error
+                time.sleep(_PAUSE_S)
         try:
-            answer = self._http.request(method, path, **body)
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
-        self._check(answer, media_type)
+            self._check(answer, media_type)
+        except BaseException:
+            answer.close()
+            raise
         return answer
 
     def _check(self, answer: httpx.Response, media_type: str | None) -> None:
@@ -310,13 +363,48 @@ class Client:
             raise UnavailableError(f"{self._url} is not an Exemplar service (it sent {sent}): correct the address.")
 
     def _unreachable(self, error: Exception) -> UnavailableError:
+        if proxy := _proxy_of(self._url):
+            return UnavailableError(
+                f"No service answers at {self._url} through the proxy {proxy} ({error}): start one with `make serve`, "
+                "or name the address in NO_PROXY if it needs no proxy."
+            )
+        if self._answered:
+            return UnavailableError(
+                f"The service at {self._url} does not answer any more ({error}): start it and repeat the command. Jobs "
+                "that it has accepted go on, and `segment --out` continues where it was."
+            )
         return UnavailableError(f"No service answers at {self._url}: start one with `make serve` ({error}).")
+
+
+def _proxy_of(url: str) -> str | None:
+    """Host and port of the proxy that the environment names for an address, without user and password."""
+    parts = urlsplit(url)
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return proxy.rpartition("@")[2].rpartition("//")[2].rstrip("/")
+
+
+def _json_of(line: str) -> Json:
+    """The JSON of a line.
+
+    Raises:
+        httpx.RemoteProtocolError: If it was cut off, as by a proxy that ends the answer with its connection.
+    """
+    try:
+        value: Json = json.loads(line)
+    except ValueError as error:
+        raise httpx.RemoteProtocolError("The answer was cut off.") from error
+    return value
 
 
 def _pause_if_busy(error: RefusedError, tries_left: int) -> None:
     """Wait as long as a busy service asks for; raise any other refusal, and that of the last try."""
     pause_s = _PAUSE_S if error.retry_after_s is None else error.retry_after_s
-    if error.status not in _BUSY or not tries_left or pause_s > _MAX_PAUSE_S:
+    # A conflict that passes: the first try with an Idempotency-Key is still at work.
+    is_busy = error.status in _BUSY or (error.status == 409 and error.retry_after_s is not None)
+    if not is_busy or not tries_left or pause_s > _MAX_PAUSE_S:
         raise error
     time.sleep(pause_s)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import httpx2 as httpx
 import pytest
 
 from app.client import Client, RefusedError
@@ -89,6 +92,143 @@ def test_a_batch_outlives_a_service_that_is_busy_or_breaks_off(serving, tmp_path
     assert Moody.asked == [3, 3, 2, 1, 1]
 
 
+class Clock:
+    """A clock that stands still but in pauses."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+class Restarted:
+    """A service that gives its first answer, then refuses connections until a time of the clock, then answers on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: httpx.Response, until_s: float = 40) -> None:
+        self.clock = Clock()
+        self.until_s = until_s
+        self.waiting = list(answers)
+        self.keys: list[str | None] = []
+        monkeypatch.setattr("app.client.time", self.clock)
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if self.keys and self.clock.now_s < self.until_s:
+            raise httpx.ConnectError("Connection refused", request=request)
+        self.keys.append(request.headers.get("idempotency-key"))
+        return self.waiting.pop(0)
+
+    def client(self) -> Client:
+        client = Client("http://service")
+        client._http = httpx.Client(base_url="http://service", transport=httpx.MockTransport(self))
+        return client
+
+
+def answer_of(text: str, kind: str) -> httpx.Response:
+    return httpx.Response(200, text=text, headers={"Content-Type": kind})
+
+
+def line_of_photo() -> httpx.Response:
+    return answer_of('{"index": 0, "categories": []}\n', "application/x-ndjson")
+
+
+def event_of(status: str) -> httpx.Response:
+    return answer_of(f'data: {{"status": "{status}"}}\n\n', "text/event-stream")
+
+
+def busy(status: int, seconds: int) -> httpx.Response:
+    return httpx.Response(status, json={"detail": "Later."}, headers={"Retry-After": str(seconds)})
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    (tmp_path / "a.png").write_bytes(b"a photo")
+    return tmp_path / "a.png"
+
+
+def test_photos_outlive_a_restart(photo: Path, monkeypatch) -> None:
+    service = Restarted(monkeypatch, line_of_photo(), line_of_photo())
+    with service.client() as client:
+        assert [line["index"] for line in client.batch([photo, photo], [])] == [0, 1]
+    assert 40 <= service.clock.now_s <= 42
+
+
+def test_teaching_outlives_a_restart(photo: Path, monkeypatch) -> None:
+    """The job is taken over; the example that is sent after it is stored once, though its first answer is lost."""
+    taught = httpx.Response(202, json={"job": {"id": "1"}})
+    service = Restarted(monkeypatch, event_of("running"), event_of("succeeded"), busy(409, 2), taught)
+    with service.client() as client:
+        assert [state["status"] for state in client.follow("1")] == ["running", "succeeded"]
+        assert client.teach("cat", photo, box=[1, 2, 3, 4])["id"] == "1"
+    assert service.keys[2] == service.keys[3] is not None
+
+
+def test_a_service_that_does_not_come_back(photo: Path, monkeypatch) -> None:
+    service = Restarted(monkeypatch, line_of_photo(), until_s=1000)
+    with service.client() as client, pytest.raises(UnavailableError, match=r"any more.*continues where"):
+        list(client.batch([photo, photo], []))
+    assert 60 <= service.clock.now_s <= 62
+
+
+def test_a_limit_of_requests_a_minute_is_waited_for_by_every_call(photo: Path, monkeypatch) -> None:
+    done = [httpx.Response(200, json=answer) for answer in ({"name": "cat"}, [], {"categories": []})]
+    answers = [answer for good in done for answer in (busy(429, 60), busy(503, 1), good)]
+    picture = answer_of("a picture", "image/png")
+    service = Restarted(monkeypatch, *answers, busy(429, 60), picture, until_s=0)
+    with service.client() as client:
+        assert client.category("cat") == {"name": "cat"}
+        assert client.categories() == []
+        assert client.segment(photo, ["cat"]) == {"categories": []}
+        assert client.overlay(photo, ["cat"]) == b"a picture"
+    assert service.clock.now_s == 3 * 61 + 60
+
+
+def test_what_may_have_been_done_is_not_done_again(monkeypatch) -> None:
+    def lose(request: httpx.Request) -> httpx.Response:
+        lost.append(request.method)
+        raise httpx.ReadError("cut", request=request)
+
+    lost: list[str] = []
+    service = Restarted(monkeypatch, httpx.Response(200, json=[]), until_s=0)
+    with service.client() as client:
+        client.categories()
+        client._http = httpx.Client(base_url="http://service", transport=httpx.MockTransport(lose))
+        for call in (lambda: client.delete("cat"), lambda: client.import_("cat", b"any"), client.categories):
+            with pytest.raises(UnavailableError):
+                call()
+    assert lost == ["DELETE", "PUT", *["GET"] * 5]
+
+
+def test_lines_that_are_cut_off_are_lost(photo: Path, monkeypatch) -> None:
+    """As by a proxy that tells the end of an answer by closing the connection."""
+    answers = [answer_of('{"ind', "application/x-ndjson"), line_of_photo()]
+    events = [answer_of("data: {", "text/event-stream"), event_of("succeeded")]
+    service = Restarted(monkeypatch, *answers, *events, until_s=0)
+    with service.client() as client:
+        assert [line["index"] for line in client.batch([photo], [])] == [0]
+        assert [state["status"] for state in client.follow("1")] == ["succeeded"]
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1"])
+def test_proxies_that_can_not_be_used(proxy: str, monkeypatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    with pytest.raises(InvalidInputError, match="environment names"):
+        Client("http://127.0.0.1:8000")
+
+
+def test_a_proxy_that_does_not_answer_is_named(monkeypatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://user:secret@127.0.0.1:9/")
+    with (
+        Client("http://127.0.0.1:8") as client,
+        pytest.raises(UnavailableError, match=r"through the proxy 127\.0\.0\.1:9 .*NO_PROXY"),
+    ):
+        client.categories()
+
+
 def test_a_job_is_followed_over_any_number_of_streams(serving, monkeypatch) -> None:
     monkeypatch.setattr("app.client._PAUSE_S", 0.0)
     steps = iter(range(12))
@@ -113,9 +253,10 @@ def test_a_job_is_followed_over_any_number_of_streams(serving, monkeypatch) -> N
     assert followed == [*range(-1, 12), 11]
 
 
-def test_an_address_that_is_none() -> None:
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://my..host:8000"])
+def test_an_address_that_is_none(url: str) -> None:
     with pytest.raises(InvalidInputError, match="not a valid address"):
-        Client("ftp://127.0.0.1")
+        Client(url)
 
 
 class Silent(Moody):
