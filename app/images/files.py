@@ -148,6 +148,11 @@ class ImageFile:
         return self._image.mode
 
     @property
+    def compression(self) -> str | None:
+        """Pillow's name of a TIFF's compression, such as `jpeg` or `raw`; None for other formats."""
+        return self._image.info.get("compression") if self.media_type == "image/tiff" else None
+
+    @property
     def is_numeric(self) -> bool:
         """Grey of 16 or 32 bits or floating point: read `numbers`, as Pillow's conversions would clip it."""
         return self.mode.startswith(("I", "F"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,8 +21,9 @@ from .files import ImageFile, TakeBytes, open_image, size_text
 # Generous for the JSON of a box, also if it is indented.
 MAX_BOX_CHARACTERS = 1024
 
-# Formats whose compression rarely or never keeps exact zeros.
+# Formats, and compressions of TIFF, that rarely or never keep exact zeros.
 _LOSSY = frozenset({"image/jpeg", "image/heic", "image/avif"})
+_LOSSY_IN_TIFF = frozenset({"jpeg", "tiff_jpeg"})
 
 
 def read_mask(
@@ -77,7 +80,8 @@ def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int, take_
        the object's own and may be black.
     3. Palette: index 0, as in label maps (VOC), where colour 0 is black. If colour 0 is *not* black, an optimiser has
        ordered the colours: then black, if a pixel has it, else index 0.
-    4. JPEG, HEIC, AVIF and lossy WebP, whose compression leaves no exact zeros: up to half of the brightest value.
+    4. JPEG (in a TIFF too), HEIC, AVIF and lossy WebP, whose compression leaves no exact zeros: up to half of the
+       brightest value.
     5. Any other: black, every channel 0.
 
     Args:
@@ -101,7 +105,7 @@ def decode_mask(raw: bytes, *, photo_hw: tuple[int, int], max_pixels: int, take_
             "16-bit grey without alpha, or 8 bits.",
             field="mask",
         )
-    mask = np.array(file.upright(_marked(file, is_lossy=_is_lossy(raw, file.media_type))), order="C")
+    mask = np.array(file.upright(_marked(file, is_lossy=_is_lossy(raw, file))), order="C")
     if take_bytes:
         take_bytes(mask.nbytes - file.peak_bytes)
     if mask.shape != tuple(photo_hw):
@@ -224,8 +228,23 @@ def _is_png_of_16_bits(raw: bytes) -> bool:
     return raw.startswith(b"\x89PNG") and raw[24:25] == b"\x10"
 
 
-def _is_lossy(raw: bytes, media_type: str) -> bool:
-    return media_type in _LOSSY or (media_type == "image/webp" and raw[12:16] == b"VP8 ")
+def _is_lossy(raw: bytes, file: ImageFile) -> bool:
+    if file.media_type == "image/webp":
+        return next((name for name in _webp_chunks(raw) if name in (b"VP8 ", b"VP8L")), None) == b"VP8 "
+    return file.media_type in _LOSSY or file.compression in _LOSSY_IN_TIFF
+
+
+def _webp_chunks(raw: bytes) -> Iterator[bytes]:
+    """Names of a WebP's chunks in their order, those within the frames of an animation among them.
+
+    Source: https://developers.google.com/speed/webp/docs/riff_container
+    """
+    at = 12
+    while at + 8 <= len(raw):
+        name, size = struct.unpack_from("<4sI", raw, at)
+        yield name
+        # The chunks of a frame follow 16 bytes that place it; any other chunk has an even length.
+        at += 8 + (16 if name == b"ANMF" else size + size % 2)
 
 
 def _parsed(text: str, *, field: str) -> Any:

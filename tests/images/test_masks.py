@@ -109,6 +109,29 @@ class TestMaskImages:
         assert (mask & disc).sum() / (mask | disc).sum() > 0.97
         assert not (mask & (np.hypot(*(np.mgrid[:67, :71] - 33)) > 23)).any()
 
+    @pytest.mark.parametrize(
+        ("file_format", "options"),
+        [
+            ("WEBP", {}),
+            ("WEBP", {"exif": turned(1)}),
+            ("WEBP", {"icc_profile": b"a profile, of an odd length"}),
+            ("WEBP", {"save_all": True, "append_images": [Image.new("RGB", (97, 89))]}),
+            ("TIFF", {"compression": "jpeg"}),
+        ],
+        ids=["WebP", "with EXIF", "with a profile", "animated", "TIFF"],
+    )
+    def test_noise_of_lossy_compression_is_not_marked(self, file_format: str, options: dict[str, Any]) -> None:
+        block = np.zeros((89, 97), dtype=bool)
+        block[17:62, 21:84] = True
+        coloured = np.where(block[..., None], np.array([230, 120, 40]), 0).astype(np.uint8)
+        mask = mask_of(file_of(coloured, file_format, quality=50, **options), block.shape)
+        assert (mask & block).sum() / (mask | block).sum() > 0.97
+
+    def test_exact_zeros_of_an_extended_webp_are_kept(self) -> None:
+        painted = np.zeros((*HW, 3), dtype=np.uint8)
+        painted[MARKED] = (0, 0, 1)
+        assert np.array_equal(mask_of(file_of(painted, "WEBP", lossless=True, exif=turned(1))), MARKED)
+
     @pytest.mark.parametrize("orientation", range(1, 9))
     def test_it_is_turned_like_the_photo(self, orientation: int) -> None:
         values = np.where(MARKED, 1, 0).astype(np.uint16)
