@@ -9,7 +9,16 @@ import numpy as np
 from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 
-from app.api.conditional import TAGGED, IfMatch, IfNoneMatch, check_if_match, etag_of, matches
+from app.api.conditional import (
+    TAGGED,
+    IfMatch,
+    IfNoneMatch,
+    UnlessMatch,
+    check_if_match,
+    check_unless_match,
+    etag_of,
+    matches,
+)
 from app.api.context import Live, Maybe, Name, check_text, location_of_job, read_upload
 from app.api.forms import names_in
 from app.api.pages import LINKED, WantedPage
@@ -22,7 +31,7 @@ from app.images.photo import Photo
 from app.masks import Mask
 from app.services.photo_reader import RequestReader
 from app.services.teaching import Accepted, Lesson
-from app.storage.category_records import Seen
+from app.storage.category_records import NOT_THERE, Seen
 from app.storage.names import CategoryName, other_words
 from app.wiring import Service
 
@@ -162,20 +171,23 @@ async def delete_category(name: Name, live: Live, if_match: IfMatch = None) -> N
     await live.categories.delete(name, seen=await _seen(if_match, name, live))
 
 
-async def _seen(if_match: str | None, name: CategoryName, live: Service) -> Seen | None:
+async def _seen(
+    if_match: str | None, name: CategoryName, live: Service, *, unless_match: str | None = None
+) -> Seen | None:
     """State of the category that the caller knows, for the store to compare; None if the caller names none.
 
     Raises:
         NotFoundError: If there is no such category.
-        PreconditionFailedError: If it is no longer what the caller knows.
+        PreconditionFailedError: If it is no longer what the caller knows, or is what it must not be.
     """
-    if if_match is None:
+    if if_match is None and unless_match is None:
         return None
     record = await live.categories.get(name)
     etags = [etag_of(CategoryOut.of(record))]
     if record.adapter:
         etags.append(await asyncio.to_thread(etag_of, await live.categories.export(name)))
     check_if_match(if_match, *etags)
+    check_unless_match(unless_match, *etags, name=record.name)
     return record.seen
 
 
@@ -221,15 +233,19 @@ async def export_adapter(name: Name, live: Live, if_none_match: IfNoneMatch = No
     responses=documented(404, 409, 412, 413, 422),
     openapi_extra={"requestBody": {"required": True, "content": {ADAPTER_MEDIA_TYPE: _BINARY}}},
 )
-async def import_adapter(name: Name, request: Request, live: Live, if_match: IfMatch = None) -> CategoryOut:
+async def import_adapter(
+    name: Name, request: Request, live: Live, if_match: IfMatch = None, if_none_match: UnlessMatch = None
+) -> CategoryOut:
     """Import an adapter that another deployment of the same backbone exported."""
     # Limited by the request size, not by the upload size: full-rank adapters of a large model (EXEMPLAR_METHOD=paper)
     # exceed one upload.
     adapter = await live.categories.read_adapter(await request.body())
     try:  # after the body: a condition counts for requests that would else succeed (RFC 9110, 13.2.1)
-        seen = await _seen(if_match, name, live)
-    except NotFoundError as error:  # the import would make it, so the condition alone fails
-        raise PreconditionFailedError(CHANGED) from error
+        seen = await _seen(if_match, name, live, unless_match=if_none_match)
+    except NotFoundError as error:  # the import makes it, so at most the condition fails
+        if if_match is not None:
+            raise PreconditionFailedError(CHANGED) from error
+        seen = NOT_THERE
     return CategoryOut.of(await live.categories.import_(name, adapter, seen=seen))
 
 

@@ -18,6 +18,10 @@ IfMatch = Annotated[
 IfNoneMatch = Annotated[
     Maybe[str], Header(alias="If-None-Match", description="ETag of the answer that is known: 304 if it is the same.")
 ]
+UnlessMatch = Annotated[
+    Maybe[str],
+    Header(alias="If-None-Match", description="Nothing is done if the category has this ETag, or with * if it exists."),
+]
 
 # OpenAPI: the header of an answer, and that of one which has not changed.
 TAGGED: dict[int | str, dict[str, Any]] = {
@@ -32,17 +36,37 @@ def etag_of(content: BaseModel | bytes) -> str:
     return f'"{hashlib.sha256(raw).hexdigest()[:32]}"'
 
 
-def matches(header: str | None, *etags: str) -> bool:
-    """True if a header of ETags names one of these, or any at all."""
-    named = {part.strip().removeprefix("W/") for part in (header or "").split(",")}
-    return "*" in named or bool(named.intersection(etags))
+def matches(if_none_match: str, *etags: str) -> bool:
+    """True if a header names one of these ETags, weak or not, or any at all."""
+    return _is_named({part.removeprefix("W/") for part in _parts(if_none_match)}, etags)
 
 
 def check_if_match(header: str | None, *etags: str) -> None:
-    """Refuse a change of something that is no longer what the caller knows.
+    """Refuse a change of something that is no longer what the caller knows; a weak ETag tells no state.
 
     Raises:
         PreconditionFailedError: If the header names none of these ETags.
     """
-    if header is not None and not matches(header, *etags):
+    if header is not None and not _is_named(_parts(header), etags):
         raise PreconditionFailedError(CHANGED)
+
+
+def check_unless_match(header: str | None, *etags: str, name: str) -> None:
+    """Refuse a change of a category that is there, or is what the header names.
+
+    Raises:
+        PreconditionFailedError: If the header names one of these ETags, or any at all.
+    """
+    if header is not None and matches(header, *etags):
+        raise PreconditionFailedError(
+            f"{name} is there already, as If-None-Match names it: import under another name, or send its ETag as "
+            "If-Match to replace its adapter."
+        )
+
+
+def _parts(header: str) -> set[str]:
+    return {part.strip() for part in header.split(",")}
+
+
+def _is_named(named: set[str], etags: tuple[str, ...]) -> bool:
+    return "*" in named or not named.isdisjoint(etags)

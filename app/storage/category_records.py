@@ -46,6 +46,8 @@ class AdapterInfo:
 
 # State of a category that a caller has seen: its generation and the version of the adapter in use, as stored.
 Seen = tuple[str, str]
+# The state of a category that is not there.
+NOT_THERE: Seen = ("0", "")
 
 
 @dataclass(frozen=True)

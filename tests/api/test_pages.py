@@ -191,6 +191,36 @@ class TestConditions:
         assert api.http.get("/categories/new").status_code == 404
         assert api.http.delete("/categories/cat", headers={"If-Match": "*"}).status_code == 204
 
+    def test_a_weak_etag_names_no_state(self, api) -> None:
+        api.taught()
+        etag = api.http.get("/categories/cat").headers["etag"]
+        assert api.http.get("/categories/cat", headers={"If-None-Match": f"W/{etag}"}).status_code == 304
+        assert api.http.delete("/categories/cat", headers={"If-Match": f"W/{etag}"}).status_code == 412
+        assert api.http.delete("/categories/cat", headers={"If-Match": f"W/{etag}, {etag}"}).status_code == 204
+
+    def test_an_import_that_may_overwrite_nothing(self, api) -> None:
+        api.taught()
+        raw = api.http.get("/categories/cat/adapter").content
+        new = {"If-None-Match": "*"}
+
+        def put(name: str) -> int:
+            return int(api.http.put(f"/categories/{name}/adapter", content=raw, headers=new).status_code)
+
+        with ThreadPoolExecutor(4) as threads:
+            assert sorted(threads.map(put, ["dog"] * 4)) == [200, 412, 412, 412]
+        before = api.stored()
+        refused = api.http.put("/categories/cat/adapter", content=raw, headers=new)
+        assert refused.status_code == 412
+        assert "cat is there already" in refused.json()["detail"]
+        assert api.stored() == before
+
+    def test_an_import_of_what_is_not_in_use_already(self, api) -> None:
+        api.taught()
+        got = api.http.get("/categories/cat/adapter")
+        for known, status in ((got.headers["etag"], 412), (f"W/{got.headers['etag']}", 412), ('"other"', 200)):
+            sent = {"content": got.content, "headers": {"If-None-Match": known}}
+            assert api.http.put("/categories/cat/adapter", **sent).status_code == status
+
 
 def test_the_example_of_a_link_in_the_documentation_is_one(many) -> None:
     described = json.dumps(many.http.get("/openapi.json").json()["paths"]["/categories"]["get"])
