@@ -205,7 +205,7 @@ async def list_versions(
 
 @router.post("/{name}/rollback", responses=documented(400, 404, 409, 412, 413, 422))
 async def rollback(name: Name, body: Rollback, live: Live, if_match: IfMatch = None) -> CategoryOut:
-    """Use an older adapter version again."""
+    """Use an older adapter version again, and supersede the job that is queued or running."""
     seen = await _seen(if_match, name, live)
     return CategoryOut.of(await live.categories.rollback(name, body.version, seen=seen))
 

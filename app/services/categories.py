@@ -78,7 +78,7 @@ class Categories:
         return page_of(await self.versions(name), _place_of_version, limit=limit, cursor=cursor)
 
     async def rollback(self, name: CategoryName, version: int, *, seen: Seen | None = None) -> CategoryRecord:
-        """Use an older version again.
+        """Use an older version again, and supersede the job whose adapter would take its place.
 
         Raises:
             NotFoundError: If that version is not kept.
@@ -86,9 +86,13 @@ class Categories:
         """
         record = await self.get(name)
         kept = [info.version for info in await self._store.versions(record.id)]
-        if version not in kept or not await self._store.rollback(record.id, version, seen=seen):
+        found, superseded = (
+            await self._store.rollback(record.id, version, seen=seen) if version in kept else (False, None)
+        )
+        if not found:
             told = ", ".join(map(str, kept)) or "none"
             raise NotFoundError(f"{record.name} has no version {version}: kept are {told}.", field="version")
+        self._engine.note_superseded(superseded)
         return await self.get(name)
 
     async def export(self, name: CategoryName) -> bytes:

@@ -78,7 +78,7 @@ class CategoryStore:
         self._commit_adapter = script(redis, "commit_adapter", needs=("use_adapter",))
         self._adopt_adapter = script(redis, "adopt_adapter", needs=("job", "use_adapter", "unchanged"))
         self._withdraw_generation = script(redis, "withdraw_generation", when_full=True)
-        self._roll_back = script(redis, "roll_back", needs=("unchanged",))
+        self._roll_back = script(redis, "roll_back", needs=("job", "unchanged"))
 
     async def get(self, category_id: str) -> CategoryRecord | None:
         """The category, or None.
@@ -497,19 +497,24 @@ class CategoryStore:
         found = [self._info(category_id, name, described)[0] for name in names]
         return sorted((info for info in found if info), key=lambda info: info.version, reverse=True)
 
-    async def rollback(self, category_id: str, version: int, *, seen: Seen | None = None) -> bool:
-        """Use an older version again. False if it is not kept.
+    async def rollback(self, category_id: str, version: int, *, seen: Seen | None = None) -> tuple[bool, str | None]:
+        """Use an older version again.
+
+        Returns:
+            False if it is not kept, and the id of the job that was superseded, if any.
 
         Raises:
             PreconditionFailedError: If the category has another state than the one seen, if any.
         """
-        found = await self._run(
+        given = {"superseded": self._superseded("An older version was put in use."), "seen": seen or False}
+        reply = await self._run(
             self._roll_back,
             category_id,
-            keys=[keys.category(category_id), keys.versions(category_id)],
-            args=[version, json.dumps({"seen": seen or False})],
+            keys=[keys.category(category_id), keys.versions(category_id), keys.counters(category_id)],
+            args=[version, json.dumps(given)],
         )
-        return bool(_of_unchanged(found))
+        found, superseded = _of_unchanged(reply)
+        return bool(found), _id(superseded)
 
 
 def _adapter_keys(category_id: str, adapter: Adapter) -> list[str]:

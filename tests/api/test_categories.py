@@ -315,6 +315,22 @@ class TestVersions:
         assert api.segment("cat", refine="none", heatmaps="true").json()["categories"] == second
         assert first != second
 
+    def test_rollback_supersedes_the_job_at_work(self, start) -> None:
+        with start(tune_steps=1) as api:
+            api.taught()
+            api.taught(photo=api.other_photo)
+        with start(tune_steps=100_000) as api:
+            job = api.teach(photo=api.photo_number(3)).json()["job"]
+            api.wait_running(job["id"])
+            answer = api.http.post("/categories/cat/rollback", json={"version": 2})
+            assert answer.status_code == 200
+            ended = api.wait(job["id"])
+            assert (ended["status"], ended["error"]) == ("superseded", "An older version was put in use.")
+            assert api.category()["adapter"]["version"] == 2
+        with start(tune_steps=1) as api:
+            assert api.taught(photo=api.photo_number(4))["adapter_version"] == 3
+            assert api.category()["examples"] == 4
+
     def test_a_version_that_is_not_kept(self, api) -> None:
         api.taught()
         answer = api.http.post("/categories/cat/rollback", json={"version": 7})

@@ -214,11 +214,28 @@ class TestRollback:
         for _ in range(2):
             generation, _ = await teach(store)
             await commit(store, generation=generation)
-        assert await store.rollback("cat", 1)
+        assert await store.rollback("cat", 1) == (True, None)
         assert (await store.get("cat")).adapter.version == 1
-        assert not await store.rollback("cat", 3)
-        assert not await store.rollback("nobody", 1)
+        assert await store.rollback("cat", 3) == (False, None)
+        assert await store.rollback("nobody", 1) == (False, None)
         assert await store.get("nobody") is None
+
+    async def test_the_job_that_was_waited_for_commits_nothing(self, store: CategoryStore) -> None:
+        generation, _ = await teach(store)
+        await commit(store, generation=generation)
+        generation, _ = await teach(store, job_id="waited")
+        assert await store.rollback("cat", 3) == (False, None)
+        assert await store.rollback("cat", 1) == (True, "waited")
+        assert not await commit(store, generation=generation)
+        assert (await store.get("cat")).adapter.version == 1
+        assert (await teach(store))[0] == generation + 2
+
+    async def test_a_job_whose_adapter_is_in_use_is_left_to_end(self, store: CategoryStore) -> None:
+        for _ in range(2):
+            generation, _ = await teach(store)
+            await commit(store, generation=generation)
+        assert await store.rollback("cat", 1) == (True, None)
+        assert (await store.get("cat")).generation == generation
 
 
 class TestAdopting:
