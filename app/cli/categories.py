@@ -107,7 +107,7 @@ def rollback(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Use an older adapter version of a category again."""
+    """Use an older adapter version of a category again; a job that is queued or running is superseded."""
     from app.client import Client
 
     with Client(url, key=key) as client:

@@ -233,7 +233,7 @@ class Client:
         return self._run(self._calls.versions(name))
 
     def rollback(self, name: str, version: int) -> Category:
-        """Use an older adapter version again."""
+        """Use an older adapter version again; a job that is queued or running is superseded."""
         return self._run(self._calls.rollback(name, version))
 
     def export(self, name: str) -> bytes:
