@@ -43,6 +43,7 @@ IdempotencyKey = Annotated[
 ADAPTER_MEDIA_TYPE = "application/octet-stream"
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
+_NONE_SHOWS_IT = "No example that shows the category is left, so it has no adapter."
 
 
 @router.post(
@@ -136,12 +137,17 @@ async def _read_example(
 
 
 def _warnings(doubts: dict[str, str], accepted: Accepted) -> list[Doubt]:
+    name = accepted.category.name
     if accepted.repeated:
-        repeated = (
-            f"{accepted.category.name} has this photo with this mask already, and it is kept once: it teaches nothing "
-            "new, send another photo."
-        )
-        doubts = doubts | {"duplicate-example": repeated}
+        doubts = doubts | {
+            "duplicate-example": f"{name} has this photo with this mask already, and it is kept once: send another "
+            "photo to teach more."
+        }
+    if accepted.contradicted:
+        doubts = doubts | {
+            "contradicts-example": f"Of this photo {name} has both an example that shows it and one that does not: if "
+            f"the earlier one is wrong, delete it (id {', '.join(accepted.contradicted)})."
+        }
     return [Doubt.model_validate({"code": code, "detail": detail}) for code, detail in doubts.items()]
 
 
@@ -234,7 +240,7 @@ async def export_adapter(name: Name, live: Live, if_none_match: IfNoneMatch = No
     openapi_extra={"requestBody": {"required": True, "content": {ADAPTER_MEDIA_TYPE: _BINARY}}},
 )
 async def import_adapter(
-    name: Name, request: Request, live: Live, if_match: IfMatch = None, if_none_match: UnlessMatch = None
+    name: request: Request, live: Live, if_match: IfMatch = None, if_none_match: UnlessMatch = None
 ) -> CategoryOut:
     """Import an adapter that another deployment of the same backbone exported."""
     # Limited by the request size, not by the upload size: full-rank adapters of a large model (EXEMPLAR_METHOD=paper)
@@ -284,7 +290,7 @@ async def example_mask(name: Name, id: str, live: Live) -> Response:
     "/{name}/examples/{id}",
     status_code=202,
     response_model=Taught,
-    responses=documented(404, 409, 422) | {204: {"description": "No example is left, so the category has no adapter."}},
+    responses=documented(404, 409, 422) | {204: {"description": _NONE_SHOWS_IT}},
 )
 async def delete_example(name: Name, id: str, request: Request, live: Live) -> Response:
     """Remove an example and tune the category again on the remaining ones."""

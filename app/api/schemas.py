@@ -20,7 +20,12 @@ class Doubt(BaseModel):
     """Something about an example that is probably not meant."""
 
     code: Literal[
-        "mask-looks-inverted", "mask-very-small", "mask-covers-most", "duplicate-example", "example-not-learned"
+        "mask-looks-inverted",
+        "mask-very-small",
+        "mask-covers-most",
+        "duplicate-example",
+        "contradicts-example",
+        "example-not-learned",
     ]
     detail: str
 

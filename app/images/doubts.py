@@ -24,23 +24,24 @@ def mask_doubts(mask: Mask) -> dict[str, str]:
         mask: `[height, width]`, with at least one pixel marked and one not.
     """
     area, share = int(mask.sum()), float(mask.mean())
-    percent = f"{100 * share:.3g} %"
+    percent = f"{min(100 * share, 99.9):.3g} %"  # never the whole photo
+    doubts = {}
     if share > _MOST and _marks_edges(mask):
-        return {
-            "mask-looks-inverted": f"The mask marks {percent} of the photo with all its edges, and leaves out a part "
-            "inside: if that part is the category, delete this example and send the mask inverted."
-        }
+        doubts["mask-looks-inverted"] = (
+            f"The mask marks {percent} of the photo with its edges: if the category is what it leaves out, delete this "
+            "example and send the mask inverted."
+        )
     if share >= _NEARLY_ALL:
-        return {
-            "mask-covers-most": f"The mask marks {percent} of the photo and leaves little to tell the category from: "
-            "mark the category only, or send a photo that shows more besides it."
-        }
+        doubts["mask-covers-most"] = (
+            f"The mask marks {percent} of the photo and leaves little to tell the category from: mark the category "
+            "only, or send a photo that shows more besides it."
+        )
     if area < _FEW_PIXELS or share < _SMALL_SHARE:
-        return {
-            "mask-very-small": f"The mask marks {area} {'pixel' if area == 1 else 'pixels'}, {percent} of the photo: "
-            "check that it covers the whole object, or send a photo that shows it larger."
-        }
-    return {}
+        doubts["mask-very-small"] = (
+            f"The mask marks {area} {'pixel' if area == 1 else 'pixels'}, {percent} of the photo: check that it covers "
+            "the whole object, or send a photo that shows it larger."
+        )
+    return doubts
 
 
 def _marks_edges(mask: Mask) -> bool:

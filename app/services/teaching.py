@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from app.masks import Mask
 from app.masks.pictures import mask_to_png
 from app.services.job_engine import JobEngine
 from app.storage.categories import CategoryStore
-from app.storage.category_records import CategoryRecord, Example, new_example
+from app.storage.category_records import CategoryRecord, Example, ExampleInfo, new_example
 from app.storage.jobs import Job, JobStore, new_job
 from app.storage.names import CategoryName
 
@@ -59,11 +59,14 @@ class Accepted:
         job: The job that tunes on it.
         category: Its category.
         repeated: True if the category had this photo with this mask already.
+        contradicted: Ids of the category's examples that say the opposite of this photo: that it shows the category, or
+            that it does not.
     """
 
     job: Job
     category: CategoryRecord
     repeated: bool = False
+    contradicted: tuple[str, ...] = ()
 
 
 class Teaching:
@@ -91,6 +94,12 @@ class Teaching:
         Raises:
             ConflictError: As `teach`.
         """
+        accepted = await self._accept(lesson)
+        absent = not lesson.mask.any()
+        same_photo = await self._examples_of(lesson.name, lesson.photo)
+        return replace(accepted, contradicted=tuple(info.id for info in same_photo if info.absent != absent))
+
+    async def _accept(self, lesson: Lesson) -> Accepted:
         if lesson.replace:
             return Accepted(*await self.teach(lesson))
         for _ in range(_TRIES):
@@ -152,10 +161,10 @@ class Teaching:
         return job, await self._taught(lesson.name)
 
     async def forget(self, name: CategoryName, example_id: str) -> Job | None:
-        """Delete an example and queue a job on those that are left; without examples the category has no adapter.
+        """Delete an example and queue a job on those that are left; without one that shows it, it has no adapter.
 
         Returns:
-            The new job, or None if no example is left.
+            The new job, or None if no example that shows the category is left.
 
         Raises:
             NotFoundError: If there is no such category or example.
@@ -178,16 +187,17 @@ class Teaching:
         job = await self._jobs.get(lesson.id) if lesson.id else None
         if job and not job.ended:
             return None
-        alike = [
-            info.id
-            for info in await self._categories.example_infos(lesson.name.id)
-            if (info.sha256, info.area) == (lesson.photo.sha256, int(lesson.mask.sum()))
-        ]
+        area = int(lesson.mask.sum())
+        alike = [info.id for info in await self._examples_of(lesson.name, lesson.photo) if info.area == area]
         for id in alike:
             example = await self._categories.example(lesson.name.id, id)
             if example is not None and await asyncio.to_thread(_has_mask, example, lesson.mask):
                 return id
         return None
+
+    async def _examples_of(self, name: CategoryName, photo: Photo) -> list[ExampleInfo]:
+        """The category's examples of this photo."""
+        return [info for info in await self._categories.example_infos(name.id) if info.sha256 == photo.sha256]
 
     async def _taught(self, name: CategoryName) -> CategoryRecord:
         """The category right after an example of it was stored."""

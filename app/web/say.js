@@ -7,7 +7,8 @@ const DOUBTS = {
   "mask-looks-inverted": "You seem to have marked everything except the object. Mark the object itself.",
   "mask-very-small": "Very little is marked. Is that the whole object?",
   "mask-covers-most": "Almost the whole photo is marked. Mark the object alone.",
-  "duplicate-example": "It knows this example already and learns nothing new from it. Show it another photo.",
+  "duplicate-example": "It knows this example already. Show it another photo.",
+  "contradicts-example": "Another example says the opposite of this photo. Delete the one that is wrong.",
   "example-not-learned":
     "It finds this object badly in its own photo. Mark it more exactly, or choose a photo where it is larger.",
 };

@@ -301,8 +301,6 @@ class TestWarnings:
         ("sent", "code", "words"),
         [
             ({"files": {"mask": marked(slice(5, 20), slice(10, 30), inverted=True)}}, "mask-looks-inverted", "79.4 %"),
-            ({"files": {"mask": marked(slice(5, 7), slice(10, 12), inverted=True)}}, "mask-looks-inverted", "99.7 %"),
-            ({"files": {"mask": marked(slice(0, 1), slice(0, 2), inverted=True)}}, "mask-looks-inverted", "inverted"),
             ({"files": {"mask": marked(slice(0, 31), slice(0, 1), inverted=True)}}, "mask-covers-most", "97.9 %"),
             ({"box": "[0, 0, 46, 31]"}, "mask-covers-most", "97.9 %"),
             ({"segmentation": "[[10, 10, 11, 10, 11, 11, 10, 11]]"}, "mask-very-small", "1 pixel,"),
@@ -318,12 +316,33 @@ class TestWarnings:
             assert warning["code"] == code
             assert words in warning["detail"]
 
+    @pytest.mark.parametrize("rows", [slice(5, 6), slice(0, 1)], ids=["inside", "at the edge"])
+    def test_about_a_mask_of_all_but_a_pixel(self, start: Any, rows: slice) -> None:
+        with start(worker=False) as api:
+            answer = api.teach("cat", files={"mask": marked(rows, slice(10, 11), inverted=True)})
+            warnings = {warning["code"]: warning["detail"] for warning in answer.json()["warnings"]}
+            assert warnings.keys() == {"mask-looks-inverted", "mask-covers-most"}
+            assert all("99.9 %" in detail for detail in warnings.values())
+            assert "inside" not in warnings["mask-looks-inverted"]
+
+    @pytest.mark.parametrize("first", ["shown", "absent"])
+    def test_about_a_photo_that_shows_it_and_does_not(self, start: Any, first: str) -> None:
+        said = {"shown": {}, "absent": {"files": {}, "absent": "true"}}
+        with start(worker=False) as api:
+            api.teach("cat", photo=api.photo_number(1))
+            assert "warnings" not in api.teach("cat", **said.pop(first)).json()
+            earlier = api.http.get("/categories/cat/examples").json()[-1]["id"]
+            (warning,) = api.teach("cat", **said.popitem()[1]).json()["warnings"]
+            assert warning["code"] == "contradicts-example"
+            assert earlier in warning["detail"]
+            assert "warnings" not in api.teach("cat", mode="replace").json()
+
     def test_about_nothing(self, start: Any) -> None:
         with start(worker=False) as api:
             answers = [
                 api.teach("cat"),
                 api.teach("cat", photo=api.other_photo),
-                api.teach("cat", photo=api.other_photo, files={}, absent="true"),
+                api.teach("cat", photo=api.photo_number(1), files={}, absent="true"),
                 api.teach("dog"),
                 api.teach("large", box="[1, 1, 40, 30]"),  # most of the photo, but not all of its edges
                 api.teach("cat", box="[10, 5, 20, 14]"),  # the same photo with another mask
@@ -374,6 +393,8 @@ class TestWarnings:
             api.teach("cat", prompts="kitten")
             again = api.teach("cat", prompts="kitten,tom").json()
             assert again["category"]["prompts"] == ["cat", "kitten", "tom"]
+            assert [warning["code"] for warning in again["warnings"]] == ["duplicate-example"]
+            assert "nothing new" not in again["warnings"][0]["detail"]
             assert again["category"]["examples"] == 1
 
     def test_the_same_example_in_place_of_all(self, start: Any) -> None:

@@ -493,6 +493,8 @@ class TestPhotosWithoutIt:
         shown, _ = api.http.get("/categories/cat/examples").json()
         assert api.http.delete(f"/categories/cat/examples/{shown['id']}").status_code == 204
         assert (api.category()["adapter"], api.category()["examples"]) == (None, 1)
+        documented = api.http.get("/openapi.json").json()["paths"]["/categories/{name}/examples/{id}"]["delete"]
+        assert "that shows the category" in documented["responses"]["204"]["description"]
         assert self.without(api).status_code == 409
         api.taught()
         assert [each["absent"] for each in api.http.get("/categories/cat/examples").json()] == [True, False]

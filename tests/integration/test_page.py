@@ -364,11 +364,12 @@ def test_doubts_about_an_example_are_said_in_plain_words(page: Page) -> None:
     said = page.evaluate(
         """async () => {
              const { doubts } = await import("/web/say.js");
-             return doubts(["mask-looks-inverted", "mask-very-small", "mask-covers-most", "duplicate-example",
-                            "example-not-learned", "other"].map((code) => ({ code, detail: "its own" })));
+             const codes = ["mask-looks-inverted", "mask-very-small", "mask-covers-most", "duplicate-example",
+                            "contradicts-example", "example-not-learned", "other"];
+             return doubts(codes.map((code) => ({ code, detail: "its own" })));
            }"""
     )
-    assert len(set(said)) == 6
+    assert len(set(said)) == 7
     assert said[-1] == "its own"
     assert "its own" not in said[:-1]
 
