@@ -240,7 +240,7 @@ async def export_adapter(name: Name, live: Live, if_none_match: IfNoneMatch = No
     openapi_extra={"requestBody": {"required": True, "content": {ADAPTER_MEDIA_TYPE: _BINARY}}},
 )
 async def import_adapter(
-    name: request: Request, live: Live, if_match: IfMatch = None, if_none_match: UnlessMatch = None
+    name: Name, request: Request, live: Live, if_match: IfMatch = None, if_none_match: UnlessMatch = None
 ) -> CategoryOut:
     """Import an adapter that another deployment of the same backbone exported."""
     # Limited by the request size, not by the upload size: full-rank adapters of a large model (EXEMPLAR_METHOD=paper)

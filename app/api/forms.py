@@ -37,13 +37,16 @@ def names_in(texts: Sequence[str] | None, *, field: str, limit: int) -> tuple[Ca
     A name that has a comma itself can only be sent in a JSON list.
 
     Args:
-        texts: Values of the field; None if it was not sent.
+        texts: Values of the field; None if it was not sent. One empty text counts as that: browsers send unused fields
+            of a form empty.
         field: Name of the field.
         limit: Largest number of names.
 
     Raises:
         InvalidInputError: If one is not a name, there are too many, or the JSON is not a list of texts.
     """
+    if texts == [""]:
+        return ()
     # Before they are split: all other requests would wait while millions of them are made, only to be counted.
     if (size := sum(map(len, texts or ()))) > limit * _MAX_NAME_TEXT:
         raise InvalidInputError(

@@ -61,6 +61,7 @@ class TestLists:
             (['["salt, pepper"]'], ["salt, pepper"]),  # a name with a comma of its own
             (['["a,b", "cat"]'], ["a,b", "cat"]),
             (["[]"], ["cat", "salt, pepper"]),  # as if it were not sent
+            ([""], ["cat", "salt, pepper"]),  # curl -F categories=, and the unused field of a form
             (["traffic light"], ["traffic light"]),
         ],
         ids=str,
@@ -92,6 +93,8 @@ class TestLists:
             shared.teach(name, prompts=sent)
             assert shared.category(name)["prompts"] == [name, "kitten", "tom"]
             shared.http.delete(f"/categories/{name}")
+        assert shared.teach("no words", prompts="").json()["category"]["prompts"] == ["no words"]
+        shared.http.delete("/categories/no%20words")
 
     def test_of_the_background(self, shared: Api) -> None:
         one_by_one, by_comma, by_json = (

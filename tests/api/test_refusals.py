@@ -243,7 +243,9 @@ class TestNames:
 
     def test_an_empty_name(self, untouched, photo, mask) -> None:
         check(untouched.http.post("/categories//example", files={"image": photo, "mask": mask}), 404)
-        check(untouched.http.post("/segment", files={"image": photo}, data={"categories": ""}), 422, "categories")
+        for names in (",", ["", ""], ["known", ""], '[""]'):
+            answer = untouched.http.post("/segment", files={"image": photo}, data={"categories": names})
+            check(answer, 422, "categories")
 
     def test_an_encoded_slash_does_not_reach_another_route(self, untouched) -> None:
         (example,) = untouched.http.get("/categories/known/examples").json()
