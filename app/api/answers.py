@@ -176,7 +176,7 @@ def prefers_png(accept: str) -> bool:
     best = {"png": 0.0, "json": 0.0}
     for part in accept.split(","):
         media, *parameters = [piece.strip() for piece in part.split(";")]
-        quality = next((_quality(p[2:]) for p in parameters if p.startswith("q=")), 1.0)
+        quality = next((_quality(p[2:]) for p in parameters if p[:2].lower() == "q="), 1.0)
         for kind, names in (("png", ("image/png", "image/*")), ("json", ("application/json", "application/*", "*/*"))):
             if media.lower() in names:
                 best[kind] = max(best[kind], quality)

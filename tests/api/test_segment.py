@@ -272,6 +272,7 @@ class TestForms:
             ("image/*", True),
             ("text/html, image/png;q=0.9, */*;q=0.8", True),
             ("application/json, image/png;q=0.5", False),
+            ("image/png;Q=0.1,application/json", False),
             ("image/png;q=0", False),
             ("image/png;q=x", False),
         ],
