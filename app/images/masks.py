@@ -25,6 +25,11 @@ MAX_BOX_CHARACTERS = 1024
 _LOSSY = frozenset({"image/jpeg", "image/heic", "image/avif"})
 _LOSSY_IN_TIFF = frozenset({"jpeg", "tiff_jpeg"})
 
+# Corners of an object at the edge may lie so far beyond it: annotation tools place them by hand.
+_SLACK_PX = 5.0
+# Farther than any photo; differences of such coordinates stay finite.
+_FAR_PX = 1e9
+
 
 def read_mask(
     *,
@@ -130,7 +135,8 @@ def parse_segmentation(text: str, *, photo_hw: tuple[int, int]) -> Mask:
         The mask `[height, width]`; it may be empty (see `check_mask`).
 
     Raises:
-        InvalidInputError: Not JSON, or none of these, or run lengths of another size than the photo.
+        InvalidInputError: Not JSON, or none of these, or run lengths of another size than the photo, or polygons of
+            which half or more lies beyond the photo. Less than that is cut off, as augmentation leaves it.
     """
     value = _parsed(text, field="segmentation")
     if isinstance(value, dict) and "counts" not in value:
@@ -139,13 +145,16 @@ def parse_segmentation(text: str, *, photo_hw: tuple[int, int]) -> Mask:
         if isinstance(value, dict):
             return _sized_rle_to_mask(value, photo_hw=photo_hw)
         is_flat = isinstance(value, list) and value and not any(isinstance(item, list) for item in value)
-        return polygons_to_mask([value] if is_flat else value, photo_hw)
+        polygons = [value] if is_flat else value
+        mask = polygons_to_mask(polygons, photo_hw)
     except MalformedMaskError as error:
         raise InvalidInputError(
             f'The segmentation can\'t be used: {error}. Send COCO run lengths {{"size": [height, width], "counts": …}} '
             "or polygons [[x, y, x, y, …], …] in pixels.",
             field="segmentation",
         ) from error
+    _check_reach(polygons, photo_hw=photo_hw)
+    return mask
 
 
 def parse_box(text: str, *, photo_hw: tuple[int, int]) -> Mask:
@@ -245,6 +254,21 @@ def _webp_chunks(raw: bytes) -> Iterator[bytes]:
         yield name
         # The chunks of a frame follow 16 bytes that place it; any other chunk has an even length.
         at += 8 + (16 if name == b"ANMF" else size + size % 2)
+
+
+def _check_reach(polygons: list[list[float]], *, photo_hw: tuple[int, int]) -> None:
+    """Refuses polygons that half or more of their width or height lies beyond the photo: they are of another one."""
+    corners = np.concatenate([np.asarray(ring, dtype=float) for ring in polygons]).reshape(-1, 2)
+    low, high = corners.clip(-_FAR_PX, _FAR_PX).min(axis=0), corners.clip(-_FAR_PX, _FAR_PX).max(axis=0)
+    side = np.array(photo_hw[::-1])
+    inside = high.clip(0, side) - low.clip(0, side)
+    beyond = high - low - inside
+    if ((beyond >= inside) & (beyond > _SLACK_PX)).any():
+        raise InvalidInputError(
+            f"The segmentation reaches from ({low[0]:g}, {low[1]:g}) to ({high[0]:g}, {high[1]:g}), half or more of it "
+            f"beyond the photo of {size_text(photo_hw)}. Send polygons in pixels of the photo after EXIF rotation.",
+            field="segmentation",
+        )
 
 
 def _parsed(text: str, *, field: str) -> Any:

@@ -178,6 +178,32 @@ class TestSegmentations:
         assert self.read(json.dumps(ring)).sum() == 17 * 11
         assert self.read(json.dumps([ring, [0, 0, 2, 0, 2, 2, 0, 2]])).sum() == 17 * 11 + 4
 
+    @pytest.mark.parametrize(
+        "polygons",
+        [
+            [[-4, -4, 3, -4, 3, 3, -4, 3]],  # a small thing in the corner, drawn by hand
+            [[-8, 5, 9, 5, 9, 28, -8, 28]],  # left so by a crop of the photo
+            [[3, 5, 20, 5, 20, 16, 3, 16], [30, 0, 34, 0, 34, 9, 30, 9]],
+        ],
+    )
+    def test_less_than_half_beyond_the_photo_is_cut_off(self, polygons: list[list[int]]) -> None:
+        assert self.read(json.dumps(polygons)).any()
+
+    @pytest.mark.parametrize(
+        "polygons",
+        [
+            [[-50, -50, 50, -50, 50, 50]],
+            [[12, 20, 80, 20, 80, 64, 12, 64]],  # of the photo at four times the size
+            [[0, 0, 1e308, 0, 1e308, 20], [-1e308, 5, 9, 9, 3, 3]],
+            [[3, 5, 20, 5, 20, 16, 3, 16], [3, 500, 20, 500, 20, 516]],
+            [50, 50, 60, 50, 60, 60],
+        ],
+    )
+    def test_half_beyond_the_photo_is_of_another_photo(self, polygons: list[Any]) -> None:
+        with pytest.raises(InvalidInputError, match=r"reaches from .* beyond the photo of 31 × 23 pixels") as refusal:
+            self.read(json.dumps(polygons))
+        assert refusal.value.field == "segmentation"
+
     def test_a_whole_annotation(self) -> None:
         ring = [3, 5, 20, 5, 20, 16, 3, 16]
         rest = {"id": 7, "image_id": 3, "category_id": 17, "bbox": [3, 5, 17, 11], "area": 187, "iscrowd": 0}
@@ -291,7 +317,7 @@ class TestReadMask:
         [
             ({"mask": file_of(np.zeros(HW, np.uint8))}, "The mask marks no pixel"),
             ({"mask": file_of(np.ones(HW, np.uint8))}, "nothing is left as background"),
-            ({"segmentation": "[[50, 50, 60, 50, 60, 60]]"}, "The segmentation marks no pixel"),
+            ({"segmentation": "[[5, 5, 6, 5, 7, 5]]"}, "The segmentation marks no pixel"),
             ({"box": "[0, 0, 31, 23]"}, "The box marks the whole photo"),
             ({"box": "[3.6, 5.6, 0.5, 0.5]"}, "The box marks no pixel"),
         ],
