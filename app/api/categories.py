@@ -19,7 +19,7 @@ from app.api.conditional import (
     etag_of,
     matches,
 )
-from app.api.context import Live, Maybe, Name, check_text, location_of_job, read_upload
+from app.api.context import Live, Maybe, Name, NewName, check_text, location_of_job, read_upload
 from app.api.forms import names_in
 from app.api.pages import LINKED, WantedPage
 from app.api.problems import documented
@@ -54,7 +54,7 @@ _NONE_SHOWS_IT = "No example that shows the category is left, so it has no adapt
     | {202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "Path of the job."}}}},
 )
 async def teach(
-    name: Name,
+    name: NewName,
     request: Request,
     live: Live,
     image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF.")],
@@ -240,7 +240,7 @@ async def export_adapter(name: Name, live: Live, if_none_match: IfNoneMatch = No
     openapi_extra={"requestBody": {"required": True, "content": {ADAPTER_MEDIA_TYPE: _BINARY}}},
 )
 async def import_adapter(
-    name: Name, request: Request, live: Live, if_match: IfMatch = None, if_none_match: UnlessMatch = None
+    name: NewName, request: Request, live: Live, if_match: IfMatch = None, if_none_match: UnlessMatch = None
 ) -> CategoryOut:
     """Import an adapter that another deployment of the same backbone exported."""
     # Limited by the request size, not by the upload size: full-rank adapters of a large model (EXEMPLAR_METHOD=paper)

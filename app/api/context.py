@@ -31,7 +31,15 @@ async def category_name(name: str) -> CategoryName:
     return CategoryName.parse(name)
 
 
+async def new_category_name(name: str) -> CategoryName:
+    """The category that the path names, which the call may make."""
+    parsed = CategoryName.parse(name)
+    parsed.check_new()
+    return parsed
+
+
 Name = Annotated[CategoryName, Depends(category_name)]
+NewName = Annotated[CategoryName, Depends(new_category_name)]
 
 
 class _NeverNull:

@@ -13,6 +13,11 @@ from . import keys
 MAX_NAME_LENGTH = 64
 # Characters that one character of a name may be sent as: a letter and its accents, which are composed to one.
 MAX_DECOMPOSED = 4
+# Categories of Unicode, and letters and a sign, that show nothing by themselves.
+_INVISIBLE_KINDS = frozenset({"Cf", "Mn", "Zs", "Zl", "Zp"})
+_BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+# Classes of the characters that turn the direction of the text that follows them.
+_TURNING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,19 @@ class CategoryName:
         if fault := _fault(cleaned):
             raise InvalidInputError(fault, field=field)
         return cls(cleaned)
+
+    def check_new(self) -> None:
+        """Refuse a name that people can't read as it is. A category that is stored under one can still be deleted.
+
+        Raises:
+            InvalidInputError: If it has no visible character, or one that turns the direction of the text.
+        """
+        if all(unicodedata.category(sign) in _INVISIBLE_KINDS or sign in _BLANKS for sign in self.text):
+            raise InvalidInputError("A name has a visible character: this one has none.", field="name")
+        if any(unicodedata.bidirectional(sign) in _TURNING for sign in self.text):
+            raise InvalidInputError(
+                "A name has no characters that turn the direction of the text: remove them.", field="name"
+            )
 
 
 def parse_names(texts: Sequence[str], *, field: str, limit: int) -> tuple[CategoryName, ...]:

@@ -14,6 +14,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from app.errors import AppError
+from app.storage import keys
 
 HW = (31, 47)
 MARKED = np.zeros(HW, dtype=np.uint8)
@@ -240,6 +241,23 @@ class TestNames:
                 422,
                 "categories",
             )
+
+    @pytest.mark.parametrize("name", ["\N{ZERO WIDTH SPACE}", "\N{RIGHT-TO-LEFT OVERRIDE}tac"], ids=ascii)
+    def test_a_name_that_nobody_sees_is_not_given_any_more(self, start, photo, mask, name) -> None:
+        quoted = quote(name, safe="")
+        with start(worker=False) as api:
+            api.teach("cat")
+            # As an earlier release stored it.
+            record = api.redis.hgetall(keys.category("cat")) | {b"name": name}
+            api.redis.hset(keys.category(keys.category_id(name)), mapping=record)
+            api.redis.zadd(keys.CATEGORIES, {keys.category_id(name): 1.0})
+            for answer in (
+                api.http.post(f"/categories/{quoted}/example", files={"image": photo, "mask": mask}),
+                api.http.put(f"/categories/{quoted}/adapter", content=b"any"),
+            ):
+                check(answer, 422, "name")
+            assert api.category(quoted)["name"] == name
+            assert api.http.delete(f"/categories/{quoted}").status_code == 204
 
     def test_an_empty_name(self, untouched, photo, mask) -> None:
         check(untouched.http.post("/categories//example", files={"image": photo, "mask": mask}), 404)

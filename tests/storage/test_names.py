@@ -56,6 +56,27 @@ def test_no_names(name: str) -> None:
     assert refused.value.field == "prompts"
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("\N{ZERO WIDTH SPACE}", "visible"),
+        ("\N{HANGUL FILLER} \N{ZERO WIDTH JOINER}", "visible"),
+        ("\N{VARIATION SELECTOR-16}", "visible"),
+        ("\N{RIGHT-TO-LEFT OVERRIDE}tac", "direction"),
+        ("\N{RIGHT-TO-LEFT ISOLATE}cat\N{POP DIRECTIONAL ISOLATE}", "direction"),
+    ],
+    ids=ascii,
+)
+def test_names_that_nobody_can_tell_apart_are_not_given_any_more(name: str, words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        CategoryName.parse(name).check_new()
+
+
+@pytest.mark.parametrize("name", ["cat", "חתול", "👩‍🚒", "می‌خواهم", "a\N{LEFT-TO-RIGHT MARK}", "❤️", "\U0001fae9"])
+def test_names_of_every_script_are_given(name: str) -> None:
+    CategoryName.parse(name).check_new()
+
+
 def test_each_name_once_where_it_came_first() -> None:
     names = parse_names(["dog", "Cat", "DOG", "cat", "bird"], field="categories", limit=5)
     assert texts(names) == ["dog", "Cat", "bird"]
