@@ -1,13 +1,14 @@
 """Protocol `open`: some categories are taught and all of them are requested in photos that mostly lack them.
 
 Counts are kept per photo, so that intervals come from resampling the photos (percentile bootstrap, Efron 1979,
-https://doi.org/10.1214/aos/1176344552).
+https://doi.org/10.1214/aos/1176344552). More draws narrow what the choice of categories and examples adds, but not what
+the choice of photos does.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 
@@ -148,18 +149,18 @@ class Draw:
     Attributes:
         categories: Their names.
         counts: Of each column, on the same photos.
+        photos: Those that were measured, in the order of the counts.
         numbers: Class of each category in the data set.
         taught: Adapter of each of these classes.
         supports: Photos that each was taught from.
-        photos: Those that were measured.
     """
 
     categories: tuple[str, ...]
     counts: Mapping[str, Counts]
+    photos: Sequence[LabelledPhoto] = field(repr=False)
     numbers: Sequence[int] = ()
     taught: Mapping[int, Adapter] = field(default_factory=dict, repr=False)
     supports: Mapping[int, Sequence[LabelledPhoto]] = field(default_factory=dict, repr=False)
-    photos: Sequence[LabelledPhoto] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -222,17 +223,26 @@ class OpenReport:
         return {name: self._estimate(partial(_change, name=name)) for name in names}
 
     def _estimate(self, measure: Callable[[Draw, Photos], float]) -> Estimate:
+        """Mean over the draws; a resample takes the same photos in every draw, which have most of them in common."""
         rng = np.random.default_rng(0)
-        sizes = [len(draw.counts["words"].hit) for draw in self.draws]
+        rows = self._rows()
+        count = 1 + max(int(each.max()) for each in rows)
 
-        def over_seeds(samples: Iterator[Photos]) -> float:
+        def over_seeds(times: Int[np.ndarray, "all"]) -> float:
+            samples = (np.repeat(np.arange(len(each)), times[each]) for each in rows)
             values = [measure(draw, photos) for draw, photos in zip(self.draws, samples, strict=True)]
             return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
-        mean = over_seeds(np.arange(size) for size in sizes)
-        resampled = [over_seeds(rng.integers(size, size=size) for size in sizes) for _ in range(_RESAMPLES)]
+        mean = over_seeds(np.ones(count, int))
+        resampled = [over_seeds(rng.multinomial(count, [1 / count] * count)) for _ in range(_RESAMPLES)]
         low, high = np.nanpercentile(resampled, _INTERVAL) if not np.isnan(resampled).all() else (mean, mean)
         return Estimate(mean, float(low), float(high))
+
+    def _rows(self) -> list[Int[np.ndarray, "photo"]]:
+        """Of each draw the numbers of its photos among those of all draws."""
+        ids = dict.fromkeys(photo.id for draw in self.draws for photo in draw.photos)
+        numbers = {id: number for number, id in enumerate(ids)}
+        return [np.array([numbers[photo.id] for photo in draw.photos]) for draw in self.draws]
 
 
 def open_set(subject: Subject) -> OpenReport:
@@ -263,7 +273,7 @@ def _draw(subject: Subject, seed: int) -> Draw:
     subject.progress(len(photos), len(photos), f"seed {seed}: segmenting")
     counts = {column: _together(each) for column, each in rows.items()}
     names = tuple(subject.dataset.classes[number] for number in numbers)
-    return Draw(names, counts, numbers, taught, {number: supports[number] for number in numbers}, photos)
+    return Draw(names, counts, photos, numbers, taught, {number: supports[number] for number in numbers})
 
 
 def sights(subject: Subject, draw: Draw, count: int) -> dict[str, list[Sight]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from app.errors import InvalidInputError
 from app.method.tuning import TUNED
-from app.research.dataset import Dataset
+from app.research.dataset import Dataset, LabelledPhoto
 from app.research.open_set import (
     Counts,
     Draw,
@@ -43,6 +44,11 @@ TAUGHT = replace(
     hit=np.array([[500, 100, 0], [890, 80, 0], [970, 0, 0]]),
     predicted=np.array([[800, 100, 100], [916, 80, 4], [970, 0, 30]]),
 )
+
+
+def photos(*ids: str) -> tuple[LabelledPhoto, ...]:
+    """Photos of these ids, which nobody reads."""
+    return tuple(LabelledPhoto(id, Path(id), lambda: np.zeros((1, 1), np.uint8), ()) for id in ids)
 
 
 def quiet(step: int, steps: int, activity: str) -> None:
@@ -81,7 +87,8 @@ def test_without_absent_or_present_pairs_a_metric_is_undefined() -> None:
 
 
 class TestReport:
-    REPORT = OpenReport((Draw(("cup", "bowl"), {"words": WORDS, "taught": TAUGHT}),) * 2)
+    DRAW = Draw(("cup", "bowl"), {"words": WORDS, "taught": TAUGHT}, photos("1", "2", "3"))
+    REPORT = OpenReport((DRAW,) * 2)
 
     def test_an_interval_contains_the_mean_and_repeats(self) -> None:
         gain = self.REPORT.gain()
@@ -89,6 +96,23 @@ class TestReport:
         assert gain.mean == pytest.approx(miou(TAUGHT) - miou(WORDS))
         assert gain.low <= gain.mean <= gain.high
         assert gain.low < gain.high
+
+    def test_draws_of_the_same_photos_do_not_narrow_the_interval(self) -> None:
+        once, often = (OpenReport((self.DRAW,) * draws) for draws in (1, 5))
+        assert once.gain() == often.gain()
+        assert once.estimates() == often.estimates()
+
+    def test_a_draw_without_a_photo_takes_the_others_as_often_as_the_draw_that_has_it(self) -> None:
+        """The second draw is taught from the third photo; in the others both draws measured the same."""
+        without = replace(
+            self.DRAW,
+            counts={column: counts.of(np.array([0, 1])) for column, counts in self.DRAW.counts.items()},
+            photos=self.DRAW.photos[:2],
+        )
+        # The first category has no pixel in the third photo, so that its IoU is the same without it in every resample.
+        alone = OpenReport((self.DRAW,)).changes()["cup"]
+        both = OpenReport((self.DRAW, without)).changes()["cup"]
+        assert (both.low, both.high) == pytest.approx((alone.low, alone.high))
 
     def test_of_what_the_words_find_nothing_is_missed(self) -> None:
         assert self.REPORT.missed_though_named().mean == 0
@@ -99,7 +123,8 @@ class TestReport:
         assert changes["bowl"].mean == 0
 
     def test_a_category_that_is_worse_in_every_sample_is_named(self) -> None:
-        worse = OpenReport((Draw(("cup", "bowl"), {"words": TAUGHT, "taught": replace(WORDS, hit=0 * WORDS.hit)}),))
+        counts = {"words": TAUGHT, "taught": replace(WORDS, hit=0 * WORDS.hit)}
+        worse = OpenReport((replace(self.DRAW, counts=counts),))
         told = as_open_table(worse)
         assert "50 % cup" in list(told.columns[-1].cells)[-1]
 
