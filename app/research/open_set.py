@@ -8,12 +8,12 @@ the choice of photos does.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, UInt8
 
 from app.errors import InvalidInputError
 from app.method.adapter import Adapter
@@ -22,115 +22,14 @@ from app.method.shot import IGNORE
 
 from .dataset import LabelledPhoto
 from .one_shot import adapters
+from .open_metrics import METRICS, Counts, Values, Weights, mean_of_known, miou, missed_though_named
 from .subject import Subject
 
-# A category is marked in a photo from this share of its pixels on, and a present one is found from this IoU on.
-MARKED, FOUND_IOU = 0.005, 0.1
 COLUMNS = ("words", "taught")
 
 _RESAMPLES, _INTERVAL = 1000, (2.5, 97.5)
-_CALIBRATION_BINS = 10
 # Photos with a category, and as many without it, that `sights` gives.
 _SIGHTS = 3
-
-Photos = Int[np.ndarray, "some"]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Pixels per photo and class (the background first), and presence per photo and category.
-
-    Attributes:
-        hit: Pixels of the class that are predicted as it.
-        true: Pixels of the class.
-        predicted: Pixels predicted as the class; unlabelled pixels are in none of the three.
-        pixels: Labelled pixels of the photo.
-        presence: Predicted probability that the photo shows the category.
-    """
-
-    hit: Int[np.ndarray, "photo class"]
-    true: Int[np.ndarray, "photo class"]
-    predicted: Int[np.ndarray, "photo class"]
-    pixels: Int[np.ndarray, photo]
-    presence: Float[np.ndarray, "photo category"]
-
-    @property
-    def present(self) -> Bool[np.ndarray, "photo category"]:
-        """True where the photo shows the category."""
-        return self.true[:, 1:] > 0
-
-    @property
-    def share(self) -> Float[np.ndarray, "photo category"]:
-        """Share of the photo that is predicted as the category."""
-        share: np.ndarray = self.predicted[:, 1:] / self.pixels[:, None]
-        return share
-
-    @property
-    def found(self) -> Bool[np.ndarray, "photo category"]:
-        """True where a category is present and its mask overlaps with it."""
-        union = self.true + self.predicted - self.hit
-        found: np.ndarray = self.present & (self.hit >= FOUND_IOU * np.maximum(union, 1))[:, 1:]
-        return found
-
-    def of(self, photos: Photos) -> Counts:
-        """The counts of some photos, perhaps repeated."""
-        return Counts(*(getattr(self, part.name)[photos] for part in fields(self)))
-
-    def iou(self) -> Float[np.ndarray, "class"]:
-        """IoU per class over all photos together; NaN for a class that no photo shows."""
-        hit, true, predicted = (each.sum(axis=0) for each in (self.hit, self.true, self.predicted))
-        return np.where(true > 0, hit / np.maximum(true + predicted - hit, 1), np.nan)
-
-
-def miou(counts: Counts) -> float:
-    """Mean IoU over the classes that the photos show, background included."""
-    return float(np.nanmean(counts.iou()))
-
-
-def absent_marked(counts: Counts) -> float:
-    """Share of the pairs of a photo and an absent category in which the category is marked."""
-    return _mean(counts.share[~counts.present] > MARKED)
-
-
-def present_missed(counts: Counts) -> float:
-    """Share of the pairs of a photo and a present category in which the category is not found."""
-    return 1 - _mean(counts.found[counts.present])
-
-
-def area_in_error(counts: Counts) -> float:
-    """Mean share of a photo that is marked as an absent category."""
-    return _mean(counts.share[~counts.present])
-
-
-def auc(counts: Counts) -> float:
-    """Probability that a present pair has a higher presence than an absent one (area under the ROC curve)."""
-    present, absent = counts.presence[counts.present], counts.presence[~counts.present]
-    if not len(present) or not len(absent):
-        return float("nan")
-    absent = np.sort(absent)
-    below = np.searchsorted(absent, present, side="left") + np.searchsorted(absent, present, side="right")
-    return float(below.mean() / 2 / len(absent))
-
-
-def calibration_error(counts: Counts) -> float:
-    """Expected calibration error of presence: mean distance of probability and frequency over ten equal bins.
-
-    Guo et al. 2017, https://arxiv.org/abs/1706.04599.
-    """
-    presence, present = counts.presence.ravel(), counts.present.ravel()
-    bins = np.minimum((presence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
-    distance = np.bincount(bins, presence - present, _CALIBRATION_BINS)
-    return float(np.abs(distance).sum() / len(presence))
-
-
-METRICS: dict[str, Callable[[Counts], float]] = {
-    "mIoU": miou,
-    "absent pairs marked": absent_marked,
-    "present pairs missed": present_missed,
-    "area marked in error": area_in_error,
-    "presence AUC": auc,
-    "presence calibration error": calibration_error,
-}
 
 
 @dataclass(frozen=True)
@@ -189,60 +88,62 @@ class OpenReport:
         """Photos of the last draw."""
         return len(self.draws[-1].counts["words"].hit)
 
+    @cached_property
     def estimates(self) -> dict[str, dict[str, Estimate]]:
         """Per column and metric the mean over seeds."""
         return {
             column: {
-                name: self._estimate(partial(_measured, column=column, metric=metric))
+                name: _estimate(metric(draw.counts[column], weights) for draw, weights in self._weighted)
                 for name, metric in METRICS.items()
             }
             for column in COLUMNS
         }
 
+    @cached_property
     def gain(self) -> Estimate:
         """mIoU of the taught categories over the words."""
+        return _estimate(
+            miou(draw.counts["taught"], weights) - miou(draw.counts["words"], weights)
+            for draw, weights in self._weighted
+        )
 
-        def difference(draw: Draw, photos: Photos) -> float:
-            words, taught = (miou(draw.counts[column].of(photos)) for column in COLUMNS)
-            return taught - words
-
-        return self._estimate(difference)
-
+    @cached_property
     def missed_though_named(self) -> Estimate:
         """Share of the present pairs that the words find and the taught categories do not."""
+        return _estimate(
+            missed_though_named(draw.counts["words"], draw.counts["taught"], weights)
+            for draw, weights in self._weighted
+        )
 
-        def share(draw: Draw, photos: Photos) -> float:
-            words, taught = (draw.counts[column].of(photos).found for column in COLUMNS)
-            return 1 - _mean(taught[words])
-
-        return self._estimate(share)
-
+    @cached_property
     def changes(self) -> dict[str, Estimate]:
         """Per category the IoU when taught less the IoU by the words, over the seeds that drew it."""
-        names = sorted({name for draw in self.draws for name in draw.categories})
-        return {name: self._estimate(partial(_change, name=name)) for name in names}
+        values: dict[str, list[Values]] = {}
+        for draw, weights in self._weighted:
+            change = draw.counts["taught"].iou(weights) - draw.counts["words"].iou(weights)
+            for number, name in enumerate(draw.categories, 1):
+                values.setdefault(name, []).append(change[:, number])
+        return {name: _estimate(values[name]) for name in sorted(values)}
 
-    def _estimate(self, measure: Callable[[Draw, Photos], float]) -> Estimate:
-        """Mean over the draws; a resample takes the same photos in every draw, which have most of them in common."""
-        rng = np.random.default_rng(0)
-        rows = self._rows()
-        count = 1 + max(int(each.max()) for each in rows)
+    @cached_property
+    def _weighted(self) -> list[tuple[Draw, Weights]]:
+        """Each draw with its photos' weights in the measurement itself, which has each once, and in every resample.
 
-        def over_seeds(times: Int[np.ndarray, "all"]) -> float:
-            samples = (np.repeat(np.arange(len(each)), times[each]) for each in rows)
-            values = [measure(draw, photos) for draw, photos in zip(self.draws, samples, strict=True)]
-            return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
-
-        mean = over_seeds(np.ones(count, int))
-        resampled = [over_seeds(rng.multinomial(count, [1 / count] * count)) for _ in range(_RESAMPLES)]
-        low, high = np.nanpercentile(resampled, _INTERVAL) if not np.isnan(resampled).all() else (mean, mean)
-        return Estimate(mean, float(low), float(high))
-
-    def _rows(self) -> list[Int[np.ndarray, "photo"]]:
-        """Of each draw the numbers of its photos among those of all draws."""
+        A resample takes the same photos in every draw: the draws have most of them in common.
+        """
         ids = dict.fromkeys(photo.id for draw in self.draws for photo in draw.photos)
         numbers = {id: number for number, id in enumerate(ids)}
-        return [np.array([numbers[photo.id] for photo in draw.photos]) for draw in self.draws]
+        resamples = np.random.default_rng(0).multinomial(len(ids), [1 / len(ids)] * len(ids), size=_RESAMPLES)
+        weights = np.concatenate([np.ones((1, len(ids))), resamples])
+        return [(draw, weights[:, [numbers[photo.id] for photo in draw.photos]]) for draw in self.draws]
+
+
+def _estimate(draws: Iterable[Values]) -> Estimate:
+    """Mean over the draws; the first value of each is the measurement itself."""
+    values = mean_of_known(np.stack(list(draws)), axis=0)
+    resampled = values[1:][~np.isnan(values[1:])]
+    low, high = np.percentile(resampled, _INTERVAL) if len(resampled) else (values[0], values[0])
+    return Estimate(float(values[0]), float(low), float(high))
 
 
 def open_set(subject: Subject) -> OpenReport:
@@ -352,19 +253,3 @@ def _compared(predicted: np.ndarray, true: np.ndarray, presence: np.ndarray) -> 
 
 def _together(counts: Sequence[Counts]) -> Counts:
     return Counts(*(np.concatenate([getattr(each, part.name) for each in counts]) for part in fields(Counts)))
-
-
-def _measured(draw: Draw, photos: Photos, *, column: str, metric: Callable[[Counts], float]) -> float:
-    return metric(draw.counts[column].of(photos))
-
-
-def _change(draw: Draw, photos: Photos, *, name: str) -> float:
-    if name not in draw.categories:
-        return float("nan")
-    number = draw.categories.index(name) + 1
-    words, taught = (draw.counts[column].of(photos).iou()[number] for column in COLUMNS)
-    return float(taught - words)
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else float("nan")

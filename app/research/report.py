@@ -17,7 +17,8 @@ from app.method.shot import IGNORE
 
 from .clicks import ClickReport
 from .evaluation import Case
-from .open_set import COLUMNS, METRICS, Estimate, OpenReport
+from .open_metrics import METRICS
+from .open_set import COLUMNS, Estimate, OpenReport
 from .scores import Report
 
 if TYPE_CHECKING:
@@ -41,13 +42,13 @@ def as_table(report: Report) -> Table:
 def as_open_table(report: OpenReport) -> Table:
     """Table of the metrics of protocol `open` with their 95 % intervals, in percent but for AUC and calibration."""
     table = Table("", *COLUMNS, title=f"{report.photos} photos, {len(report.draws)} draws; 95 % intervals over photos")
-    columns = report.estimates()
+    columns = report.estimates
     for metric in METRICS:
         table.add_row(metric, *(_estimate(columns[column][metric], metric) for column in COLUMNS))
     table.add_section()
-    table.add_row("mIoU gained", "", _estimate(report.gain()))
-    table.add_row("present pairs missed that the words find", "", _estimate(report.missed_though_named()))
-    changes = report.changes()
+    table.add_row("mIoU gained", "", _estimate(report.gain))
+    table.add_row("present pairs missed that the words find", "", _estimate(report.missed_though_named))
+    changes = report.changes
     worse = [name for name, change in changes.items() if change.high < 0]
     table.add_row("categories worse than words", "", f"{100 * len(worse) / len(changes):.0f} % {', '.join(worse)}")
     return table
@@ -60,11 +61,11 @@ def as_open_json(report: OpenReport) -> dict[str, Any]:
         "draws": [draw.categories for draw in report.draws],
         "columns": {
             column: {metric: asdict(estimate) for metric, estimate in estimates.items()}
-            for column, estimates in report.estimates().items()
+            for column, estimates in report.estimates.items()
         },
-        "gain": asdict(report.gain()),
-        "missed_though_named": asdict(report.missed_though_named()),
-        "changes": {name: asdict(change) for name, change in report.changes().items()},
+        "gain": asdict(report.gain),
+        "missed_though_named": asdict(report.missed_though_named),
+        "changes": {name: asdict(change) for name, change in report.changes.items()},
     }
 
 

@@ -1,8 +1,8 @@
-"""Protocol `open`: metrics with numbers by hand, and a run on the sample photos."""
+"""Protocol `open`: intervals over photos, and a run on the sample photos."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,39 +11,13 @@ import pytest
 from app.errors import InvalidInputError
 from app.method.tuning import TUNED
 from app.research.dataset import Dataset, LabelledPhoto
-from app.research.open_set import (
-    Counts,
-    Draw,
-    OpenReport,
-    absent_marked,
-    area_in_error,
-    auc,
-    calibration_error,
-    miou,
-    open_set,
-    present_missed,
-    sights,
-)
+from app.research.open_metrics import Counts, miou
+from app.research.open_set import Draw, OpenReport, open_set, sights
 from app.research.report import as_open_json, as_open_picture, as_open_table
 from app.research.subject import Options, Subject
+from tests.research.counts import TAUGHT, WORDS, once, photos_of
 
 OPTIONS = Options(crf=False, recipe=replace(TUNED, steps=2))
-
-# Three photos of 1,000 pixels and two categories. The first shows both: the one is marked half, the other elsewhere.
-# The second shows the first category, unmarked. The third shows neither; the second category marks 30 of its pixels.
-WORDS = Counts(
-    hit=np.array([[500, 100, 0], [900, 0, 0], [970, 0, 0]]),
-    true=np.array([[600, 200, 200], [900, 100, 0], [1000, 0, 0]]),
-    predicted=np.array([[800, 100, 100], [996, 0, 4], [970, 0, 30]]),
-    pixels=np.array([1000, 1000, 1000]),
-    presence=np.array([[0.9, 0.35], [0.45, 0.05], [0.1, 0.35]]),
-)
-# Taught, the first category is found in the second photo too.
-TAUGHT = replace(
-    WORDS,
-    hit=np.array([[500, 100, 0], [890, 80, 0], [970, 0, 0]]),
-    predicted=np.array([[800, 100, 100], [916, 80, 4], [970, 0, 30]]),
-)
 
 
 def photos(*ids: str) -> tuple[LabelledPhoto, ...]:
@@ -55,70 +29,40 @@ def quiet(step: int, steps: int, activity: str) -> None:
     """No bar."""
 
 
-def test_iou_is_over_all_photos_together() -> None:
-    background, first, second = 2370 / (2500 + 2766 - 2370), 100 / (300 + 100 - 100), 0
-    assert WORDS.iou().tolist() == pytest.approx([background, first, second])
-    assert miou(WORDS) == pytest.approx((background + first + second) / 3)
-
-
-def test_a_class_that_no_photo_shows_is_left_out() -> None:
-    assert miou(WORDS.of(np.array([2]))) == pytest.approx(0.97)
-
-
-def test_pairs_of_photo_and_category() -> None:
-    # Absent: the second category in photos two (4 pixels, below the bound) and three, the first in photo three.
-    assert absent_marked(WORDS) == pytest.approx(1 / 3)
-    assert area_in_error(WORDS) == pytest.approx((0.004 + 0.03 + 0) / 3)
-    # Present: two in photo one, of which the second is missed, and one in photo two.
-    assert present_missed(WORDS) == pytest.approx(2 / 3)
-    assert present_missed(TAUGHT) == pytest.approx(1 / 3)
-
-
-def test_presence_is_ranked_and_calibrated() -> None:
-    # Present 0.9, 0.35, 0.45 against absent 0.05, 0.1, 0.35: eight pairs in order and one tie.
-    assert auc(WORDS) == pytest.approx(8.5 / 9)
-    # Bins: 0.05 absent; 0.1 absent; 0.35 present and 0.35 absent; 0.45 present; 0.9 present.
-    assert calibration_error(WORDS) == pytest.approx((0.05 + 0.1 + 0.3 + 0.55 + 0.1) / 6)
-
-
-def test_without_absent_or_present_pairs_a_metric_is_undefined() -> None:
-    first = WORDS.of(np.array([0]))
-    assert all(np.isnan(metric(first)) for metric in (absent_marked, area_in_error, auc))
-
-
 class TestReport:
     DRAW = Draw(("cup", "bowl"), {"words": WORDS, "taught": TAUGHT}, photos("1", "2", "3"))
     REPORT = OpenReport((DRAW,) * 2)
 
     def test_an_interval_contains_the_mean_and_repeats(self) -> None:
-        gain = self.REPORT.gain()
-        assert gain == self.REPORT.gain()
-        assert gain.mean == pytest.approx(miou(TAUGHT) - miou(WORDS))
+        gain = self.REPORT.gain
+        assert gain == self.REPORT.gain
+        assert gain.mean == pytest.approx(once(miou, TAUGHT) - once(miou, WORDS))
         assert gain.low <= gain.mean <= gain.high
         assert gain.low < gain.high
 
     def test_draws_of_the_same_photos_do_not_narrow_the_interval(self) -> None:
-        once, often = (OpenReport((self.DRAW,) * draws) for draws in (1, 5))
-        assert once.gain() == often.gain()
-        assert once.estimates() == often.estimates()
+        single, repeated = (OpenReport((self.DRAW,) * draws) for draws in (1, 5))
+        assert astuple(repeated.gain) == pytest.approx(astuple(single.gain))
+        for metric, estimate in single.estimates["taught"].items():
+            assert astuple(repeated.estimates["taught"][metric]) == pytest.approx(astuple(estimate))
 
     def test_a_draw_without_a_photo_takes_the_others_as_often_as_the_draw_that_has_it(self) -> None:
         """The second draw is taught from the third photo; in the others both draws measured the same."""
         without = replace(
             self.DRAW,
-            counts={column: counts.of(np.array([0, 1])) for column, counts in self.DRAW.counts.items()},
+            counts={column: photos_of(counts, [0, 1]) for column, counts in self.DRAW.counts.items()},
             photos=self.DRAW.photos[:2],
         )
         # The first category has no pixel in the third photo, so that its IoU is the same without it in every resample.
-        alone = OpenReport((self.DRAW,)).changes()["cup"]
-        both = OpenReport((self.DRAW, without)).changes()["cup"]
+        alone = OpenReport((self.DRAW,)).changes["cup"]
+        both = OpenReport((self.DRAW, without)).changes["cup"]
         assert (both.low, both.high) == pytest.approx((alone.low, alone.high))
 
     def test_of_what_the_words_find_nothing_is_missed(self) -> None:
-        assert self.REPORT.missed_though_named().mean == 0
+        assert self.REPORT.missed_though_named.mean == 0
 
     def test_changes_by_category(self) -> None:
-        changes = self.REPORT.changes()
+        changes = self.REPORT.changes
         assert changes["cup"].mean == pytest.approx(180 / 300 - 100 / 300)
         assert changes["bowl"].mean == 0
 
@@ -130,7 +74,7 @@ class TestReport:
 
     def test_json_has_every_estimate(self) -> None:
         written = as_open_json(self.REPORT)
-        assert written["columns"]["taught"]["mIoU"]["mean"] == pytest.approx(miou(TAUGHT))
+        assert written["columns"]["taught"]["mIoU"]["mean"] == pytest.approx(once(miou, TAUGHT))
         assert written["draws"] == [("cup", "bowl")] * 2
 
 
@@ -143,10 +87,12 @@ def test_the_sample_photos(dataset: Dataset, embedded, single: bool) -> None:
     assert draw.categories == ("person", "cat")
     for counts in draw.counts.values():
         assert counts.present.tolist() in ([[True, False], [False, True]], [[False, True], [True, False]])
-        assert counts.iou()[1:].min() > 0.5
+        assert once(Counts.iou, counts)[1:].min() > 0.5
         assert (counts.predicted.sum(axis=1) <= 2 * counts.pixels).all()
         assert ((counts.presence >= 0) & (counts.presence <= 1)).all()
-    assert np.isnan(draw.counts["words"].iou()[0]) == single, "requests for one category have no common background"
+    assert np.isnan(once(Counts.iou, draw.counts["words"])[0]) == single, (
+        "requests for one category have no common background"
+    )
 
 
 def test_as_many_categories_as_asked_for_are_drawn(dataset: Dataset, embedded) -> None:
