@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.errors import InvalidInputError
 from app.method.backbone import Backbone
 from app.method.frame import labels_to_input, to_photo
 from app.method.prediction import ClassMap
@@ -57,20 +56,19 @@ class Evaluation:
         """Measure; the words alone are a column beside every other protocol, on the same photos.
 
         Raises:
-            InvalidInputError: If every photo is a support.
+            InvalidInputError: If no class can be taught.
         """
-        scores: dict[str, list[Score]] = {}
-        photos = 0
-        for seed in range(1 if self.options.protocol == "words" else self.options.seeds):
-            supports = {} if self.options.protocol == "words" else self.subject.supports(seed)
+        options, scores = self.options, dict[str, list[Score]]()
+        compared, photos = [], list(self.dataset.photos)
+        for seed in range(1 if options.protocol == "words" else options.seeds):
+            supports = {} if options.protocol == "words" else self.subject.supports(seed)
             taught = {photo.id for support in supports.values() for photo in support}
-            rest = [photo for photo in self.dataset.photos if photo.id not in taught]
-            if not rest:
-                raise InvalidInputError("No photo is left to evaluate on: every one is a support. Give more photos.")
-            photos = len(rest)
-            for column, score in self._seed(seed, supports, rest).items():
+            photos = [photo for photo in self.dataset.photos if photo.id not in taught]
+            others = range(1, len(self.dataset.classes))
+            compared.append(frozenset(others if options.protocol == "interference" else supports))
+            for column, score in self._seed(seed, supports, photos).items():
                 scores.setdefault(column, []).append(score)
-        return Report(self.dataset.classes, photos, scores)
+        return Report(self.dataset.classes, len(photos), scores, compared)
 
     def cases(self, count: int) -> list[Case]:
         """Photos of the last seed from the best to the worst: so many at equal distances in rank."""

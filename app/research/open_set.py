@@ -15,7 +15,6 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from app.errors import InvalidInputError
 from app.method.adapter import Adapter
 from app.method.prediction import Prediction
 from app.method.shot import IGNORE
@@ -117,13 +116,14 @@ class OpenReport:
 
     @cached_property
     def changes(self) -> dict[str, Estimate]:
-        """Per category the IoU when taught less the IoU by the words, over the seeds that drew it."""
+        """Per category that was measured the IoU when taught less the IoU by the words, over the seeds that drew it."""
         values: dict[str, list[Values]] = {}
         for draw, weights in self._weighted:
             change = draw.counts["taught"].iou(weights) - draw.counts["words"].iou(weights)
             for number, name in enumerate(draw.categories, 1):
                 values.setdefault(name, []).append(change[:, number])
-        return {name: _estimate(values[name]) for name in sorted(values)}
+        estimates = {name: _estimate(values[name]) for name in sorted(values)}
+        return {name: estimate for name, estimate in estimates.items() if not np.isnan(estimate.mean)}
 
     @cached_property
     def _weighted(self) -> list[tuple[Draw, Weights]]:
@@ -150,22 +150,18 @@ def open_set(subject: Subject) -> OpenReport:
     """Measure; one draw of categories and of the photos they are taught from per seed.
 
     Raises:
-        InvalidInputError: If no category has two photos, or every photo is a support.
+        InvalidInputError: If no category can be taught.
     """
     return OpenReport(tuple(_draw(subject, seed) for seed in range(subject.options.seeds)))
 
 
 def _draw(subject: Subject, seed: int) -> Draw:
     supports = subject.supports(seed)
-    if not supports:
-        raise InvalidInputError("No category has a photo to be taught from and another to be measured on.")
     wanted = subject.options.categories or len(supports)
     numbers = sorted(random.Random(seed).sample(sorted(supports), min(wanted, len(supports))))
     taught = adapters(subject, {number: supports[number] for number in numbers})
     teaching = {photo.id for number in numbers for photo in supports[number]}
     photos = [photo for photo in subject.dataset.photos if photo.id not in teaching]
-    if not photos:
-        raise InvalidInputError("No photo is left to evaluate on: every one is a support. Give more photos.")
     rows: dict[str, list[Counts]] = {column: [] for column in COLUMNS}
     for step, photo in enumerate(photos):
         subject.progress(step, len(photos), f"seed {seed}: segmenting")

@@ -35,7 +35,8 @@ def as_table(report: Report) -> Table:
     means = [report.mean(column) for column in columns]
     table.add_row("mIoU", *(f"{100 * mean:.1f} ± {100 * spread:.1f}" for mean, spread in means), style="bold")
     if "words" in report.scores and len(columns) > 1:
-        table.add_row("classes worse than words", *(_share(report.worse_than("words", column)) for column in columns))
+        worse = (report.worse_than("words", column) for column in columns)
+        table.add_row("classes worse than words", *("" if each is None else _share(*each) for each in worse))
     return table
 
 
@@ -50,7 +51,8 @@ def as_open_table(report: OpenReport) -> Table:
     table.add_row("present pairs missed that the words find", "", _estimate(report.missed_though_named))
     changes = report.changes
     worse = [name for name, change in changes.items() if change.high < 0]
-    table.add_row("categories worse than words", "", f"{100 * len(worse) / len(changes):.0f} % {', '.join(worse)}")
+    names = f": {', '.join(worse)}" if worse else ""
+    table.add_row("categories worse than words", "", _share(len(worse), len(changes)) + names)
     return table
 
 
@@ -176,5 +178,5 @@ def _estimate(estimate: Estimate, metric: str = "") -> str:
     return f"{mean} ({low} … {high})"
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.0f} %"
+def _share(count: int, all_: int) -> str:
+    return f"{100 * count / all_:.0f} % of {all_}" if all_ else "–"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from app.method.shot import IGNORE
+
+# A class is worse than the words if its IoU is lower by more than this.
+WORSE = 0.005
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,19 @@ class Score:
 
 @dataclass(frozen=True)
 class Report:
-    """Scores per column (`words`, `one-shot`, …, each also `+ CRF`), one entry per seed."""
+    """Scores per column (`words`, `one-shot`, …, each also `+ CRF`), one entry per seed.
+
+    Attributes:
+        classes: Names, the background first.
+        photos: Photos of the last seed.
+        scores: As above.
+        compared: Per seed the classes that are compared with the words: those taught, in `interference` all.
+    """
 
     classes: tuple[str, ...]
     photos: int
     scores: dict[str, list[Score]]
+    compared: Sequence[frozenset[int]] = ()
 
     def mean(self, column: str) -> tuple[float, float]:
         """Mean over seeds of the mIoU, and its population deviation."""
@@ -44,13 +55,20 @@ class Report:
                 values.setdefault(number, []).append(iou)
         return {number: statistics.fmean(ious) for number, ious in sorted(values.items())}
 
-    def worse_than(self, baseline: str, column: str) -> float | None:
-        """Share of the classes (background aside) that score more than half a point below the baseline."""
-        if column.split(" + ")[0] == baseline:
+    def worse_than(self, baseline: str, column: str) -> tuple[int, int] | None:
+        """How many of the compared classes score more than half a point below the baseline, and of how many.
+
+        A class is compared in the seeds that taught it: in the others it can't be worse.
+        """
+        name = column.split(" + ")[0]
+        if name == baseline:
             return None
-        base = self.by_class(baseline + column.removeprefix(column.split(" + ")[0]))
-        pairs = [(iou, base[number]) for number, iou in self.by_class(column).items() if number]
-        return sum(iou < before - 0.005 for iou, before in pairs) / max(1, len(pairs))
+        changes: dict[int, list[float]] = {}
+        seeds = zip(self.compared, self.scores[baseline + column.removeprefix(name)], self.scores[column], strict=True)
+        for compared, before, after in seeds:
+            for number in compared & after.iou.keys():
+                changes.setdefault(number, []).append(after.iou[number] - before.iou[number])
+        return sum(statistics.fmean(change) < -WORSE for change in changes.values()), len(changes)
 
     def rows(self) -> Iterator[tuple[str, dict[str, float]]]:
         """Per class its name and its score in each column."""

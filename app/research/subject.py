@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from app.errors import InvalidInputError
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone, EncodedImage
 from app.method.frame import Frame, labels_to_input
@@ -111,21 +114,25 @@ class Subject:
         return tuple(range(1, len(self.dataset.classes))) if self.options.prompts == "all" else photo.classes
 
     def supports(self, seed: int) -> dict[int, list[LabelledPhoto]]:
-        """Per class the photos it is taught from; a class that would have none left to test on is not taught."""
-        rng = random.Random(seed)
+        """Per class the photos it is taught from; of every class a photo is left to measure it on.
+
+        Raises:
+            InvalidInputError: If no class can be taught.
+        """
         order = list(self.dataset.photos)
-        rng.shuffle(order)
-        supports: dict[int, list[LabelledPhoto]] = {}
+        random.Random(seed).shuffle(order)
+        left = Counter(number for photo in order for number in photo.classes)
+        taken: set[str] = set()
+        supports = {}
         for number in range(1, len(self.dataset.classes)):
             having = [photo for photo in order if number in photo.classes]
-            found: list[LabelledPhoto] = []
-            for photo in having:
-                if len(found) == self.options.shots or len(having) <= self.options.shots:
-                    break
-                if (photo.read_labels() == number).mean() >= _SUPPORT_AREA:
-                    found.append(photo)
-            if found:
-                supports[number] = found
+            found = (photo for photo in having if _take(photo, number, taken, left))
+            if len(having) > self.options.shots and (chosen := list(islice(found, self.options.shots))):
+                supports[number] = chosen
+        if not supports:
+            raise InvalidInputError(
+                "No category has a photo to be taught from and another to be measured on: give more photos."
+            )
         return supports
 
     def see(self, photo: LabelledPhoto) -> FramedImage:
@@ -173,3 +180,22 @@ class Subject:
             self._latest_tiles = None
             self._latest_tiles = (photo.id, self.pipeline.see_tiles(photo.read()))
         return self._latest_tiles[1]
+
+
+def _take(photo: LabelledPhoto, number: int, taken: set[str], left: Counter[int]) -> bool:
+    """Take a photo as a support of a class, if it shows enough of it and is no class's last one.
+
+    Args:
+        photo: The photo.
+        number: The class.
+        taken: Ids of all supports; the photo's is added.
+        left: Per class its photos that are no supports; the photo's classes are counted down.
+    """
+    if photo.id not in taken and any(left[shown] == 1 for shown in photo.classes):
+        return False
+    if (photo.read_labels() == number).mean() < _SUPPORT_AREA:
+        return False
+    if photo.id not in taken:
+        taken.add(photo.id)
+        left.subtract(photo.classes)
+    return True

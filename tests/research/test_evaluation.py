@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from torch import Tensor
 
+from app.errors import InvalidInputError
 from app.method import pipeline
 from app.method.backbone import Backbone, EncodedImage
 from app.method.pipeline import encode_one
@@ -113,11 +115,11 @@ class TestMemory:
         assert sum(tokens() is not None for tokens in encoded) <= 3, "two that are kept, and the latest"
 
 
-def test_too_few_photos_to_test_on_is_refused(dataset: Dataset, embedded: Backbone) -> None:
-    photos = dataset.photos[:1]
-    options = replace(OPTIONS, protocol="one-shot", shots=1)
-    report = Evaluation(embedded, Dataset(dataset.classes, photos), options, quiet).run()
-    assert report.photos == 1, "a class with a single photo isn't taught, so that the photo can be tested on"
+@pytest.mark.parametrize("protocol", ["one-shot", "joint", "interference"])
+def test_a_set_of_which_nothing_can_be_taught_is_refused(dataset: Dataset, embedded: Backbone, protocol: Any) -> None:
+    alone = Dataset(dataset.classes, dataset.photos[:1])
+    with pytest.raises(InvalidInputError, match="No category has a photo to be taught from and another"):
+        Evaluation(embedded, alone, replace(OPTIONS, protocol=protocol), quiet).run()
 
 
 def test_cases_go_from_the_best_photo_to_the_worst(dataset: Dataset, embedded: Backbone) -> None:

@@ -70,7 +70,13 @@ class TestReport:
         counts = {"words": TAUGHT, "taught": replace(WORDS, hit=0 * WORDS.hit)}
         worse = OpenReport((replace(self.DRAW, counts=counts),))
         told = as_open_table(worse)
-        assert "50 % cup" in list(told.columns[-1].cells)[-1]
+        assert "50 % of 2: cup" in list(told.columns[-1].cells)[-1]
+
+    def test_a_category_that_no_photo_shows_is_not_counted(self) -> None:
+        counts = {column: photos_of(each, [1, 2]) for column, each in self.DRAW.counts.items()}
+        report = OpenReport((replace(self.DRAW, counts=counts, photos=self.DRAW.photos[1:]),))
+        assert list(report.changes) == ["cup"]
+        assert list(as_open_table(report).columns[-1].cells)[-1] == "0 % of 1"
 
     def test_json_has_every_estimate(self) -> None:
         written = as_open_json(self.REPORT)

@@ -32,8 +32,23 @@ def test_mean_spread_and_share_of_worse_classes() -> None:
             "words": [Score({0: 0.5, 1: 0.1, 2: 0.3}), Score({0: 0.7, 1: 0.3, 2: 0.5})],
             "one-shot": [Score({0: 0.5, 1: 0.4, 2: 0.3}), Score({0: 0.7, 1: 0.4, 2: 0.3})],
         },
+        compared=[frozenset({1, 2})] * 2,
     )
     assert report.mean("words") == pytest.approx((0.4, 0.1))
     assert report.by_class("one-shot") == pytest.approx({0: 0.6, 1: 0.4, 2: 0.3})
-    assert report.worse_than("words", "one-shot") == 0.5
+    assert report.worse_than("words", "one-shot") == (1, 2)
     assert report.worse_than("words", "words") is None
+
+
+def test_a_class_that_was_not_taught_is_neither_better_nor_worse() -> None:
+    """The first class is taught by the first seed alone, where it gains, and the second and third by none."""
+    report = Report(
+        ("background", "a", "b", "c"),
+        photos=2,
+        scores={
+            "words + CRF": [Score({0: 0.5, 1: 0.5, 2: 0.5, 3: 0.5})] * 2,
+            "one-shot + CRF": [Score({0: 0.5, 1: 0.6, 2: 0.4}), Score({0: 0.5, 1: 0.1, 2: 0.4})],
+        },
+        compared=[frozenset({1}), frozenset()],
+    )
+    assert report.worse_than("words", "one-shot + CRF") == (0, 1)

@@ -1,0 +1,66 @@
+"""What is taught and measured: the draw of the supports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.errors import InvalidInputError
+from app.method.backbone import Backbone
+from app.research.dataset import Dataset, LabelledPhoto
+from app.research.subject import Options, Subject
+
+CLASSES = ("background", "cat", "dog", "bird")
+OPTIONS = Options(protocol="one-shot", crf=False)
+
+
+def photo(id: str, *classes: int, side: int = 4) -> LabelledPhoto:
+    """A photo whose labels have a square of each of its classes, one below the other."""
+    labels = np.zeros((40, 40), np.uint8)
+    for row, number in enumerate(classes):
+        labels[10 * row : 10 * row + side, :side] = number
+    return LabelledPhoto(id, Path(id), lambda: labels, classes)
+
+
+def supports(backbone: Backbone, *photos: LabelledPhoto, seed: int = 0, shots: int = 1) -> dict[int, list[str]]:
+    """Ids of the supports of each class."""
+    subject = Subject(backbone, Dataset(CLASSES, photos), replace(OPTIONS, shots=shots), lambda *_: None)
+    return {number: [photo.id for photo in found] for number, found in subject.supports(seed).items()}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_of_every_class_a_photo_is_left_to_measure(tiny: Backbone, seed: int) -> None:
+    """The photo that is left of the cat must not teach the dog, nor the one of the bird anything."""
+    photos = photo("both", 1, 2), photo("cat", 1), photo("dog", 2), photo("with bird", 1, 2, 3)
+    found = supports(tiny, *photos, seed=seed)
+    assert set(found) == {1, 2}
+    taken = {id for ids in found.values() for id in ids}
+    left = {number for photo in photos if photo.id not in taken for number in photo.classes}
+    assert left == {1, 2, 3}
+
+
+def test_a_seed_draws_the_same_supports_again(tiny: Backbone) -> None:
+    photos = [photo(str(number), 1) for number in range(9)]
+    assert supports(tiny, *photos, seed=1) == supports(tiny, *photos, seed=1)
+    assert len({*(supports(tiny, *photos, seed=seed)[1][0] for seed in range(9))}) > 1
+
+
+def test_as_many_supports_as_shots(tiny: Backbone) -> None:
+    photos = [photo(str(number), 1) for number in range(4)]
+    assert len(supports(tiny, *photos, shots=3)[1]) == 3
+    with pytest.raises(InvalidInputError):
+        supports(tiny, *photos, shots=4)
+
+
+def test_a_photo_that_shows_too_little_of_a_class_does_not_teach_it(tiny: Backbone) -> None:
+    """A support has 0.5 % of its pixels: 8 of 1,600."""
+    small, large = photo("small", 1, side=2), photo("large", 1, side=3)
+    assert supports(tiny, small, photo("small 2", 1, side=2), large) == {1: ["large"]}
+
+
+def test_a_set_without_a_second_photo_of_any_class_teaches_nothing(tiny: Backbone) -> None:
+    with pytest.raises(InvalidInputError, match="No category has a photo to be taught from"):
+        supports(tiny, photo("cat", 1), photo("dog", 2))
