@@ -26,6 +26,7 @@ class LabelledPhoto:
         labels: Reads the labels, uint8 [height, width].
         classes: Numbers of the classes that it shows.
         numbers: Number of each value of the labels; None if the values are the numbers.
+        crowds: Numbers of the classes of which it shows a crowd, which is ignored.
         hw: (height, width) of the labels; a photo of that size only without its EXIF rotation is left as it is stored.
     """
 
@@ -34,6 +35,7 @@ class LabelledPhoto:
     labels: Callable[[], np.ndarray]
     classes: tuple[int, ...]
     numbers: tuple[int, ...] | None = None
+    crowds: tuple[int, ...] = ()
     hw: tuple[int, int] | None = None
 
     def read(self) -> np.ndarray:
@@ -115,6 +117,7 @@ def joined(datasets: Sequence[Dataset]) -> Dataset:
                 photo,
                 id=f"{place}/{photo.id}",
                 classes=tuple(numbers[number] for number in photo.classes),
+                crowds=tuple(numbers[number] for number in photo.crowds),
                 numbers=numbers,
             )
             for photo in dataset.photos

@@ -175,6 +175,7 @@ def _coco_photo(coco: Coco, image: CocoImage, file: Path, numbers: dict[int | st
         labels=partial(_drawn_labels, file.name, annotations, numbers, hw),
         # Of a crowd nothing is measured, so it is not asked for.
         classes=tuple(sorted({numbers[one.category] for one in annotations if not one.is_crowd})),
+        crowds=tuple(sorted({numbers[one.category] for one in annotations if one.is_crowd})),
         hw=hw,
     )
 

@@ -31,6 +31,7 @@ class Counts:
         predicted: Pixels predicted as the class; unlabelled pixels are in none of the three.
         pixels: Labelled pixels of the photo.
         presence: Predicted probability that the photo shows the category.
+        shown: True where the data say that the photo shows the category, be it in ignored pixels alone.
     """
 
     hit: Int[np.ndarray, "photo class"]
@@ -38,16 +39,27 @@ class Counts:
     predicted: Int[np.ndarray, "photo class"]
     pixels: Int[np.ndarray, photo]
     presence: Float[np.ndarray, "photo category"]
+    shown: Bool[np.ndarray, "photo category"]
 
     @property
     def present(self) -> Bool[np.ndarray, "photo category"]:
-        """True where the photo shows the category."""
+        """True where labelled pixels of the photo show the category."""
         return self.true[:, 1:] > 0
+
+    @property
+    def absent(self) -> Bool[np.ndarray, "photo category"]:
+        """True where the photo does not show the category.
+
+        A category that only ignored pixels show, such as a crowd, is neither present nor absent, and of a photo
+        without labelled pixels nothing is known.
+        """
+        absent: np.ndarray = ~self.present & ~self.shown & (self.pixels > 0)[:, None]
+        return absent
 
     @property
     def share(self) -> Float[np.ndarray, "photo category"]:
         """Share of the photo that is predicted as the category."""
-        share: np.ndarray = self.predicted[:, 1:] / self.pixels[:, None]
+        share: np.ndarray = self.predicted[:, 1:] / np.maximum(self.pixels, 1)[:, None]
         return share
 
     @property
@@ -70,7 +82,7 @@ def miou(counts: Counts, weights: Weights) -> Values:
 
 def absent_marked(counts: Counts, weights: Weights) -> Values:
     """Share of the pairs of a photo and an absent category in which the category is marked."""
-    return _mean_over(~counts.present, counts.share > MARKED, weights)
+    return _mean_over(counts.absent, counts.share > MARKED, weights)
 
 
 def present_missed(counts: Counts, weights: Weights) -> Values:
@@ -80,21 +92,20 @@ def present_missed(counts: Counts, weights: Weights) -> Values:
 
 def area_in_error(counts: Counts, weights: Weights) -> Values:
     """Mean share of a photo that is marked as an absent category."""
-    return _mean_over(~counts.present, counts.share, weights)
+    return _mean_over(counts.absent, counts.share, weights)
 
 
 def auc(counts: Counts, weights: Weights) -> Values:
     """Probability that a present pair has a higher presence than an absent one (area under the ROC curve)."""
-    levels, level = np.unique(counts.presence, return_inverse=True)
-    level = level.reshape(counts.presence.shape)
-    sides = [(level[pairs], np.nonzero(pairs)[0]) for pairs in (counts.present, ~counts.present)]
-    values = np.full(len(weights), np.nan)
-    for number, times in enumerate(weights):
-        present, absent = (np.bincount(at, times[photos], len(levels)) for at, photos in sides)
-        pairs = present.sum() * absent.sum()
-        if pairs:
-            values[number] = present @ (absent.cumsum() - absent / 2) / pairs  # a tie is half in order
-    return values
+    shown_in, _ = np.nonzero(counts.present)
+    presence = counts.presence[counts.present]
+    ordered = np.zeros((len(counts.presence),) * 2)  # [photo of a present pair, photo of an absent one]
+    for number, (own, absent) in enumerate(zip(counts.presence, counts.absent, strict=True)):
+        lower = np.sort(own[absent])
+        below = np.searchsorted(lower, presence, side="left") + np.searchsorted(lower, presence, side="right")
+        ordered[:, number] = np.bincount(shown_in, below / 2, len(ordered))  # a tie is half in order
+    pairs = (weights @ counts.present.sum(axis=1)) * (weights @ counts.absent.sum(axis=1))
+    return _ratio((weights @ ordered * weights).sum(axis=1), pairs)
 
 
 def calibration_error(counts: Counts, weights: Weights) -> Values:
@@ -103,9 +114,10 @@ def calibration_error(counts: Counts, weights: Weights) -> Values:
     Guo et al. 2017, https://arxiv.org/abs/1706.04599.
     """
     bins = np.minimum((counts.presence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+    known = counts.present | counts.absent
     distance = np.zeros((len(counts.presence), _CALIBRATION_BINS))
-    np.add.at(distance, (np.arange(len(bins))[:, None], bins), counts.presence - counts.present)
-    return _ratio(np.abs(weights @ distance).sum(axis=1), weights.sum(axis=1) * counts.presence.shape[1])
+    np.add.at(distance, (np.arange(len(bins))[:, None], bins), np.where(known, counts.presence - counts.present, 0))
+    return _ratio(np.abs(weights @ distance).sum(axis=1), weights @ known.sum(axis=1))
 
 
 METRICS: dict[str, Callable[[Counts, Weights], Values]] = {

@@ -178,10 +178,12 @@ def sights(subject: Subject, draw: Draw, count: int) -> dict[str, list[Sight]]:
     found: dict[str, list[Sight]] = {}
     for row, (name, number) in enumerate(zip(draw.categories[:count], draw.numbers, strict=False)):
         counts = draw.counts["taught"]
-        presence, present = counts.presence[:, row], counts.present[:, row]
+        presence, present, absent = counts.presence[:, row], counts.present[:, row], counts.absent[:, row]
         # Photos that show it in the order of its area there, and the others in the order of their presence.
-        order = np.argsort(-np.where(present, counts.true[:, row + 1] / counts.pixels, presence), kind="stable")
-        chosen = [*order[present[order]][:_SIGHTS], *order[~present[order]][:_SIGHTS]]
+        order = np.argsort(
+            -np.where(present, counts.true[:, row + 1] / np.maximum(counts.pixels, 1), presence), kind="stable"
+        )
+        chosen = [*order[present[order]][:_SIGHTS], *order[absent[order]][:_SIGHTS]]
         example = draw.supports[number][0]
         found[name] = [Sight(example.read(), "taught", example.read_labels() == number)]
         for index in chosen:
@@ -214,10 +216,12 @@ def _count(subject: Subject, photo: LabelledPhoto, numbers: Sequence[int], taugh
     """Counts of one photo; requested together, or each category alone."""
     requests = [[number] for number in numbers] if subject.options.single else [list(numbers)]
     true = photo.read_labels()
+    shown = {*photo.classes, *photo.crowds}
     parts = []
     for request in requests:
         predicted, presence = _segment(subject, photo, request, taught)
-        parts.append(_compared(_renumbered(predicted, request), _renumbered(true, request), presence))
+        here = np.array([number in shown for number in request])
+        parts.append(_compared(_renumbered(predicted, request), _renumbered(true, request), presence, here))
     if not subject.options.single:
         return parts[0]
     # Every request has a background of its own: there is none of all of them.
@@ -226,7 +230,8 @@ def _count(subject: Subject, photo: LabelledPhoto, numbers: Sequence[int], taugh
         np.concatenate([none, *(getattr(part, name)[:, 1:] for part in parts)], axis=1)
         for name in ("hit", "true", "predicted")
     )
-    return Counts(hit, true_, predicted_, parts[0].pixels, np.concatenate([part.presence for part in parts], axis=1))
+    presence, here = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("presence", "shown"))
+    return Counts(hit, true_, predicted_, parts[0].pixels, presence, here)
 
 
 def _renumbered(labels: np.ndarray, request: Sequence[int]) -> np.ndarray:
@@ -238,13 +243,13 @@ def _renumbered(labels: np.ndarray, request: Sequence[int]) -> np.ndarray:
     return renumbered
 
 
-def _compared(predicted: np.ndarray, true: np.ndarray, presence: np.ndarray) -> Counts:
+def _compared(predicted: np.ndarray, true: np.ndarray, presence: np.ndarray, shown: np.ndarray) -> Counts:
     known, classes = true != IGNORE, len(presence) + 1
     hit, true_, predicted_ = (
         np.bincount(labels, minlength=classes)[None]
         for labels in (true[known & (predicted == true)], true[known], predicted[known])
     )
-    return Counts(hit, true_, predicted_, known.sum()[None], presence[None].astype(np.float64))
+    return Counts(hit, true_, predicted_, known.sum()[None], presence[None].astype(np.float64), shown[None])
 
 
 def _together(counts: Sequence[Counts]) -> Counts:

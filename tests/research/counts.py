@@ -17,6 +17,7 @@ WORDS = Counts(
     predicted=np.array([[800, 100, 100], [996, 0, 4], [970, 0, 30]]),
     pixels=np.array([1000, 1000, 1000]),
     presence=np.array([[0.9, 0.35], [0.45, 0.05], [0.1, 0.35]]),
+    shown=np.array([[True, True], [True, False], [False, False]]),
 )
 # Taught, the first category is found in the second photo too.
 TAUGHT = replace(

@@ -88,6 +88,7 @@ def test_coco_annotations_become_labels(coco, tmp_path: Path) -> None:
     assert dataset.classes == ("background", "dog", "cat")
     first, second = dataset.photos
     assert (first.id, first.classes, second.id, second.classes) == ("1", (1, 2), "2", ())
+    assert (first.crowds, second.crowds) == ((), (1,))
     expected = np.zeros(HW, np.uint8)
     expected[1:8, 2:9] = 2
     expected[3:6, 3:6] = 1  # the smaller object lies on the larger one
@@ -151,6 +152,7 @@ def test_coco_sets_are_selected_and_joined(coco, tmp_path: Path) -> None:
     assert len(read(file, limit=1).photos) == 1
     both = joined([read(file), read(file, images=tmp_path / "images")])
     assert [photo.id for photo in both.photos] == ["0/1", "0/2", "1/1", "1/2"]
+    assert both.photos[1].crowds == (1,)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,3 +66,26 @@ def test_what_the_words_find_and_the_taught_do_not_is_missed() -> None:
     # In the first photo both find the first category, in the second only the taught do.
     assert once(missed_though_named, TAUGHT, WORDS) == pytest.approx(1 / 2)
     assert np.isnan(once(missed_though_named, photos_of(WORDS, [2]), photos_of(TAUGHT, [2])))
+
+
+class TestIgnored:
+    """The second category in the third photo is a crowd, which the data leave open."""
+
+    CROWD = replace(WORDS, shown=np.array([[True, True], [True, False], [False, True]]))
+
+    def test_a_crowd_is_neither_present_nor_absent(self) -> None:
+        assert once(absent_marked, self.CROWD) == 0
+        assert once(area_in_error, self.CROWD) == pytest.approx((0.004 + 0) / 2)
+        assert once(present_missed, self.CROWD) == once(present_missed, WORDS)
+        assert once(auc, self.CROWD) == 1
+        # As above, without the 0.35 in the bin of the present 0.35.
+        assert once(calibration_error, self.CROWD) == pytest.approx((0.05 + 0.1 + 0.65 + 0.55 + 0.1) / 5)
+
+    def test_a_photo_that_is_ignored_as_a_whole_tells_nothing(self) -> None:
+        nothing = replace(
+            WORDS,
+            **{name: getattr(WORDS, name) * [[1], [1], [0]] for name in ("hit", "true", "predicted")},
+            pixels=np.array([1000, 1000, 0]),
+        )
+        for metric in METRICS.values():
+            assert once(metric, nothing) == pytest.approx(once(metric, photos_of(WORDS, [0, 1])), nan_ok=True)

@@ -101,6 +101,17 @@ def test_the_sample_photos(dataset: Dataset, embedded, single: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("single", [False, True])
+def test_a_crowd_is_not_absent(dataset: Dataset, embedded, single: bool) -> None:
+    """A photo that shows a crowd of cats, in ignored pixels, is no photo without cats."""
+    photos = [replace(photo, crowds=(2,) if photo.classes == (1,) else ()) for photo in dataset.photos]
+    options = replace(OPTIONS, protocol="open", categories=None, single=single)
+    (draw,) = open_set(Subject(embedded, Dataset(dataset.classes, tuple(photos)), options, quiet)).draws
+    people = [photo.classes == (1,) for photo in draw.photos]
+    assert draw.counts["words"].present[people].tolist() == [[True, False]]
+    assert draw.counts["words"].absent[people].tolist() == [[False, False]]
+
+
 def test_as_many_categories_as_asked_for_are_drawn(dataset: Dataset, embedded) -> None:
     options = replace(OPTIONS, protocol="open", categories=1, seeds=2)
     report = open_set(Subject(embedded, dataset, options, quiet))
