@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -58,9 +60,9 @@ class Selection:
     ids: frozenset[str] | None = None
     limit: int | None = None
 
-    def keeps(self, id: object) -> bool:
-        """True unless other ids are asked for."""
-        return self.ids is None or str(id) in self.ids
+    def keeps(self, *ids: object) -> bool:
+        """True unless others than these ids of a photo are asked for."""
+        return self.ids is None or any(str(id) in self.ids for id in ids)
 
 
 def read_dataset(
@@ -81,7 +83,7 @@ def read_dataset(
     """
     selection = Selection(split, None if ids is None else _ids_in(ids), limit)
     if not data.is_dir():
-        dataset = _read_coco(data, images, selection)
+        dataset = _read_coco(_of_split([data], split, data), images, selection)
     elif (data / "SegmentationClass").is_dir():
         dataset = _read_voc(data, selection)
     elif (data / "annotations").is_dir() and not (data / "index.json").exists():
@@ -90,7 +92,8 @@ def read_dataset(
         dataset = _read_own(data, selection)
     if not dataset.photos:
         raise InvalidInputError(f"No photo is left of {data}: check --split and --ids.")
-    return Dataset(dataset.classes, dataset.photos[:limit])
+    numbers = tuple(range(len(dataset.classes)))
+    return Dataset(dataset.classes, tuple(replace(photo, numbers=numbers) for photo in dataset.photos[:limit]))
 
 
 def _ids_in(file: Path) -> frozenset[str]:
@@ -134,48 +137,58 @@ def _instances_in(folder: Path, split: str | None) -> Path:
     """The COCO instances file in a folder, which may also have captions and the files of other splits."""
     files = sorted(folder.glob("*.json"))
     files = [file for file in files if file.name.startswith("instances")] or files
-    if split:
-        files = [file for file in files if file.stem.endswith(split)] or files
-    if len(files) != 1:
-        found = ", ".join(file.name for file in files) or "none"
+    return _of_split(files, split, folder)
+
+
+def _splits_of(file: Path) -> set[str]:
+    """Names of the split of a COCO file: `val2017`, `val` and `instances_val2017` of `instances_val2017.json`."""
+    name = file.stem.removeprefix("instances_")
+    return {file.stem, name, re.sub(r"\d{4}$", "", name)}
+
+
+def _of_split(files: Sequence[Path], split: str | None, data: Path) -> Path:
+    """The one COCO file, or that of a split, which may be named without its year."""
+    found = [file for file in files if not split or split in _splits_of(file)]
+    if len(found) != 1:
+        names = ", ".join(file.name for file in files) or "none"
         raise InvalidInputError(
-            f"{folder} has to have one COCO instances file, it has {found}: choose with --split or --data FILE."
+            f"{data} has to have one COCO instances file{f' of split {split}' if split else ''}, it has {names}: "
+            "choose with --split or --data FILE."
         )
-    return files[0]
+    return found[0]
 
 
 def _read_coco(file: Path, images: Path | None, selection: Selection) -> Dataset:
     """Read a COCO instances file. Every photo of it that is there counts, also one without annotations."""
     coco = read_coco(file)
-    names = tuple(dict.fromkeys(coco.categories.values()))
-    if len(names) >= IGNORE:
-        raise InvalidInputError(f"{file} has {len(names)} categories, at most {IGNORE - 1} can be told apart.")
-    numbers = {id: names.index(name) + 1 for id, name in coco.categories.items()}
+    classes = tuple(dict.fromkeys([BACKGROUND, *coco.categories.values()]))
+    if len(classes) > IGNORE:
+        raise InvalidInputError(f"{file} has {len(classes) - 1} categories, at most {IGNORE - 1} can be told apart.")
+    numbers = {id: classes.index(name) for id, name in coco.categories.items()}
     files = find_photos(coco, [images] if images else coco.folders())
-    photos = [
-        _coco_photo(coco, image, photo, numbers)
-        for image in coco.images.values()
-        if selection.keeps(image.id) and (photo := files[image.id])
-    ]
-    if coco.images and not photos and selection.ids is None:
-        first = next(iter(coco.images.values())).file_name
+    kept = [image for image in coco.images.values() if selection.keeps(image.id)]
+    photos = [_coco_photo(coco, image, photo, numbers) for image in kept if (photo := files[image.id])]
+    if kept and not photos:
         raise InvalidInputError(
-            f"None of the photos of {file} is found, such as {first}: name their folder with --images."
+            f"None of the photos of {file} is found, such as {kept[0].file_name}: name their folder with --images."
         )
-    return Dataset((BACKGROUND, *names), tuple(photos))
+    return Dataset(classes, tuple(photos))
 
 
 def _coco_photo(coco: Coco, image: CocoImage, file: Path, numbers: dict[int | str, int]) -> LabelledPhoto:
     annotations = coco.annotations.get(image.id, ())
     height, width = image.hw or read_photo(file).shape[:2]
     hw = height, width
+    objects, crowds = (
+        {numbers[one.category] for one in annotations if one.is_crowd == crowd} - {0} for crowd in (False, True)
+    )
     return LabelledPhoto(
         id=str(image.id),
         image=file,
         labels=partial(_drawn_labels, file.name, annotations, numbers, hw),
         # Of a crowd nothing is measured, so it is not asked for.
-        classes=tuple(sorted({numbers[one.category] for one in annotations if not one.is_crowd})),
-        crowds=tuple(sorted({numbers[one.category] for one in annotations if one.is_crowd})),
+        classes=tuple(sorted(objects)),
+        crowds=tuple(sorted(crowds)),
         hw=hw,
     )
 
@@ -199,7 +212,14 @@ def _read_voc(folder: Path, selection: Selection) -> Dataset:
     colours = _voc_colours(listing) if listing.exists() else None
     classes = tuple(colours) if colours else VOC_CLASSES
     read = partial(_coloured_labels, colours=tuple(colours.values())) if colours else _stored_labels
-    masks = [mask for mask in _voc_masks(folder, selection.split) if selection.keeps(mask.stem)]
+    masks = _voc_masks(folder, selection.split)
+    times = Counter(mask.stem for mask in masks)
+    # A name without its folder is enough if no other folder has it.
+    masks = [
+        mask
+        for mask in masks
+        if selection.keeps(_voc_id(folder, mask), *([mask.stem] if times[mask.stem] == 1 else []))
+    ]
     photos = (_voc_photo(folder, mask, read) for mask in masks[: selection.limit])
     return Dataset(classes, tuple(photos))
 
@@ -209,19 +229,24 @@ def _voc_masks(folder: Path, split: str | None) -> list[Path]:
         return sorted((folder / "SegmentationClass").rglob("*.png"))
     listing = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
     try:
-        names = listing.read_text().split()
+        names = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
     except OSError as error:
         raise InvalidInputError(f"{listing} can't be read: {error.strerror}; correct --split.") from error
     return [folder / "SegmentationClass" / f"{name}.png" for name in names]
 
 
+def _voc_id(folder: Path, mask: Path) -> str:
+    """Path of a mask without its ending, as its photo has it: `folder/name`."""
+    return mask.relative_to(folder / "SegmentationClass").with_suffix("").as_posix()
+
+
 def _voc_photo(folder: Path, mask: Path, read: Callable[[Path], np.ndarray]) -> LabelledPhoto:
-    inside = mask.relative_to(folder / "SegmentationClass").with_suffix("")
+    inside = _voc_id(folder, mask)
     photos = [folder / "JPEGImages" / f"{inside}{ending}" for ending in (".jpg", ".jpeg", ".JPG", ".png")]
     read_labels = partial(_read_or_refuse, mask, read)
     labels = read_labels()
     return LabelledPhoto(
-        id=inside.as_posix(),
+        id=inside,
         image=next((photo for photo in photos if photo.is_file()), photos[0]),
         labels=read_labels,
         classes=tuple(int(number) for number in np.unique(labels) if 0 < number < IGNORE),

@@ -155,6 +155,34 @@ def test_coco_sets_are_selected_and_joined(coco, tmp_path: Path) -> None:
     assert both.photos[1].crowds == (1,)
 
 
+def test_a_coco_split_is_named_with_or_without_its_year(coco, tmp_path: Path) -> None:
+    file = coco("instances_train2017.json")
+    with pytest.raises(InvalidInputError, match=r"of split val, it has instances_train2017\.json"):
+        read(tmp_path, split="val")
+    with pytest.raises(InvalidInputError, match="of split nosuch"):
+        read(file, split="nosuch")
+    coco("instances_val2017.json", images=[{"id": 1, "file_name": "1.jpg"}])
+    for split in ("val", "val2017"):
+        assert len(read(tmp_path, split=split).photos) == 1
+    assert len(read(file, split="train").photos) == 2
+
+
+def test_a_coco_category_named_background_is_the_background(coco) -> None:
+    categories = [{"id": 17, "name": "background"}, {"id": 18, "name": "dog"}]
+    dataset = read(coco(categories=categories))
+    assert dataset.classes == ("background", "dog")
+    assert dataset.photos[0].classes == (1,)
+    assert set(np.unique(dataset.photos[0].read_labels())) == {0, 1}
+
+
+def test_photos_that_are_not_there_are_told_of_also_where_ids_choose(coco, tmp_path: Path) -> None:
+    file = coco(images=[{"id": 1, "file_name": "elsewhere.jpg"}])
+    keep = tmp_path / "ids.json"
+    keep.write_text("[1]")
+    with pytest.raises(InvalidInputError, match=r"such as elsewhere\.jpg: name their folder with --images"):
+        read(file, ids=keep)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -231,3 +259,18 @@ def test_voc_in_colours_without_their_list(voc: Path) -> None:
     (voc / "labelmap.txt").write_text("cup\n")
     with pytest.raises(InvalidInputError, match="name:red,green,blue"):
         read(voc)
+
+
+def test_voc_names_may_have_spaces_and_folders(voc: Path, tmp_path: Path) -> None:
+    for name in ("a/my photo", "b/my photo", "b/other"):
+        photo(voc / "JPEGImages" / f"{name}.jpg")
+        mask = voc / "SegmentationClass" / f"{name}.png"
+        mask.parent.mkdir(exist_ok=True)
+        mask.write_bytes((voc / "SegmentationClass" / "2007_1.png").read_bytes())
+    (voc / "ImageSets" / "Segmentation" / "train.txt").write_text("a/my photo\nb/other\n")
+    assert [each.id for each in read(voc, split="train").photos] == ["a/my photo", "b/other"]
+    keep = tmp_path / "ids.json"
+    keep.write_text('["a/my photo", "other", "2007_2"]')
+    assert [each.id for each in read(voc, ids=keep).photos] == ["2007_2", "a/my photo", "b/other"]
+    keep.write_text('["my photo", "other"]')  # two folders have "my photo"
+    assert [each.id for each in read(voc, ids=keep).photos] == ["b/other"]
