@@ -40,21 +40,30 @@ class Thing:
 def things_of(photo: LabelledPhoto) -> list[Thing]:
     """The connected parts of a photo's masks that are large enough."""
     labels = photo.read_labels()
-    found = []
-    for number in photo.classes:
-        mask = labels == number
-        for ring in mask_to_polygons(mask):
-            part = polygons_to_mask([ring], mask.shape) & mask
-            if part.mean() >= MIN_AREA:
-                found.append(Thing(photo, number, part, labels == IGNORE))
-    return found
+    return [
+        Thing(photo, number, part, labels == IGNORE)
+        for number in photo.classes
+        for part in parts_of(labels == number)
+        if part.mean() >= MIN_AREA
+    ]
+
+
+def parts_of(mask: Mask) -> list[Mask]:
+    """The connected parts of a mask; an island in a ring's hole is a part of its own."""
+    filled = [polygons_to_mask([ring], mask.shape) & mask for ring in mask_to_polygons(mask)]
+    left = mask.copy()
+    parts = {}
+    for place in sorted(range(len(filled)), key=lambda place: int(filled[place].sum())):  # islands before their rings
+        parts[place] = filled[place] & left
+        left &= ~filled[place]
+    return [parts[place] for place in range(len(filled))]
 
 
 def sample(dataset: Dataset, *, count: int = MAX_OBJECTS, seed: int = 0) -> list[Thing]:
-    """A draw of objects, photo by photo."""
-    things = [thing for photo in dataset.photos for thing in things_of(photo)]
-    chosen = sorted(random.Random(seed).sample(range(len(things)), min(count, len(things))))
-    return [things[index] for index in chosen]
+    """A draw of objects, photo by photo. Of the others no mask is kept: of thousands of photos they are gigabytes."""
+    places = [(photo, place) for photo in dataset.photos for place in range(len(things_of(photo)))]
+    chosen = sorted(random.Random(seed).sample(range(len(places)), min(count, len(places))))
+    return [things_of(photo)[place] for photo, place in (places[index] for index in chosen)]
 
 
 def innermost(mask: Mask) -> tuple[tuple[float, float], float]:

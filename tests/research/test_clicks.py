@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from app.method.backbone import Backbone
 from app.method.clicks import Click
-from app.research.clicks import CLICKS, Thing, clicked, innermost, iou, measure, next_click, things_of
+from app.research import clicks
+from app.research.clicks import CLICKS, Thing, clicked, innermost, iou, measure, next_click, sample, things_of
 from app.research.dataset import Dataset, LabelledPhoto
 from app.research.report import as_click_json, as_click_table
 from app.research.subject import Options, Subject
@@ -52,6 +54,29 @@ def test_each_large_part_of_a_mask_is_an_object() -> None:
     assert sorted(each.mask.sum() for each in things_of(photo)) == [49, 50]
 
 
+def test_an_island_in_a_ring_is_an_object_of_its_own() -> None:
+    island = area(slice(10, 15), slice(10, 15))
+    ring = area(slice(2, 23), slice(2, 23)) & ~area(slice(6, 19), slice(6, 19))
+    photo = LabelledPhoto("1", Path("1.jpg"), lambda: (ring | island).astype(np.uint8), (1,))
+    assert sorted(each.mask.sum() for each in things_of(photo)) == [25, 21**2 - 13**2]
+
+
+def test_of_objects_that_are_not_drawn_no_mask_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a photo is looked at, the two objects that were drawn and that of the photo before are in memory at most."""
+    made: list[weakref.ref[np.ndarray]] = []
+
+    def noted(photo: LabelledPhoto) -> list[Thing]:
+        assert sum(mask() is not None for mask in made) <= 3
+        things = things_of(photo)
+        made.extend(weakref.ref(each.mask) for each in things)
+        return things
+
+    monkeypatch.setattr(clicks, "things_of", noted)
+    labels = area(slice(2, 20), slice(2, 20)).astype(np.uint8)
+    photos = tuple(LabelledPhoto(str(number), Path("x"), lambda: labels, (1,)) for number in range(20))
+    assert len(sample(Dataset(("background", "cup"), photos), count=2)) == 2
+
+
 def test_the_next_click_is_in_the_largest_error() -> None:
     true = area(slice(2, 21), slice(2, 21))
     assert next_click(thing(true), true) is None
@@ -73,9 +98,9 @@ def test_scores_are_told_by_the_number_of_clicks() -> None:
     true = area(slice(2, 20), slice(2, 20))
     asked: list[int] = []
 
-    def propose(_: LabelledPhoto, clicks: list[Click]) -> np.ndarray:
-        asked.append(len(clicks))
-        return true if len(clicks) > 2 else area(slice(2, 20), slice(2, 11))
+    def propose(_: LabelledPhoto, given: list[Click]) -> np.ndarray:
+        asked.append(len(given))
+        return true if len(given) > 2 else area(slice(2, 20), slice(2, 11))
 
     scores = clicked([thing(true)], propose, lambda *_: None)
     assert scores == {1: 0.5, 3: 1, 5: 1}
