@@ -25,7 +25,7 @@ class LabelledPhoto:
         image: Photo file.
         labels: Reads the labels, uint8 [height, width].
         classes: Numbers of the classes that it shows.
-        numbers: Number of each value of the labels; None if the values are the numbers.
+        numbers: Class of each value of the labels, of which there are no others but 255; None if not known.
         crowds: Numbers of the classes of which it shows a crowd, which is ignored.
         hw: (height, width) of the labels; a photo of that size only without its EXIF rotation is left as it is stored.
     """
@@ -50,14 +50,22 @@ class LabelledPhoto:
         """The labels, uint8 [height, width].
 
         Raises:
-            InvalidInputError: If they can't be read.
+            InvalidInputError: If they can't be read, or are no class numbers.
         """
         labels = self.labels()
+        if labels.ndim != 2 or labels.dtype.kind not in "uib":
+            raise InvalidInputError(f"The mask of {self.image} has to have one class number per pixel.")
         if self.numbers is None:
             return labels
+        highest = labels[labels != IGNORE].max(initial=0)
+        if highest >= len(self.numbers):
+            raise InvalidInputError(
+                f"The mask of {self.image} has class {highest}, and the data set has the classes 0 to "
+                f"{len(self.numbers) - 1}; {IGNORE} is ignored."
+            )
         lookup = np.full(256, IGNORE, np.uint8)
         lookup[: len(self.numbers)] = self.numbers
-        renumbered: np.ndarray = lookup[labels]
+        renumbered: np.ndarray = lookup[labels.astype(np.uint8)]
         return renumbered
 
 

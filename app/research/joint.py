@@ -55,5 +55,5 @@ def joint(subject: Subject, supports: Mapping[int, Sequence[LabelledPhoto]], see
 def _support(subject: Subject, photo: LabelledPhoto) -> tuple[EncodedImage, Tensor]:
     """A photo that is learned from, and its labels on the network's input."""
     image = subject.see(photo)
-    labels = torch.from_numpy(labels_to_input(photo.read_labels(), image.frame, outside=IGNORE)).long()
+    labels = torch.from_numpy(labels_to_input(subject.labels(photo), image.frame, outside=IGNORE)).long()
     return image.encoded, labels

@@ -215,7 +215,7 @@ def _segment(
 def _count(subject: Subject, photo: LabelledPhoto, numbers: Sequence[int], taught: Mapping[int, Adapter]) -> Counts:
     """Counts of one photo; requested together, or each category alone."""
     requests = [[number] for number in numbers] if subject.options.single else [list(numbers)]
-    true = photo.read_labels()
+    true = subject.labels(photo)
     shown = {*photo.classes, *photo.crowds}
     parts = []
     for request in requests:

@@ -93,6 +93,7 @@ class Subject:
     """
 
     def __init__(self, backbone: Backbone, dataset: Dataset, options: Options, progress: Progress) -> None:
+        _check_classes(dataset)
         self.backbone, self.dataset, self.options, self.progress = backbone, dataset, options, progress
         self.layers = options.layers or backbone.default_layers
         self.pipeline = Pipeline(
@@ -163,13 +164,35 @@ class Subject:
             found = self.pipeline.join_tiles(found, image.frame, queries, lambda: self._see_tiles(photo))
         return replace(found, classes=tuple((0, *asked)[number] for number in found.classes))
 
-    def refined(self, class_map: ClassMap, photo: LabelledPhoto) -> ClassMap:
-        """The class map with refined edges, if the measurement refines."""
-        return self.pipeline.refine(class_map, self.see(photo).rgb)
+    def labels(self, photo: LabelledPhoto) -> np.ndarray:
+        """The labels of a photo, uint8 [height, width].
+
+        Raises:
+            InvalidInputError: If they can't be read, are no class numbers, or have another size than the photo.
+        """
+        labels, hw = photo.read_labels(), self.see(photo).frame.photo_hw
+        if labels.shape != hw:
+            sizes = [f"{width} × {height}" for height, width in (labels.shape, hw)]
+            raise InvalidInputError(
+                f"The mask of {photo.image} has {sizes[0]} pixels, the photo {sizes[1]}: both need the same size, the "
+                "photo as its EXIF rotation turns it."
+            )
+        return labels
+
+    def refined(self, class_map: ClassMap, photo: LabelledPhoto, *, decoded: bool = True) -> ClassMap:
+        """The class map with refined edges, if the measurement refines.
+
+        Args:
+            class_map: By `predict`, or by a protocol of its own.
+            photo: Its photo.
+            decoded: False if no mask decoder made it, though the measurement uses one.
+        """
+        pipeline = self.pipeline if decoded else replace(self.pipeline, use_mask_decoder=False)
+        return pipeline.refine(class_map, self.see(photo).rgb)
 
     def shot(self, photo: LabelledPhoto, number: int) -> Shot:
         """A photo as an example of a class."""
-        image, labels = self.see(photo), photo.read_labels()
+        image, labels = self.see(photo), self.labels(photo)
         binary = np.where(labels == IGNORE, IGNORE, labels == number).astype(np.uint8)
         on_input = torch.from_numpy(labels_to_input(binary, image.frame, outside=IGNORE)).long()
         return Shot.of(self.backbone, image.encoded, on_input)
@@ -180,6 +203,21 @@ class Subject:
             self._latest_tiles = None
             self._latest_tiles = (photo.id, self.pipeline.see_tiles(photo.read()))
         return self._latest_tiles[1]
+
+
+def _check_classes(dataset: Dataset) -> None:
+    """Refuse a data set of which nothing can be asked."""
+    for photo in dataset.photos:
+        if max(photo.classes, default=0) >= len(dataset.classes):
+            raise InvalidInputError(
+                f"{photo.image} shows class {max(photo.classes)}, and the data set has the classes 0 to "
+                f"{len(dataset.classes) - 1}."
+            )
+    if not any(photo.classes for photo in dataset.photos):
+        raise InvalidInputError(
+            "No photo shows a class: in a mask a pixel has the number of its class, from 1 on; 0 is the background and "
+            f"{IGNORE} is ignored."
+        )
 
 
 def _take(photo: LabelledPhoto, number: int, taken: set[str], left: Counter[int]) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from app.errors import InvalidInputError
 from app.method.backbone import Backbone
@@ -64,3 +65,36 @@ def test_a_photo_that_shows_too_little_of_a_class_does_not_teach_it(tiny: Backbo
 def test_a_set_without_a_second_photo_of_any_class_teaches_nothing(tiny: Backbone) -> None:
     with pytest.raises(InvalidInputError, match="No category has a photo to be taught from"):
         supports(tiny, photo("cat", 1), photo("dog", 2))
+
+
+def test_a_set_of_which_nothing_can_be_asked_is_refused(tiny: Backbone) -> None:
+    with pytest.raises(InvalidInputError, match="No photo shows a class: in a mask"):
+        supports(tiny, photo("0 and 255 alone"))
+    with pytest.raises(InvalidInputError, match=r"high shows class 4, and the data set has the classes 0 to 3"):
+        supports(tiny, photo("high", 4))
+
+
+def test_a_mask_of_another_size_than_its_photo_is_named(tiny: Backbone, tmp_path: Path) -> None:
+    Image.new("RGB", (30, 40)).save(tmp_path / "cat.png")
+    cat = replace(photo("cat", 1), image=tmp_path / "cat.png")
+    subject = Subject(tiny, Dataset(CLASSES, (cat,)), OPTIONS, lambda *_: None)
+    with pytest.raises(InvalidInputError, match=r"cat\.png has 40 × 40 pixels, the photo 30 × 40"):
+        subject.labels(cat)
+
+
+def test_the_pipeline_has_the_settings_of_the_measurement(tiny: Backbone) -> None:
+    options = replace(OPTIONS, layers=(1,), use_tiles=True, min_presence=0.3, use_mask_decoder=False)
+    pipeline = Subject(tiny, Dataset(CLASSES, (photo("cat", 1),)), options, lambda *_: None).pipeline
+    assert (pipeline.layers, pipeline.use_tiles, pipeline.min_presence) == ((1,), True, 0.3)
+    assert not pipeline.use_mask_decoder
+
+
+def test_ignored_pixels_of_an_example_are_neither_in_nor_out(tiny: Backbone, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "cat.png")
+    labels = np.zeros((40, 40), np.uint8)
+    labels[:8], labels[-8:] = 1, 255
+    cat = LabelledPhoto("cat", tmp_path / "cat.png", lambda: labels, (1,))
+    shot = Subject(tiny, Dataset(CLASSES, (cat,)), OPTIONS, lambda *_: None).shot(cat, 1)
+    assert shot.inside[-1].max() == 0
+    assert shot.inside[0].min() == 1
+    assert shot.target[0].min() == 1
