@@ -40,6 +40,7 @@ def parity(files: Annotated[list[Path], typer.Argument(help="Golden cases (safet
 
 
 def evaluate(
+    context: typer.Context,
     data: Annotated[
         list[Path],
         typer.Option(
@@ -112,6 +113,7 @@ def evaluate(
     if protocol == "single":
         protocol, single = "open", True
     _check_evaluation(protocol, method, pictures)
+    _check_unused(context, "prototype" if method == "prototype" else protocol)
     category_count = _category_count(categories)
     for file in (json_file, pictures):
         if file:
@@ -148,7 +150,7 @@ def evaluate(
             size=size,
             crf=crf and protocol != "interference",
             use_mask_decoder=uses_mask_decoder(settings),
-            use_tiles=settings.tiles,
+            use_tiles=settings.tiles and "tiles" not in _UNUSED.get(protocol if method == "attention" else method, ()),
             layers=settings.layer_numbers,
             background=settings.background_words or BACKGROUND_WORDS,
             recipe=recipe_of(settings),
@@ -162,7 +164,7 @@ def evaluate(
             "backbone": {"name": model.name, "revision": model.revision},
             "options": asdict(options),
         }
-        json_file.write_text(json.dumps(facts | measured.scores, indent=2))
+        json_file.write_text(json.dumps(facts | measured.scores, indent=2, allow_nan=False))
     if pictures and measured.draw:
         measured.draw().save(pictures, format="PNG")
 
@@ -201,6 +203,24 @@ def _measured(
     return _Measured(
         report.as_table(found), report.as_json(found), lambda: report.as_picture(evaluation.cases(9), dataset.classes)
     )
+
+
+# Options that have no effect on a protocol or a method.
+_UNUSED = {
+    "joint": ("tiles", "min_presence"),
+    "prototype": ("tiles", "min_presence"),
+    "open": ("size", "prompts"),
+    "click": ("tiles", "seeds", "shots", "size", "prompts", "min_presence"),
+}
+
+
+def _check_unused(context: typer.Context, measured: str) -> None:
+    """Refuse options on the command line that have no effect on what is measured."""
+    for name in _UNUSED.get(measured, ()):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            kind = "--method" if measured == "prototype" else "--protocol"
+            raise InvalidInputError(f"--{name.replace('_', '-')} has no effect on {kind} {measured}: omit it.")
 
 
 def _check_evaluation(protocol: str, method: str, pictures: Path | None) -> None:

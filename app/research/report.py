@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -62,12 +63,12 @@ def as_open_json(report: OpenReport) -> dict[str, Any]:
         "photos": report.photos,
         "draws": [draw.categories for draw in report.draws],
         "columns": {
-            column: {metric: asdict(estimate) for metric, estimate in estimates.items()}
+            column: {metric: _estimate_json(estimate) for metric, estimate in estimates.items()}
             for column, estimates in report.estimates.items()
         },
-        "gain": asdict(report.gain),
-        "missed_though_named": asdict(report.missed_though_named),
-        "changes": {name: asdict(change) for name, change in report.changes.items()},
+        "gain": _estimate_json(report.gain),
+        "missed_though_named": _estimate_json(report.missed_though_named),
+        "changes": {name: _estimate_json(change) for name, change in report.changes.items()},
     }
 
 
@@ -152,7 +153,7 @@ def _row(case: Case, classes: Sequence[str], height: int) -> Image.Image:
 def _beside(pictures: Sequence[np.ndarray], titles: Sequence[str], height: int) -> Image.Image:
     """Pictures of one height from left to right, each with its title."""
     tiles = [Image.fromarray(picture) for picture in pictures]
-    tiles = [tile.resize((round(tile.width * height / tile.height), height)) for tile in tiles]
+    tiles = [tile.resize((max(1, round(tile.width * height / tile.height)), height)) for tile in tiles]
     row = Image.new("RGB", (sum(tile.width for tile in tiles), height))
     left = 0
     for title, tile in zip(titles, tiles, strict=True):
@@ -172,7 +173,14 @@ def _below(rows: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
+def _estimate_json(estimate: Estimate) -> dict[str, float | None]:
+    """An estimate; null for what is undefined, such as the share of absent pairs where none is absent."""
+    return {name: None if math.isnan(value) else value for name, value in asdict(estimate).items()}
+
+
 def _estimate(estimate: Estimate, metric: str = "") -> str:
+    if math.isnan(estimate.mean):
+        return "–"
     factor, digits = (1, 3) if metric.startswith("presence") else (100, 1)
     mean, low, high = (f"{factor * value:.{digits}f}" for value in (estimate.mean, estimate.low, estimate.high))
     return f"{mean} ({low} … {high})"

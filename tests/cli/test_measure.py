@@ -68,6 +68,22 @@ def test_evaluate_writes_its_scores(tmp_path: Path, run) -> None:
         assert sheet.height == 240, "one row: photo, truth, words"
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--protocol", "joint", "--tiles"), "--tiles has no effect on --protocol joint"),
+        (("--protocol", "open", "--size", "input"), "--size has no effect on --protocol open"),
+        (("--protocol", "single", "--prompts", "all"), "--prompts has no effect on --protocol open"),
+        (("--protocol", "click", "--seeds", "3"), "--seeds has no effect on --protocol click"),
+        (("--method", "prototype", "--min-presence", "0.2"), "--min-presence has no effect on --method prototype"),
+    ],
+)
+def test_evaluate_refuses_options_without_effect(command, words: tuple[str, ...], told: str) -> None:
+    done = command("evaluate", "--data", "nowhere", *words)
+    assert done.returncode == 1
+    assert told in done.stderr
+
+
 def mask_of(name: str) -> np.ndarray:
     with Image.open(ROOT / "examples" / f"{name}_mask.png") as image:
         return np.array(image.convert("L")) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -40,6 +41,16 @@ class TestReport:
         assert gain.low <= gain.mean <= gain.high
         assert gain.low < gain.high
 
+    def test_an_interval_is_that_of_plain_resampling(self) -> None:
+        """Words and taught are compared on the same photos, and 95 % of the resamples are inside."""
+        plain = []
+        for times in np.random.default_rng(0).multinomial(3, [1 / 3] * 3, size=1000):
+            sample = np.repeat(np.arange(3), times).tolist()
+            words, taught = (once(miou, photos_of(counts, sample)) for counts in (WORDS, TAUGHT))
+            plain.append(taught - words)
+        gain = self.REPORT.gain
+        assert (gain.low, gain.high) == pytest.approx(np.percentile(plain, (2.5, 97.5)).tolist())
+
     def test_draws_of_the_same_photos_do_not_narrow_the_interval(self) -> None:
         single, repeated = (OpenReport((self.DRAW,) * draws) for draws in (1, 5))
         assert astuple(repeated.gain) == pytest.approx(astuple(single.gain))
@@ -72,6 +83,12 @@ class TestReport:
         told = as_open_table(worse)
         assert "50 % of 2: cup" in list(told.columns[-1].cells)[-1]
 
+    def test_a_category_that_is_not_worse_in_every_sample_is_not_named(self) -> None:
+        """The first category is lost in the second photo, which some resamples lack."""
+        lost = OpenReport((replace(self.DRAW, counts={"words": TAUGHT, "taught": WORDS}),))
+        assert lost.changes["cup"].mean < 0
+        assert list(as_open_table(lost).columns[-1].cells)[-1] == "0 % of 2"
+
     def test_a_category_that_no_photo_shows_is_not_counted(self) -> None:
         counts = {column: photos_of(each, [1, 2]) for column, each in self.DRAW.counts.items()}
         report = OpenReport((replace(self.DRAW, counts=counts, photos=self.DRAW.photos[1:]),))
@@ -82,6 +99,18 @@ class TestReport:
         written = as_open_json(self.REPORT)
         assert written["columns"]["taught"]["mIoU"]["mean"] == pytest.approx(once(miou, TAUGHT))
         assert written["draws"] == [("cup", "bowl")] * 2
+
+    def test_what_is_undefined_is_null_in_json_and_a_dash_in_the_table(self) -> None:
+        """Both photos show the one category: none is absent."""
+        cat = Counts(
+            *(getattr(WORDS, name)[:2, :2] for name in ("hit", "true", "predicted")),
+            WORDS.pixels[:2],
+            *(getattr(WORDS, name)[:2, :1] for name in ("presence", "shown")),
+        )
+        report = OpenReport((Draw(("cup",), {"words": cat, "taught": cat}, photos("1", "2")),))
+        written = json.loads(json.dumps(as_open_json(report), allow_nan=False))
+        assert written["columns"]["words"]["presence AUC"] == {"mean": None, "low": None, "high": None}
+        assert list(as_open_table(report).columns[1].cells)[4] == "–"
 
 
 @pytest.mark.parametrize("single", [False, True])
