@@ -20,6 +20,8 @@ from .prototype import prototype
 from .scores import Counts, Report, Score
 from .subject import Options, Predict, Progress, Subject
 
+PROTOTYPE = "prototype"
+
 
 @dataclass(frozen=True)
 class Case:
@@ -68,7 +70,8 @@ class Evaluation:
             compared.append(frozenset(others if options.protocol == "interference" else supports))
             for column, score in self._seed(seed, supports, photos).items():
                 scores.setdefault(column, []).append(score)
-        return Report(self.dataset.classes, len(photos), scores, compared)
+        asked = sum(bool(self.subject.asked(photo)) for photo in photos)
+        return Report(self.dataset.classes, asked, scores, compared)
 
     def cases(self, count: int) -> list[Case]:
         """Photos of the last seed from the best to the worst: so many at equal distances in rank."""
@@ -78,7 +81,8 @@ class Evaluation:
         for score, photo in (ranked[index] for index in chosen):
             labels = {"truth": photo.read_labels()}
             for column, predict in self._columns.items():
-                found = self.subject.refined(predict(photo, self.subject.asked(photo)), photo)
+                found = predict(photo, self.subject.asked(photo))
+                found = self.subject.refined(found, photo, decoded=column != PROTOTYPE)
                 labels[column] = self._labels_on_photo(found, photo)
             cases.append(Case(photo.read(), score, labels))
         return cases
@@ -93,13 +97,17 @@ class Evaluation:
             return interference(self.subject, photos, taught, self._compare, activity)
         columns: dict[str, Predict] = {"words": self.subject.predict}
         if self.options.method == "prototype":
-            columns["prototype"] = prototype(self.subject, supports)
+            columns[PROTOTYPE] = prototype(self.subject, supports)
         elif self.options.protocol == "one-shot":
             columns["one-shot"] = one_shot(self.subject, supports)
         elif self.options.protocol == "joint":
             columns["joint"] = joint(self.subject, supports, seed)
         self._columns, self._ranked = columns, []
-        return self._score(photos, columns, activity)
+        scores = self._score(photos, columns, activity)
+        if self.options.method == "prototype":
+            # Without a prototype a class has no mask, where the other protocols have the words.
+            return {column: score.only({0, *supports}) for column, score in scores.items()}
+        return scores
 
     def _score(self, photos: Sequence[LabelledPhoto], columns: dict[str, Predict], activity: str) -> dict[str, Score]:
         classes = len(self.dataset.classes)
@@ -113,7 +121,7 @@ class Evaluation:
             for column, predict in columns.items():
                 found = predict(photo, asked)
                 for variant in variants:
-                    maps = self.subject.refined(found, photo) if variant else found
+                    maps = self.subject.refined(found, photo, decoded=column != PROTOTYPE) if variant else found
                     compared = self._compare(maps, photo)
                     counts[column + variant].add(*compared)
             alone = Counts(classes)
@@ -124,7 +132,7 @@ class Evaluation:
 
     def _compare(self, found: ClassMap, photo: LabelledPhoto) -> tuple[np.ndarray, np.ndarray]:
         """Predicted and true class numbers, both at the photo's size or both at the network's input."""
-        labels = photo.read_labels()
+        labels = self.subject.labels(photo)
         if self.options.size == "input":
             best = found.probabilities.argmax(dim=0).cpu().numpy()
             frame = self.subject.see(photo).frame

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,10 @@ class Score:
         """mIoU with background."""
         return statistics.fmean(self.iou.values())
 
+    def only(self, numbers: Collection[int]) -> Score:
+        """The score of some classes."""
+        return Score({number: iou for number, iou in self.iou.items() if number in numbers})
+
 
 @dataclass(frozen=True)
 class Report:
@@ -32,7 +36,7 @@ class Report:
 
     Attributes:
         classes: Names, the background first.
-        photos: Photos of the last seed.
+        photos: Photos of the last seed that something was asked of.
         scores: As above.
         compared: Per seed the classes that are compared with the words: those taught, in `interference` all.
     """

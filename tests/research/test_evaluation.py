@@ -27,7 +27,8 @@ def quiet(step: int, steps: int, activity: str) -> None:
 
 
 def test_words_find_people_and_cats(dataset: Dataset, embedded: Backbone) -> None:
-    report = Evaluation(embedded, dataset, OPTIONS, quiet).run()
+    empty = replace(dataset.photos[0], id="empty", classes=())  # of which nothing is asked
+    report = Evaluation(embedded, Dataset(dataset.classes, (*dataset.photos, empty)), OPTIONS, quiet).run()
     assert report.photos == 4
     assert set(report.scores) == {"words"}
     assert all(iou > 0.5 for iou in report.by_class("words").values())
@@ -113,6 +114,20 @@ class TestMemory:
         assert measured.run() == kept
         assert len(encoded) > len(dataset.photos)
         assert sum(tokens() is not None for tokens in encoded) <= 3, "two that are kept, and the latest"
+
+
+def test_maps_of_prototypes_are_refined_as_what_no_decoder_made(dataset: Dataset, embedded: Backbone) -> None:
+    options = replace(OPTIONS, protocol="one-shot", method="prototype", crf=True)
+    evaluation = Evaluation(embedded, dataset, options, quiet)
+    made: list[bool] = []
+
+    def refine(probabilities: Tensor, rgb: Tensor, *, decoded: bool) -> Tensor:
+        made.append(decoded)
+        return probabilities
+
+    evaluation.subject.pipeline = replace(evaluation.subject.pipeline, refinement=refine)
+    evaluation.run()
+    assert made == [True, False] * 2, "the words and the prototypes of two photos"
 
 
 @pytest.mark.parametrize("protocol", ["one-shot", "joint", "interference"])

@@ -52,3 +52,7 @@ def test_a_class_that_was_not_taught_is_neither_better_nor_worse() -> None:
         compared=[frozenset({1}), frozenset()],
     )
     assert report.worse_than("words", "one-shot + CRF") == (0, 1)
+
+
+def test_the_score_of_some_classes_is_a_mean_of_theirs() -> None:
+    assert Score({0: 0.9, 1: 0.5, 2: 0.0}).only({0, 1, 3}).mean == pytest.approx(0.7)
