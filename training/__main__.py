@@ -49,7 +49,7 @@ _HELD_OUT = Path(__file__).parent / "held_out.json"
 def main() -> None:
     names = [stage.name for stage in STAGES]
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with the four collections of photos")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the five collections of photos")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--pace", type=float, default=1.0, help="factor on the number of steps of each stage")
     parser.add_argument("--seed", type=int, default=0)
