@@ -62,7 +62,7 @@ def test_an_island_in_a_ring_is_an_object_of_its_own() -> None:
 
 
 def test_of_objects_that_are_not_drawn_no_mask_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a photo is looked at, the two objects that were drawn and that of the photo before are in memory at most."""
+    """While a photo is looked at, no more is in memory than the two that were drawn and that of the photo before."""
     made: list[weakref.ref[np.ndarray]] = []
 
     def noted(photo: LabelledPhoto) -> list[Thing]:
