@@ -12,6 +12,7 @@ import sys
 
 import typer
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from typer.exceptions import TyperException
 
 from app.cli import categories, measure, segment, serve, setup, teach
@@ -68,8 +69,7 @@ def main() -> None:
     except AppError as error:
         fail(_in_commands(error))
     except ValidationError as error:
-        problems = "; ".join(f"EXEMPLAR_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
-        fail(f"The settings can't be used: {problems}.")
+        fail(f"The settings can't be used: {'; '.join(_problem(e) for e in error.errors())}.")
     except OSError as error:
         if error.filename is None and error.errno not in _NOT_WRITTEN:
             raise
@@ -90,6 +90,11 @@ def _in_commands(error: AppError) -> str:
     for call, command in _COMMANDS.items():
         sentence = sentence.replace(call, f"`exemplar {command}`")
     return sentence
+
+
+def _problem(error: ErrorDetails) -> str:
+    """The variable and what is wrong with it, without pydantic's name for errors of our own validators."""
+    return f"EXEMPLAR_{str(error['loc'][0]).upper()}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _drop_output() -> None:

@@ -71,6 +71,15 @@ def test_an_error_is_one_sentence_and_no_traceback(
     assert told in done.stderr
 
 
+def test_a_setting_of_the_wrong_form_is_told_in_our_words(command) -> None:
+    settings = {"EXEMPLAR_RATE_LIMIT": "often", "EXEMPLAR_API_KEYS": "my-own-key", "EXEMPLAR_PORT": "many"}
+    done = command("worker", **settings)
+    assert done.returncode == 1
+    assert "EXEMPLAR_RATE_LIMIT: expected a number of requests and a period, such as 100/minute" in done.stderr
+    assert "EXEMPLAR_API_KEYS: expected scope:SHA-256" in done.stderr
+    assert "EXEMPLAR_PORT: Input should be a valid integer" in done.stderr
+
+
 def test_a_full_disk() -> None:
     command = [sys.executable, "-m", "app", "backbones"]
     with Path("/dev/full").open("w") as full:
