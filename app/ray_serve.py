@@ -26,7 +26,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import telemetry
-from app.settings import Settings
+from app.settings import Settings, unknown_variables
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -105,6 +105,8 @@ class Replica:
         # Ray writes the lines of its own logger to the replica's log; other loggers have no handler in its processes.
         own, rays = logging.getLogger("app"), logging.getLogger("ray.serve")
         own.handlers, own.level = rays.handlers, logging.INFO
+        for sentence in unknown_variables(os.environ):
+            own.warning(sentence)
         telemetry.configure()
         self._settings = _settings_of_replica()
         self._state: dict[str, Any] = {}

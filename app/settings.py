@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -19,11 +21,15 @@ Scope = Literal["read", "teach", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 _KEY = re.compile(rf"({'|'.join(SCOPES)}):([0-9a-f]{{64}})", re.IGNORECASE)
 
+_PREFIX = "EXEMPLAR_"
+# Variables of the command line and of docker-compose.yml.
+_OTHERS = {"URL", "MODELS"}
+
 
 class Settings(BaseSettings):
     """Settings of one process. `make docs` writes the field descriptions to docs/settings.md."""
 
-    model_config = SettingsConfigDict(env_prefix="EXEMPLAR_", env_ignore_empty=True, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on. 0 picks a free port.")
@@ -241,6 +247,26 @@ class Settings(BaseSettings):
     def background_words(self) -> tuple[str, ...] | None:
         """The background words set by hand, or None."""
         return _parts(self.background) or None
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Sentences that name the variables which look like settings and are none.
+
+    They are no errors: while an update rolls out, an older release may get the settings of a newer one.
+    """
+    settings = {name.upper() for name in Settings.model_fields}
+    variables = {name.upper() for name, value in environment.items() if value}
+    given = {name.removeprefix(_PREFIX) for name in variables if name.startswith(_PREFIX)}
+    others = _OTHERS
+    if "API_KEYS" in given:
+        others = others | {"API_KEY"}  # the key that the command line and the client send; alone it may be a slip
+    return [_is_no_setting(name, settings) for name in sorted(given - settings - others)]
+
+
+def _is_no_setting(name: str, settings: set[str]) -> str:
+    nearest = difflib.get_close_matches(name, sorted(settings), n=1)
+    meant = "".join(f": is {_PREFIX}{setting} meant?" for setting in nearest)
+    return f"{_PREFIX}{name} is no setting and has no effect{meant or '.'}"
 
 
 def _parts(text: str) -> tuple[str, ...]:

@@ -45,7 +45,8 @@ def settings_page() -> str:
     return _page(
         "Settings",
         "Environment variables, read once at the start of a process. An empty variable counts as not set. "
-        "`python -m app serve --host … --port …` overrides two of them. Source: `app/settings.py`.",
+        "`python -m app serve --host … --port …` overrides two of them. A variable that begins with "
+        "`EXEMPLAR_` and is no setting has no effect; the log names it at the start. Source: `app/settings.py`.",
         _table(("variable", "default", "values", "meaning"), rows),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ import typer
 
 from app import logs, telemetry
 from app.cli.terminal import check_writable, console, settings_with
-from app.errors import UnavailableError
+from app.errors import InvalidInputError, UnavailableError
 from app.services.memory import bound_heaps
-from app.settings import Settings
+from app.settings import Settings, unknown_variables
+
+_log = logging.getLogger(__name__)
 
 
 def serve(
@@ -30,19 +33,24 @@ def serve(
     signal.signal(signal.SIGTERM, _end)
     bound_heaps()
     settings = settings_with(host=host, port=port)
-    logs.configure(settings.log)
+    _configure_logs(settings)
     telemetry.configure()
     asyncio.run(_serve(settings))
 
 
 def worker() -> None:
     """Run jobs without HTTP, beside services that share the store."""
+    settings = Settings()
+    if not settings.redis_url:  # an embedded server would be its own, to which nobody sends jobs
+        raise InvalidInputError(
+            "EXEMPLAR_REDIS_URL is not set: a worker runs the jobs of services in other processes. Set it to the Redis "
+            "or Valkey server that they share."
+        )
     bound_heaps()
     with _nothing_to_collect():
         from app.worker import run_worker
 
-    settings = Settings()
-    logs.configure(settings.log)
+    _configure_logs(settings)
     telemetry.configure()
     asyncio.run(run_worker(settings))
 
@@ -56,6 +64,13 @@ def demo(
     out.parent.mkdir(parents=True, exist_ok=True)
     check_writable(out)
     run_demo(console, out)
+
+
+def _configure_logs(settings: Settings) -> None:
+    """Configure the logs, and log the variables that look like settings and are none."""
+    logs.configure(settings.log)
+    for sentence in unknown_variables(os.environ):
+        _log.warning(sentence)
 
 
 def _end(number: int, _: FrameType | None) -> None:

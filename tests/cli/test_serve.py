@@ -34,7 +34,9 @@ pytestmark = pytest.mark.timeout(300)  # each starts a process, which imports to
         (["serve"], {"EXEMPLAR_DEVICE": "toaster"}, "EXEMPLAR_DEVICE"),
         (["serve"], {"EXEMPLAR_REDIS_URL": "http://nowhere"}, "EXEMPLAR_REDIS_URL"),
         (["serve"], {"EXEMPLAR_REDIS_URL": "redis://127.0.0.1:9"}, "EXEMPLAR_REDIS_URL"),
-        (["worker"], {"EXEMPLAR_BACKBONE": "blip:no-such-folder"}, "no-such-folder"),
+        (["serve"], {"EXEMPLAR_BACKBONE": "blip:no-such-folder"}, "no-such-folder"),
+        (["serve"], {"EXEMPLAR_BACKBON": "blip:x", "EXEMPLAR_DEVICE": "toaster"}, "is EXEMPLAR_BACKBONE meant?"),
+        (["worker"], {"EXEMPLAR_BACKBONE": "unknown"}, "EXEMPLAR_REDIS_URL is not set"),
     ],
 )
 def test_a_process_that_cannot_start_says_why_in_one_sentence(
