@@ -397,11 +397,11 @@ class _Outages:
         self.ended = asyncio.Event()
         self._metrics = metrics
 
-    def note(self, away: bool) -> None:
-        """Record that the store is away, or back."""
-        self._metrics.store_away(away)
-        if away:
-            _log.error("the store does not answer: until it does, requests do not wait for it")
+    def note(self, reason: str | None) -> None:
+        """Record that the store is away, for this reason, or back."""
+        self._metrics.store_away(reason is not None)
+        if reason is not None:
+            _log.error("the store is away (%s): until it answers, requests do not wait for it", reason)
         else:
             _log.info("the store answers again")
             self.ended.set()

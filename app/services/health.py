@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from app.metrics import Metrics
 from app.services.models import Models
-from app.storage.connection import Client, StoreError, takes_writes
+from app.storage.connection import Client, StoreError, write_problem
 from app.storage.unreadable import Unreadable, UnreadableRecord
 
 # Unreadable records named in one answer.
@@ -50,16 +50,15 @@ class Health:
         """Reasons for which this process is not ready; empty if it is ready."""
         reasons = [f"The model {m.info.name} is not warm yet." for m in self._models if not m.warm and not m.unloaded]
         reasons += [f"The queue of {m.info.name} is full." for m in self._models if m.lane.full]
-        up = await self._store_takes_writes()
-        if not up:
-            reasons.append("The store does not take writes.")
-        self._metrics.redis_up.set(up)
+        if problem := await self._store_problem():
+            reasons.append(problem)
+        self._metrics.redis_up.set(problem is None)
         self._metrics.ready.set(not reasons)
         return reasons
 
-    async def _store_takes_writes(self) -> bool:
+    async def _store_problem(self) -> str | None:
         started = time.perf_counter()
-        if not await takes_writes(self._client):
-            return False
-        self._metrics.redis_latency.observe(time.perf_counter() - started)
-        return True
+        problem = await write_problem(self._client)
+        if problem is None:
+            self._metrics.redis_latency.observe(time.perf_counter() - started)
+        return problem

@@ -8,7 +8,7 @@ from contextvars import Context
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError
 
 Result = TypeVar("Result")
 Command = Callable[[], Awaitable[Result]]
@@ -35,12 +35,13 @@ class Breaker:
 
     It is closed at first. A command that takes long has the server probed: if the server answers, the command goes on,
     however long it takes, because a large upload over a slow network is no outage; if not, the breaker opens. While it
-    is open, commands fail at once and the server is probed again and again; the first answer closes it.
+    is open, commands fail at once and the server is probed again and again; the first answer closes it. A command whose
+    connection fails has the server probed too, since its client does not try again where the password is refused.
 
     Args:
         probe: Asks the server for a sign of life, over a connection of its own; raises an error if it gets none.
         sleep: Waits for a number of seconds. All times are measured with it.
-        on_change: Called with True when the breaker opens and with False when it closes.
+        on_change: Called with the reason when the breaker opens and with None when it closes.
     """
 
     def __init__(
@@ -48,11 +49,12 @@ class Breaker:
         probe: Command[object],
         *,
         sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
-        on_change: Callable[[bool], None] = lambda _: None,
+        on_change: Callable[[str | None], None] = lambda _: None,
     ) -> None:
         self._probe = probe
         self._sleep = sleep
         self._on_change = on_change
+        self._reason = ""  # why the last probe failed
         self._check: asyncio.Task[bool] | None = None
         self._prober: asyncio.Task[None] | None = None
 
@@ -77,12 +79,14 @@ class Breaker:
                 hangs and received it.
         """
         if self.is_open:
-            raise _away()
+            raise StoreAwayError(self._reason)
         running = asyncio.ensure_future(command())
         try:
             while not await self._ends(running, within_s=PATIENCE_S):
                 if not await self._answers() and not running.done():
-                    raise _away()
+                    raise StoreAwayError(self._reason)
+            if isinstance(running.exception(), ConnectionError):
+                await self._answers()
             return running.result()
         finally:
             await _cancel(running)
@@ -92,7 +96,7 @@ class Breaker:
         if self._prober is not None:
             self._prober.cancel()
             self._prober = None
-            self._on_change(False)
+            self._on_change(None)
 
     async def _answers(self) -> bool:
         """Probe the server, once for all who ask meanwhile; open the breaker if it does not answer."""
@@ -104,20 +108,22 @@ class Breaker:
         if not answers and not self.is_open:
             # In a context of its own: its log lines are not those of the request that found the server away.
             self._prober = asyncio.create_task(self._wait_for_an_answer(), context=Context())
-            self._on_change(True)
+            self._on_change(self._reason)
         return answers
 
     async def _wait_for_an_answer(self) -> None:
         while not await self._answers_within(PROBE_S):
             await self._sleep(PAUSE_S)
         self._prober = None
-        self._on_change(False)
+        self._on_change(None)
 
     async def _answers_within(self, seconds: float) -> bool:
         probe = asyncio.ensure_future(self._probe())
         try:
             ended = await self._ends(probe, within_s=seconds) or await self._ends(probe, within_s=GRACE_S)
-            return ended and probe.exception() is None
+            error = probe.exception() if ended else "no answer to a probe"
+            self._reason = str(error or "")
+            return error is None
         finally:
             await _cancel(probe)
 
@@ -128,10 +134,6 @@ class Breaker:
         finally:
             alarm.cancel()
         return task.done()
-
-
-def _away() -> StoreAwayError:
-    return StoreAwayError("no answer to a probe")
 
 
 async def _cancel(*tasks: asyncio.Future[Any]) -> None:

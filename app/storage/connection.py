@@ -18,7 +18,15 @@ from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import BusyLoadingError, ConnectionError, OutOfMemoryError, ReadOnlyError, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import TimeoutError as ReplyTimeoutError
 
 from app.errors import InvalidInputError, UnavailableError
@@ -46,6 +54,8 @@ _patient: ContextVar[bool] = ContextVar("patient", default=False)
 
 class _Retry(Retry):
     """Retries for a time. A number of retries won't do: on a hung server each takes a timeout.
+
+    A refused password is not tried again: it would be refused again, and the reason lost in a timeout.
 
     A command that a replica refuses is tried again once, see `leaving_replicas`. The pool's other connections lead to
     the same server and would read old values, so those that no command uses are closed.
@@ -78,7 +88,9 @@ class _Retry(Retry):
         def may_try_again(error: Exception) -> bool:
             nonlocal refused
             refused += isinstance(error, ReadOnlyError)
-            return refused < 2 and time.monotonic() < deadline and (is_retryable is None or is_retryable(error))
+            if isinstance(_reply(error), AuthenticationError) or refused > 1 or time.monotonic() >= deadline:
+                return False
+            return is_retryable is None or is_retryable(error)
 
         async def failed(error: Exception, *count: int) -> None:
             await fail(error, *count)
@@ -194,12 +206,12 @@ class _GuardedPipeline(Pipeline):
 
 
 @asynccontextmanager
-async def connect_with_breaker(url: str, *, on_change: Callable[[bool], None]) -> AsyncIterator[BreakerClient]:
+async def connect_with_breaker(url: str, *, on_change: Callable[[str | None], None]) -> AsyncIterator[BreakerClient]:
     """A client as from `connect`, behind a circuit breaker.
 
     Args:
         url: Of the server.
-        on_change: Called with True when the breaker opens and with False when it closes.
+        on_change: Called with the reason when the breaker opens and with None when it closes.
 
     Raises:
         InvalidInputError: If the address is malformed.
@@ -224,12 +236,24 @@ def is_outage(error: Exception) -> bool:
     return away or (isinstance(error, StoreError) and refuses_writes(error))
 
 
-async def takes_writes(client: Client) -> bool:
-    """True if the server takes a write within two seconds. It is asked even if it was away a moment ago."""
+async def write_problem(client: Client) -> str | None:
+    """Say why the server takes no write within two seconds; None if it does. It is asked even if it was just away.
+
+    The reason is what the server replies, to the password too. Other errors have its address, which callers don't get.
+    """
     try:
         with patience():
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 await client.set(keys.PROBE, "1", px=1000)
-    except (RedisError, TimeoutError):
-        return False
-    return True
+    except (RedisError, TimeoutError) as error:
+        reply = _reply(error)
+        reason = f": {reply}".rstrip(".") if reply else ""
+        return f"The store does not take writes{reason}."
+    return None
+
+
+def _reply(error: BaseException | None) -> BaseException | None:
+    """The server's own reply among an error and its causes; None if there is none."""
+    while error is not None and not isinstance(error, (AuthenticationError, ResponseError)):
+        error = error.__cause__  # on a Unix socket redis-py raises another error from a refused password
+    return error

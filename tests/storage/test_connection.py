@@ -9,7 +9,7 @@ import pytest
 
 from app.errors import InvalidInputError, UnavailableError
 from app.storage import connection, keys
-from app.storage.connection import connect, takes_writes
+from app.storage.connection import connect, write_problem
 
 
 async def test_a_malformed_address() -> None:
@@ -33,7 +33,7 @@ async def test_more_commands_at_once_than_connections_wait_their_turn(database: 
 
 async def test_the_probe_writes_for_a_second(database: str) -> None:
     async with connect(database) as client:
-        assert await takes_writes(client)
+        assert await write_problem(client) is None
         assert 0 < await client.pttl(keys.PROBE) <= 1000
 
 
@@ -45,4 +45,4 @@ async def test_the_probe_does_not_wait_for_a_server_that_hangs(database: str, mo
 
         monkeypatch.setattr(client, "set", hangs)
         monkeypatch.setattr(connection, "_PROBE_TIMEOUT_S", 0.05)
-        assert not await takes_writes(client)
+        assert await write_problem(client) == "The store does not take writes."
