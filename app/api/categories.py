@@ -102,7 +102,7 @@ async def teach(
             job=JobOut.of(accepted.job),
             category=CategoryOut.of(accepted.category),
             note=photo.note,
-            warnings=_warnings(doubts, accepted),
+            warnings=_warnings(doubts, accepted, absent=absent),
         )
         return taught.model_dump(exclude_defaults=True)
 
@@ -136,12 +136,12 @@ async def _read_example(
     return photo, marked, await asyncio.to_thread(mask_doubts, marked)
 
 
-def _warnings(doubts: dict[str, str], accepted: Accepted) -> list[Doubt]:
+def _warnings(doubts: dict[str, str], accepted: Accepted, *, absent: bool) -> list[Doubt]:
     name = accepted.category.name
     if accepted.repeated:
+        example = "this photo as one without it" if absent else "this photo with this mask"
         doubts = doubts | {
-            "duplicate-example": f"{name} has this photo with this mask already, and it is kept once: send another "
-            "photo to teach more."
+            "duplicate-example": f"{name} has {example} already, and it is kept once: send another photo to teach more."
         }
     if accepted.contradicted:
         doubts = doubts | {

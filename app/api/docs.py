@@ -45,7 +45,10 @@ async def document(request: Request) -> HTMLResponse:
 async def part(name: str) -> FileResponse:
     """Return a script, style sheet or icon of the page."""
     if name not in _TYPES:
-        raise NotFoundError(f"The API documentation has no file {name!r}.", field="name")
+        raise NotFoundError(
+            f"The API documentation has no file {name!r}. If a call is meant: the service's address ends before /docs.",
+            field="name",
+        )
     return FileResponse(_FOLDER / name, media_type=_TYPES[name])
 
 

@@ -256,6 +256,9 @@ class TestPaths:
     def test_that_lead_nowhere_get_no_such_hint(self, shared: Api) -> None:
         assert "slash" not in refusal(shared.http.get("/nowhere/"), 404, "/docs")
 
+    def test_below_the_documentation_by_a_client_whose_address_is_that_of_the_documentation(self, shared: Api) -> None:
+        refusal(shared.http.get("/docs/categories"), 404, "the service's address ends before /docs")
+
 
 class TestHead:
     def test_is_get_without_the_body(self, shared: Api) -> None:
@@ -378,6 +381,9 @@ class TestWarnings:
             absent = {"photo": api.other_photo, "files": {}, "absent": "true"}
             first, second = (api.teach("cat", **absent).json() for _ in range(2))
             assert second["job"]["id"] == first["job"]["id"]
+            (warning,) = second["warnings"]
+            assert warning["code"] == "duplicate-example"
+            assert "cat has this photo as one without it already" in warning["detail"]  # no mask was sent
             assert api.category("cat")["examples"] == 2
 
     def test_the_same_example_after_its_job_was_cancelled(self, start: Any) -> None:
