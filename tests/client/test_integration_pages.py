@@ -45,8 +45,8 @@ def test_supervision(cat_url: str, tmp_path: Path) -> None:
     printed = run("supervision.md", tmp_path, cat_url)
     # All but the pixels, which may differ by a few between machines.
     assert printed.rpartition("[")[0] == blocks("supervision.md", "")[0].rpartition("[")[0]
-    assert (tmp_path / "annotated.png").stat().st_size > 10_000
-    assert '"cat"' in (tmp_path / "instances.json").read_text()
+    assert (tmp_path / "build/annotated.png").stat().st_size > 10_000
+    assert '"cat"' in (tmp_path / "build/instances.json").read_text()
 
 
 def test_cvat(cat_url: str, tmp_path: Path) -> None:
