@@ -26,6 +26,9 @@ _WORDS_FAIL, _CLEAR_GAIN = 0.3, 0.3
 # Where the words mark the examples with an IoU of at least the first number, and see the category there with a presence
 # of at least the second, they make its masks alone: the appearance of one example would also mark look-alikes.
 _WORDS_FIND, _WORDS_SURE = 0.6, 0.7
+# Under a word that the network did not learn, the memory of the examples finds other photos better than the word does,
+# also where it marks the examples themselves with an IoU that is lower by this (training/NOTEBOOK.md, section 16).
+_WITHIN_NOISE = 0.1
 # Tensors of an adapter are kept in this format.
 _KEPT_DTYPE = torch.float16
 
@@ -42,6 +45,7 @@ class Outcome:
         example_iou: Mean over the examples that show the category, by what makes the masks, in [0, 1].
         zero_shot_example_iou: The same by the words alone.
         words_suffice: True if masks are made by the words, and the memory serves presence.
+        word_is_new: True if the network has not learned the words from many masks, and there is a memory.
     """
 
     parameters: Parameters | None
@@ -51,11 +55,12 @@ class Outcome:
     example_iou: float
     zero_shot_example_iou: float
     words_suffice: bool = False
+    word_is_new: bool = False
 
     def adapter(self, tuning: CategoryTuning, category: str, *, version: int, created_at: str) -> Adapter:
         """The adapter; where masks are made by the words, with the memory alone."""
         # A large change may overflow in the format in which it is kept.
-        keep = helps(self.example_iou, self.zero_shot_example_iou) and self._finite()
+        keep = helps(self.example_iou, self.zero_shot_example_iou, new=self.word_is_new) and self._finite()
         return Adapter(
             backbone=tuning.backbone.name,
             revision=tuning.backbone.revision,
@@ -84,9 +89,15 @@ class Outcome:
         return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
-def helps(iou: float, words_iou: float) -> bool:
-    """True if what was tuned marks the examples at least as well as the words alone."""
-    return iou >= words_iou
+def helps(iou: float, words_iou: float, *, new: bool = False) -> bool:
+    """True if what was learned marks the examples at least as well as the words alone.
+
+    Args:
+        iou: Mean over the examples, by what was learned.
+        words_iou: The same by the words.
+        new: True for a memory under words that the network has not learned: it may be a little worse.
+    """
+    return iou >= words_iou - (_WITHIN_NOISE if new else 0.0)
 
 
 def words_suffice(words_iou: float, presence: float) -> bool:
@@ -138,7 +149,7 @@ def select(tuning: CategoryTuning) -> Pieces[Outcome]:
         yield
         alone.append(tuning.iou(index, tuned))
         yield
-    suffice = False
+    suffice, known = False, True
     if tuning.decodes:
         known = tuning.backbone.presence is not None and tuning.backbone.presence.knows(tuning.words)
         suffice = words_suffice(fmean(words), (yield from _presence_by_words(tuning)))
@@ -152,7 +163,7 @@ def select(tuning: CategoryTuning) -> Pieces[Outcome]:
         kept.append(tuning.iou(index, parameters, visual_prompt=prompt, memory=None if suffice else memory))
         yield
     bias = yield from _presence_bias(tuning, parameters, prompt, memory)
-    return Outcome(parameters, prompt, memory, bias, fmean(kept), fmean(words), suffice)
+    return Outcome(parameters, prompt, memory, bias, fmean(kept), fmean(words), suffice, word_is_new=not known)
 
 
 def _presence_by_words(tuning: CategoryTuning) -> Pieces[float]:

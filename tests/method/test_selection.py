@@ -50,6 +50,13 @@ class TestDecisions:
     ) -> None:
         assert helps(tuned, words) is kept
 
+    @pytest.mark.parametrize(("remembered", "words", "kept"), [(0.5, 0.59, True), (0.5, 0.61, False)])
+    def test_under_a_word_the_model_did_not_learn_looks_stay_that_mark_the_examples_a_little_worse(
+        self, remembered: float, words: float, kept: bool
+    ) -> None:
+        assert helps(remembered, words, new=True) is kept
+        assert not helps(remembered, words)
+
     @pytest.mark.parametrize(
         ("words", "presence", "suffice"), [(0.6, 0.7, True), (0.59, 0.9, False), (0.9, 0.69, False)]
     )
