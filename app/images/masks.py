@@ -256,7 +256,7 @@ def _webp_chunks(raw: bytes) -> Iterator[bytes]:
         at += 8 + (16 if name == b"ANMF" else size + size % 2)
 
 
-def _check_reach(polygons: list[list[float]], *, photo_hw: tuple[int, int]) -> None:
+def _check_reach(polygons: list[list[int | float]], *, photo_hw: tuple[int, int]) -> None:
     """Refuses polygons that half or more of their width or height lies beyond the photo: they are of another one."""
     corners = np.concatenate([np.asarray(ring, dtype=float) for ring in polygons]).reshape(-1, 2)
     low, high = corners.clip(-_FAR_PX, _FAR_PX).min(axis=0), corners.clip(-_FAR_PX, _FAR_PX).max(axis=0)
