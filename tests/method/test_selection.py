@@ -189,6 +189,14 @@ class TestMemory:
         assert outcome.visual_prompt is None
         assert outcome.example_iou > outcome.zero_shot_example_iou + 0.3
 
+    @pytest.mark.parametrize(("word", "kept"), [("gribble", "adapter"), ("mouse", "words")])
+    def test_looks_that_mark_the_example_a_little_worse_stay_under_a_word_that_is_not_known(
+        self, embedded, red: Shot, word: str, kept: str
+    ) -> None:
+        tuning = self.tuning(embedded, red, word=word)
+        outcome = replace(finished(select(tuning)), example_iou=0.45, zero_shot_example_iou=0.5)
+        assert outcome.adapter(tuning, word, version=1, created_at="").kept == kept
+
     def test_the_paper_has_none(self, embedded, red: Shot) -> None:
         assert finished(select(self.tuning(embedded, red, PAPER))).memory is None
 
