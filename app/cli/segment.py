@@ -27,7 +27,7 @@ from app.cli.terminal import (
     table_of,
     warn,
 )
-from app.errors import InvalidInputError
+from app.errors import InvalidInputError, UnavailableError
 
 if TYPE_CHECKING:
     from app.cli.results import Listing, NamedPhoto, Results
@@ -211,6 +211,7 @@ def _segment_into(
         run = _Run(outputs, results, listing.photos, as_json=as_json)
         run.check(asked["categories"])
         run.recall()  # before anything is written: an interruption leaves the files of the run before
+        run.warn_of_outdated(client, asked["categories"])
         try:
             run.segment(client, asked)
         except KeyboardInterrupt:
@@ -251,7 +252,9 @@ class _Run:
         self._photos = photos
         # Also of photos that were segmented before, so that a run over some of the photos draws under the same names.
         self._pictures = picture_names({*(photo.name for photo in photos), *results.names})
-        self._found: Counter[str] = Counter()  # photos in which each category has a mask
+        # Photos that each category was looked for in, and those in which it has a mask.
+        self._asked: Counter[str] = Counter()
+        self._found: Counter[str] = Counter()
         self._as_json = as_json
 
     def check(self, categories: Sequence[str]) -> None:
@@ -277,6 +280,23 @@ class _Run:
             for photo in bar.track(self._photos, description="looking for earlier results"):
                 if photo.name not in self._answers and (answer := self._results.answer_to(photo)):
                     self._take(photo, answer)
+
+    def warn_of_outdated(self, client: Client, categories: Sequence[str]) -> None:
+        """Say if the service has learned since answers were kept."""
+        from app.cli.outdated import outdated, versions_in_use
+
+        if not self._answers:
+            return
+        try:
+            versions = versions_in_use(client, categories)
+        except UnavailableError:  # what is there can be drawn without a service
+            return
+        count, names = outdated(self._answers.values(), versions)
+        if count:
+            warn(
+                f"{count} of {len(self._answers)} earlier results are from before {', '.join(names)} changed: "
+                "--again segments these photos too."
+            )
 
     def segment(self, client: Client, asked: dict[str, Any]) -> None:
         """Draw the answers that are there, and ask for the others."""
@@ -321,13 +341,14 @@ class _Run:
         if not self._as_json:
             table = table_of("category", "photos")
             for name in self._results.category_ids:
-                table.add_row(name, f"{self._found[name]:,} of {len(self._answers):,}")
+                table.add_row(name, f"{self._found[name]:,} of {self._asked[name]:,}")
             show(table)
             say(f"COCO instances: {self._outputs.coco}")
         _warn_of(self.problems)
 
     def _take(self, photo: NamedPhoto, answer: Mapping[str, Any]) -> None:
         self._answers[photo.name] = answer
+        self._asked.update(found["name"] for found in answer["categories"])
         self._found.update(found["name"] for found in answer["categories"] if found["area"])
 
     def _draw(self, photo: NamedPhoto, answer: Mapping[str, Any]) -> None:

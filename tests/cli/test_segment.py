@@ -383,6 +383,36 @@ def test_from_one_example_to_a_coco_file_and_back(command, embedded_url, tmp_pat
     assert category["adapter"]["example_iou"] > 0.5
 
 
+def test_what_was_taught_between_two_runs_is_told(command, embedded_url, tmp_path) -> None:
+    """A cup was taught after the first photos were labelled; then one more photo comes."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for name in ("coffee.jpg", "dog.jpg"):
+        shutil.copy(EXAMPLES / name, photos)
+    segment = ("segment", photos, "--out", out, "--url", embedded_url)
+
+    def teach(name: str, photo: str) -> None:
+        done = command("teach", name, EXAMPLES / f"{photo}.jpg", EXAMPLES / f"{photo}_mask.png", "--url", embedded_url)
+        assert done.returncode == 0, done.stderr
+
+    teach("cat", "kitten")
+    assert "from before" not in command(*segment).stderr
+    assert "from before" not in command(*segment).stderr
+    teach("cup", "teacup")
+    shutil.copy(EXAMPLES / "chelsea.jpg", photos)
+    done = command(*segment)
+    assert "2 of 2 earlier results are from before cup changed: --again" in done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if " of " in line]
+    assert {row[1]: row[5] for row in rows if row[1] in {"cat", "cup"}} == {"cat": "3", "cup": "1"}
+    done = command(*segment, "--again")
+    assert "from before" not in done.stderr
+    assert "cup" in done.stdout
+    done = command("segment", photos, "--category", "cat", "--out", tmp_path / "named", "--url", embedded_url)
+    teach("cat", "chelsea")
+    done = command("segment", photos, "--category", "cat", "--out", tmp_path / "named", "--url", embedded_url)
+    assert "3 of 3 earlier results are from before cat changed" in done.stderr
+
+
 def test_one_photo_is_printed_as_before(command, tiny_url, photos) -> None:
     answer = json.loads(command("segment", photos / "a.png", *EVERYTHING, "--json", "--url", tiny_url).stdout)
     assert [found["name"] for found in answer["categories"]] == ["cat", "sofa"]
