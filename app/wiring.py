@@ -183,7 +183,9 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         clicking = Clicking(models, images, use_mask_decoder=uses_mask_decoder(settings), metrics=metrics)
         teaching = Teaching(store, jobs, engine, steps=recipe.steps)
         photos = PhotoReader(
-            PhotoMemory(max_bytes=settings.photo_memory_bytes, metrics=metrics), max_pixels=settings.max_image_pixels
+            PhotoMemory(max_bytes=settings.photo_memory_bytes, metrics=metrics),
+            max_pixels=settings.max_image_pixels,
+            side_by_side=_cores(),
         )
         label_studio = LabelStudioClient(
             url=settings.label_studio_url,

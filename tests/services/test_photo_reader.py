@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from contextlib import AsyncExitStack
 
 import numpy as np
 import pytest
@@ -22,7 +24,8 @@ HELD = len(PHOTO) + len(MASK) + 4 * MARKED.size
 
 
 def reader_of(max_bytes: int, *, max_pixels: int = MARKED.size) -> PhotoReader:
-    return PhotoReader(PhotoMemory(max_bytes=max_bytes, metrics=Metrics()), max_pixels=max_pixels)
+    memory = PhotoMemory(max_bytes=max_bytes, metrics=Metrics())
+    return PhotoReader(memory, max_pixels=max_pixels, side_by_side=1)
 
 
 async def test_a_photo_and_its_mask_count_until_the_end_of_their_request() -> None:
@@ -87,3 +90,24 @@ async def test_a_request_that_is_cancelled_while_its_photo_is_decoded_leaves_not
     with photos.memory.request() as first, photos.memory.request() as second:
         first(HELD - 1)
         second(1)
+
+
+async def test_no_more_photos_are_decoded_at_a_time_than_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five requests come at once; the picture of each takes four times as much memory as the photo that stays of it."""
+    running, most = 0, 0
+    decode = photo_reader.decode_photo
+
+    def counted(raw: bytes, **options: object) -> Photo:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.02)
+        running -= 1
+        return decode(raw, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(photo_reader, "decode_photo", counted)
+    photos = reader_of(100 * HELD)
+    async with AsyncExitStack() as requests:
+        readers = [requests.enter_context(photos.request()) for _ in range(5)]
+        await asyncio.gather(*(reader.photo(PHOTO) for reader in readers))
+    assert most == 1
