@@ -44,6 +44,8 @@ MaskInput: TypeAlias = (
 _LOSSY = ("JPEG", "MPO", "HEIF", "AVIF")
 # Half a pixel beyond the photo's edge is rounding; the service allows as much.
 _SLACK_PX = 0.5
+# Pixels beyond the photo up to which polygons are never refused, as in the service.
+_POLYGON_SLACK_PX = 5.0
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,21 @@ def _from_numbers(values: Sequence[Any], photo_hw: Size) -> Drawn:
             f"The polygons lie outside the photo: x is {low[0]:g} to {high[0]:g} and y {low[1]:g} to {high[1]:g}, the "
             f"photo is {size_text(photo_hw)}. Give x and y in pixels."
         )
+    if photo_hw:
+        _check_reach(low, high, photo_hw)
     _check_unit(float(high.max()))
     return Drawn("segmentation", json.dumps(polygons))
+
+
+def _check_reach(low: NDArray[np.float64], high: NDArray[np.float64], photo_hw: tuple[int, ...]) -> None:
+    """Refuse what the service refuses: polygons of which half or more of the width or height lies beyond the photo."""
+    inside = high.clip(0, photo_hw[::-1]) - low.clip(0, photo_hw[::-1])
+    beyond = high - low - inside
+    if ((beyond >= inside) & (beyond > _POLYGON_SLACK_PX)).any():
+        raise Invalid(
+            f"The polygons reach from ({low[0]:g}, {low[1]:g}) to ({high[0]:g}, {high[1]:g}), half or more of it "
+            f"beyond the photo of {size_text(photo_hw)}. Give x and y in pixels of this photo."
+        )
 
 
 def polygons_of(values: Sequence[Any]) -> list[list[float]]:

@@ -13,7 +13,7 @@ import pytest
 
 from app.method.pipeline import Pipeline
 from app.method.prompts import Query
-from app.research.open_set import MARKED
+from app.research.open_metrics import MARKED
 from tests.quality.photos import PHOTOS, SHOWN, mask, photo
 
 
