@@ -2,9 +2,10 @@
 
     photo → EncodedImage → Evidence → ScoreMap → ClassMap → Prediction
 
-`Pipeline.run` is the only chain: the service, evaluation, warm-up and notebooks call it. Each step is a file: `frame`
-(photo to network input and back), the backbone (image tokens, attention), `prompts`, `evidence`, `scores`, the
-backbone's mask decoder, `tiles`, `refinement`, `prediction`. `tuning` makes the adapters, `infoscore` chooses layers.
+`Pipeline.run` is the chain: the service, warm-up and notebooks call it. Evaluation takes its steps one by one, to keep
+what they give, and sees long photos whole. Each step is a file: `frame` (photo to network input and back), the backbone
+(image tokens, attention), `prompts`, `evidence`, `scores`, the backbone's mask decoder, `tiles`, `refinement`,
+`prediction`. `tuning` makes the adapters, `infoscore` chooses layers.
 """
 
 from collections.abc import Callable, Sequence
