@@ -217,7 +217,10 @@ def _marked(file: ImageFile, *, is_lossy: bool) -> Mask:
     if file.mode == "P":
         return _marked_by_index(file.pixels(), file.palette())
     values = file.pixels() if file.mode in ("1", "L") else file.pixels("RGB")
-    levels = (values.max(axis=2) if values.ndim == 3 else values).astype(np.uint8)
+    if values.ndim == 3:  # by channels, as numpy takes seven times as long for the maximum along so short an axis
+        red, green, blue = np.moveaxis(values, 2, 0)
+        values = np.maximum(np.maximum(red, green), blue)
+    levels = values.astype(np.uint8)
     zero = levels.max() // 2 if is_lossy else 0
     is_marked: Mask = levels > zero
     return is_marked
