@@ -2,10 +2,10 @@
 
     photo → EncodedImage → Evidence → ScoreMap → ClassMap → Prediction
 
-`Pipeline.run` is the chain: the service, warm-up and notebooks call it. Evaluation takes its steps one by one, to keep
-what they give, and sees long photos whole. Each step is a file: `frame` (photo to network input and back), the backbone
-(image tokens, attention), `prompts`, `evidence`, `scores`, the backbone's mask decoder, `tiles`, `refinement`,
-`prediction`. `tuning` makes the adapters, `infoscore` chooses layers.
+`Pipeline.run` is the chain: the service, warm-up and notebooks call it. Evaluation calls `Pipeline.find`, which is all
+of it but the edges, to compare with and without them. Each step is a file: `frame` (photo to network input and back),
+the backbone (image tokens, attention), `prompts`, `evidence`, `scores`, the backbone's mask decoder, `tiles`,
+`refinement`, `prediction`. `tuning` makes the adapters, `infoscore` chooses layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,17 +47,22 @@ def untimed(name: str) -> AbstractContextManager[None]:
 
 
 @dataclass(frozen=True)
-class FramedImage:
+class FramedPhoto:
     """A photo, or a part of it, as the network takes it.
 
     Attributes:
         rgb: The network input, in [0, 1].
         frame: Place of the photo in it.
-        encoded: Output of the image tower.
     """
 
     rgb: Float[Tensor, "3 size size"]
     frame: Frame
+
+
+@dataclass(frozen=True)
+class FramedImage(FramedPhoto):
+    """The same with the output of the image tower."""
+
     encoded: EncodedImage
 
 
@@ -131,8 +136,21 @@ class Pipeline:
             encode: Runs the image tower, perhaps through a cache; the backbone's by default.
             stage: Times each step.
         """
+        # 1. to 3. Photo to class probabilities on the network's input.
+        framed, class_map = self.find(photo, queries, encode=encode, stage=stage)
+        # 4. Edges.
+        with stage("refine") if self.refinement is not unrefined else nullcontext():
+            class_map = self.refine(class_map, framed.rgb)
+        # 5. Back to the photo, class by class when asked.
+        return Prediction(class_map.cpu(), framed.frame)
+
+    @torch.no_grad()
+    def find(
+        self, photo: Rgb, queries: Sequence[Query], *, encode: Encode | None = None, stage: Stage = untimed
+    ) -> tuple[FramedPhoto, ClassMap]:
+        """The photo as the network takes it, and its class map before refinement; arguments as of `run`."""
         if tiles.is_long((photo.shape[0], photo.shape[1])):
-            return self._run_in_pieces(photo, queries, encode, stage)
+            return self._find_in_pieces(photo, queries, encode, stage)
         # 1. Photo to network input, and the image tower once for all prompts.
         image = self.see(photo, encode=encode, stage=stage)
         # 2. Attention of every prompt, to class scores on a grid, to probabilities on the input.
@@ -141,24 +159,19 @@ class Pipeline:
         # 3. The same in four parts of the photo, for whatever the whole shows.
         if self.use_tiles:
             with stage("tiles"):
-                class_map = self.join_tiles(class_map, image.frame, queries, lambda: self.see_tiles(photo, encode))
-        # 4. Edges.
-        with stage("refine") if self.refinement is not unrefined else nullcontext():
-            class_map = self.refine(class_map, image.rgb)
-        # 5. Back to the photo, class by class when asked.
-        return Prediction(class_map.cpu(), image.frame)
+                class_map = self._join_tiles(class_map, photo, image.frame, queries, encode)
+        return image, class_map
 
-    def _run_in_pieces(self, photo: Rgb, queries: Sequence[Query], encode: Encode | None, stage: Stage) -> Prediction:
-        """`run` of a long photo: its pieces are looked at instead of the whole, which would be squeezed."""
+    def _find_in_pieces(
+        self, photo: Rgb, queries: Sequence[Query], encode: Encode | None, stage: Stage
+    ) -> tuple[FramedPhoto, ClassMap]:
+        """`find` in a long photo: its pieces are looked at instead of the whole, which would be squeezed."""
         with stage("preprocess"):
-            rgb, frame = self.backbone.preprocess(photo)
-        pieces = tiles.pieces_of(frame.photo_hw)
+            framed = FramedPhoto(*self.backbone.preprocess(photo))
+        pieces = tiles.pieces_of(framed.frame.photo_hw)
         seen = [self.see(piece.of(photo), encode=encode, number=n, stage=stage) for n, piece in enumerate(pieces, 1)]
         with stage("attend"):
-            found = self._join_pieces(pieces, seen, frame, queries)
-        with stage("refine") if self.refinement is not unrefined else nullcontext():
-            found = self.refine(found, rgb)
-        return Prediction(found.cpu(), frame)
+            return framed, self._join_pieces(pieces, seen, framed.frame, queries)
 
     def _join_pieces(
         self, pieces: Sequence[tiles.Tile], seen: Sequence[FramedImage], frame: Frame, queries: Sequence[Query]
@@ -242,37 +255,25 @@ class Pipeline:
         decoded = self.use_mask_decoder and self.backbone.mask_decoder is not None
         return replace(class_map, probabilities=self.refinement(class_map.probabilities, rgb, decoded=decoded))
 
-    def see_tiles(self, photo: Rgb, encode: Encode | None = None) -> list[tuple[tiles.Tile, FramedImage]]:
-        """The photo's overlapping parts as the network takes them."""
-        parts = tiles.tiles_of((photo.shape[0], photo.shape[1]))
-        return [(tile, self.see(tile.of(photo), encode=encode, number=n)) for n, tile in enumerate(parts, 1)]
-
-    @torch.no_grad()
-    def join_tiles(
-        self,
-        whole: ClassMap,
-        frame: Frame,
-        queries: Sequence[Query],
-        parts: Callable[[], Sequence[tuple[tiles.Tile, FramedImage]]],
+    def _join_tiles(
+        self, whole: ClassMap, photo: Rgb, frame: Frame, queries: Sequence[Query], encode: Encode | None
     ) -> ClassMap:
-        """The class map of a whole photo, joined with those of its parts.
+        """The class map of a whole photo, joined with those of its overlapping parts.
 
         Categories that the whole does not show at all are not looked for in the parts; without any left the parts are
-        not needed.
-
-        Args:
-            whole: By `class_map`, for the same queries.
-            frame: Place of the whole photo in the network's input.
-            queries: All that were asked for.
-            parts: Gives what `see_tiles` returns.
+        not encoded.
         """
         shown = whole.only_shown()
         if len(shown.classes) == 1:
             return whole
         sought = [queries[number - 1] for number in shown.classes[1:]]
         closer = self._for_parts(queries)
+        seen = (
+            (tile, self.see(tile.of(photo), encode=encode, number=n))
+            for n, tile in enumerate(tiles.tiles_of(frame.photo_hw), 1)
+        )
         maps = (  # one after the other: of many classes the maps of all parts at once are gigabytes
-            (tile, part.frame, closer.class_map(part.encoded, sought).probabilities) for tile, part in parts()
+            (tile, part.frame, closer.class_map(part.encoded, sought).probabilities) for tile, part in seen
         )
         return replace(shown, probabilities=tiles.join(shown.probabilities, frame, maps))
 

@@ -135,11 +135,11 @@ class Evaluation:
         labels = self.subject.labels(photo)
         if self.options.size == "input":
             best = found.probabilities.argmax(dim=0).cpu().numpy()
-            frame = self.subject.see(photo).frame
+            frame = self.subject.framed(photo).frame
             return np.array(found.classes)[best], labels_to_input(labels, frame, outside=IGNORE)
         return self._labels_on_photo(found, photo), labels
 
     def _labels_on_photo(self, found: ClassMap, photo: LabelledPhoto) -> np.ndarray:
-        best = to_photo(found.probabilities, self.subject.see(photo).frame).argmax(dim=0)
+        best = to_photo(found.probabilities, self.subject.framed(photo).frame).argmax(dim=0)
         labels: np.ndarray = np.array(found.classes)[best.cpu().numpy()]
         return labels

@@ -208,7 +208,7 @@ def _segment(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Classes of the data set at each pixel, and the presence of the requested ones."""
     found = subject.refined(subject.predict(photo, request, taught), photo)
-    predicted, _ = Prediction(found.cpu(), subject.see(photo).frame).labels()
+    predicted, _ = Prediction(found.cpu(), subject.framed(photo).frame).labels()
     return predicted, found.presence.cpu().numpy()
 
 

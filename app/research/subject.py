@@ -11,18 +11,18 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from app.errors import InvalidInputError
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone, EncodedImage
-from app.method.frame import Frame, labels_to_input
-from app.method.pipeline import FramedImage, Pipeline
+from app.method.frame import labels_to_input
+from app.method.pipeline import Encode, FramedImage, FramedPhoto, Pipeline, encode_one
 from app.method.prediction import ClassMap
 from app.method.prompts import BACKGROUND_WORDS, Query
 from app.method.refinement import crf, unrefined
 from app.method.shot import IGNORE, Shot
-from app.method.tiles import Tile
 from app.method.tuning import TUNED, Recipe
 
 from .dataset import Dataset, LabelledPhoto
@@ -69,19 +69,6 @@ class Options:
     recipe: Recipe = field(default_factory=lambda: TUNED)
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """An encoded photo; the network input as uint8, a quarter of its size."""
-
-    encoded: EncodedImage
-    rgb: Tensor
-    frame: Frame
-
-    @property
-    def nbytes(self) -> int:
-        return self.encoded.nbytes + self.rgb.nbytes
-
-
 class Subject:
     """See the module.
 
@@ -105,10 +92,10 @@ class Subject:
             refinement=crf if options.crf else unrefined,
             min_presence=options.min_presence,
         )
-        self._kept: dict[str, _Kept] = {}
+        self._read: tuple[str, np.ndarray, FramedPhoto] | None = None
+        self._kept: dict[tuple[str, int], EncodedImage] = {}
+        self._latest: dict[tuple[str, int], EncodedImage] = {}
         self._room = _MAX_KEPT_BYTES if options.seeds > 1 and options.protocol != "words" else 0
-        self._latest: tuple[str, _Kept] | None = None
-        self._latest_tiles: tuple[str, list[tuple[Tile, FramedImage]]] | None = None
 
     def asked(self, photo: LabelledPhoto) -> tuple[int, ...]:
         """Classes asked for in a photo."""
@@ -137,31 +124,20 @@ class Subject:
         return supports
 
     def see(self, photo: LabelledPhoto) -> FramedImage:
-        """A photo as the network takes it.
+        """A whole photo as the network takes it, encoded."""
+        framed = self.framed(photo)
+        return FramedImage(framed.rgb, framed.frame, self._encoder(photo)(framed.rgb, 0))
 
-        The latest photo is kept for the next column, and with several seeds the first photos, as many as there is room
-        for, for the next pass; the others are encoded again.
-        """
-        kept = self._latest[1] if self._latest and self._latest[0] == photo.id else self._kept.get(photo.id)
-        if kept is None:
-            self._latest = None  # before the next are made: two photos' at once take twice the memory
-            seen = self.pipeline.see(photo.read())
-            kept = _Kept(seen.encoded, (seen.rgb * 255).round().to(torch.uint8), seen.frame)
-            if kept.nbytes <= self._room:
-                self._kept[photo.id] = kept
-                self._room -= kept.nbytes
-        self._latest = (photo.id, kept)
-        return FramedImage(kept.rgb.float() / 255, kept.frame, kept.encoded)
+    def framed(self, photo: LabelledPhoto) -> FramedPhoto:
+        """A photo as the network takes it."""
+        return self._pixels(photo)[1]
 
     def predict(
         self, photo: LabelledPhoto, asked: Sequence[int], adapters: Mapping[int, Adapter] | None = None
     ) -> ClassMap:
         """The pipeline's class map before refinement, for classes with these adapters."""
         queries = [Query((self.dataset.classes[number],), (adapters or {}).get(number)) for number in asked]
-        image = self.see(photo)
-        found = self.pipeline.class_map(image.encoded, queries)
-        if self.options.use_tiles:
-            found = self.pipeline.join_tiles(found, image.frame, queries, lambda: self._see_tiles(photo))
+        _, found = self.pipeline.find(self._pixels(photo)[0], queries, encode=self._encoder(photo))
         return replace(found, classes=tuple((0, *asked)[number] for number in found.classes))
 
     def labels(self, photo: LabelledPhoto) -> np.ndarray:
@@ -170,7 +146,7 @@ class Subject:
         Raises:
             InvalidInputError: If they can't be read, are no class numbers, or have another size than the photo.
         """
-        labels, hw = photo.read_labels(), self.see(photo).frame.photo_hw
+        labels, hw = photo.read_labels(), self.framed(photo).frame.photo_hw
         if labels.shape != hw:
             sizes = [f"{width} × {height}" for height, width in (labels.shape, hw)]
             raise InvalidInputError(
@@ -188,7 +164,7 @@ class Subject:
             decoded: False if no mask decoder made it, though the measurement uses one.
         """
         pipeline = self.pipeline if decoded else replace(self.pipeline, use_mask_decoder=False)
-        return pipeline.refine(class_map, self.see(photo).rgb)
+        return pipeline.refine(class_map, self.framed(photo).rgb)
 
     def shot(self, photo: LabelledPhoto, number: int) -> Shot:
         """A photo as an example of a class."""
@@ -197,12 +173,35 @@ class Subject:
         on_input = torch.from_numpy(labels_to_input(binary, image.frame, outside=IGNORE)).long()
         return Shot.of(self.backbone, image.encoded, on_input)
 
-    def _see_tiles(self, photo: LabelledPhoto) -> list[tuple[Tile, FramedImage]]:
-        """A photo's tiles; the latest photo's are kept for the next column."""
-        if self._latest_tiles is None or self._latest_tiles[0] != photo.id:
-            self._latest_tiles = None
-            self._latest_tiles = (photo.id, self.pipeline.see_tiles(photo.read()))
-        return self._latest_tiles[1]
+    def _pixels(self, photo: LabelledPhoto) -> tuple[np.ndarray, FramedPhoto]:
+        """A photo's pixels, and what the network takes; the latest photo's are kept for the next column."""
+        if self._read is None or self._read[0] != photo.id:
+            rgb = photo.read()
+            self._read = (photo.id, rgb, FramedPhoto(*self.backbone.preprocess(rgb)))
+        return self._read[1:]
+
+    def _encoder(self, photo: LabelledPhoto) -> Encode:
+        """Encodes the network inputs of a photo: the whole, its tiles, or its pieces.
+
+        Those of the latest photo are kept for the next column, and with several seeds those of the first photos, as
+        many as there is room for, for the next pass; the others are encoded again.
+        """
+
+        def encode(rgb: Float[Tensor, "3 size size"], number: int) -> EncodedImage:
+            key = (photo.id, number)
+            found = self._kept.get(key) or self._latest.get(key)
+            if found is None:
+                # Before the next is made: two photos' at once take twice the memory.
+                self._latest = {key: image for key, image in self._latest.items() if key[0] == photo.id}
+                found = encode_one(self.backbone, rgb)
+                if found.nbytes <= self._room:
+                    self._kept[key] = found
+                    self._room -= found.nbytes
+                else:
+                    self._latest[key] = found
+            return found
+
+        return encode
 
 
 def _check_classes(dataset: Dataset) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from app.method.backbone import Backbone, EncodedImage
 from app.method.frame import Frame, fit_and_pad, stretch
-from app.method.pipeline import Pipeline
+from app.method.pipeline import Pipeline, encode_one
 from app.method.prediction import ClassMap
 from app.method.prompts import Query
 from app.method.tiles import is_long, join, pieces_of, tiles_of
@@ -90,23 +92,27 @@ class TestJoinTiles:
             return plain(pipeline, image, queries)
 
         photo, pipeline = self.photo(), Pipeline(embedded)
-        image = pipeline.see(photo)
-        found = pipeline.class_map(image.encoded, self.QUERIES)
+        found = pipeline.class_map(pipeline.see(photo).encoded, self.QUERIES)
         assert found.classes == (0, 1)
         monkeypatch.setattr(Pipeline, "class_map", listening)
-        closer = pipeline.join_tiles(found, image.frame, self.QUERIES, lambda: pipeline.see_tiles(photo))
-        assert asked == [["cat"]] * 4
+        _, closer = replace(pipeline, use_tiles=True).find(photo, self.QUERIES)
+        assert asked == [[query.words[0] for query in self.QUERIES], *[["cat"]] * 4]
         assert closer.classes == (0, 1)
         assert torch.allclose(closer.probabilities.sum(dim=0), torch.ones(()), atol=1e-5)
         assert not torch.allclose(closer.probabilities, found.probabilities, atol=0.1)
         assert torch.equal(closer.match_score, found.match_score)
 
     def test_where_the_whole_shows_nothing_no_part_is_encoded(self, embedded: Backbone) -> None:
-        pipeline = Pipeline(embedded)
-        image = pipeline.see(np.zeros((31, 47, 3), dtype=np.uint8))
-        found = pipeline.class_map(image.encoded, self.QUERIES)
+        encoded = []
+
+        def encode(rgb: Tensor, number: int) -> EncodedImage:
+            encoded.append(number)
+            return encode_one(embedded, rgb)
+
+        nothing = np.zeros((31, 47, 3), dtype=np.uint8)
+        _, found = Pipeline(embedded, use_tiles=True).find(nothing, self.QUERIES, encode=encode)
         assert found.classes == (0,)
-        assert pipeline.join_tiles(found, image.frame, self.QUERIES, lambda: pytest.fail("encoded")) is found
+        assert encoded == [0]
 
     def test_a_backbone_without_a_mask_decoder_has_tiles_too(self, blip: Backbone) -> None:
         photo = np.random.default_rng(0).integers(0, 256, (37, 101, 3), dtype=np.uint8)

@@ -10,7 +10,6 @@ import pytest
 from torch import Tensor
 
 from app.errors import InvalidInputError
-from app.method import pipeline
 from app.method.backbone import Backbone, EncodedImage
 from app.method.pipeline import encode_one
 from app.method.tuning import PAPER, TUNED
@@ -86,7 +85,7 @@ class TestMemory:
             made.append(weakref.ref(image.tokens))
             return image
 
-        monkeypatch.setattr(pipeline, "encode_one", encode_and_note)
+        monkeypatch.setattr(subject, "encode_one", encode_and_note)
         return made
 
     def test_of_one_pass_only_the_latest_photo_is_kept(
@@ -108,7 +107,7 @@ class TestMemory:
         options = replace(OPTIONS, protocol="one-shot", seeds=2)
         kept = Evaluation(embedded, dataset, options, quiet).run()
         encoded_bytes = encode_one(embedded, embedded.preprocess(dataset.photos[0].read())[0]).nbytes
-        monkeypatch.setattr(subject, "_MAX_KEPT_BYTES", 2 * (encoded_bytes + 3 * embedded.input_size**2))
+        monkeypatch.setattr(subject, "_MAX_KEPT_BYTES", 2 * encoded_bytes)
         encoded.clear()
         measured = Evaluation(embedded, dataset, options, quiet)
         assert measured.run() == kept

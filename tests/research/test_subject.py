@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from app.errors import InvalidInputError
 from app.method.backbone import Backbone
+from app.method.prompts import Query
 from app.research.dataset import Dataset, LabelledPhoto
 from app.research.subject import Options, Subject
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 CLASSES = ("background", "cat", "dog", "bird")
 OPTIONS = Options(protocol="one-shot", crf=False)
 
@@ -87,6 +90,23 @@ def test_the_pipeline_has_the_settings_of_the_measurement(tiny: Backbone) -> Non
     pipeline = Subject(tiny, Dataset(CLASSES, (photo("cat", 1),)), options, lambda *_: None).pipeline
     assert (pipeline.layers, pipeline.use_tiles, pipeline.min_presence) == ((1,), True, 0.3)
     assert not pipeline.use_mask_decoder
+
+
+@pytest.mark.parametrize("times", [1, 3], ids=["in tiles", "in pieces"])
+def test_a_photo_is_measured_as_the_service_segments_it(embedded: Backbone, tmp_path: Path, times: int) -> None:
+    """A photo of a cat, or three beside each other, which are more than four times as long as high."""
+    with Image.open(EXAMPLES / "chelsea.jpg") as file:
+        rgb = np.tile(np.array(file.convert("RGB")), (1, times, 1))
+    Image.fromarray(rgb).save(tmp_path / "cat.png")
+    cat = replace(photo("cat", 1), image=tmp_path / "cat.png")
+    subject = Subject(embedded, Dataset(CLASSES, (cat,)), replace(OPTIONS, use_tiles=True), lambda *_: None)
+    found = subject.predict(cat, [3, 1])
+    served = subject.pipeline.run(rgb, [Query(("bird",)), Query(("cat",))]).class_map
+    assert 1 in found.classes
+    assert found.classes == tuple((0, 3, 1)[number] for number in served.classes)
+    assert torch.equal(found.probabilities, served.probabilities)
+    assert torch.equal(found.presence, served.presence)
+    assert subject.framed(cat).frame.photo_hw == rgb.shape[:2]
 
 
 def test_ignored_pixels_of_an_example_are_neither_in_nor_out(tiny: Backbone, tmp_path: Path) -> None:
