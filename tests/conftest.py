@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -33,8 +35,22 @@ from app.storage.server import EmbeddedServer
 DEADLINE_S = 30.0
 ENDED = {"succeeded", "failed", "cancelled", "superseded"}
 
+# Folders whose tests have the shapes of arrays checked at each call. Behind the API the same calls, checked too, take
+# a third of the time of all tests.
+CHECKED_SHAPES = {"backbones", "golden", "images", "masks", "method", "research"}
+
 Json = dict[str, Any]
 NewDatabase = Callable[[], AbstractContextManager[str]]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    jaxtyping.config.update("jaxtyping_disable", folder not in CHECKED_SHAPES)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, for tests often wait: for processes, jobs, time to pass."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.fixture(scope="session", autouse=True)
