@@ -19,9 +19,10 @@ import numpy as np
 
 from app.errors import InvalidInputError
 from app.masks import MalformedMaskError, Mask
-from app.masks.boxes import box_to_mask
+from app.masks.boxes import bbox_of, box_to_mask
+from app.masks.parts import parts_of
 from app.masks.polygons import polygons_to_mask
-from app.masks.rle import rle_size, rle_to_mask
+from app.masks.rle import mask_to_rle, rle_size, rle_to_mask
 
 # Label Studio puts eight hexadecimal digits before the name of an uploaded file.
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
@@ -31,6 +32,9 @@ _LEAST_RING = 6
 
 # Five times as many as the service takes without a change of its settings.
 _MAX_PIXELS = 200_000_000
+
+# A connected part with less than this share of the photo is a speck: 61 of 640 × 480 pixels.
+_LEAST_PART = 1 / 5000
 
 # First in the files that we write: they may be written again, other files may not.
 _INFO = {"description": "Segmented by Exemplar"}
@@ -201,36 +205,50 @@ def check_size(hw: tuple[int, int]) -> None:
         raise MalformedMaskError(f"expected a photo of at most {_MAX_PIXELS} pixels, got {height} × {width}")
 
 
-def coco_json(answers: Mapping[str, Mapping[str, Any]], category_ids: Mapping[str, int]) -> dict[str, Any]:
+def coco_json(
+    answers: Iterable[tuple[str, Mapping[str, Any]]], category_ids: Mapping[str, int], *, parts: bool = False
+) -> dict[str, Any]:
     """A COCO instances file of answers of the service.
 
     Args:
-        answers: Answer to each photo with masks as run lengths, by the photo's name; photos are numbered in this order.
+        answers: Names of photos and the answers to them, with masks as run lengths; photos are numbered in this order.
         category_ids: Id of every category in the answers.
+        parts: True for an annotation of each connected part of a mask instead of one of the whole. Specks beside the
+            largest part are left out.
 
     Returns:
         `images`, `annotations` (compressed run lengths; `score` is the presence) and `categories`.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, (name, answer) in enumerate(answers.items(), 1):
+    for number, (name, answer) in enumerate(answers, 1):
         size = answer["image"]
         images.append({"id": number, "file_name": name, "width": size["width"], "height": size["height"]})
-        annotations += [
-            {
-                "id": len(annotations) + place,
-                "image_id": number,
-                "category_id": category_ids[found["name"]],
-                "segmentation": found["segmentation"],
-                "area": found["area"],
-                "bbox": found["bbox"],
-                "iscrowd": 0,
-                "score": found["presence"],
-            }
-            for place, found in enumerate((found for found in answer["categories"] if found["area"]), 1)
-        ]
+        for found in answer["categories"]:
+            if not found["area"]:
+                continue
+            for marked in _parts(found) if parts else [found]:
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": number,
+                        "category_id": category_ids[found["name"]],
+                        "segmentation": marked["segmentation"],
+                        "area": marked["area"],
+                        "bbox": marked["bbox"],
+                        "iscrowd": 0,
+                        "score": found["presence"],
+                    }
+                )
     categories = [{"id": id, "name": name, "supercategory": ""} for name, id in category_ids.items()]
     return {"info": _INFO, "images": images, "annotations": annotations, "categories": categories}
+
+
+def _parts(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The connected parts of a category's mask that are no specks."""
+    mask = rle_to_mask(found["segmentation"])
+    parts = parts_of(mask, min_area=_LEAST_PART * mask.size)
+    return [{"segmentation": mask_to_rle(part), "area": int(part.sum()), "bbox": bbox_of(part)} for part in parts]
 
 
 def is_ours(file: Path) -> bool:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.coco import find_photos, read_coco, union, write_whole
+from app.coco import coco_json, find_photos, read_coco, union, write_whole
 from app.errors import InvalidInputError
 from app.masks import MalformedMaskError
+from app.masks.boxes import bbox_of
+from app.masks.rle import mask_to_rle, rle_to_mask
 
 
 def coco_file(folder: Path, **changes: Any) -> Path:
@@ -100,3 +102,29 @@ def test_a_pipe_stays_a_pipe(tmp_path) -> None:
         assert os.read(reader, 99) == b"content"
     finally:
         os.close(reader)
+
+
+def test_each_part_of_a_mask_can_be_an_annotation() -> None:
+    """Two cups of 6 and 20 pixels and a speck; a dog that is a speck itself; a cat that is not there."""
+    cups = np.zeros((100, 101), bool)
+    cups[3:5, 7:10] = cups[50:54, 60:65] = True
+    cups[90, 90] = True
+    dog = np.zeros_like(cups)
+    dog[0, 0] = True
+    found = [
+        {"name": name, "area": int(mask.sum()), "bbox": bbox_of(mask), "segmentation": mask_to_rle(mask), "presence": p}
+        for name, mask, p in [("cup", cups, 0.9), ("cat", dog & cups, 0.1), ("dog", dog, 0.6)]
+    ]
+    answers = [("1.jpg", {"image": {"width": 101, "height": 100}, "categories": found})]
+    ids = {"cup": 1, "cat": 2, "dog": 3}
+    whole, parts = (coco_json(answers, ids, parts=parts)["annotations"] for parts in (False, True))
+    assert [(each["category_id"], each["area"]) for each in whole] == [(1, 27), (3, 1)]
+    assert [(each["id"], each["category_id"], each["area"], each["score"]) for each in parts] == [
+        (1, 1, 6, 0.9),
+        (2, 1, 20, 0.9),
+        (3, 3, 1, 0.6),
+    ]
+    assert [each["bbox"] for each in parts] == [[7, 3, 3, 2], [60, 50, 5, 4], [0, 0, 1, 1]]
+    larger = cups.copy()
+    larger[:50] = larger[54:] = False
+    assert np.array_equal(rle_to_mask(parts[1]["segmentation"]), larger)

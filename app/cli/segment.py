@@ -43,12 +43,14 @@ class _Outputs:
     Attributes:
         results: The answers, from which the rest is made.
         coco: COCO instances.
+        parts: True for an annotation of each connected part of a mask.
         masks: Folder of label maps; None for none.
         overlays: Folder of photos with painted masks; None for none.
     """
 
     results: Path
     coco: Path
+    parts: bool
     masks: Path | None
     overlays: Path | None
 
@@ -78,6 +80,10 @@ def segment(
             help="Write COCO instances to this file; default with --out: instances.json in it.", dir_okay=False
         ),
     ] = None,
+    parts: Annotated[
+        bool,
+        typer.Option("--parts", help="In the COCO file, annotate each connected part of a mask, instead of the whole."),
+    ] = False,
     masks: Annotated[bool, typer.Option("--masks", help="Also write label maps to OUT/masks, as PNG.")] = False,
     overlays: Annotated[
         bool, typer.Option("--overlays", help="Also write the photos with painted masks to OUT/overlays.")
@@ -101,7 +107,7 @@ def segment(
     from app.cli.results import listed
     from app.client import Client
 
-    outputs = _outputs(out, coco, masks=masks, overlays=overlays)
+    outputs = _outputs(out, coco, parts=parts, masks=masks, overlays=overlays)
     listing = listed(photos, without=out)
     asked = {"categories": category or [], "min_presence": min_presence}
     several = len(listing.photos) > 1 or photos[0].is_dir()
@@ -127,7 +133,7 @@ def _check_overlay(file: Path, *, alone: bool) -> None:
     check_replaceable(file, is_drawn)
 
 
-def _outputs(out: Path | None, coco: Path | None, *, masks: bool, overlays: bool) -> _Outputs | None:
+def _outputs(out: Path | None, coco: Path | None, *, parts: bool, masks: bool, overlays: bool) -> _Outputs | None:
     """Where the results go, with the folders made; None if they are only printed."""
     from app.cli.results import ANSWERS, PICTURE_FOLDERS
     from app.coco import is_ours
@@ -135,6 +141,8 @@ def _outputs(out: Path | None, coco: Path | None, *, masks: bool, overlays: bool
     if out is None and (masks or overlays):
         raise InvalidInputError("--masks and --overlays need --out: name a folder for the results.")
     if out is None and coco is None:
+        if parts:
+            raise InvalidInputError("--parts needs --out or --coco: it is about the COCO file.")
         return None
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -144,6 +152,7 @@ def _outputs(out: Path | None, coco: Path | None, *, masks: bool, overlays: bool
     return _Outputs(
         results=out / ANSWERS if out else file.with_suffix(".results.ndjson"),
         coco=file,
+        parts=parts,
         masks=out / PICTURE_FOLDERS[0] if out and masks else None,
         overlays=out / PICTURE_FOLDERS[1] if out and overlays else None,
     )
@@ -334,7 +343,10 @@ class _Run:
 
         # In the order of the photos: what was asked for again keeps its place.
         answers = {photo.name: self._answers[photo.name] for photo in self._photos if photo.name in self._answers}
-        write_whole(self._outputs.coco, json.dumps(coco_json(answers, self._results.category_ids)).encode())
+        with progress_bar(errors) as bar:
+            each = bar.track(answers.items(), total=len(answers), description="writing COCO instances")
+            content = coco_json(each, self._results.category_ids, parts=self._outputs.parts)
+        write_whole(self._outputs.coco, json.dumps(content).encode())
 
     def tell(self) -> None:
         """Print what was found, and which photos could not be segmented."""

@@ -5,7 +5,7 @@ The decisions are pure functions of scores (`helps`, `words_suffice`, `teaches_t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
@@ -57,10 +57,15 @@ class Outcome:
     words_suffice: bool = False
     word_is_new: bool = False
 
+    @property
+    def helps(self) -> bool:
+        """True if parameters and visual prompt are kept; the memory is, in any case."""
+        # A large change may overflow in the format in which it is kept.
+        return helps(self.example_iou, self.zero_shot_example_iou, new=self.word_is_new) and self._finite()
+
     def adapter(self, tuning: CategoryTuning, category: str, *, version: int, created_at: str) -> Adapter:
         """The adapter; where masks are made by the words, with the memory alone."""
-        # A large change may overflow in the format in which it is kept.
-        keep = helps(self.example_iou, self.zero_shot_example_iou, new=self.word_is_new) and self._finite()
+        keep = self.helps
         return Adapter(
             backbone=tuning.backbone.name,
             revision=tuning.backbone.revision,
@@ -162,8 +167,10 @@ def select(tuning: CategoryTuning) -> Pieces[Outcome]:
     for index in tuning.shown:
         kept.append(tuning.iou(index, parameters, visual_prompt=prompt, memory=None if suffice else memory))
         yield
-    bias = yield from _presence_bias(tuning, parameters, prompt, memory)
-    return Outcome(parameters, prompt, memory, bias, fmean(kept), fmean(words), suffice, word_is_new=not known)
+    outcome = Outcome(parameters, prompt, memory, 0.0, fmean(kept), fmean(words), suffice, word_is_new=not known)
+    # Of what requests will run under.
+    served = (parameters, prompt) if outcome.helps else (None, None)
+    return replace(outcome, presence_bias=(yield from _presence_bias(tuning, *served, memory)))
 
 
 def _presence_by_words(tuning: CategoryTuning) -> Pieces[float]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from app.errors import InvalidInputError
 from app.masks import Mask
-from app.masks.polygons import mask_to_polygons, polygons_to_mask
+from app.masks.parts import parts_of
 from app.method.clicks import Click, probability_of
 from app.method.refinement import crf, unrefined
 from app.method.shot import IGNORE
@@ -46,17 +46,6 @@ def things_of(photo: LabelledPhoto) -> list[Thing]:
         for part in parts_of(labels == number)
         if part.mean() >= MIN_AREA
     ]
-
-
-def parts_of(mask: Mask) -> list[Mask]:
-    """The connected parts of a mask; an island in a ring's hole is a part of its own."""
-    filled = [polygons_to_mask([ring], mask.shape) & mask for ring in mask_to_polygons(mask)]
-    left = mask.copy()
-    parts = {}
-    for place in sorted(range(len(filled)), key=lambda place: int(filled[place].sum())):  # islands before their rings
-        parts[place] = filled[place] & left
-        left &= ~filled[place]
-    return [parts[place] for place in range(len(filled))]
 
 
 def sample(dataset: Dataset, *, count: int = MAX_OBJECTS, seed: int = 0) -> list[Thing]:

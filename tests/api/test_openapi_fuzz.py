@@ -39,9 +39,6 @@ CONFIG = schemathesis.Config.from_dict(
 DOCUMENT = schemathesis.openapi.from_dict(create_app(Settings()).openapi(), config=CONFIG)
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # schemathesis' own
-
-
 class Running:
     """The application with one category, and the ids of what there is."""
 

@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 
 from app.backbones.blip import Blip
+from app.method import selection
 from app.method import tuning as tuning_module
 from app.method.frame import mask_to_input
-from app.method.parameters import ExampleMemory
+from app.method.parameters import ExampleMemory, Parameters, VisualPrompt
 from app.method.pieces import advance, finished
 from app.method.pipeline import encode_one
+from app.method.presence import calibrated_bias
 from app.method.prompts import Prompts, Query
 from app.method.selection import (
     Outcome,
@@ -163,6 +165,30 @@ class TestSelect:
     def test_the_paper_keeps_no_appearance(self, blip: Blip, shots: list[Shot]) -> None:
         outcome = finished(select(tuning_of(blip, shots, PAPER)))
         assert outcome.visual_prompt is outcome.memory is None
+
+
+@pytest.mark.parametrize("helped", [True, False], ids=["parameters", "words"])
+def test_the_bias_of_presence_is_that_of_what_is_served(
+    blip: Blip, shots: list[Shot], monkeypatch: pytest.MonkeyPatch, helped: bool
+) -> None:
+    """With a photo that lacks the category, and parameters that are kept or not."""
+    noise = torch.rand(3, 112, 112, generator=torch.Generator().manual_seed(1))
+    without = Shot.of(blip, encode_one(blip, noise), torch.zeros(112, 112))
+    tuning = tuning_of(blip, [shots[0], without])
+    for _ in range(3):
+        tuning.step()
+    monkeypatch.setattr(selection, "helps", lambda *_, **__: helped)
+    outcome = finished(select(tuning))
+    adapter = outcome.adapter(tuning, "dog", version=1, created_at="")
+    assert (adapter.parameters is not None) is helped
+
+    def bias(parameters: Parameters | None, prompt: VisualPrompt | None) -> float:
+        logits = [tuning.presence_logit(index, parameters, visual_prompt=prompt) for index in range(2)]
+        return calibrated_bias(torch.stack(logits), torch.tensor([True, False]))
+
+    by_words, by_parameters = bias(None, None), bias(outcome.parameters, outcome.visual_prompt)
+    assert by_words != pytest.approx(by_parameters, abs=1e-3)
+    assert adapter.presence_bias == pytest.approx(by_parameters if helped else by_words, abs=1e-6)
 
 
 class TestMemory:

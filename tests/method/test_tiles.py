@@ -19,7 +19,7 @@ from app.method.frame import Frame, fit_and_pad, stretch
 from app.method.pipeline import Pipeline, encode_one
 from app.method.prediction import ClassMap
 from app.method.prompts import Query
-from app.method.tiles import is_long, join, pieces_of, tiles_of
+from app.method.tiles import Tile, is_long, join, pieces_of, tiles_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = [(31, 47), (97, 13), (1009, 1511), (8, 8), (1, 2)]
@@ -65,6 +65,24 @@ def test_what_a_part_sees_comes_where_it_lies() -> None:
     assert joined[:76].max().item() == joined[:, :76].max().item() == 0
 
 
+def test_where_two_parts_overlap_one_fades_into_the_other() -> None:
+    """Parts of 60 columns, 20 of which are shared; the last and the first 15 of each have less and less of the say."""
+    frame = Frame((100, 100), 100, (100, 100))
+    own = Frame((100, 60), 100, (100, 60))
+    left, right = (Tile(slice(0, 100), slice(start, start + 60)) for start in (0, 40))
+    seen, nothing = torch.ones(1, 100, 100), torch.zeros(1, 100, 100)
+    joined = join(nothing, frame, [(left, own, seen), (right, own, nothing)], whole_weight=0.0)[0]
+    assert torch.equal(joined, joined[:1].expand(100, -1))
+    by_hand = {
+        39: 1.0,
+        40: 1 / (1 + 0.5 / 15),
+        49: (10.5 / 15) / (10.5 / 15 + 9.5 / 15),
+        59: 1 - 1 / (1 + 0.5 / 15),
+        60: 0.0,
+    }
+    assert {column: joined[0, column].item() for column in by_hand} == pytest.approx(by_hand)
+
+
 def test_a_map_of_the_whole_has_most_of_the_say() -> None:
     photo_hw, size = (31, 47), 40
     frame = Frame(photo_hw, size, (24, 40))
@@ -73,6 +91,16 @@ def test_a_map_of_the_whole_has_most_of_the_say() -> None:
     joined = join(whole, frame, [(tile, frame, torch.zeros(1, size, size)) for tile in tiles])
     assert torch.allclose(joined[:, :24], torch.full((1, 24, 40), 0.6))
     assert (joined[:, 24:] == 1).all()  # padding stays as it is
+
+
+def test_classes_that_are_nowhere_are_not_shown() -> None:
+    """Of a background and three classes one has a pixel; the background stays though it has none."""
+    probabilities = torch.zeros(4, 5, 5)
+    probabilities[2, 3, 4] = 1e-6
+    whole = ClassMap((0, 3, 7, 8), probabilities, torch.zeros(8), torch.zeros(8), (0,))
+    shown = whole.only_shown()
+    assert shown.classes == (0, 7)
+    assert torch.equal(shown.probabilities, probabilities[[0, 2]])
 
 
 class TestJoinTiles:

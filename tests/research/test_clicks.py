@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch import Tensor
 
 from app.method.backbone import Backbone
 from app.method.clicks import Click
+from app.method.refinement import Refinement, crf
 from app.research import clicks
 from app.research.clicks import CLICKS, Thing, clicked, innermost, iou, measure, next_click, sample, things_of
 from app.research.dataset import Dataset, LabelledPhoto
@@ -120,3 +124,21 @@ def test_a_measurement_on_the_sample_photos(tiny: Backbone, dataset: Dataset) ->
     assert [column.header for column in table.columns] == ["clicks", *report.ious]
     assert table.row_count == len(CLICKS)
     assert as_click_json(report)["objects"] == report.objects
+
+
+def test_each_column_proposes_by_its_own_means(tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, bool]] = []
+
+    def propose(*_: object, refinement: Refinement, use_mask_decoder: bool) -> Tensor:
+        asked.append((use_mask_decoder, refinement is crf))
+        return torch.zeros(HW)
+
+    monkeypatch.setattr(clicks, "probability_of", propose)
+    Image.new("RGB", HW[::-1]).save(tmp_path / "1.png")
+    photo = LabelledPhoto("1", tmp_path / "1.png", lambda: area(slice(2, 9), slice(2, 9)).astype(np.uint8), (1,))
+    subject = Subject(tiny, Dataset(("background", "cat"), (photo,)), Options(protocol="click"), lambda *_: None)
+    columns = clicks.proposals(subject)
+    for each in columns.values():
+        each(photo, [Click(3.0, 4.0)])
+    assert list(columns) == ["clicks", "clicks + CRF", "patches and colours"]
+    assert asked == [(True, False), (True, True), (False, False)]

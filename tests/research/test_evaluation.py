@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from torch import Tensor
 
 from app.errors import InvalidInputError
 from app.method.backbone import Backbone, EncodedImage
-from app.method.pipeline import encode_one
-from app.method.tuning import PAPER, TUNED
-from app.research import subject
-from app.research.dataset import Dataset
+from app.method.frame import labels_to_input
+from app.method.pipeline import Pipeline, encode_one
+from app.method.prompts import Prompts as PromptsOf
+from app.method.prompts import Query
+from app.method.shot import IGNORE
+from app.method.tuning import PAPER, TUNED, CategoryTuning
+from app.research import joint, one_shot, subject
+from app.research.dataset import Dataset, LabelledPhoto
 from app.research.evaluation import Evaluation
 from app.research.subject import Options, Prompts
 
@@ -51,6 +58,63 @@ def test_every_protocol_leaves_its_supports_out_and_has_words_beside_it(
     assert set(report.scores) == expected
     assert all(0 <= iou <= 1 for name in expected for iou in report.by_class(name).values())
     assert report.mean(column)[0] > 0.4
+
+
+def test_on_the_network_s_input_masks_are_compared_without_their_way_back(dataset: Dataset, embedded: Backbone) -> None:
+    cat = next(photo for photo in dataset.photos if photo.id == "chelsea")
+    measured = Evaluation(embedded, Dataset(dataset.classes, (cat,)), replace(OPTIONS, size="input"), quiet)
+    framed, found = Pipeline(embedded).find(cat.read(), [Query(("cat",))])
+    marked = found.probabilities.argmax(dim=0).numpy() == 1
+    true = labels_to_input(cat.read_labels(), framed.frame, outside=IGNORE) == 2
+    assert marked.shape == true.shape == (384, 384)
+    overlap = (marked & true).sum() / (marked | true).sum()
+    assert measured.run().scores["words"][0].iou[2] == pytest.approx(overlap)
+
+
+def test_a_category_is_no_competitor_of_its_own(
+    dataset: Dataset, embedded: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    competing: dict[str, list[str]] = {}
+
+    class Noting(CategoryTuning):
+        def __init__(self, *args: Any, others: PromptsOf, **options: Any) -> None:
+            super().__init__(*args, others=others, **options)
+            competing[self.words[0]] = [word for query in others.queries[1:] for word in query.words]
+
+    monkeypatch.setattr(one_shot, "CategoryTuning", Noting)
+    options = replace(OPTIONS, protocol="one-shot", recipe=replace(TUNED, steps=0))
+    Evaluation(embedded, dataset, options, quiet).run()
+    assert competing == {"person": ["cat"], "cat": ["person"]}
+
+
+def test_joint_tuning_meets_the_supports_in_an_order_of_its_seed(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven photos, each with another number of marked pixels."""
+
+    class Ended(Exception):
+        pass
+
+    met: list[list[int]] = []
+
+    def note(backbone: Backbone, images: Any, labels: Any, **options: Any) -> None:
+        met.append([int((one == 1).sum()) for one in labels])
+        raise Ended
+
+    Image.new("RGB", (40, 40)).save(tmp_path / "grey.png")
+    photos = []
+    for rows in range(1, 8):
+        labels = np.zeros((40, 40), np.uint8)
+        labels[:rows] = 1
+        photos.append(LabelledPhoto(str(rows), tmp_path / "grey.png", lambda labels=labels: labels, (1,)))
+    measured = subject.Subject(tiny, Dataset(("background", "cat"), tuple(photos)), OPTIONS, quiet)
+    monkeypatch.setattr(joint, "JointTuning", note)
+    for seed in (0, 1, 2, 0):
+        with pytest.raises(Ended):
+            joint.joint(measured, {1: photos}, seed)
+    assert all(sorted(order) == [40 * rows for rows in range(1, 8)] for order in met)
+    assert met[0] == met[3]
+    assert len({tuple(order) for order in met}) == 3
 
 
 # Each photo shows one class, and that one is taught; of "all", the other one is asked for and taught in its turn.
