@@ -94,6 +94,36 @@ def test_a_folder_becomes_a_coco_file_label_maps_and_overlays(command, embedded_
             assert painted.size == (image["width"], image["height"])
 
 
+def test_objects_apart_from_each_other_are_annotations_of_their_own(command, embedded_url, tmp_path) -> None:
+    """Two photos of a cat with a grey wall between them; the file with parts is made of the same answers."""
+    with Image.open(EXAMPLES / "chelsea.jpg") as cat:
+        beside = Image.new("RGB", (3 * cat.width, cat.height), (128, 128, 128))
+        for column in (0, 2 * cat.width):
+            beside.paste(cat, (column, 0))
+    beside.save(tmp_path / "cats.png")
+    words = ("segment", tmp_path / "cats.png", "--category", "cat", "--out", tmp_path / "out")
+    assert command(*words, "--url", embedded_url).returncode == 0
+    whole = coco_of(tmp_path / "out" / "instances.json")
+    assert command(*words, "--parts", "--url", NOWHERE).returncode == 0
+    parts = coco_of(tmp_path / "out" / "instances.json")
+    (one,) = whole.dataset["annotations"]
+    assert {each["category_id"] for each in parts.dataset["annotations"]} == {one["category_id"]}
+    assert {each["score"] for each in parts.dataset["annotations"]} == {one["score"]}
+    masks = [drawn(parts, each) for each in parts.dataset["annotations"]]
+    assert len(masks) >= 2
+    assert np.sum(masks, axis=0).max() == 1, "no pixel is in two of them"
+    assert np.sum(masks) >= 0.99 * drawn(whole, one).sum(), "nothing but specks is left out"
+    assert not (np.any(masks, axis=0) & ~drawn(whole, one)).any()
+    wall = slice(int(1.2 * cat.width), int(1.8 * cat.width))
+    assert not any(mask[:, : wall.start].any() and mask[:, wall.stop :].any() for mask in masks)
+
+
+def test_parts_are_of_a_coco_file(command, photos) -> None:
+    done = command("segment", photos, "--parts", "--url", NOWHERE)
+    assert done.returncode != 0
+    assert "--parts needs --out or --coco" in done.stderr
+
+
 def test_what_is_there_is_not_asked_for_again(command, tiny_url, photos, tmp_path) -> None:
     out = tmp_path / "out"
     words = ("segment", photos, *EVERYTHING, "--out", out)
