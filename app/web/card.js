@@ -117,7 +117,7 @@ function notHere(name, photo, problem) {
       const form = new FormData();
       form.append("image", photo);
       form.append("absent", "true");
-      const path = `/categories/${encodeURIComponent(name)}/example`;
+      const path = `categories/${encodeURIComponent(name)}/example`;
       const { job, warnings } = await json(path, { method: "POST", body: form });
       button.textContent = "Learning …";
       showProblem(problem, doubts(warnings).join(" "));

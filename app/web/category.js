@@ -8,7 +8,7 @@ const VERSIONS = { dateStyle: "medium", timeStyle: "short" };
 
 // Fills a place with the category's examples and versions. `changed` is called when the category is another.
 export async function showCategory(place, { name }, problem, changed) {
-  const path = `/categories/${encodeURIComponent(name)}`;
+  const path = `categories/${encodeURIComponent(name)}`;
   const [shots, versions] = await Promise.all([allOf(`${path}/examples`), allOf(`${path}/versions`)]);
   const acting = { path, problem, changed };
   const lists = { examples: shots.map((shot) => example(shot, acting)) };

@@ -22,7 +22,7 @@ export class Proposer {
     const [across, down] = size.map((side, axis) => side / this.#size[axis]);
     const placed = points.map(([x, y, inside]) => [x * across, y * down, inside]);
     form.append("points", JSON.stringify(placed));
-    const { area, segmentation } = await json("/segment/clicks", { method: "POST", body: form });
+    const { area, segmentation } = await json("segment/clicks", { method: "POST", body: form });
     if (!area) throw new Error("Nothing was found there: click the middle of the object, or use the brush.");
     return segmentation;
   }

@@ -13,19 +13,19 @@ function formOf(photo, { names, refine }, more = {}) {
 }
 
 export function segment(photo, asked, signal) {
-  return json("/segment", { method: "POST", body: formOf(photo, asked), signal });
+  return json("segment", { method: "POST", body: formOf(photo, asked), signal });
 }
 
 // The masks as a picture, by what is taught now: its i-th colour is the i-th category.
 export async function labelMap(photo, asked) {
   const headers = { Accept: "image/png" };
-  return (await call("/segment", { method: "POST", body: formOf(photo, asked), headers })).blob();
+  return (await call("segment", { method: "POST", body: formOf(photo, asked), headers })).blob();
 }
 
 // How sure the model is at each place: a grey picture for each category, in their order; none of those not found.
 export async function heatMaps(photo, asked) {
   const body = formOf(photo, asked, { heatmaps: "true" });
-  const { categories } = await json("/segment", { method: "POST", body });
+  const { categories } = await json("segment", { method: "POST", body });
   return Promise.all(categories.map(({ area, heatmap }) => area && pictureOf(heatmap)));
 }
 

@@ -10,10 +10,10 @@ export function samples({ teach, segment }) {
 
 async function tryThem(teach, segment) {
   const [kitten, mask, chelsea, dog] = await Promise.all([
-    fetched("/web/sample-kitten.jpg"),
-    fetched("/web/sample-kitten-mask.png"),
-    fetched("/web/sample-chelsea.jpg"),
-    fetched("/web/sample-dog.jpg"),
+    fetched("web/sample-kitten.jpg"),
+    fetched("web/sample-kitten-mask.png"),
+    fetched("web/sample-chelsea.jpg"),
+    fetched("web/sample-dog.jpg"),
   ]);
   if (!isTaught("cat")) {
     choose($("teach-mask"), mask);

@@ -11,7 +11,7 @@ export async function showSeen(canvas, photo, name, isShown) {
   form.append("image", photo);
   form.append("categories", JSON.stringify([name])); // as JSON: a name may have a comma
   form.append("min_presence", "0"); // also if it would not find it there at all
-  const answer = await json("/segment", { method: "POST", body: form }).catch(() => undefined);
+  const answer = await json("segment", { method: "POST", body: form }).catch(() => undefined);
   if (!answer || !isShown()) return;
   outline(canvas, labelsOf(answer, SHOWN_PX), getComputedStyle(canvas).color);
   canvas.hidden = false;

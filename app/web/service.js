@@ -16,7 +16,7 @@ class Refusal extends Error {
   }
 }
 
-// The answer; throws a Refusal.
+// The answer; throws a Refusal. Paths are relative to the page, so that it works under a prefix too.
 export async function call(path, { headers = {}, ...options } = {}) {
   const key = sessionStorage.getItem(KEY);
   const sent = { ...options, headers: key ? { ...headers, "X-API-Key": key } : headers };
@@ -73,7 +73,7 @@ export async function follow(id, tell) {
   const last = sessionStorage.getItem(KEY) ? undefined : await events(id, tell);
   if (last) return last;
   for (let [ms, longest] = POLL_MS; ; ms = Math.min(longest, 1.3 * ms)) {
-    const job = await patiently(() => json(`/jobs/${id}`));
+    const job = await patiently(() => json(`jobs/${id}`));
     tell(job);
     if (ENDED.has(job.status)) return job;
     await pause(ms);
@@ -89,7 +89,7 @@ export async function learnt({ id }) {
 
 // The job when it has ended, or nothing when the stream broke: asking for the job then tells why.
 function events(id, tell) {
-  const source = new EventSource(`/jobs/${id}/events`);
+  const source = new EventSource(`jobs/${id}/events`);
   return new Promise((resolve) => {
     source.onerror = () => resolve();
     source.onmessage = ({ data }) => {

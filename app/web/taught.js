@@ -8,7 +8,7 @@ import { allOf, call } from "./service.js";
 
 export async function showTaught() {
   try {
-    const categories = await allOf("/categories?limit=1000");
+    const categories = await allOf("categories?limit=1000");
     showProblem($("taught-problem"), "");
     $("none-taught").hidden = categories.length > 0;
     $("samples").hidden = categories.length > 0; // they would add to what others teach
@@ -50,7 +50,7 @@ function forgetButton(name) {
   forget.onclick = () => {
     if (!confirm(`Delete “${name}” with its examples?`)) return;
     busy(forget, $("taught-problem"), async () => {
-      await call(`/categories/${encodeURIComponent(name)}`, { method: "DELETE" });
+      await call(`categories/${encodeURIComponent(name)}`, { method: "DELETE" });
       await showTaught();
     });
   };

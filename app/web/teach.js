@@ -125,7 +125,7 @@ async function teach(frame, painter, taught) {
   const tell = (text) => ($("teach-status").textContent = text);
   forget(frame);
   const name = $("name").value.trim();
-  const path = `/categories/${encodeURIComponent(name)}`;
+  const path = `categories/${encodeURIComponent(name)}`;
   const [photo] = $("teach-photo").files;
   const form = new FormData();
   form.append("image", photo);
@@ -167,7 +167,7 @@ async function learn(job, path, tell) {
   bar.value = 0;
   $("teach-running").hidden = false;
   $("teach-cancel").onclick = () =>
-    busy($("teach-cancel"), $("teach-problem"), () => call(`/jobs/${job.id}`, { method: "DELETE" }));
+    busy($("teach-cancel"), $("teach-problem"), () => call(`jobs/${job.id}`, { method: "DELETE" }));
   const { status, error } = await follow(job.id, ({ status, progress }) => {
     bar.value = progress;
     tell(status === "running" ? `Learning: ${percent(progress)}` : "Waiting for its turn …");

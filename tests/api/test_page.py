@@ -28,9 +28,7 @@ def referenced(name: str) -> set[str]:
     """The page's files that one of them names."""
     if name not in TEXTS:
         return set()
-    names = re.findall(
-        r"""(?:src=|href=|\()"/web/([^"]+)"|from "\./([^"]+)"|url\(([^)]+)\)""", (WEB / name).read_text()
-    )
+    names = re.findall(r"""(?:src=|href=|\()"web/([^"]+)"|from "\./([^"]+)"|url\(([^)]+)\)""", (WEB / name).read_text())
     return {"".join(found) for found in names}
 
 
@@ -72,6 +70,10 @@ class TestFiles:
     @pytest.mark.parametrize("name", TEXTS)
     def test_nothing_comes_from_elsewhere(self, name: str) -> None:
         assert not re.search(r"https?:|[\"'(]//", (WEB / name).read_text())
+
+    def test_addresses_are_relative_to_the_page(self) -> None:
+        """So that it works under a prefix."""
+        assert not re.search(r"[\"`(]/[a-z]", HTML + SCRIPTS)
 
     def test_no_script_or_style_is_inline(self) -> None:
         assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", HTML)

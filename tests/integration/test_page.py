@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from app.main import create_app
 from app.masks.pictures import palette
@@ -112,6 +114,25 @@ def taught(page: Page, name: str = "cat") -> None:
     teach(page, name)
     expect(page.locator("#teach-status")).to_contain_text(f"“{name}” is taught. It marks")
     expect(page.locator("#teach-go")).to_be_enabled()
+
+
+def test_under_a_prefix_it_calls_what_is_under_the_prefix(
+    browser: Browser, database: str, embedded: Backbone, tmp_path: Path
+) -> None:
+    app = create_app(Settings(redis_url=database, data_dir=tmp_path, tune_steps=3, threads=1), loaded=[embedded])
+    under = Starlette(routes=[Mount("/team/exemplar", app)], lifespan=app.router.lifespan_context)
+    with served(under) as url, browser.new_context(base_url=url) as context:
+        context.set_default_timeout(1000 * DEADLINE_S)
+        expect.set_options(timeout=1000 * DEADLINE_S)
+        page = context.new_page()
+        failed: list[str] = []
+        page.on("response", lambda answer: failed.append(f"{answer.status} {answer.url}") if not answer.ok else None)
+        page.goto("/team/exemplar/")
+        page.get_by_role("button", name="Try").click()
+        expect(page.locator("#results figcaption")).to_have_count(2)
+        expect(page.locator("#taught")).to_contain_text("cat")
+        assert page.get_by_role("link", name="All calls").get_attribute("href") == "docs"
+        assert failed == []
 
 
 def stored_mask(page: Page, name: str = "cat") -> np.ndarray:
@@ -598,7 +619,7 @@ def answers(page: Page, found: dict[str, set[str]]) -> None:
              const plain = fetch;
              window.fetch = async (path, options) => {
                const answer = await plain(path, options);
-               if (path !== "/segment") return answer;
+               if (path !== "segment") return answer;
                const answered = await answer.json();
                const { categories, half } = halves[options.body.get("image").name];
                for (const category of answered.categories) {
