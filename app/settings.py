@@ -33,6 +33,11 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on. 0 picks a free port.")
+    root_path: str = Field(
+        "",
+        description="Prefix under which a proxy in front serves it, such as `/exemplar`, if the proxy takes it off: "
+        "addresses in answers and on `/docs` then begin with it.",
+    )
     data_dir: Path = Field(
         Path("var"),
         description="Folder of the embedded Valkey server: socket, lock and append-only file. Not used when "
@@ -179,6 +184,13 @@ class Settings(BaseSettings):
         description="Other hosts that photos of tasks are fetched from, comma-separated, each with its port unless it "
         "is the usual one, such as `bucket.s3.amazonaws.com`.",
     )
+
+    @field_validator("root_path")
+    @classmethod
+    def _root_path_is_one(cls, value: str) -> str:
+        if not re.fullmatch(r"(/[\w.~-]+)*", value, re.ASCII):
+            raise ValueError("expected a path without a slash at its end, such as /exemplar")
+        return value
 
     @field_validator("label_studio_url")
     @classmethod

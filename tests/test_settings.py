@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from app.settings import Settings, unknown_variables
 
@@ -34,3 +35,10 @@ def test_an_empty_variable_counts_as_not_set() -> None:
     assert unknown_variables({"EXEMPLAR_PORTT": "", "EXEMPLAR_API_KEYS": "", "EXEMPLAR_API_KEY": "x"}) == [
         "EXEMPLAR_API_KEY is no setting and has no effect: is EXEMPLAR_API_KEYS meant?"
     ]
+
+
+@pytest.mark.parametrize("path", ["exemplar", "/exemplar/", "/", "//a", "/a b", "/a?b", "https://host/a"])
+def test_a_prefix_is_a_path_without_a_slash_at_its_end(path: str) -> None:
+    with pytest.raises(ValidationError, match="without a slash at its end"):
+        Settings(root_path=path)
+    assert Settings(root_path="/team/exemplar-2").root_path == "/team/exemplar-2"

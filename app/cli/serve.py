@@ -106,6 +106,7 @@ async def _serve(settings: Settings) -> None:
             create_app(settings, live=live),
             host=settings.host,
             port=settings.port,
+            root_path=settings.root_path,
             log_config=None,
             # Enough for current requests. Event streams still open after it are closed; their clients reconnect.
             timeout_graceful_shutdown=10,

@@ -60,7 +60,9 @@ export async function allOf(path) {
   while (path) {
     const answer = await call(path);
     items.push(...(await answer.json()));
-    path = answer.headers.get("Link")?.match(/<([^>]*)>; rel="next"/)?.[1];
+    // Of the next page's address the query alone: a proxy may have taken a prefix off the path.
+    const query = answer.headers.get("Link")?.match(/<[^>?]*(\?[^>]*)>; rel="next"/)?.[1];
+    path = query && path.split("?")[0] + query;
   }
   return items;
 }

@@ -10,13 +10,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx2
 import pytest
+from rich.console import Console
+
+from app.demo import running_service
 
 _MAY_UNSHARE = (
     shutil.which("unshare") is not None and subprocess.run(["unshare", "--pid", "--fork", "true"]).returncode == 0
 )
 
 ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 
 pytestmark = pytest.mark.timeout(300)  # each starts a process, which imports torch
 
@@ -81,3 +86,15 @@ def test_demo_teaches_segments_and_leaves_nothing_running(tmp_path: Path, run) -
     assert out.read_bytes().startswith(b"\x89PNG")
     left = subprocess.run(["pgrep", "-f", "exemplar-demo-"], capture_output=True, text=True)
     assert left.stdout == ""
+
+
+def test_behind_a_proxy_that_takes_a_prefix_off_answers_name_what_callers_reach() -> None:
+    files = {name: (EXAMPLES / name).read_bytes() for name in ("kitten.jpg", "kitten_mask.png")}
+    with running_service(Console(quiet=True), root_path="/team/x", tune_steps="1") as service:
+        sent = {"image": files["kitten.jpg"], "mask": files["kitten_mask.png"]}
+        answer = httpx2.post(f"{service.url}/categories/cat/example", files=sent)
+        assert answer.status_code == 202
+        job = answer.json()["job"]["id"]
+        assert answer.headers["location"] == f"/team/x/jobs/{job}"
+        assert httpx2.get(f"{service.url}/jobs/{job}").json()["id"] == job
+        assert "/team/x/openapi.json" in httpx2.get(f"{service.url}/docs").text

@@ -15,10 +15,12 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.main import create_app
 from app.masks.pictures import palette
@@ -32,6 +34,7 @@ KITTEN = EXAMPLES / "kitten.jpg"
 CHELSEA = EXAMPLES / "chelsea.jpg"
 AXE = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
 DEADLINE_S = 60.0
+PREFIX = "/team/exemplar"
 
 pytestmark = pytest.mark.timeout(300)  # a browser, whose every step may take DEADLINE_S
 
@@ -116,22 +119,49 @@ def taught(page: Page, name: str = "cat") -> None:
     expect(page.locator("#teach-go")).to_be_enabled()
 
 
+def mounted(app: FastAPI) -> ASGIApp:
+    """In another application, which tells it the prefix."""
+    return Starlette(routes=[Mount(PREFIX, app)], lifespan=app.router.lifespan_context)
+
+
+def behind_a_proxy(app: FastAPI) -> ASGIApp:
+    """A proxy takes the prefix off, and says nothing of it."""
+
+    async def proxied(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path, raw = scope["path"].removeprefix(PREFIX), scope["raw_path"].removeprefix(PREFIX.encode())
+            scope = {**scope, "path": path, "raw_path": raw}
+        await app(scope, receive, send)
+
+    return proxied
+
+
+@pytest.mark.parametrize("under", [mounted, behind_a_proxy])
 def test_under_a_prefix_it_calls_what_is_under_the_prefix(
-    browser: Browser, database: str, embedded: Backbone, tmp_path: Path
+    browser: Browser, database: str, embedded: Backbone, tmp_path: Path, under: Callable[[FastAPI], ASGIApp]
 ) -> None:
     app = create_app(Settings(redis_url=database, data_dir=tmp_path, tune_steps=3, threads=1), loaded=[embedded])
-    under = Starlette(routes=[Mount("/team/exemplar", app)], lifespan=app.router.lifespan_context)
-    with served(under) as url, browser.new_context(base_url=url) as context:
+    with served(under(app)) as url, browser.new_context(base_url=url) as context:
         context.set_default_timeout(1000 * DEADLINE_S)
         expect.set_options(timeout=1000 * DEADLINE_S)
         page = context.new_page()
         failed: list[str] = []
         page.on("response", lambda answer: failed.append(f"{answer.status} {answer.url}") if not answer.ok else None)
-        page.goto("/team/exemplar/")
+        page.goto(f"{PREFIX}/")
         page.get_by_role("button", name="Try").click()
         expect(page.locator("#results figcaption")).to_have_count(2)
         expect(page.locator("#taught")).to_contain_text("cat")
         assert page.get_by_role("link", name="All calls").get_attribute("href") == "docs"
+        files = {"image": {"name": "kitten.jpg", "mimeType": "image/jpeg", "buffer": KITTEN.read_bytes()}}
+        page.request.post(f"{PREFIX}/categories/kitten/example", multipart=files | {"box": "[100, 100, 200, 200]"})
+        listed = page.evaluate(
+            """async (prefix) => {
+                 const { allOf } = await import(`${prefix}/web/service.js`);
+                 return (await allOf("categories?limit=1")).map(({ name }) => name);
+               }""",
+            PREFIX,
+        )
+        assert sorted(listed) == ["cat", "kitten"]
         assert failed == []
 
 
