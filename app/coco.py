@@ -19,10 +19,10 @@ import numpy as np
 
 from app.errors import InvalidInputError
 from app.masks import MalformedMaskError, Mask
-from app.masks.boxes import bbox_of, box_to_mask
+from app.masks.boxes import box_to_mask
 from app.masks.parts import parts_of
 from app.masks.polygons import polygons_to_mask
-from app.masks.rle import mask_to_rle, rle_size, rle_to_mask
+from app.masks.rle import rle_size, rle_to_mask
 
 # Label Studio puts eight hexadecimal digits before the name of an uploaded file.
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
@@ -248,7 +248,7 @@ def _parts(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The connected parts of a category's mask that are no specks."""
     mask = rle_to_mask(found["segmentation"])
     parts = parts_of(mask, min_area=_LEAST_PART * mask.size)
-    return [{"segmentation": mask_to_rle(part), "area": int(part.sum()), "bbox": bbox_of(part)} for part in parts]
+    return [{"segmentation": part.rle(mask.shape), "area": part.area, "bbox": part.bbox} for part in parts]
 
 
 def is_ours(file: Path) -> bool:

@@ -48,9 +48,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     jaxtyping.config.update("jaxtyping_disable", folder not in CHECKED_SHAPES)
 
 
+@pytest.hookimpl(optionalhook=True)  # of a plugin that may be switched off
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores, for tests often wait: for processes, jobs, time to pass."""
-    return len(os.sched_getaffinity(0)) + 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -43,7 +43,7 @@ class _Outputs:
     Attributes:
         results: The answers, from which the rest is made.
         coco: COCO instances.
-        parts: True for an annotation of each connected part of a mask.
+        parts: True for an annotation of each connected part of a mask in the COCO file.
         masks: Folder of label maps; None for none.
         overlays: Folder of photos with painted masks; None for none.
     """

@@ -89,12 +89,12 @@ def polygons_to_mask(polygons: object, image_hw: tuple[int, int]) -> Mask:
     mask = np.zeros(image_hw, dtype=bool)
     for ring in rings:
         if len(ring) >= 3:
-            _draw(ring, mask=mask)
+            draw_ring(ring, mask=mask)
     return mask
 
 
-def _draw(ring: Ring, *, mask: Mask) -> None:
-    """Adds a ring that lies within the image to a mask."""
+def draw_ring(ring: Ring, *, mask: Mask) -> None:
+    """Adds a ring of 3 corners or more that lies within the image to a mask, however long it is."""
     # pycocotools rounds corners to fifths of a pixel, and its union and decoder visit the whole image for every ring.
     # So only the ring's box is decoded. To shift the ring would change pixels where its sides are rounded.
     left, top = map(math.floor, np.floor(5 * ring.min(axis=0) + 0.5) / 5)

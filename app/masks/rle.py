@@ -34,6 +34,29 @@ def mask_to_rle(mask: Mask) -> Rle:
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
 
+def crop_to_rle(crop: Mask, *, left: int, top: int, image_hw: tuple[int, int]) -> Rle:
+    """Encodes a mask of which only a box has pixels, without a mask of the whole image.
+
+    Args:
+        crop: The mask within the box.
+        left: First column of the box.
+        top: First row of the box.
+        image_hw: (height, width) of the image.
+
+    Returns:
+        As `mask_to_rle` of the mask of the whole image.
+    """
+    height, width = image_hw
+    columns = np.zeros((height, crop.shape[1]), dtype=bool)
+    columns[top : top + crop.shape[0]] = crop
+    column_by_column = np.concatenate([[False], columns.ravel(order="F"), [False]])
+    changes = np.flatnonzero(column_by_column[1:] != column_by_column[:-1]) + left * height
+    runs = np.diff(np.concatenate([[0], changes, [height * width]])).tolist()
+    runs = runs[: len(runs) - (runs[-1] == 0)]  # none after a mark in the last pixel
+    encoded = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
+
+
 def rle_to_mask(rle: object) -> Mask:
     """Decodes COCO run lengths, compressed (a string) or not (a list of numbers).
 

@@ -30,7 +30,8 @@ from .refinement import Refinement, unrefined
 from .scores import LayerWeights, ScoreMap
 
 Rgb = UInt8[np.ndarray, "height width 3"]
-# Encodes a network input. Its number is 0 for the whole photo and 1, 2, … for its tiles, so that a cache can name it.
+# Encodes a network input. Its number is 0 for the whole photo and 1, 2, … for its tiles or pieces, so that a
+# cache can name it.
 Encode = Callable[[Float[Tensor, "3 size size"], int], EncodedImage]
 # Times a named step.
 Stage = Callable[[str], AbstractContextManager[None]]
@@ -61,7 +62,11 @@ class FramedPhoto:
 
 @dataclass(frozen=True)
 class FramedImage(FramedPhoto):
-    """The same with the output of the image tower."""
+    """A photo, or a part of it, as the network takes it, encoded.
+
+    Attributes:
+        encoded: Output of the image tower.
+    """
 
     encoded: EncodedImage
 

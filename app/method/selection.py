@@ -168,7 +168,7 @@ def select(tuning: CategoryTuning) -> Pieces[Outcome]:
         kept.append(tuning.iou(index, parameters, visual_prompt=prompt, memory=None if suffice else memory))
         yield
     outcome = Outcome(parameters, prompt, memory, 0.0, fmean(kept), fmean(words), suffice, word_is_new=not known)
-    # Of what requests will run under.
+    # Presence is biased under the parameters that requests will use.
     served = (parameters, prompt) if outcome.helps else (None, None)
     return replace(outcome, presence_bias=(yield from _presence_bias(tuning, *served, memory)))
 

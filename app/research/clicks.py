@@ -41,10 +41,10 @@ def things_of(photo: LabelledPhoto) -> list[Thing]:
     """The connected parts of a photo's masks that are large enough."""
     labels = photo.read_labels()
     return [
-        Thing(photo, number, part, labels == IGNORE)
+        Thing(photo, number, part.on(labels.shape), labels == IGNORE)
         for number in photo.classes
         for part in parts_of(labels == number)
-        if part.mean() >= MIN_AREA
+        if part.area >= MIN_AREA * labels.size
     ]
 
 

@@ -1,4 +1,7 @@
-"""Protocol `joint`: the authors' way, every class in one set of parameters, which the background's prompts use too."""
+"""Protocol `joint`: the authors' way, every class in one set of parameters, which the background's prompts use too.
+
+A photo over 4:1 is seen whole here, and in pieces by the words beside it.
+"""
 
 from __future__ import annotations
 

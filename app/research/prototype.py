@@ -1,4 +1,7 @@
-"""Method `prototype`, the baseline that tuning must beat: masked-average prototypes of the frozen patch features."""
+"""Method `prototype`, the baseline that tuning must beat: masked-average prototypes of the frozen patch features.
+
+A photo over 4:1 is seen whole here, and in pieces by the words beside it.
+"""
 
 from __future__ import annotations
 

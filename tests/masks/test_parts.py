@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from app.masks.boxes import bbox_of
 from app.masks.parts import parts_of
+from app.masks.rle import mask_to_rle
 
 
 def by_flood_fill(mask: np.ndarray) -> list[set[tuple[int, int]]]:
@@ -35,7 +37,12 @@ def pixels(part: np.ndarray) -> set[tuple[int, int]]:
 
 @given(arrays(bool, st.tuples(st.integers(1, 13), st.integers(1, 17))))
 def test_the_parts_are_those_of_a_flood_fill(mask: np.ndarray) -> None:
-    found = [pixels(part) for part in parts_of(mask)]
+    parts = parts_of(mask)
+    found = [pixels(part.on(mask.shape)) for part in parts]
+    for part in parts:
+        whole = part.on(mask.shape)
+        assert part.rle(mask.shape) == mask_to_rle(whole)
+        assert (part.area, part.bbox) == (whole.sum(), bbox_of(whole))
     assert sorted(map(sorted, found)) == sorted(map(sorted, by_flood_fill(mask)))
     assert [min(y for y, _ in part) for part in found] == sorted(min(y for y, _ in part) for part in found)
 
@@ -47,15 +54,24 @@ def test_an_island_in_a_ring_that_is_in_a_ring() -> None:
         mask[1 + inset : 26 - inset, 2 + inset : 27 - inset] = True
         mask[2 + inset : 25 - inset, 3 + inset : 26 - inset] = False
     mask[11:15, 12:16] = True
-    assert sorted(int(part.sum()) for part in parts_of(mask)) == [16, 32, 64, 96]
+    assert sorted(part.area for part in parts_of(mask)) == [16, 32, 64, 96]
 
 
 @pytest.mark.parametrize(("least", "areas"), [(0.0, [1, 6, 4]), (4.0, [6, 4]), (5.0, [6]), (7.0, [6])])
 def test_small_parts_are_left_out_but_never_the_largest(least: float, areas: list[int]) -> None:
     mask = np.zeros((11, 13), bool)
     mask[0, 5] = mask[2:4, 2:5] = mask[7:9, 7:9] = True
-    assert [int(part.sum()) for part in parts_of(mask, min_area=least)] == areas
+    assert [part.area for part in parts_of(mask, min_area=least)] == areas
 
 
 def test_a_mask_without_a_pixel_has_no_part() -> None:
-    assert not list(parts_of(np.zeros((3, 5), bool), min_area=2.0))
+    assert parts_of(np.zeros((3, 5), bool), min_area=2.0) == []
+
+
+def test_an_outline_that_no_caller_may_send_is_a_part() -> None:
+    """A comb of 12 million pixels, whose outline is longer than polygons of requests may be."""
+    comb = np.zeros((3000, 4000), bool)
+    comb[:, ::2] = comb[0] = True
+    (part,) = parts_of(comb)
+    assert part.area == comb.sum()
+    assert part.rle(comb.shape) == mask_to_rle(comb)
