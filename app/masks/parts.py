@@ -65,11 +65,12 @@ def parts_of(mask: Mask, *, min_area: float = 0.0) -> list[Part]:
     # Islands before the rings around them, which are larger, so that a ring finds its hole empty.
     for place in sorted(range(len(outlines)), key=lambda place: _area(outlines[place])):
         part = _taken_from(left_over, outlines[place])
-        largest = max(largest, part.area)
-        if part.area >= min(min_area, largest):
+        area = part.area
+        largest = max(largest, area)
+        if area >= min(min_area, largest):  # of many specks the crops take memory
             parts[place] = part
     least = min(min_area, largest)
-    return [parts[place] for place in sorted(parts) if parts[place].area >= least]
+    return [part for _, part in sorted(parts.items()) if part.area >= least]
 
 
 def _taken_from(mask: Mask, outline: np.ndarray) -> Part:
