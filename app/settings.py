@@ -73,8 +73,8 @@ class Settings(BaseSettings):
     threads: int = Field(
         0,
         ge=0,
-        description="Threads of one tensor operation. 0 = one per core; in a container with a CPU limit, one per core "
-        "of the limit.",
+        description="Threads that compute: all of them for a request that is alone; on a CPU one for each of as many "
+        "requests at a time. 0 = one per core that the process may use, by its CPU set or a container's CPU limit.",
     )
 
     method: Literal["tuned", "paper"] = Field(
@@ -152,6 +152,12 @@ class Settings(BaseSettings):
     max_categories: int = Field(1000, ge=1, le=10_000, description="Maximum number of categories in one request.")
     max_batch_images: int = Field(64, ge=1, le=1000, description="Maximum number of photos in one request.")
     max_examples: int = Field(64, ge=1, description="Maximum number of examples (shots) of one category.")
+    max_prompts: int = Field(
+        32,
+        ge=1,
+        le=128,
+        description="Maximum number of other words (`prompts`) for one category, each a prompt of its own.",
+    )
 
     api_keys: str = Field(
         "",

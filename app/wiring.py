@@ -153,6 +153,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             client,
             versions_kept=settings.versions_kept,
             max_examples=settings.max_examples,
+            max_prompts=settings.max_prompts,
             job_ttl_s=settings.job_ttl_s,
             unreadable=unreadable,
         )
@@ -327,8 +328,8 @@ def compute_threads(settings: Settings) -> int:
 
 
 def _cores() -> int:
-    """Number of usable cores. Unlike `os.cpu_count` it respects the CPU limit of a container (Linux cgroup 2)."""
-    cores = os.cpu_count() or 1
+    """Number of usable cores: those that this process is bound to, or fewer by a container's limit (Linux cgroup 2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = _CPU_QUOTA.read_text().split()
     except (OSError, ValueError):

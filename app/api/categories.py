@@ -78,7 +78,7 @@ async def teach(
         raise InvalidInputError(
             "A photo without the category can't replace the examples that show it: send mode=append.", field="mode"
         )
-    words = names_in(prompts, field="prompts", limit=live.settings.max_categories)
+    words = names_in(prompts, field="prompts", limit=live.settings.max_prompts, setting="EXEMPLAR_MAX_PROMPTS")
     check_text(segmentation, field="segmentation", service=live)
     check_text(box, field="box", service=live, limit=MAX_BOX_CHARACTERS)
     raw_image = await read_upload(image, field="image", service=live)
@@ -298,7 +298,7 @@ async def delete_example(name: Name, id: str, request: Request, live: Live) -> R
     if job is None:
         return Response(status_code=204)
     category = CategoryOut.of(await live.categories.get(name))
-    taught = Taught(job=JobOut.of(job), category=category)
+    taught = Taught(job=JobOut.of(job), category=category, warnings=[])
     return JSONResponse(
         taught.model_dump(exclude_defaults=True),
         status_code=202,

@@ -31,7 +31,9 @@ _MAX_NAME_TEXT = MAX_NAME_LENGTH * MAX_DECOMPOSED * len(r"\u0301") + 512
 _SHOWN_CHARACTERS = 64
 
 
-def names_in(texts: Sequence[str] | None, *, field: str, limit: int) -> tuple[CategoryName, ...]:
+def names_in(
+    texts: Sequence[str] | None, *, field: str, limit: int, setting: str = "EXEMPLAR_MAX_CATEGORIES"
+) -> tuple[CategoryName, ...]:
     """Names of a list field in their order, each once: sent as repeated fields, separated by commas, or as a JSON list.
 
     A name that has a comma itself can only be sent in a JSON list.
@@ -41,6 +43,7 @@ def names_in(texts: Sequence[str] | None, *, field: str, limit: int) -> tuple[Ca
             of a form empty.
         field: Name of the field.
         limit: Largest number of names.
+        setting: Name of the setting that is the limit.
 
     Raises:
         InvalidInputError: If one is not a name, there are too many, or the JSON is not a list of texts.
@@ -50,11 +53,11 @@ def names_in(texts: Sequence[str] | None, *, field: str, limit: int) -> tuple[Ca
     # Before they are split: all other requests would wait while millions of them are made, only to be counted.
     if (size := sum(map(len, texts or ()))) > limit * _MAX_NAME_TEXT:
         raise InvalidInputError(
-            f"{field} has {size} characters, more than {limit} names have: at most {limit} in one request "
-            "(EXEMPLAR_MAX_CATEGORIES).",
+            f"{field} has {size} characters, more than {limit} names have: at most {limit} in one request ({setting}).",
             field=field,
         )
-    return parse_names([name for text in texts or () for name in _split(text, field)], field=field, limit=limit)
+    names = [name for text in texts or () for name in _split(text, field)]
+    return parse_names(names, field=field, limit=limit, setting=setting)
 
 
 async def check_fields(request: Request) -> None:

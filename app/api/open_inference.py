@@ -119,7 +119,7 @@ def _platform(about: ModelInfo) -> str:
 async def _check_ready(name: CategoryName, live: Service, *, version: str | None) -> None:
     record = await _category(name, live)
     backbone = live.models.default if record else live.models.get(name.text)
-    if not backbone.warm:
+    if not backbone.warm and not backbone.unloaded:  # an unloaded one is loaded by the next request for it
         raise UnavailableError(f"The model {backbone.info.name} is not warm yet.", retry_after_s=1)
     if record is None:
         return

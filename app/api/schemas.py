@@ -118,13 +118,13 @@ class Rollback(BaseModel):
 class Taught(BaseModel):
     """The started job and the category; `note` says if only a part of the file was read, such as its first page.
 
-    `warnings` say what is probably not meant; absent if there is nothing.
+    `warnings` say what is probably not meant.
     """
 
     job: JobOut
     category: CategoryOut
     note: str | None = None
-    warnings: list[Doubt] = []
+    warnings: list[Doubt]
 
 
 class Started(BaseModel):

@@ -34,7 +34,7 @@ from PIL import (
 )
 from PIL.ImageFile import ImageFile as PillowFile
 
-from app.errors import InvalidInputError, TooLargeError, UnsupportedMediaError
+from app.errors import InvalidInputError, OverloadedError, TooLargeError, UnsupportedMediaError
 from app.masks import Rgb
 
 _READ_FORMATS = "JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF"
@@ -89,7 +89,6 @@ _DAMAGE = (
     AssertionError,
     RuntimeError,
     EOFError,
-    MemoryError,
     struct.error,
     zlib.error,
     Warning,
@@ -229,6 +228,7 @@ def open_image(raw: bytes, *, max_pixels: int, field: str, take_bytes: TakeBytes
         InvalidInputError: Empty, damaged, not an image, or a side shorter than `MIN_SIDE_PX`.
         UnsupportedMediaError: An image of another format.
         TooLargeError: More pixels than `max_pixels`.
+        OverloadedError: The process is out of memory.
     """
     media_type, plugin = _format_of(raw, field=field)
     try:
@@ -269,9 +269,11 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _refusing_damage(*, field: str) -> Iterator[None]:
-    """Turns any exception by which Pillow reports a broken file into one refusal."""
+    """Turns any exception by which Pillow reports a broken file into one refusal; a lack of memory is no damage."""
     try:
         yield
+    except MemoryError as error:
+        raise OverloadedError(f"There is no memory to decode the file sent as {field}: send it later.") from error
     except _DAMAGE as error:
         raise InvalidInputError(
             f"The file sent as {field} is damaged or incomplete. Send a whole {_READ_FORMATS} file.",

@@ -175,16 +175,22 @@ class Models:
         return self._models[name]
 
     async def loaded(self, model: Model) -> Backbone:
-        """The model's backbone, loaded again if it was unloaded, which takes as long as at the start."""
+        """The model's backbone, loaded again if it was unloaded, which takes as long as at the start.
+
+        Raises:
+            OverloadedError: If too many calls wait for the model.
+            UnavailableError: If it can't be loaded, or its weights were changed.
+        """
         self._models.move_to_end(model.info.name)
         async with model.loading:
             if not model.unloaded:
                 return model.backbone
+            self._make_room(model)
             started = time.perf_counter()
-            backbone = await model.lane.run(model.load, kind="rank")
+            backbone = await model.lane.run(partial(_load_again, model), kind="rank")
             self._metrics.backbone_load_duration.labels(model.info.name).observe(time.perf_counter() - started)
             model.put_back(backbone)
-            self._make_room(model)
+            self._make_room(model)  # another one may have been loaded meanwhile
             # Another model may evict it during the warm-up; this call uses it nevertheless.
             await self._warm(model, backbone)
             return backbone
@@ -202,9 +208,9 @@ class Models:
         self._show(model)
 
     def _make_room(self, for_model: Model) -> None:
-        """Unload models, the least recently used first, until the others fit into memory."""
+        """Unload models, the least recently used first, until a loaded or expected one fits beside the others."""
         for model in list(self._models.values()):
-            used = sum(other.info.memory_bytes for other in self if not other.unloaded)
+            used = sum(other.info.memory_bytes for other in self if other is for_model or not other.unloaded)
             if not self._max_bytes or used <= self._max_bytes:
                 return
             if model not in (for_model, self.default) and not model.unloaded:
@@ -249,6 +255,13 @@ def check_layers(backbone: Backbone, layers: tuple[int, ...] | None) -> None:
         raise InvalidInputError(
             f"EXEMPLAR_LAYERS names layer {max(layers)}: {backbone.name} has layers 0 to {backbone.layer_count - 1}."
         )
+
+
+def _load_again(model: Model) -> Backbone:
+    try:
+        return model.load()
+    except InvalidInputError as error:  # at the start a setting was wrong, but now no caller is at fault
+        raise UnavailableError(f"The model {model.info.name} can't be loaded again: {error.detail}") from error
 
 
 def _run_once(backbone: Backbone) -> None:

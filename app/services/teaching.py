@@ -125,8 +125,8 @@ class Teaching:
             instead: Id of an example that it takes the place of, if that is still there.
 
         Raises:
-            ConflictError: If the category has as many examples as it may, or the example lacks the category and no
-                other shows it, or the category is deleted at the same time.
+            ConflictError: If the category has as many examples as it may, or would have more words than it may, or the
+                example lacks the category and no other shows it, or the category is deleted at the same time.
         """
         known_job = await self._jobs.get(lesson.id) if lesson.id else None
         if known_job and not known_job.ended:
@@ -150,6 +150,11 @@ class Teaching:
             raise ConflictError(
                 f"{name} has as many examples as it may (EXEMPLAR_MAX_EXAMPLES): delete one, or send mode=replace.",
                 field="image",
+            )
+        if scheduled == "wordy":
+            raise ConflictError(
+                f"{name} would have more other words than it may (EXEMPLAR_MAX_PROMPTS): send fewer, or mode=replace.",
+                field="prompts",
             )
         if scheduled == "unknown":
             raise ConflictError(

@@ -44,7 +44,7 @@ from .replies import as_bytes, as_fields, as_texts
 from .unreadable import RecordKind, Unreadable, UnreadableRecord
 
 # Why an example was not added.
-Refusal = Literal["full", "unknown", "known"]
+Refusal = Literal["full", "wordy", "unknown", "known"]
 
 
 class CategoryStore:
@@ -54,6 +54,7 @@ class CategoryStore:
         redis: Client that returns bytes.
         versions_kept: Adapter versions kept per category.
         max_examples: Largest number of examples of a category.
+        max_prompts: Largest number of other words for a category.
         job_ttl_s: Seconds that a superseded job can be read.
         unreadable: Register of the records that can't be read.
     """
@@ -64,6 +65,7 @@ class CategoryStore:
         *,
         versions_kept: int,
         max_examples: int,
+        max_prompts: int = 32,
         job_ttl_s: float,
         unreadable: Unreadable | None = None,
     ) -> None:
@@ -71,6 +73,7 @@ class CategoryStore:
         self._unreadable = unreadable or Unreadable()
         self._versions_kept = versions_kept
         self._max_examples = max_examples
+        self._max_prompts = max_prompts
         self._job_ttl_s = int(job_ttl_s)
         self._teach_example = script(redis, "teach_example", needs=("job", "examples"))
         self._forget_example = script(redis, "forget_example", needs=("job", "examples"), when_full=True)
@@ -218,8 +221,8 @@ class CategoryStore:
 
         Returns:
             The job with its generation, and the id of the job that it superseded, if any. `full` if the category has
-            as many examples as it may; `unknown` if the example lacks the category and no other shows it; `known` if
-            it is refused since it is there.
+            as many examples as it may; `wordy` if the new words would be more than it may have; `unknown` if the
+            example lacks the category and no other shows it; `known` if it is refused since it is there.
         """
         category_id = name.id
         lesson = {
@@ -235,6 +238,7 @@ class CategoryStore:
             "once": once,
             "instead": instead or False,  # cjson reads null as a value that is true
             "max_examples": self._max_examples,
+            "max_prompts": self._max_prompts,
             "job": job_argument(job),
             "superseded": self._superseded("A newer example came in."),
         }

@@ -71,15 +71,21 @@ class CategoryName:
             )
 
 
-def parse_names(texts: Sequence[str], *, field: str, limit: int) -> tuple[CategoryName, ...]:
+def parse_names(texts: Sequence[str], *, field: str, limit: int, setting: str) -> tuple[CategoryName, ...]:
     """Names of a request in their order, each once as it is spelled first.
+
+    Args:
+        texts: As they were sent.
+        field: Their field.
+        limit: Largest number of names.
+        setting: Name of the setting that is the limit.
 
     Raises:
         InvalidInputError: If one is not a name, or there are too many.
     """
     if len(texts) > limit:
         raise InvalidInputError(
-            f"{len(texts)} {field} are too many: at most {limit} in one request (EXEMPLAR_MAX_CATEGORIES).", field=field
+            f"{len(texts)} {field} are too many: at most {limit} in one request ({setting}).", field=field
         )
     return tuple(dict.fromkeys(CategoryName.parse(text, field=field) for text in texts))
 

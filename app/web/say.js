@@ -14,7 +14,7 @@ const DOUBTS = {
 };
 
 // An answer's warnings, each as a sentence. A code that the page does not know comes with the service's own.
-export const doubts = (warnings = []) => warnings.map(({ code, detail }) => DOUBTS[code] ?? detail);
+export const doubts = (warnings) => warnings.map(({ code, detail }) => DOUBTS[code] ?? detail);
 
 export const percent = (share) => `${Math.round(100 * share)} %`;
 

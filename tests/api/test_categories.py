@@ -46,7 +46,7 @@ class TestTeaching:
         answer = api.teach("cat", prompts=["kitten", "tomcat"])
         job, category = answer.json()["job"], answer.json()["category"]
         assert answer.status_code == 202
-        assert answer.json().keys() == {"job", "category"}
+        assert answer.json().keys() == {"job", "category", "warnings"}
         assert answer.headers["location"] == f"/jobs/{job['id']}"
         assert job.keys() == JOB
         assert job["kind"] == "tune"
@@ -138,6 +138,20 @@ class TestTeaching:
             assert api.stored() == before
             assert api.teach(mode="replace").status_code == 202
 
+    def test_more_words_than_a_category_may_have(self, start) -> None:
+        with start(max_prompts=2, worker=False) as api:
+            assert api.teach(prompts=["kitten", "tomcat"]).status_code == 202
+            before = api.stored()
+            answer = api.teach(prompts=["Kitten", "puss"], photo=api.other_photo)
+            assert (answer.status_code, answer.json()["errors"][0]["field"]) == (409, "prompts")
+            assert "EXEMPLAR_MAX_PROMPTS" in answer.json()["detail"]
+            assert api.stored() == before
+            assert api.teach(prompts="tomcat", photo=api.other_photo).status_code == 202
+            assert api.teach(prompts=["puss"], mode="replace").status_code == 202
+            answer = api.teach(prompts=["a", "b", "c"])
+            assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "prompts")
+            assert answer.json()["detail"] == "3 prompts are too many: at most 2 in one request (EXEMPLAR_MAX_PROMPTS)."
+
     def test_a_full_category_is_taught_its_example_again(self, start) -> None:
         with start(max_examples=1, worker=False) as api:
             job = api.teach().json()["job"]
@@ -156,7 +170,7 @@ class TestTeaching:
                 answers = list(threads.map(lambda _: api.teach(), range(8)))
             assert {answer.status_code for answer in answers} == {202}
             assert len({answer.json()["job"]["id"] for answer in answers}) == 1
-            assert sum("warnings" in answer.json() for answer in answers) == 7
+            assert sum(bool(answer.json()["warnings"]) for answer in answers) == 7
             assert len(api.http.get("/categories/cat/examples").json()) == 1
 
     def test_a_prompt_that_is_the_name_is_not_asked_twice(self, start) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from app.backbones.blip import Blip
+from tests.models import INPUT_PX, random_blip
+
 
 class TestServer:
     def test_metadata_and_health(self, api) -> None:
@@ -57,6 +60,14 @@ class TestModels:
                 name: api.http.get(f"/v2/models/{name}").json()["platform"] for name in (embedded.name, tiny.name)
             }
             assert platforms == {embedded.name: f"exemplar_{embedded.family}", tiny.name: "exemplar_blip"}
+
+    def test_an_unloaded_one_is_ready_for_the_request_that_loads_it(self, start) -> None:
+        names = ("first", "second", "third")
+        models = [Blip(*random_blip(seed=seed), name=name, input_size=INPUT_PX) for seed, name in enumerate(names)]
+        with start(loaded=models, backbone_memory_bytes=1) as api:
+            warm = {model["name"]: model["warm"] for model in api.http.get("/backbones").json()}
+            assert warm == {"first": True, "second": False, "third": True}
+            assert api.http.get("/v2/models/second/ready").status_code == 200
 
     def test_of_a_name_that_neither_has(self, api) -> None:
         for path in (

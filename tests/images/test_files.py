@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from app.errors import AppError, InvalidInputError, TooLargeError, UnsupportedMediaError
+from app.errors import AppError, InvalidInputError, OverloadedError, TooLargeError, UnsupportedMediaError
 from app.images.files import _UPRIGHT, ImageFile, open_image
 from app.images.masks import decode_mask
 from app.images.photo import decode_photo
@@ -34,6 +34,15 @@ def black_webp(width: int, height: int) -> bytes:
 
 def heif_of(pixels: np.ndarray, file_format: str) -> bytes:
     return heic_of(pixels) if file_format == "HEIC" else file_of(pixels, "AVIF")
+
+
+def test_a_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", no_memory)
+    with pytest.raises(OverloadedError, match="no memory to decode the file sent as image: send it later"):
+        opened(file_of(COLOURED, "PNG"))
 
 
 class TestRefusals:
@@ -131,7 +140,7 @@ class TestRefusals:
 class TestFaults:
     """An exception is the caller's damaged file where Pillow raises it, and a fault of our own anywhere else."""
 
-    KINDS = (OSError, SyntaxError, ValueError, TypeError, IndexError, MemoryError, RuntimeError, struct.error)
+    KINDS = (OSError, SyntaxError, ValueError, TypeError, IndexError, RuntimeError, struct.error)
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_of_pillow(self, kind: type[Exception]) -> None:

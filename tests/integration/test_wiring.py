@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -239,11 +242,21 @@ class TestThreads:
         [("max 100000", 5), ("150000 100000", 2), ("50000 100000", 1), ("900000 100000", 5), ("", 5)],
     )
     def test_no_more_than_the_container_may_use(self, tmp_path: Path, monkeypatch, quota: str, cores: int) -> None:
-        monkeypatch.setattr(wiring.os, "cpu_count", lambda: 5)
+        monkeypatch.setattr(wiring.os, "sched_getaffinity", lambda _: {0, 1, 2, 5, 7})
         (tmp_path / "cpu.max").write_text(quota)
         monkeypatch.setattr(wiring, "_CPU_QUOTA", tmp_path / "cpu.max")
         assert compute_threads(Settings()) == cores
         assert compute_threads(Settings(threads=3)) == 3
+
+    @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are not bound to cores here")
+    def test_no_more_than_the_cores_that_the_process_is_bound_to(self, tmp_path: Path) -> None:
+        count = "from app.settings import Settings; from app.wiring import compute_threads as of; print(of(Settings()))"
+        core = min(os.sched_getaffinity(0))
+        bound = subprocess.run(
+            [sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{core}]); {count}"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert bound.stdout == "1\n"
 
 
 async def test_a_store_that_is_away_at_the_start_is_read_for_the_next_outage_when_it_is_back(monkeypatch) -> None:

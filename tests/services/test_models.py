@@ -8,6 +8,7 @@ import pytest
 
 from app.backbones.blip import Blip
 from app.errors import InvalidInputError, UnavailableError
+from app.method.backbone import Backbone
 from tests.models import INPUT_PX, random_blip
 
 NAMES = ("first", "second", "third")
@@ -59,6 +60,34 @@ async def test_one_that_must_make_room_while_it_warms_up_answers_all_the_same(wi
         asked = [asyncio.create_task(live.models.loaded(by_name[name])) for name in ("second", "third")]
         assert [(await backbone).name for backbone in asked] == ["second", "third"]
         assert not [model.info.name for model in live.models if model.warm and model.unloaded]
+
+
+async def test_room_is_made_before_one_is_loaded(wire, models: list[Blip]) -> None:
+    async with wire(loaded=models, backbone_memory_bytes=2 * models[0].memory_bytes) as live:
+        second = next(model for model in live.models if model.info.name == "second")
+        beside: list[list[str]] = []
+
+        def load() -> Blip:
+            beside.append([model.info.name for model in live.models if not model.unloaded])
+            return models[1]
+
+        second.load = load
+        await live.models.loaded(second)
+        assert beside == [["first"]]
+
+
+def test_one_that_cannot_be_loaded_again_is_no_fault_of_the_caller(start, models: list[Blip]) -> None:
+    def out_of_memory() -> Backbone:
+        raise InvalidInputError("EXEMPLAR_DEVICE=auto can't be used: CUDA out of memory.")
+
+    with start(loaded=models, backbone_memory_bytes=1) as api:
+        second = next(model for model in api.http.app_state["service"].models if model.info.name == "second")
+        second.load = out_of_memory
+        answer = api.segment("cat", backbone="second")
+        assert answer.status_code == 503
+        assert answer.json()["detail"].startswith("The model second can't be loaded again: EXEMPLAR_DEVICE=auto can't")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert api.segment("cat").status_code == 200
 
 
 def test_two_of_one_name_are_refused(start, models: list[Blip]) -> None:

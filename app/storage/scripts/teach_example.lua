@@ -5,11 +5,11 @@
 -- KEYS    1 category  2 counters  3 example ids  4 example  5 categories  6 job  7 jobs
 -- ARGV    1 JSON: category_id, name, prompts, created_at, time, example_id, example_prefix, absent (true for a photo
 --           without the category), replace, once (true to refuse an example that the category has already), instead
---           (id of the example to replace), max_examples, job (see add_job), superseded (see supersede_job)
+--           (id of the example to replace), max_examples, max_prompts, job (see add_job), superseded (see supersede_job)
 --         2… names and values of the example's fields
 -- Returns {generation, id of the job that was superseded or ''}, or why it is refused: 'full' if the category has as
---         many examples as it may, 'unknown' for a photo without the category if no example shows it, 'known' if it
---         has an example of the same photo and mask.
+--         many examples as it may, 'wordy' if the new words would be more than it may have, 'unknown' for a photo
+--         without the category if no example shows it, 'known' if it has an example of the same photo and mask.
 -- Needs   job, examples
 local given = cjson.decode(ARGV[1])
 
@@ -27,11 +27,13 @@ if #old_ids - #replaced >= given.max_examples then return 'full' end
 
 -- What may be unreadable comes first: the changes of a script that fails are not undone.
 local prompts = given.replace and {} or cjson.decode(redis.call('HGET', KEYS[1], 'prompts') or '[]')
+local had = #prompts
 local known = {}
 for _, word in ipairs(prompts) do known[word] = true end
 for _, word in ipairs(given.prompts) do
   if not known[word] then prompts[#prompts + 1] = word end
 end
+if #prompts > math.max(had, given.max_prompts) then return 'wordy' end
 local generation = redis.call('HINCRBY', KEYS[2], 'generation', 1)
 
 redis.call('HSETNX', KEYS[1], 'name', given.name)
