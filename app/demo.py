@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from app.client import Client
-from app.errors import UnavailableError
+from app.errors import InvalidInputError, UnavailableError
 from app.masks.rle import rle_to_mask
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -72,8 +72,12 @@ def run_demo(console: Console, out: Path) -> None:
     """Run the demo; every number in the table comes from the responses of the service.
 
     Raises:
-        AppError: If the service doesn't start or refuses a request.
+        AppError: If there are no example photos, the service doesn't start, or it refuses a request.
     """
+    if not EXAMPLES.is_dir():
+        raise InvalidInputError(
+            f"The demo needs the repository's example photos, and there is no folder {EXAMPLES}: run it in a clone."
+        )
     with running_service(console) as service, Client(service.url) as client:
         for lesson in LESSONS:
             _teach(console, client, lesson)

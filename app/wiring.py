@@ -82,7 +82,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Service:
-    """The parts of the running service that routes may call."""
+    """The parts of the running service: those that routes call, and those that a test looks into."""
 
     settings: Settings
     metrics: Metrics

@@ -126,7 +126,7 @@ def probability_of(
     clicked = found * joined_to(found >= 0.5, [_place(image.frame, click) for click in clicks if click.inside])
     size = image.frame.input_size
     object_ = F.interpolate(clicked, size=(size, size), mode="bilinear", align_corners=False)[0, 0]
-    refined = refinement(torch.stack([1 - object_, object_]), image.rgb.cpu(), decoded=True)
+    refined = refinement(torch.stack([1 - object_, object_]), image.rgb.cpu(), few_rounds=True)
     return to_photo(refined[1:], image.frame)[0]
 
 

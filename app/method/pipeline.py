@@ -258,7 +258,7 @@ class Pipeline:
     def refine(self, class_map: ClassMap, rgb: Float[Tensor, "3 size size"]) -> ClassMap:
         """The class map with refined edges."""
         decoded = self.use_mask_decoder and self.backbone.mask_decoder is not None
-        return replace(class_map, probabilities=self.refinement(class_map.probabilities, rgb, decoded=decoded))
+        return replace(class_map, probabilities=self.refinement(class_map.probabilities, rgb, few_rounds=decoded))
 
     def _join_tiles(
         self, whole: ClassMap, photo: Rgb, frame: Frame, queries: Sequence[Query], encode: Encode | None

@@ -19,27 +19,27 @@ class Refinement(Protocol):
     """A refinement of one photo's class probabilities."""
 
     def __call__(
-        self, probabilities: Float[Tensor, "class size size"], rgb: Float[Tensor, "3 size size"], *, decoded: bool
+        self, probabilities: Float[Tensor, "class size size"], rgb: Float[Tensor, "3 size size"], *, few_rounds: bool
     ) -> Float[Tensor, "class size size"]:
         """Refined probabilities.
 
         Args:
             probabilities: On the network's input, the background first.
             rgb: The input, in [0, 1].
-            decoded: True if a mask decoder made the probabilities: they have edges already.
+            few_rounds: True for objects that have edges already, such as those of a mask decoder.
         """
 
 
 def crf(
-    probabilities: Float[Tensor, "class size size"], rgb: Float[Tensor, "3 size size"], *, decoded: bool
+    probabilities: Float[Tensor, "class size size"], rgb: Float[Tensor, "3 size size"], *, few_rounds: bool
 ) -> Float[Tensor, "class size size"]:
-    """ConvCRF (paper, section 4.1): the authors' twenty rounds, or three of near neighbours on decoded masks."""
-    parameters = THREE_ROUNDS if decoded else CrfParameters()
+    """ConvCRF (paper, section 4.1): the authors' twenty rounds, or three of near neighbours."""
+    parameters = THREE_ROUNDS if few_rounds else CrfParameters()
     return conv_crf(probabilities, imagenet_normalise(rgb).to(probabilities.device), parameters)
 
 
 def unrefined(
-    probabilities: Float[Tensor, "class size size"], rgb: Float[Tensor, "3 size size"], *, decoded: bool
+    probabilities: Float[Tensor, "class size size"], rgb: Float[Tensor, "3 size size"], *, few_rounds: bool
 ) -> Float[Tensor, "class size size"]:
     """The probabilities as they are."""
     return probabilities

@@ -14,7 +14,8 @@ import httpx2
 import pytest
 from rich.console import Console
 
-from app.demo import running_service
+from app.demo import run_demo, running_service
+from app.errors import InvalidInputError
 
 _MAY_UNSHARE = (
     shutil.which("unshare") is not None and subprocess.run(["unshare", "--pid", "--fork", "true"]).returncode == 0
@@ -75,6 +76,12 @@ def test_sigterm_ends_process_1_while_it_starts() -> None:
                 (served,) = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
                 os.kill(int(served), signal.SIGTERM)
                 assert outer.wait(60) == 128 + signal.SIGTERM
+
+
+def test_without_the_example_photos_the_demo_says_where_it_runs(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("app.demo.EXAMPLES", tmp_path / "examples")
+    with pytest.raises(InvalidInputError, match=r"no folder .*examples: run it in a clone\."):
+        run_demo(Console(quiet=True), tmp_path / "demo.png")
 
 
 def test_demo_teaches_segments_and_leaves_nothing_running(tmp_path: Path, run) -> None:

@@ -184,8 +184,8 @@ def test_maps_of_prototypes_are_refined_as_what_no_decoder_made(dataset: Dataset
     evaluation = Evaluation(embedded, dataset, options, quiet)
     made: list[bool] = []
 
-    def refine(probabilities: Tensor, rgb: Tensor, *, decoded: bool) -> Tensor:
-        made.append(decoded)
+    def refine(probabilities: Tensor, rgb: Tensor, *, few_rounds: bool) -> Tensor:
+        made.append(few_rounds)
         return probabilities
 
     evaluation.subject.pipeline = replace(evaluation.subject.pipeline, refinement=refine)
