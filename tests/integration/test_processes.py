@@ -92,15 +92,14 @@ Run = Callable[..., Process]
 
 
 @pytest.fixture
-def run(tmp_path: Path, tiny_folder: Path) -> Iterator[Run]:
+def run(tmp_path: Path) -> Iterator[Run]:
     """Starts `python -m app …` with settings; whatever still runs at the end is killed, the embedded server too."""
     started: list[Process] = []
     data_dir = tmp_path / "var"
 
     def command(*words: str, **settings: str) -> Process:
         defaults = {
-            "data_dir": str(data_dir), "backbone": f"blip:{tiny_folder}", "threads": "1", "port": "0",
-            "tune_steps": "3",
+            "data_dir": str(data_dir), "threads": "1", "port": "0", "tune_steps": "3",
         }  # fmt: skip
         log = tmp_path / f"{len(started)}.log"
         with log.open("wb") as file:
@@ -117,6 +116,12 @@ def run(tmp_path: Path, tiny_folder: Path) -> Iterator[Run]:
         process.child.wait()
     if (data_dir / "server.lock").exists():
         EmbeddedServer.start(data_dir).stop()
+
+
+@pytest.fixture
+def tuned(tiny_folder: Path) -> str:
+    """A model whose every job takes all steps. It takes longer to start than the embedded one."""
+    return f"blip:{tiny_folder}"
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
@@ -141,21 +146,21 @@ def mask() -> bytes:
     return (REPOSITORY / "examples" / "teacup_mask.png").read_bytes()
 
 
-def test_a_job_outlives_sigterm_and_kill_9_and_nothing_acknowledged_is_lost(run, photo, mask) -> None:
-    with serving(run, tune_steps=LONG) as service:
+def test_a_job_outlives_sigterm_and_kill_9_and_nothing_acknowledged_is_lost(run, tuned, photo, mask) -> None:
+    with serving(run, tune_steps=LONG, backbone=tuned) as service:
         job_id = service.teach("cup", photo, mask)
         service.wait(job_id, lambda job: job["step"] > 0)
         assert service.process.end(signal.SIGTERM) == 0
         assert "given back" in service.process.log
         assert "Traceback" not in service.process.log
 
-    with serving(run, tune_steps=LONG, job_redelivery_s="1") as service:
+    with serving(run, tune_steps=LONG, job_redelivery_s="1", backbone=tuned) as service:
         service.wait(job_id, lambda job: job["status"] == "running" and job["step"] > 0)
         assert service.metric("exemplar_job_redeliveries_total") == 0
         others = [service.teach(f"other {n}", photo, mask) for n in range(3)]
         service.process.end(signal.SIGKILL)
 
-    with serving(run, job_redelivery_s="1") as service:
+    with serving(run, job_redelivery_s="1", backbone=tuned) as service:
         names = [category["name"] for category in service.http.get("/categories").json()]
         assert names == ["cup", "other 0", "other 1", "other 2"]
         for one in (job_id, *others):
@@ -237,7 +242,7 @@ def test_who_leaves_a_batch_ends_it(run, photo) -> None:
         assert "Traceback" not in service.process.log
 
 
-def test_ten_clients_at_once(run, photo, mask) -> None:
+def test_ten_clients_at_once(run, tuned, photo, mask) -> None:
     def session(service: Service, number: int) -> list[int]:
         name = f"client {number}"
         job_id = service.teach(name, photo, mask)
@@ -250,7 +255,7 @@ def test_ten_clients_at_once(run, photo, mask) -> None:
         assert found[0]["adapter_version"] == 1
         return [answer.status_code for answer in answers]
 
-    with serving(run) as service, ThreadPoolExecutor(10) as pool:
+    with serving(run, backbone=tuned) as service, ThreadPoolExecutor(10) as pool:
         second = run("serve")
         answers = [status for statuses in pool.map(partial(session, service), range(10)) for status in statuses]
         assert answers == [200] * 30
@@ -331,10 +336,12 @@ class _Takes(BaseHTTPRequestHandler):
         """Not in the test's output."""
 
 
-def test_a_trace_goes_from_the_request_to_the_stages_and_to_the_job(run, collector, monkeypatch, photo, mask) -> None:
+def test_a_trace_goes_from_the_request_to_the_stages_and_to_the_job(
+    run, tuned, collector, monkeypatch, photo, mask
+) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
-    with serving(run) as service:
+    with serving(run, backbone=tuned) as service:
         assert service.wait(service.teach("cup", photo, mask))["status"] == "succeeded"
         answer = service.http.post("/segment", files={"image": photo}, data={"categories": "cup"})
         assert answer.status_code == 200, answer.text
