@@ -126,7 +126,8 @@ class Segmentation:
         """The requested categories, from memory while the store is away.
 
         Raises:
-            InvalidInputError: If the request names no categories and more are taught than one request may have.
+            InvalidInputError: If the request names more categories than one request may have, or names none and more
+                are taught.
             StoreAwayError: If the request names no categories, and the store is away and was never asked for all.
         """
         if request.categories is None:

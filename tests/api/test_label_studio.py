@@ -210,6 +210,20 @@ class TestConnecting:
         assert call(api, name, {"project": "1.2"}).status_code == 200
         assert api.stored() == before
 
+    def test_a_config_of_more_labels_than_one_request_may_have_is_refused(self, start) -> None:
+        with start(worker=False, max_categories=3) as api:
+            for count, status in ((3, 200), (4, 422)):
+                labels = "".join(f'<Label value="breed {number}"/>' for number in range(count))
+                breeds = config(BRUSH.replace('<Label value="cat"/>', labels))
+                for answer in (
+                    call(api, "setup", recorded("setup") | {"schema": breeds}),
+                    call(api, "predict", {"tasks": [small_task(api)], "label_config": breeds}),
+                ):
+                    assert answer.status_code == status, answer.text
+            problem = answer.json()
+            assert problem["detail"] == "4 categories are too many: at most 3 in one request (EXEMPLAR_MAX_CATEGORIES)."
+            assert problem["errors"][0]["field"] == "label_config"
+
     def test_a_config_larger_than_any_is_not_read(self, api) -> None:
         large = config(BRUSH + " " * 600_000)
         setup = call(api, "setup", recorded("setup") | {"schema": large})
