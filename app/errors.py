@@ -74,6 +74,10 @@ class ConflictError(AppError):
     title = "Conflict"
 
 
+class FullCategoryError(ConflictError):
+    """The category has as many examples as it may."""
+
+
 CHANGED = "The category has changed since its ETag was read: read it again, and send its new ETag as If-Match."
 
 

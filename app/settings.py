@@ -131,8 +131,9 @@ class Settings(BaseSettings):
         1024 * MEBIBYTE,
         ge=1,
         description="Memory limit for the photos and masks of all current requests: the file, and for each "
-        "pixel 11 to 19 bytes while it is decoded, by its format, and 3 afterwards (1 of a mask). Above it requests "
-        "are answered with 503 before their photo is decoded. A single request may always be served.",
+        "pixel 11 to 19 bytes while it is decoded, by its format, and 3 afterwards (1 of a mask); for each character "
+        "of run lengths or polygons 41 bytes while they are read, and 1 afterwards. Above it requests are answered "
+        "with 503 before their photo is decoded. A single request may always be served.",
     )
     versions_kept: int = Field(5, ge=1, description="Adapter versions kept per category.")
     adapter_cache_bytes: int = Field(512 * MEBIBYTE, ge=0, description="Size of the in-memory cache of adapters.")

@@ -74,7 +74,7 @@ async def asked(
     """Read the options of a segmentation from the form."""
     limit = live.settings.max_categories
     return Request(
-        categories=names_in(categories, field="categories", limit=limit),
+        categories=names_in(categories, field="categories", limit=limit) or None,
         background=tuple(word.text for word in names_in(background, field="background", limit=limit)),
         threshold=threshold,
         min_presence=min_presence,
@@ -108,7 +108,7 @@ async def segment(
     """Segment a photo into categories, taught or only named. Masks have the photo's size after EXIF rotation."""
     with_label_map = not with_overlay and answers.prefers_png(accept)
     if with_label_map:
-        answers.check_label_count(len(request.categories))
+        answers.check_label_count(len(request.categories or ()))
     live.segmentation.admit(request)
     clock = Clock()
     with live.photos.request() as reader:

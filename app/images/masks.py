@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import numpy as np
@@ -20,6 +20,11 @@ from .files import ImageFile, TakeBytes, open_image, size_text
 
 # Generous for the JSON of a box, also if it is indented.
 MAX_BOX_CHARACTERS = 1024
+
+# Bytes that reading a text takes at its peak, as measured: of a character, where it is all objects in objects, and of a
+# pixel, for the mask and what is drawn of it.
+_PEAK_BYTES_PER_CHARACTER = 40
+_PEAK_BYTES_PER_PX = 2
 
 # Formats, and compressions of TIFF, that rarely or never keep exact zeros.
 _LOSSY = frozenset({"image/jpeg", "image/heic", "image/avif"})
@@ -48,7 +53,8 @@ def read_mask(
         box: JSON box.
         photo_hw: (height, width) of the photo after EXIF rotation.
         max_pixels: Largest width × height of a mask image.
-        take_bytes: As in `decode_mask`; the other forms count nothing.
+        take_bytes: As in `decode_mask`; of a text, told its length and what reading it takes at its peak, before it is
+            read, and then that only the text and the mask's byte per pixel are left.
 
     Returns:
         The mask `[height, width]`, with at least one pixel marked and one not.
@@ -67,9 +73,9 @@ def read_mask(
     if mask:
         marked = decode_mask(mask, photo_hw=photo_hw, max_pixels=max_pixels, take_bytes=take_bytes)
     elif segmentation:
-        marked = parse_segmentation(segmentation, photo_hw=photo_hw)
+        marked = _read_text(parse_segmentation, segmentation, photo_hw=photo_hw, take_bytes=take_bytes)
     else:
-        marked = parse_box(box or "", photo_hw=photo_hw)
+        marked = _read_text(parse_box, box or "", photo_hw=photo_hw, take_bytes=take_bytes)
     check_mask(marked, field=given[0])
     return marked
 
@@ -135,8 +141,9 @@ def parse_segmentation(text: str, *, photo_hw: tuple[int, int]) -> Mask:
         The mask `[height, width]`; it may be empty (see `check_mask`).
 
     Raises:
-        InvalidInputError: Not JSON, or none of these, or run lengths of another size than the photo, or polygons of
-            which half or more lies beyond the photo. Less than that is cut off, as augmentation leaves it.
+        InvalidInputError: Not JSON, or none of these, or run lengths of another size than the photo or more of them
+            than it has room for, or polygons of which half or more lies beyond the photo. Less than that is cut off, as
+            augmentation leaves it.
     """
     value = _parsed(text, field="segmentation")
     if isinstance(value, dict) and "counts" not in value:
@@ -205,6 +212,18 @@ def check_mask(mask: Mask, *, field: str = "mask") -> None:
         raise InvalidInputError(
             f"The {field} marks the whole photo, so nothing is left as background. Mark the category only.", field=field
         )
+
+
+def _read_text(
+    parse: Callable[..., Mask], text: str, *, photo_hw: tuple[int, int], take_bytes: TakeBytes | None
+) -> Mask:
+    peak_bytes = len(text) * _PEAK_BYTES_PER_CHARACTER + photo_hw[0] * photo_hw[1] * _PEAK_BYTES_PER_PX
+    if take_bytes:
+        take_bytes(len(text) + peak_bytes)
+    mask = parse(text, photo_hw=photo_hw)
+    if take_bytes:
+        take_bytes(mask.nbytes - peak_bytes)
+    return mask
 
 
 def _marked(file: ImageFile, *, is_lossy: bool) -> Mask:

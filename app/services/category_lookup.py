@@ -12,6 +12,7 @@ from app.services.lru import LruCache
 from app.storage.breaker import StoreAwayError
 from app.storage.categories import CategoryStore
 from app.storage.category_records import CategoryRecord
+from app.storage.names import check_number
 
 # Records take one to two kilobytes: enough for the largest list that one request may have (10,000).
 _MEMORY_BYTES = 32 * 1024 * 1024
@@ -78,8 +79,17 @@ class CategoryLookup:
         self._complete = False  # all categories are in memory, but for those made since by others
         self._listed_at = clock()
 
-    async def named(self, ids: Sequence[str]) -> Found:
-        """Categories by id. While the store is away, an id that is not in memory counts as not taught."""
+    async def named(self, ids: Sequence[str], *, field: str = "categories") -> Found:
+        """Categories by id. While the store is away, an id that is not in memory counts as not taught.
+
+        Args:
+            ids: Their ids.
+            field: The field of the request that has their names.
+
+        Raises:
+            InvalidInputError: If there are more than one request may have.
+        """
+        check_number(len(ids), of="categories", field=field, limit=self._most)
         started = self._clock()
         try:
             records = await self._store.get_many(ids)

@@ -37,7 +37,7 @@ class Request:
     """Options of a segmentation.
 
     Attributes:
-        categories: Names; empty for every category taught.
+        categories: Names; None for every category taught.
         background: Words for "none of them"; empty for the service's own.
         threshold: Least probability of a category's pixels; None: a pixel belongs to its most probable class.
         min_presence: Least presence of a category that gets a mask; None for the service's own bound.
@@ -46,7 +46,7 @@ class Request:
         backbone: Name of a loaded model; None for the default.
     """
 
-    categories: tuple[CategoryName, ...] = ()
+    categories: tuple[CategoryName, ...] | None = None
     background: tuple[str, ...] = ()
     threshold: float | None = None
     min_presence: float | None = None
@@ -126,12 +126,13 @@ class Segmentation:
         """The requested categories, from memory while the store is away.
 
         Raises:
-            InvalidInputError: If the request names no categories and more are taught than one request may have.
+            InvalidInputError: If the request names more categories than one request may have, or names none and more
+                are taught.
             StoreAwayError: If the request names no categories, and the store is away and was never asked for all.
         """
-        if request.categories:
-            return await self._lookup.named([name.id for name in request.categories])
-        return await self._lookup.taught()
+        if request.categories is None:
+            return await self._lookup.taught()
+        return await self._lookup.named([name.id for name in request.categories])
 
     async def segment(self, photo: Photo, request: Request, found: Found | None = None) -> Segmented:
         """Segment a photo.
@@ -182,7 +183,10 @@ class Segmentation:
             except StoreAwayError:
                 adapters, complete = self._cache.in_memory(records), False
         without = (UNREADABLE_ADAPTER if complete else _ADAPTER_AWAY) if request.adapters else None
-        names = [name.text for name in request.categories] or [record.name for record in records if record]
+        if request.categories is None:
+            names = [record.name for record in records if record]
+        else:
+            names = [name.text for name in request.categories]
         asked = [
             _asked(name, record, adapter, backbone, without=without)
             for name, record, adapter in zip(names, records, adapters, strict=True)

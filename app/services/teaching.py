@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from app.errors import AppError, ConflictError, NotFoundError
+from app.errors import AppError, ConflictError, FullCategoryError, NotFoundError
 from app.images.masks import decode_mask
 from app.images.photo import Photo
 from app.masks import Mask
@@ -92,7 +92,7 @@ class Teaching:
         words, the example takes the place of the earlier one, so that a new job runs.
 
         Raises:
-            ConflictError: As `teach`.
+            FullCategoryError, ConflictError: As `teach`.
         """
         accepted = await self._accept(lesson)
         absent = not lesson.mask.any()
@@ -125,8 +125,9 @@ class Teaching:
             instead: Id of an example that it takes the place of, if that is still there.
 
         Raises:
-            ConflictError: If the category has as many examples as it may, or would have more words than it may, or the
-                example lacks the category and no other shows it, or the category is deleted at the same time.
+            FullCategoryError: If the category has as many examples as it may.
+            ConflictError: If it would have more words than it may, or the example lacks the category and no other shows
+                it, or the category can't be read or is deleted at the same time.
         """
         known_job = await self._jobs.get(lesson.id) if lesson.id else None
         if known_job and not known_job.ended:
@@ -147,7 +148,7 @@ class Teaching:
         if scheduled == "known":
             raise _AlreadyThereError
         if scheduled == "full":
-            raise ConflictError(
+            raise FullCategoryError(
                 f"{name} has as many examples as it may (EXEMPLAR_MAX_EXAMPLES): delete one, or send mode=replace.",
                 field="image",
             )

@@ -83,11 +83,25 @@ def parse_names(texts: Sequence[str], *, field: str, limit: int, setting: str) -
     Raises:
         InvalidInputError: If one is not a name, or there are too many.
     """
-    if len(texts) > limit:
-        raise InvalidInputError(
-            f"{len(texts)} {field} are too many: at most {limit} in one request ({setting}).", field=field
-        )
+    check_number(len(texts), of=field, field=field, limit=limit, setting=setting)  # before any is read
     return tuple(dict.fromkeys(CategoryName.parse(text, field=field) for text in texts))
+
+
+def check_number(count: int, *, of: str, field: str, limit: int, setting: str = "EXEMPLAR_MAX_CATEGORIES") -> None:
+    """Refuse more names than one request may have.
+
+    Args:
+        count: Number of names.
+        of: What they name, in the plural.
+        field: The field that the error names.
+        limit: Largest number of names.
+        setting: Name of the setting that is the limit.
+
+    Raises:
+        InvalidInputError: If there are more.
+    """
+    if count > limit:
+        raise InvalidInputError(f"{count} {of} are too many: at most {limit} in one request ({setting}).", field=field)
 
 
 def other_words(words: Iterable[CategoryName], name: CategoryName) -> tuple[CategoryName, ...]:

@@ -154,6 +154,8 @@ def config(*controls: str) -> str:
 
 
 BRUSH = '<BrushLabels name="brush" toName="image"><Label value="cat"/></BrushLabels>'
+# Its labels come out of the data of each task.
+DYNAMIC = '<BrushLabels name="dynamic" toName="image" value="$options"/>'
 ANIMALS = ("cat", "dog", "horse")
 
 
@@ -178,18 +180,49 @@ class TestConnecting:
             ("<View", "XML"),
             ('<!DOCTYPE x [<!ENTITY a "b">]><View/>', "document type"),
             (config(BRUSH.replace("cat", "cat/dog")), "slash"),
+            (config(DYNAMIC), 'add <Label value="'),
         ],
     )
     def test_a_config_that_cannot_be_used_is_refused(self, api, schema: str, told: str) -> None:
-        answer = call(api, "setup", recorded("setup") | {"schema": schema})
-        assert answer.status_code == 422
-        assert told in answer.json()["detail"]
+        before = api.http.get("/label-studio/versions").json()
+        for answer in (
+            call(api, "setup", recorded("setup") | {"schema": schema}),
+            call(api, "predict", {"tasks": [small_task(api)], "label_config": schema}),
+        ):
+            assert answer.status_code == 422, answer.text
+            assert told in answer.json()["detail"]
+            assert answer.json()["errors"][0]["field"] == "label_config"
+        assert api.http.get("/label-studio/versions").json() == before
+
+    @pytest.mark.parametrize(
+        "schema", ["<View/>", config('<Choices name="c" toName="image"><Choice value="x"/></Choices>')]
+    )
+    def test_a_project_that_marks_no_areas_connects_and_has_empty_predictions(self, api, schema: str) -> None:
+        """A new project has an empty config when it is connected."""
+        api.taught("cat")
+        assert call(api, "setup", recorded("setup") | {"schema": schema}).status_code == 200
+        answer = call(api, "predict", {"tasks": [small_task(api)], "label_config": schema})
+        assert answer.json()["results"][0]["result"] == []
 
     @pytest.mark.parametrize("name", ["validate", "delete", "duplicate_model", "job_status"])
     def test_the_rest_is_answered_and_does_nothing(self, api, name: str) -> None:
         before = api.stored()
         assert call(api, name, {"project": "1.2"}).status_code == 200
         assert api.stored() == before
+
+    def test_a_config_of_more_labels_than_one_request_may_have_is_refused(self, start) -> None:
+        with start(worker=False, max_categories=3) as api:
+            for count, status in ((3, 200), (4, 422)):
+                labels = "".join(f'<Label value="breed {number}"/>' for number in range(count))
+                breeds = config(BRUSH.replace('<Label value="cat"/>', labels))
+                for answer in (
+                    call(api, "setup", recorded("setup") | {"schema": breeds}),
+                    call(api, "predict", {"tasks": [small_task(api)], "label_config": breeds}),
+                ):
+                    assert answer.status_code == status, answer.text
+            problem = answer.json()
+            assert problem["detail"] == "4 categories are too many: at most 3 in one request (EXEMPLAR_MAX_CATEGORIES)."
+            assert problem["errors"][0]["field"] == "label_config"
 
     def test_a_config_larger_than_any_is_not_read(self, api) -> None:
         large = config(BRUSH + " " * 600_000)
@@ -229,6 +262,17 @@ class TestPredictions:
         aliased = BRUSH.replace('"cat"', '"cat" alias="c1"')
         result = call(api, "predict", {"tasks": [small_task(api)], "label_config": config(aliased)}).json()
         assert result["results"][0]["result"][0]["value"]["brushlabels"] == ["c1"]
+
+    @pytest.mark.parametrize("photo", ["image", "other"])
+    def test_a_control_without_labels_of_its_own_is_left_out(self, api, photo: str) -> None:
+        """Labels out of the tasks' data are in no config; categories that are taught don't take their place."""
+        api.taught("dog")
+        mixed = config('<Image name="other" value="$other"/>', DYNAMIC.replace("image", photo), BRUSH)
+        task = small_task(api, other=data_url(api.photo_number(2)), options="fox")
+        answer = call(api, "predict", {"tasks": [task], "label_config": mixed})
+        assert answer.status_code == 200, answer.text
+        (region,) = answer.json()["results"][0]["result"]
+        assert (region["from_name"], region["value"]["brushlabels"]) == ("brush", ["cat"])
 
     def test_a_task_whose_photo_cannot_be_read_has_none(self, api) -> None:
         tasks = [{"id": 1, "data": {"image": "data:image/png;base64,AAAA"}}, small_task(api)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -239,6 +240,10 @@ class TestSegmentations:
             ("{}", "size"),
             ('{"size": [31, 23], "counts": [713]}', r"is for 23 × 31.*so \[23, 31\]"),
             ('{"size": [1000000000, 1000000000], "counts": [1000000000000000000]}', "is for 1000000000 ×"),
+            (
+                '{"size": [23, 31], "counts": "' + "0" * 5000 + '"}',
+                "at most 715 run lengths of 23 × 31 .*, got 5000",
+            ),
             ('{"size": [23, 31], "counts": [714]}', "add up to 23 × 31 = 713"),
             ('{"size": [23, 31], "counts": "ooooooo"}', "counts"),
             ('{"size": [23, 31], "counts": "\\ud800"}', "counts"),
@@ -298,6 +303,36 @@ class TestReadMask:
 
     def test_unused_fields_of_a_form_are_sent_empty(self) -> None:
         assert self.read(mask=b"", segmentation="", box="[3, 5, 17, 11]").sum() == 17 * 11
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '{"size": [1000, 1001], "counts": "' + "1" * 3 + "0" * 1_000_997 + '"}',
+            '{"size": [1000, 1001], "counts": "' + "1" * 2_000_000 + '"}',
+            json.dumps({"size": [1000, 1001], "counts": [999, 2] * 1000}),
+            "[[0,0," + "1,2," * 200_000 + "5,6,700,800]]",
+            "[" + "[1]," * 200_000 + "[1]]",
+            "[" + ",".join(['{"":' * 900 + "1" + "}" * 900] * 100) + "]",
+        ],
+        ids=["a pixel a run", "too many runs", "a list", "a polygon", "lists", "objects in objects"],
+    )
+    def test_the_memory_that_reading_a_text_takes_is_counted(self, text: str) -> None:
+        taken: list[int] = []
+        options: dict[str, Any] = {"mask": None, "box": None, "photo_hw": (1000, 1001), "max_pixels": 2_000_000}
+        tracemalloc.start()
+        try:
+            with contextlib.suppress(InvalidInputError):
+                mask = read_mask(segmentation=text, **options, take_bytes=taken.append)
+                assert sum(taken) == len(text) + mask.nbytes
+            assert tracemalloc.get_traced_memory()[1] < taken[0]
+        finally:
+            tracemalloc.stop()
+
+    def test_the_memory_of_a_box_is_counted(self) -> None:
+        taken: list[int] = []
+        mask = self.read(box="[3, 5, 17, 11]", take_bytes=taken.append)
+        assert taken[0] > mask.nbytes
+        assert sum(taken) == len("[3, 5, 17, 11]") + mask.nbytes
 
     @pytest.mark.parametrize(
         ("sent", "words"),

@@ -176,3 +176,11 @@ async def test_names_that_nobody_taught_take_no_memory() -> None:
     for number in range(5):
         await bench.lookup.named([f"sofa {number}"])
     assert (await bench.while_away()).records == [CAT]
+
+
+async def test_more_names_than_one_request_may_have_are_refused_before_the_store_is_asked() -> None:
+    bench = Bench(CAT, most=2)
+    bench.store.away = True
+    with pytest.raises(InvalidInputError, match=r"3 categories are too many: at most 2 .*EXEMPLAR_MAX_CATEGORIES"):
+        await bench.lookup.named(["cat", "dog", "cow"])
+    assert bench.metrics.registry.get_sample_value("exemplar_lookups_from_memory_total") == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from contextlib import AsyncExitStack
@@ -12,6 +13,7 @@ import pytest
 
 from app.errors import OverloadedError, TooLargeError
 from app.images.photo import Photo
+from app.masks.rle import mask_to_rle
 from app.metrics import Metrics
 from app.services import photo_reader
 from app.services.photo_memory import PhotoMemory
@@ -51,6 +53,21 @@ async def test_a_photo_is_refused_while_others_fill_the_memory_and_named_by_its_
         with pytest.raises(TooLargeError) as refusal:
             await reader.photo(PHOTO, field="tasks")
         assert refusal.value.field == "tasks"
+
+
+async def test_a_mask_sent_as_a_text_counts_too() -> None:
+    sent = json.dumps(mask_to_rle(MARKED))
+    photos = reader_of(len(PHOTO) + 16 * MARKED.size)
+    with photos.memory.request() as take, photos.request() as reader:
+        photo = await reader.photo(PHOTO)
+        assert np.array_equal(await reader.mask(photo, segmentation=sent), MARKED)
+        take(12 * MARKED.size - len(sent))  # all that the photo, the text and the mask leave
+        with pytest.raises(OverloadedError):
+            take(1)
+    with photos.memory.request() as take, photos.request() as reader:
+        take(1)
+        with pytest.raises(OverloadedError):
+            await reader.mask(photo, segmentation="1" * 16 * MARKED.size)
 
 
 async def test_a_photo_of_a_job_does_not_count() -> None:

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from app.errors import AppError, ConflictError, NotFoundError
+from app.errors import AppError, ConflictError, FullCategoryError, NotFoundError
 from app.masks import MalformedMaskError, Mask
 from app.services.batch import patiently
 from app.services.photo_reader import PhotoReader, RequestReader
@@ -82,7 +82,8 @@ class Annotations:
     async def learn(self, marked: Marked) -> None:
         """Teach an annotation's labels; what it taught before and does not show any more is deleted.
 
-        A label whose category has as many examples as it may is left out.
+        A label whose category has as many examples as it may is left out. So is one whose category can't be taught for
+        another reason, and what was taught of it before stays.
 
         Raises:
             AppError: If its photo or config can't be read.
@@ -145,29 +146,35 @@ class Annotations:
         gone = [example for example in before if example not in there]
         stored = []
         for lesson, example in new:
-            if await self._teach(lesson, [one for one in gone if CategoryName(one.category) == lesson.name]):
+            earlier = [one for one in gone if CategoryName(one.category) == lesson.name]
+            try:
+                await self._teach(lesson, earlier)
                 stored.append(example)
+            except ConflictError as error:
+                _log.warning("the label %s of an annotation is not taught: %s", lesson.name.text, error)
+                if not isinstance(error, FullCategoryError):
+                    # Nothing replaces the earlier ones, and the new one may have been stored before the error.
+                    gone = [one for one in gone if one not in earlier]
+                    there += [*earlier, example]
         for example in gone:
             await self._forget(example)
         after = (*there, *stored)
         await self._store.put(marked.id, Annotation(marked.task, marked.updated_at, after, marked.project))
 
-    async def _teach(self, lesson: Lesson, gone: Sequence[LabelExample]) -> bool:
+    async def _teach(self, lesson: Lesson, earlier: Sequence[LabelExample]) -> None:
         """Teach a lesson; where there is no room for both, what it replaces is deleted first.
 
-        Returns:
-            False if its category has no room for it. The other labels of the annotation are taught all the same.
+        Raises:
+            FullCategoryError, ConflictError: As `Teaching.teach`.
         """
         try:
             await self._teaching.teach(lesson)
-        except ConflictError as error:
-            if not gone:
-                _log.warning("the label %s of an annotation is not taught: %s", lesson.name.text, error)
-                return False
-            for example in gone:
+        except FullCategoryError:
+            if not earlier:
+                raise
+            for example in earlier:
                 await self._forget(example)
-            return await self._teach(lesson, ())
-        return True
+            await self._teaching.teach(lesson)
 
     async def _exists(self, example: LabelExample) -> bool:
         """False if somebody deleted it elsewhere."""

@@ -38,7 +38,7 @@ class Control:
         photo: Name of the photo that it marks, the `to_name` of its regions.
         kind: Type of its regions.
         data: The field of a task's data that has the photo's address.
-        labels: Its labels, in order.
+        labels: Its labels, in order, at least one.
     """
 
     name: str
@@ -60,8 +60,12 @@ class Control:
 def controls_of(config: str) -> tuple[Control, ...]:
     """The controls of a config that mark areas of a photo; all others are left out.
 
+    So is a control without labels of its own. Label Studio takes its labels from each task's data, so that there are
+    none to predict, and no version of the predictions that could follow them.
+
     Raises:
-        InvalidInputError: If the config is no XML, or a label can't be a category.
+        InvalidInputError: If the config is no XML, a label can't be a category, or controls mark areas, but none of
+            them has labels of its own.
     """
     # No config has a document type, and without one no entity can be defined, which could grow without bounds.
     if "<!" in config.replace("<!--", ""):
@@ -73,11 +77,20 @@ def controls_of(config: str) -> tuple[Control, ...]:
     photos = {
         tag.get("name", ""): tag.get("value", "").removeprefix("$") for tag in root.iter("Image") if tag.get("value")
     }
-    return tuple(
+    controls = [
         Control(tag.get("name", ""), photo, _KINDS[tag.tag], photos[photo], _labels(tag))
         for tag in root.iter()
         if tag.tag in _KINDS and (photo := tag.get("toName", "")) in photos
-    )
+    ]
+    labelled = tuple(control for control in controls if control.labels)
+    if controls and not labelled:
+        raise InvalidInputError(
+            f"The control {controls[0].name[:80]!r} of the label config has no labels of its own, and no other that "
+            'marks areas has: add <Label value="…"/> to it for each category. Labels from the data of tasks are not '
+            "read.",
+            field=_FIELD,
+        )
+    return labelled
 
 
 def categories_of(controls: tuple[Control, ...]) -> tuple[CategoryName, ...]:

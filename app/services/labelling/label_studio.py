@@ -84,9 +84,13 @@ class LabelStudio:
         return [await self.version(controls_of(self._config))]
 
     async def version(self, controls: tuple[Control, ...]) -> str:
-        """Version of the predictions: it changes with the model and with every adapter of these controls."""
+        """Version of the predictions: it changes with the model and with every adapter of these controls.
+
+        Raises:
+            InvalidInputError: If they have more labels than one request may have categories.
+        """
         names = categories_of(controls)
-        found = await self._lookup.named([name.id for name in names])
+        found = await self._lookup.named([name.id for name in names], field="label_config")
         adapters = [
             (name.id, *((record.adapter.version, record.adapter_sha256) if record and record.adapter else ()))
             for name, record in zip(names, found.records, strict=True)

@@ -27,6 +27,10 @@ _LOGIN_PATH = "/user/login"
 # A page of tasks has the regions of all their annotations.
 _MAX_JSON_BYTES = 256 * 1024 * 1024
 
+# What sets a limit, as an error names it.
+_OF_UPLOADS = "EXEMPLAR_MAX_UPLOAD_BYTES"
+_OF_JSON = "the most that is read of Label Studio at once, which no setting changes"
+
 # A host that is busy for now: it took too long to get the request, or has had too many of them.
 _BUSY = (408, 425, 429)
 # Pause if the host names none.
@@ -97,7 +101,7 @@ class LabelStudioClient:
         """
         if address[:5].lower() == "data:":
             return self._of_data_url(address)
-        return await self._get(self._absolute(address), max_bytes=self._max_bytes)
+        return await self._get(self._absolute(address), _Wanted("The photo", self._max_bytes, _OF_UPLOADS))
 
     async def tasks(self, project: int, *, page: int, page_size: int) -> list[Mapping[str, Any]]:
         """Some tasks of a project with their annotations; none after the last page.
@@ -109,12 +113,14 @@ class LabelStudioClient:
 
         Raises:
             InvalidInputError, UnavailableError: As `photo`.
+            TooLargeError: If the page is larger than is read at once.
         """
+        wanted = _Wanted(f"Page {page} of the tasks of project {project}", _MAX_JSON_BYTES, _OF_JSON)
         url = self._absolute("/api/tasks").copy_merge_params(
             {"project": project, "page": page, "page_size": page_size, "fields": "all"}
         )
         try:
-            raw = await self._get(url, max_bytes=_MAX_JSON_BYTES)
+            raw = await self._get(url, wanted)
         except _NotThere:
             if page == 1:  # there is no such project
                 raise
@@ -127,23 +133,26 @@ class LabelStudioClient:
 
         Raises:
             InvalidInputError, UnavailableError: As `photo`.
+            TooLargeError: If it is larger than is read at once.
         """
+        wanted = _Wanted(f"Annotation {id}", _MAX_JSON_BYTES, _OF_JSON)
         try:
-            await self._get(self._absolute(f"/api/annotations/{id}/"), max_bytes=_MAX_JSON_BYTES)
+            await self._get(self._absolute(f"/api/annotations/{id}/"), wanted)
         except _NotThere:
             return False
         return True
 
     def _of_data_url(self, address: str) -> bytes:
         head, _, body = address.partition(",")
-        if len(body) > 2 * self._max_bytes:
-            raise self._too_large("A data URL", self._max_bytes)
+        wanted = _Wanted("A data URL", self._max_bytes, _OF_UPLOADS)
+        if len(body) > 2 * wanted.max_bytes:
+            raise wanted.too_large()
         try:
             raw = b64decode(body, validate=True) if head.endswith(";base64") else unquote_to_bytes(body)
         except ValueError as error:
             raise InvalidInputError("A data URL is not base64.", field="tasks") from error
-        if len(raw) > self._max_bytes:
-            raise self._too_large("A data URL", self._max_bytes)
+        if len(raw) > wanted.max_bytes:
+            raise wanted.too_large()
         return raw
 
     def _absolute(self, address: str) -> httpx.URL:
@@ -159,18 +168,18 @@ class LabelStudioClient:
             return joined(self._url, address if folder and address.startswith(f"{folder}/") else f"{folder}{address}")
         return joined(httpx.URL(), address)
 
-    async def _get(self, url: httpx.URL, *, max_bytes: int) -> bytes:
+    async def _get(self, url: httpx.URL, wanted: _Wanted) -> bytes:
         for _ in range(_MOST_REDIRECTS):
             self._allowed.check(url)
             is_label_studio = self._allowed.is_label_studio(url)
             access, told = self._access if is_label_studio else "", self._told_token
-            answer = await self._send(url, max_bytes)
+            answer = await self._send(url, wanted)
             if access and _is_unknown(answer):  # it has expired
                 if self._access == access:  # else another request has renewed it in the meantime
                     self._access = ""
-                answer = await self._send(url, max_bytes)
+                answer = await self._send(url, wanted)
             if is_label_studio and _is_unknown(answer) and self._is_replaced(told):
-                answer = await self._send(url, max_bytes)
+                answer = await self._send(url, wanted)
             if _is_unknown(answer):
                 raise _refused(url, 401)
             if answer.target is None:
@@ -185,15 +194,15 @@ class LabelStudioClient:
             self._told_token, self._access = self._told_last, ""
         return not self._token and self._told_token != refused
 
-    async def _send(self, url: httpx.URL, max_bytes: int) -> _Answer:
+    async def _send(self, url: httpx.URL, wanted: _Wanted) -> _Answer:
         headers = await self._authorization() if self._allowed.is_label_studio(url) else {}
         try:
             async with self._client().stream("GET", url, headers=headers) as answer:
                 raw = bytearray()
                 async for part in answer.aiter_bytes():
                     raw += part
-                    if len(raw) > max_bytes:
-                        raise self._too_large(f"The photo of {url.host}", max_bytes)
+                    if len(raw) > wanted.max_bytes:
+                        raise wanted.too_large(url.host)
                 is_redirect = 300 <= answer.status_code < 400
                 target = joined(url, answer.headers.get("location", "")) if is_redirect else None
                 return _Answer(answer.status_code, target, answer.headers.get("retry-after", ""), bytes(raw))
@@ -227,9 +236,20 @@ class LabelStudioClient:
             self._http = httpx.AsyncClient(timeout=timeout, transport=self._transport, follow_redirects=False)
         return self._http
 
-    def _too_large(self, what: str, limit: int) -> TooLargeError:
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is read, the bytes that it may have, and what sets this limit."""
+
+    what: str
+    max_bytes: int
+    limit: str
+
+    def too_large(self, host: str = "") -> TooLargeError:
+        """The error of one that is larger; with the host that it was read from, if any."""
+        where = f" of {host}" if host else ""
         return TooLargeError(
-            f"{what} has more than {limit} bytes, which are allowed (EXEMPLAR_MAX_UPLOAD_BYTES).", field="tasks"
+            f"{self.what}{where} has more than {self.max_bytes} bytes, which are allowed ({self.limit}).", field="tasks"
         )
 
 

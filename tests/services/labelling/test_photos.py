@@ -1,18 +1,23 @@
-"""Photos of other hosts: what their answers mean."""
+"""Photos and tasks of other hosts: what their answers mean, and how large they may be."""
 
 from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 
 import httpx2 as httpx
 import pytest
 
-from app.errors import InvalidInputError, UnavailableError
+from app.errors import InvalidInputError, TooLargeError, UnavailableError
+from app.services.labelling import photos
 from app.services.labelling.photos import LabelStudioClient
 
 ADDRESS = "https://bucket.example.com/cat.jpg"
 
 
-async def photo_after(*answers: httpx.Response, token: str = "") -> bytes:
-    """The photo that a client gets whose requests get these answers."""
+@asynccontextmanager
+async def client_of(answers: Iterable[httpx.Response], *, token: str = "") -> AsyncIterator[LabelStudioClient]:
+    """A client whose requests get these answers."""
     coming = iter(answers)
     client = LabelStudioClient(
         url="https://bucket.example.com",
@@ -22,9 +27,15 @@ async def photo_after(*answers: httpx.Response, token: str = "") -> bytes:
         transport=httpx.MockTransport(lambda _: next(coming)),
     )
     try:
-        return await client.photo(ADDRESS)
+        yield client
     finally:
         await client.close()
+
+
+async def photo_after(*answers: httpx.Response, token: str = "") -> bytes:
+    """The photo that a client gets whose requests get these answers."""
+    async with client_of(answers, token=token) as client:
+        return await client.photo(ADDRESS)
 
 
 async def test_a_photo_is_read() -> None:
@@ -51,3 +62,25 @@ async def test_so_it_is_where_an_access_token_is_renewed() -> None:
 async def test_a_photo_that_is_refused_is_not_asked_for_again(status: int) -> None:
     with pytest.raises(InvalidInputError):
         await photo_after(httpx.Response(status))
+
+
+async def test_a_photo_above_the_limit_of_an_upload_names_the_setting() -> None:
+    with pytest.raises(TooLargeError) as refusal:
+        await photo_after(httpx.Response(200, content=bytes(101)))
+    assert refusal.value.detail == (
+        "The photo of bucket.example.com has more than 100 bytes, which are allowed (EXEMPLAR_MAX_UPLOAD_BYTES)."
+    )
+
+
+async def test_tasks_above_the_limit_of_what_is_read_at_once_name_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not for photos, whose limit is lower."""
+    monkeypatch.setattr(photos, "_MAX_JSON_BYTES", 150)
+    async with client_of([httpx.Response(200, content=b"{}" + b" " * 148)]) as client:
+        assert await client.tasks(3, page=2, page_size=50) == []
+    for asked, named in (("tasks", "Page 2 of the tasks of project 3"), ("annotation", "Annotation 7")):
+        async with client_of([httpx.Response(200, content=bytes(151))]) as client:
+            with pytest.raises(TooLargeError) as refusal:
+                await (client.tasks(3, page=2, page_size=50) if asked == "tasks" else client.has_annotation(7))
+        assert f"{named} of bucket.example.com has more than 150 bytes" in refusal.value.detail
+        assert "no setting" in refusal.value.detail
+        assert "EXEMPLAR" not in refusal.value.detail
