@@ -102,7 +102,10 @@ JOB_CHANNEL_PREFIX = f"{PREFIX}:job-events:"
 
 
 def job(job_id: str) -> str:
-    """Hash: the job's record. It expires `EXEMPLAR_JOB_TTL_S` after the job's end."""
+    """Hash: the job's record. It expires `EXEMPLAR_JOB_TTL_S` after the job's end.
+
+    Also `ended_by`, the call that ended the job.
+    """
     return f"{JOB_PREFIX}{job_id}"
 
 
