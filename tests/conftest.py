@@ -257,8 +257,8 @@ class Api:
         return [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line]
 
     def stored(self) -> dict[bytes, object]:
-        """All that the store holds, but for the readiness probe and the job engine's own keys."""
-        foreign = (keys.PROBE.encode(), b"exemplar:docket")
+        """All that the store holds, but for the readiness probe, receipts, and the job engine's own keys."""
+        foreign = (keys.PROBE.encode(), keys.receipt("").encode(), b"exemplar:docket")
         return {key: self._read(key) for key in self.redis.scan_iter() if not key.startswith(foreign)}
 
     def _read(self, key: bytes) -> object:

@@ -21,6 +21,9 @@ IDEMPOTENCY_TTL_S = 86_400
 # A process at work on a request renews its slot before it expires. If the process dies, a retry waits for this long.
 IDEMPOTENCY_RUNNING_TTL_S = 12
 
+# Far longer than a command whose connection broke is sent again (`connection.py`).
+RECEIPT_TTL_S = 60
+
 
 def category_id(name: str) -> str:
     """Id of a name: its composed form without case, percent-encoded. `CategoryName` holds it."""
@@ -94,6 +97,11 @@ def adapter_prefix(id_: str) -> str:
 def adapter(id_: str, version: int) -> str:
     """String: the adapter's safetensors."""
     return f"{adapter_prefix(id_)}{version}"
+
+
+def receipt(call: str) -> str:
+    """String: the answer of a call that changed a category, for the same call sent again because its reply was lost."""
+    return f"{PREFIX}:receipt:{call}"
 
 
 # Prefixes of the two below, for scripts that read a job's id from the store.

@@ -17,7 +17,7 @@ class _Exchange:
     """What a connection waits for.
 
     Attributes:
-        request: Its last piece.
+        request: What was sent since the last reply.
     """
 
     request: bytes = b""
@@ -36,6 +36,7 @@ class Proxy:
         self.lost = 0  # replies
         self._refuses = False
         self._loses_reply_to: bytes | None = None
+        self._then_refuse = False
         self._target = target
         self._loop = asyncio.new_event_loop()
         self._open: set[asyncio.StreamWriter] = set()
@@ -57,9 +58,14 @@ class Proxy:
         self._refuses = True
         self._loop.call_soon_threadsafe(self._break_all)
 
-    def lose_reply(self, *, to: bytes) -> None:
-        """Break the connection in place of the reply to the next request with these bytes, unless that is an error."""
-        self._loses_reply_to = to
+    def lose_reply(self, *, to: bytes, then_refuse: bool = False) -> None:
+        """Break the connection in place of the reply to the next request with these bytes, unless that is an error.
+
+        Args:
+            to: The bytes.
+            then_refuse: True to refuse new connections from then on.
+        """
+        self._loses_reply_to, self._then_refuse = to, then_refuse
 
     def mend(self) -> None:
         """Accept connections again, at full speed."""
@@ -105,7 +111,7 @@ class Proxy:
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, exchange: _Exchange) -> None:
         with suppress(OSError):
             while piece := await reader.read(_PIECE_BYTES):
-                exchange.request = piece
+                exchange.request += piece
                 await self._pass_on(piece, writer)
         with suppress(OSError):
             writer.close()
@@ -113,6 +119,7 @@ class Proxy:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, exchange: _Exchange) -> None:
         with suppress(OSError):
             while (piece := await reader.read(_PIECE_BYTES)) and not self._is_lost(piece, exchange):
+                exchange.request = b""
                 await self._pass_on(piece, writer)
         with suppress(OSError):
             writer.close()
@@ -122,6 +129,7 @@ class Proxy:
         if wanted is None or wanted not in exchange.request or reply.startswith(b"-"):
             return False
         self._loses_reply_to = None
+        self._refuses = self._refuses or self._then_refuse
         self.lost += 1
         return True
 

@@ -392,6 +392,27 @@ def test_a_cancellation_whose_reply_was_lost_is_none_the_less_made_once(start_on
         assert metric(api, "exemplar_jobs_total", kind="rank", outcome="cancelled") == 1
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_a_conditional_change_whose_reply_was_lost_is_told_as_made(start_on, proxy, proxied_database, method) -> None:
+    """The command that is sent again does not take its own change for somebody else's."""
+    with start_on(proxied_database) as api:
+        api.taught()
+        api.taught(photo=api.other_photo)
+        raw = api.http.get("/categories/cat/adapter").content
+        known = {"If-Match": api.http.get("/categories/cat").headers["etag"]}
+        proxy.lose_reply(to=keys.receipt("").encode())
+        if method == "POST":
+            answer = api.http.post("/categories/cat/rollback", json={"version": 1}, headers=known)
+        elif method == "PUT":
+            answer = api.http.put("/categories/cat/adapter", content=raw, headers=known)
+        else:
+            answer = api.http.delete("/categories/cat", headers=known)
+        assert proxy.lost == 1
+        assert answer.is_success, answer.text
+        again = api.http.delete("/categories/cat", headers=known)
+        assert again.status_code == (404 if method == "DELETE" else 412)
+
+
 def test_a_job_that_could_not_be_queued_ends_all_the_same(start_on, monkeypatch) -> None:
     """Its record is written together with the example; the queue may be out of reach a moment later."""
     monkeypatch.setattr(connection, "_TIMEOUT_S", 0.3)
