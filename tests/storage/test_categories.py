@@ -378,6 +378,13 @@ class TestLostReplies:
         assert proxy.lost == 2
         assert (await store.get("cat")).seen == seen
 
+    async def test_a_commit_is_told_as_made(self, store: CategoryStore, seen: Seen, proxy: Proxy) -> None:
+        given = replace(ADAPTER, version=await store.next_version("cat"))
+        proxy.lose_reply(to=keys.adapter("cat", 3).encode())
+        assert await store.commit("cat", given, generation=3)
+        assert proxy.lost == 1
+        assert (await store.get("cat")).adapter.version == 3
+
 
 async def test_many_are_read_in_their_order(store: CategoryStore) -> None:
     for name in ("b", "a"):
