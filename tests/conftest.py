@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import httpx2
 import jaxtyping
@@ -31,6 +32,7 @@ from app.method.backbone import Backbone
 from app.settings import Settings
 from app.storage import keys
 from app.storage.server import EmbeddedServer
+from tests.chaos.proxy import Proxy
 
 DEADLINE_S = 30.0
 ENDED = {"succeeded", "failed", "cancelled", "superseded"}
@@ -92,6 +94,19 @@ def database(new_database: NewDatabase) -> Iterator[str]:
     """URL of a database of this test's own."""
     with new_database() as url:
         yield url
+
+
+@pytest.fixture
+def proxy(valkey: EmbeddedServer) -> Iterator[Proxy]:
+    """A proxy in front of this session's server."""
+    with Proxy(Path(unquote(urlsplit(valkey.url).path))) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied_database(proxy: Proxy, database: str) -> str:
+    """URL of this test's database behind the proxy."""
+    return f"redis://127.0.0.1:{proxy.port}/?{urlsplit(database).query}"
 
 
 def random_blip(*, patch_px: int, image_px: int) -> tuple[BlipForImageTextRetrieval, BertTokenizer]:
@@ -242,8 +257,8 @@ class Api:
         return [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line]
 
     def stored(self) -> dict[bytes, object]:
-        """All that the store holds, but for the readiness probe and the job engine's own keys."""
-        foreign = (keys.PROBE.encode(), b"exemplar:docket")
+        """All that the store holds, but for the readiness probe, receipts, and the job engine's own keys."""
+        foreign = (keys.PROBE.encode(), keys.receipt("").encode(), b"exemplar:docket")
         return {key: self._read(key) for key in self.redis.scan_iter() if not key.startswith(foreign)}
 
     def _read(self, key: bytes) -> object:

@@ -17,7 +17,9 @@ from app.api.conditional import (
     check_if_match,
     check_unless_match,
     etag_of,
+    etag_of_hash,
     matches,
+    names_state,
 )
 from app.api.context import Live, Maybe, Name, NewName, check_text, location_of_job, read_upload
 from app.api.forms import names_in
@@ -190,8 +192,10 @@ async def _seen(
         return None
     record = await live.categories.get(name)
     etags = [etag_of(CategoryOut.of(record))]
-    if record.adapter:
-        etags.append(await asyncio.to_thread(etag_of, await live.categories.export(name)))
+    # That of the adapter only if it may count: one that an earlier release stored is read for it.
+    may_count = unless_match is not None or (if_match is not None and not names_state(if_match, *etags))
+    if may_count and (sha256 := await live.categories.adapter_sha256(record)):
+        etags.append(etag_of_hash(sha256))
     check_if_match(if_match, *etags)
     check_unless_match(unless_match, *etags, name=record.name)
     return record.seen

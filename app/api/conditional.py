@@ -33,7 +33,12 @@ TAGGED: dict[int | str, dict[str, Any]] = {
 def etag_of(content: BaseModel | bytes) -> str:
     """Strong ETag of an answer."""
     raw = content.model_dump_json().encode() if isinstance(content, BaseModel) else content
-    return f'"{hashlib.sha256(raw).hexdigest()[:32]}"'
+    return etag_of_hash(hashlib.sha256(raw).hexdigest())
+
+
+def etag_of_hash(sha256: str) -> str:
+    """Strong ETag of an answer with this hash, in hexadecimal digits."""
+    return f'"{sha256[:32]}"'
 
 
 def matches(if_none_match: str, *etags: str) -> bool:
@@ -41,13 +46,18 @@ def matches(if_none_match: str, *etags: str) -> bool:
     return _is_named({part.removeprefix("W/") for part in _parts(if_none_match)}, etags)
 
 
+def names_state(if_match: str, *etags: str) -> bool:
+    """True if a header names one of these ETags, or any at all; a weak ETag tells no state."""
+    return _is_named(_parts(if_match), etags)
+
+
 def check_if_match(header: str | None, *etags: str) -> None:
-    """Refuse a change of something that is no longer what the caller knows; a weak ETag tells no state.
+    """Refuse a change of something that is no longer what the caller knows.
 
     Raises:
         PreconditionFailedError: If the header names none of these ETags.
     """
-    if header is not None and not _is_named(_parts(header), etags):
+    if header is not None and not names_state(header, *etags):
         raise PreconditionFailedError(CHANGED)
 
 

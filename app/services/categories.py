@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -112,6 +113,13 @@ class Categories:
         if raw is None:
             raise ConflictError(f"{record.name}: {UNREADABLE_ADAPTER}", field="name")
         return raw
+
+    async def adapter_sha256(self, record: CategoryRecord) -> str | None:
+        """Hash of the file of a category's adapter; None if it has none, or an unreadable one of an unknown hash."""
+        if record.adapter_sha256 or record.adapter is None:
+            return record.adapter_sha256 or None
+        raw = await self._store.adapter_bytes(record.id, record.adapter.version)
+        return (await asyncio.to_thread(hashlib.sha256, raw)).hexdigest() if raw is not None else None
 
     async def read_adapter(self, raw: bytes) -> Adapter:
         """An exported adapter that fits the default backbone.

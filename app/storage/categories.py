@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 from urllib.parse import unquote
+from uuid import uuid4
 
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
@@ -77,11 +78,11 @@ class CategoryStore:
         self._job_ttl_s = int(job_ttl_s)
         self._teach_example = script(redis, "teach_example", needs=("job", "examples"))
         self._forget_example = script(redis, "forget_example", needs=("job", "examples"), when_full=True)
-        self._delete_category = script(redis, "delete_category", needs=("job", "unchanged"), when_full=True)
+        self._delete_category = script(redis, "delete_category", needs=("job", "unchanged", "receipt"), when_full=True)
         self._commit_adapter = script(redis, "commit_adapter", needs=("use_adapter",))
-        self._adopt_adapter = script(redis, "adopt_adapter", needs=("job", "use_adapter", "unchanged"))
+        self._adopt_adapter = script(redis, "adopt_adapter", needs=("job", "use_adapter", "unchanged", "receipt"))
         self._withdraw_generation = script(redis, "withdraw_generation", when_full=True)
-        self._roll_back = script(redis, "roll_back", needs=("job", "unchanged"))
+        self._roll_back = script(redis, "roll_back", needs=("job", "unchanged", "receipt"))
 
     async def get(self, category_id: str) -> CategoryRecord | None:
         """The category, or None.
@@ -314,6 +315,7 @@ class CategoryStore:
             "adapter_prefix": keys.adapter_prefix(category_id),
             "superseded": self._superseded("The category was deleted."),
             "seen": seen or False,
+            "receipt_ttl_s": keys.RECEIPT_TTL_S,
         }
         superseded = await self._run(
             self._delete_category,
@@ -324,6 +326,7 @@ class CategoryStore:
                 keys.versions(category_id),
                 keys.CATEGORIES,
                 keys.counters(category_id),
+                _new_receipt(),
                 *strays,
             ],
             args=[json.dumps(category)],
@@ -443,11 +446,12 @@ class CategoryStore:
             "time": time.time(),
             "superseded": self._superseded("An adapter was imported."),
             "seen": seen or False,
+            "receipt_ttl_s": keys.RECEIPT_TTL_S,
         }
         superseded = await self._run(
             self._adopt_adapter,
             category_id,
-            keys=[*_adapter_keys(category_id, adapter), keys.counters(category_id), keys.CATEGORIES],
+            keys=[*_adapter_keys(category_id, adapter), keys.counters(category_id), keys.CATEGORIES, _new_receipt()],
             args=[*await asyncio.to_thread(self._adapter_args, category_id, adapter), json.dumps(category)],
         )
         return _id(_of_unchanged(superseded))
@@ -510,11 +514,20 @@ class CategoryStore:
         Raises:
             PreconditionFailedError: If the category has another state than the one seen, if any.
         """
-        given = {"superseded": self._superseded("An older version was put in use."), "seen": seen or False}
+        given = {
+            "superseded": self._superseded("An older version was put in use."),
+            "seen": seen or False,
+            "receipt_ttl_s": keys.RECEIPT_TTL_S,
+        }
         reply = await self._run(
             self._roll_back,
             category_id,
-            keys=[keys.category(category_id), keys.versions(category_id), keys.counters(category_id)],
+            keys=[
+                keys.category(category_id),
+                keys.versions(category_id),
+                keys.counters(category_id),
+                _new_receipt(),
+            ],
             args=[version, json.dumps(given)],
         )
         found, superseded = _of_unchanged(reply)
@@ -524,6 +537,11 @@ class CategoryStore:
 def _adapter_keys(category_id: str, adapter: Adapter) -> list[str]:
     """First keys of a script that uses `use_adapter`."""
     return [keys.category(category_id), keys.versions(category_id), keys.adapter(category_id, adapter.version)]
+
+
+def _new_receipt() -> str:
+    """Key that a call's receipt will have."""
+    return keys.receipt(uuid4().hex)
 
 
 def _of_unchanged(reply: Any) -> Any:

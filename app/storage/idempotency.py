@@ -61,14 +61,15 @@ class IdempotencyStore:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._claim_slot = script(redis, "claim_slot")
         self._answer_slot = script(redis, "answer_slot")
         self._free_slot = script(redis, "free_slot")
         self._keep_slot = script(redis, "keep_slot")
 
     async def claim(self, claim: Claim) -> bool:
-        """Take a free slot. False if it is taken."""
+        """Take a free slot. False if another claim has it."""
         key = keys.idempotency(claim.key_hash)
-        return bool(await self._redis.set(key, claim.slot, nx=True, ex=keys.IDEMPOTENCY_RUNNING_TTL_S))
+        return bool(await self._claim_slot(keys=[key], args=[claim.slot, keys.IDEMPOTENCY_RUNNING_TTL_S]))
 
     async def renew(self, claim: Claim) -> bool:
         """Keep a claimed slot from expiring. False if it is free, or another's by now."""

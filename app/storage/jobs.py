@@ -258,7 +258,10 @@ class JobStore:
 
     async def end(self, job_id: str, status: Status, **fields: object) -> bool:
         """Give a job its final status, unless it has one already. False if it had."""
-        return await self._update(job_id, {"queued", "running"}, final_fields(status, **fields), ttl_s=self._ttl_s)
+        # By this the script knows its own work if the call is sent again because its reply was lost.
+        call = uuid4().hex
+        final = final_fields(status, ended_by=call, **fields)
+        return await self._update(job_id, {"queued", "running"}, final, ttl_s=self._ttl_s, ended_by=call)
 
     @asynccontextmanager
     async def events(self, job_id: str) -> AsyncIterator[AsyncIterator[Job]]:
@@ -292,7 +295,13 @@ class JobStore:
             await changes.get_message(ignore_subscribe_messages=True, timeout=_LOOK_AGAIN_S)
 
     async def _update(
-        self, job_id: str, allowed: Set[Status], fields: Sequence[str], *, ttl_s: int | None = None
+        self,
+        job_id: str,
+        allowed: Set[Status],
+        fields: Sequence[str],
+        *,
+        ttl_s: int | None = None,
+        ended_by: str | None = None,
     ) -> bool:
         """Change a record whose status is among the allowed ones. False if it is not."""
         change: dict[str, Any] = {
@@ -302,6 +311,8 @@ class JobStore:
         }
         if ttl_s is not None:
             change["ttl_s"] = ttl_s
+        if ended_by is not None:
+            change["ended_by"] = json.dumps(ended_by)
         update = self._update_job if ttl_s is None else self._end_job
         return bool(await update(keys=[keys.job(job_id)], args=[json.dumps(change)]))
 

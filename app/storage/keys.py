@@ -21,6 +21,9 @@ IDEMPOTENCY_TTL_S = 86_400
 # A process at work on a request renews its slot before it expires. If the process dies, a retry waits for this long.
 IDEMPOTENCY_RUNNING_TTL_S = 12
 
+# Far longer than a command whose connection broke is sent again (`connection.py`).
+RECEIPT_TTL_S = 60
+
 
 def category_id(name: str) -> str:
     """Id of a name: its composed form without case, percent-encoded. `CategoryName` holds it."""
@@ -96,13 +99,21 @@ def adapter(id_: str, version: int) -> str:
     return f"{adapter_prefix(id_)}{version}"
 
 
+def receipt(call: str) -> str:
+    """String: the answer of a call that changed a category, for the same call sent again because its reply was lost."""
+    return f"{PREFIX}:receipt:{call}"
+
+
 # Prefixes of the two below, for scripts that read a job's id from the store.
 JOB_PREFIX = f"{PREFIX}:job:"
 JOB_CHANNEL_PREFIX = f"{PREFIX}:job-events:"
 
 
 def job(job_id: str) -> str:
-    """Hash: the job's record. It expires `EXEMPLAR_JOB_TTL_S` after the job's end."""
+    """Hash: the job's record. It expires `EXEMPLAR_JOB_TTL_S` after the job's end.
+
+    Also `ended_by`, the call that ended the job.
+    """
     return f"{JOB_PREFIX}{job_id}"
 
 

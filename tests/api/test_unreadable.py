@@ -351,6 +351,44 @@ class TestAdapters:
         assert found["adapter_version"] == 3
         assert api.http.get("/categories/cat").status_code == 200
 
+    def test_who_names_the_state_that_was_seen_may_change_it(self, damaged) -> None:
+        """The adapter's file takes no part: neither the category's ETag nor a hash that is stored needs it."""
+        api = damaged
+        stale = {"If-Match": '"stale"'}
+        assert api.http.post("/categories/cat/rollback", json={"version": 1}, headers=stale).status_code == 412
+        seen = {"If-Match": api.http.get("/categories/cat").headers["etag"]}
+        answer = api.http.post("/categories/cat/rollback", json={"version": 1}, headers=seen)
+        assert answer.json()["adapter"]["version"] == 1
+        exported = api.http.get("/categories/cat/adapter")
+        api.redis.set(keys.adapter("cat", 1), b"junk")
+        seen = {"If-Match": exported.headers["etag"]}
+        answer = api.http.put("/categories/cat/adapter", content=exported.content, headers=seen)
+        assert answer.json()["adapter"]["version"] == 3
+        assert api.http.get("/categories/cat/adapter").status_code == 200
+        api.redis.delete(keys.adapter("cat", 3))
+        seen = {"If-Match": api.http.get("/categories/cat").headers["etag"]}
+        assert api.http.delete("/categories/cat", headers=seen).status_code == 204
+
+    @pytest.mark.parametrize("damage", [False, True], ids=["whole", "damaged"])
+    def test_so_it_is_with_one_that_an_earlier_release_stored_without_its_hash(self, start, damage: bool) -> None:
+        with start() as api:
+            api.taught("cat")
+            api.redis.hdel(keys.category("cat"), "sha256_1")
+            exported = api.http.get("/categories/cat/adapter")
+            if damage:
+                api.redis.set(keys.adapter("cat", 1), b"junk")
+
+            def put(**headers: str) -> int:
+                answer = api.http.put("/categories/cat/adapter", content=exported.content, headers=headers)
+                return int(answer.status_code)
+
+            named = exported.headers["etag"]
+            assert put(**{"If-Match": '"stale"'}) == 412
+            assert put(**{"If-Match": named}) == (412 if damage else 200)
+            if damage:
+                assert put(**{"If-Match": api.http.get("/categories/cat").headers["etag"]}) == 200
+                assert put(**{"If-None-Match": api.http.get("/categories/cat").headers["etag"]}) == 412
+
     def test_a_description_that_cannot_be_read_is_not_listed_and_not_rolled_back_to(self, start) -> None:
         with start() as api:
             api.taught("cat")

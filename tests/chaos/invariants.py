@@ -115,8 +115,8 @@ def _keys(redis: Any) -> Iterator[str]:
     for id_ in known:
         if f"{_CATEGORY}{id_}}}" not in keys:
             yield f"category {id_} is in the list of categories and has no record"
-    for prefix in ("exemplar:job:", "exemplar:idempotency:", "exemplar:ranking:", "exemplar:docket:runs:"):
-        for key in sorted(key for key in keys if key.startswith(prefix)):
+    for kind in ("job", "idempotency", "ranking", "receipt", "docket:runs"):
+        for key in sorted(key for key in keys if key.startswith(f"exemplar:{kind}:")):
             if redis.ttl(key) < 0:
                 yield f"key {key} never expires"
     pending = redis.xpending("exemplar:docket:stream", "docket-workers") if "exemplar:docket:stream" in keys else None

@@ -1,27 +1,43 @@
-"""TCP proxy in a thread: passes bytes on until it is told to cut the connections, to refuse new ones, or to be slow."""
+"""TCP proxy in a thread: passes bytes on until it is told to cut or refuse connections, lose a reply, or be slow."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 _PIECE_BYTES = 65536
+
+
+@dataclass
+class _Exchange:
+    """What a connection waits for.
+
+    Attributes:
+        request: What was sent since the last reply.
+    """
+
+    request: bytes = b""
 
 
 class Proxy:
     """Listens on a free port of the loopback and connects every caller to one server.
 
     Args:
-        target_port: Port of the server.
+        target: Port of the server, or its socket.
     """
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target: int | Path) -> None:
         self.port = 0
         self.delay_s = 0.0  # of every piece, in both directions
+        self.lost = 0  # replies
         self._refuses = False
-        self._target_port = target_port
+        self._loses_reply_to: bytes | None = None
+        self._then_refuse = False
+        self._target = target
         self._loop = asyncio.new_event_loop()
         self._open: set[asyncio.StreamWriter] = set()
         self._listens = threading.Event()
@@ -41,6 +57,15 @@ class Proxy:
         """Break all connections and refuse new ones."""
         self._refuses = True
         self._loop.call_soon_threadsafe(self._break_all)
+
+    def lose_reply(self, *, to: bytes, then_refuse: bool = False) -> None:
+        """Break the connection in place of the reply to the next request with these bytes, unless that is an error.
+
+        Args:
+            to: The bytes.
+            then_refuse: True to refuse new connections from then on.
+        """
+        self._loses_reply_to, self._then_refuse = to, then_refuse
 
     def mend(self) -> None:
         """Accept connections again, at full speed."""
@@ -67,23 +92,49 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            to_read, to_write = await asyncio.open_connection("127.0.0.1", self._target_port)
+            to_read, to_write = await self._connect()
         except OSError:  # the server is dead
             writer.transport.abort()
             return
-        ends = {writer, to_write}
+        ends, exchange = {writer, to_write}, _Exchange()
         self._open |= ends
         try:
-            await asyncio.gather(self._pass_on(reader, to_write), self._pass_on(to_read, writer))
+            await asyncio.gather(self._ask(reader, to_write, exchange), self._answer(to_read, writer, exchange))
         finally:
             self._open -= ends
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._target, Path):
+            return await asyncio.open_unix_connection(self._target)
+        return await asyncio.open_connection("127.0.0.1", self._target)
+
+    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, exchange: _Exchange) -> None:
         with suppress(OSError):
             while piece := await reader.read(_PIECE_BYTES):
-                if self.delay_s:
-                    await asyncio.sleep(self.delay_s)
-                writer.write(piece)
-                await writer.drain()
+                exchange.request += piece
+                await self._pass_on(piece, writer)
         with suppress(OSError):
             writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, exchange: _Exchange) -> None:
+        with suppress(OSError):
+            while (piece := await reader.read(_PIECE_BYTES)) and not self._is_lost(piece, exchange):
+                exchange.request = b""
+                await self._pass_on(piece, writer)
+        with suppress(OSError):
+            writer.close()
+
+    def _is_lost(self, reply: bytes, exchange: _Exchange) -> bool:
+        wanted = self._loses_reply_to
+        if wanted is None or wanted not in exchange.request or reply.startswith(b"-"):
+            return False
+        self._loses_reply_to = None
+        self._refuses = self._refuses or self._then_refuse
+        self.lost += 1
+        return True
+
+    async def _pass_on(self, piece: bytes, writer: asyncio.StreamWriter) -> None:
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
+        writer.write(piece)
+        await writer.drain()

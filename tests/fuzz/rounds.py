@@ -43,7 +43,8 @@ def records(calls: Calls, watch: Watch, redis: Redis, random: Random, numbers: I
 def _mend(redis: Redis) -> None:
     """Delete what was damaged and belongs to no category."""
     for key in redis.scan_iter("exemplar:*", count=1000):
-        if key.startswith((b"exemplar:job:", b"exemplar:layers:", b"exemplar:idempotency:", b"exemplar:ranking:")):
+        kinds = (b"job:", b"layers:", b"idempotency:", b"ranking:", b"receipt:")
+        if key.startswith(tuple(b"exemplar:" + kind for kind in kinds)):
             redis.delete(key)
 
 

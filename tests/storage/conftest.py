@@ -7,12 +7,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from redis.asyncio import Redis
 
+from app.storage.connection import connect
+
 Contents = Callable[[], Awaitable[dict[bytes, object]]]
 
 
 @pytest.fixture
 async def redis(database: str) -> AsyncIterator[Redis]:
     async with Redis.from_url(database) as redis:
+        yield redis
+
+
+@pytest.fixture
+async def retrying(proxied_database: str) -> AsyncIterator[Redis]:
+    """The service's own client behind the proxy: it sends a command again if the reply is lost."""
+    async with connect(proxied_database) as redis:
         yield redis
 
 

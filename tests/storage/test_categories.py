@@ -9,13 +9,15 @@ import pytest
 import torch
 from redis.asyncio import Redis
 
+from app.errors import PreconditionFailedError
 from app.method.adapter import Adapter
 from app.method.parameters import Parameters, TokenRows
 from app.storage import keys
 from app.storage.categories import CategoryStore
-from app.storage.category_records import Example, new_example
+from app.storage.category_records import Example, Seen, new_example
 from app.storage.jobs import Job, JobStore, new_job
 from app.storage.names import CategoryName
+from tests.chaos.proxy import Proxy
 
 
 def parameters_of(weight: torch.Tensor) -> Parameters:
@@ -309,6 +311,79 @@ class TestDeleting:
         await asyncio.gather(delete(), *(teach(store) for _ in range(40)))
         await store.delete("cat")
         assert await redis.keys("exemplar:categor*") == [b"exemplar:category:{cat}:counters"]
+
+
+class TestLostReplies:
+    """The store made a change, the connection broke before it said so, and the client sends the command again."""
+
+    @pytest.fixture
+    def store(self, retrying: Redis) -> CategoryStore:
+        return CategoryStore(retrying, versions_kept=2, max_examples=3, job_ttl_s=61)
+
+    @pytest.fixture
+    async def seen(self, store: CategoryStore) -> Seen:
+        """State of a category with two versions, which waits for a job."""
+        for _ in range(2):
+            generation, _ = await teach(store)
+            await commit(store, generation=generation)
+        await teach(store, job_id="waited")
+        return (await store.get("cat")).seen
+
+    async def test_a_rollback_is_made_once(self, store: CategoryStore, seen: Seen, proxy: Proxy) -> None:
+        proxy.lose_reply(to=b"An older version was put in use.")
+        assert await store.rollback("cat", 1, seen=seen) == (True, "waited")
+        assert proxy.lost == 1
+        record = await store.get("cat")
+        assert (record.adapter.version, record.generation) == (1, 4)
+        with pytest.raises(PreconditionFailedError):  # of another caller who saw the same
+            await store.rollback("cat", 2, seen=seen)
+
+    async def test_an_import_is_made_once(self, store: CategoryStore, seen: Seen, proxy: Proxy) -> None:
+        given = replace(ADAPTER, version=await store.next_version("cat"))
+        proxy.lose_reply(to=b"An adapter was imported.")
+        assert await store.adopt(CategoryName("cat"), given, prompts=[], seen=seen) == "waited"
+        assert proxy.lost == 1
+        record = await store.get("cat")
+        assert (record.adapter.version, record.generation) == (3, 4)
+
+    async def test_a_category_is_deleted_once(self, store: CategoryStore, seen: Seen, proxy: Proxy) -> None:
+        proxy.lose_reply(to=b"The category was deleted.")
+        assert await store.delete("cat", seen=seen) == "waited"
+        assert proxy.lost == 1
+        assert await store.get("cat") is None
+
+    async def test_what_was_taught_since_is_not_deleted(self, store, seen, proxy, redis) -> None:
+        proxy.lose_reply(to=b"The category was deleted.", then_refuse=True)
+        deleting = asyncio.create_task(store.delete("cat"))
+        while not proxy.lost:
+            await asyncio.sleep(0.001)
+        elsewhere = CategoryStore(redis, versions_kept=2, max_examples=3, job_ttl_s=61)
+        await teach(elsewhere)
+        proxy.mend()
+        assert await deleting == "waited"
+        assert (await store.get("cat")).examples == 1
+
+    async def test_nothing_is_kept_of_it_for_long(self, store, seen, redis) -> None:
+        await store.rollback("cat", 1, seen=seen)
+        (receipt,) = await redis.keys(keys.receipt("*"))
+        assert 0 < await redis.ttl(receipt) <= keys.RECEIPT_TTL_S
+
+    async def test_a_change_that_was_refused_is_refused_again(self, store, seen, proxy) -> None:
+        proxy.lose_reply(to=b"An older version was put in use.")
+        assert await store.rollback("cat", 7, seen=seen) == (False, None)
+        assert proxy.lost == 1
+        proxy.lose_reply(to=b"The category was deleted.")
+        with pytest.raises(PreconditionFailedError):
+            await store.delete("cat", seen=("1", ""))
+        assert proxy.lost == 2
+        assert (await store.get("cat")).seen == seen
+
+    async def test_a_commit_is_told_as_made(self, store: CategoryStore, seen: Seen, proxy: Proxy) -> None:
+        given = replace(ADAPTER, version=await store.next_version("cat"))
+        proxy.lose_reply(to=keys.adapter("cat", 3).encode())
+        assert await store.commit("cat", given, generation=3)
+        assert proxy.lost == 1
+        assert (await store.get("cat")).adapter.version == 3
 
 
 async def test_many_are_read_in_their_order(store: CategoryStore) -> None:

@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 
 from app.storage import keys
 from app.storage.idempotency import Claim, IdempotencyStore, Slot
+from tests.chaos.proxy import Proxy
 
 
 @pytest.fixture
@@ -24,6 +25,17 @@ async def test_a_slot_is_claimed_once_and_released(slots: IdempotencyStore, redi
     assert await slots.release(claim)
     assert not await slots.release(claim)
     assert await slots.claim(Claim("k", "other"))
+
+
+async def test_a_claim_whose_reply_was_lost_is_sent_again_and_holds(retrying: Redis, proxy: Proxy) -> None:
+    slots = IdempotencyStore(retrying)
+    proxy.lose_reply(to=keys.idempotency("k").encode())
+    assert await slots.claim(claim := Claim("k", "request"))
+    assert proxy.lost == 1
+    assert not await slots.claim(Claim("k", "request"))
+    assert 0 < await retrying.ttl(keys.idempotency("k")) <= keys.IDEMPOTENCY_RUNNING_TTL_S
+    assert await slots.answer(claim, {})
+    assert not await slots.claim(claim)  # a call that arrives only now does not take the place of the answer
 
 
 async def test_a_slot_is_kept_while_its_holder_renews_it(slots: IdempotencyStore, redis: Redis) -> None:
@@ -77,6 +89,7 @@ async def test_so_is_a_key_of_another_type(slots: IdempotencyStore, redis: Redis
     await slots.claim(claim := Claim("k", "request"))
     await redis.delete(keys.idempotency("k"))
     await redis.rpush(keys.idempotency("k"), "x")
+    assert not await slots.claim(claim)
     assert not await slots.release(claim)
     assert not await slots.answer(claim, {})
     assert await slots.get("k") is None

@@ -11,6 +11,7 @@ from app.errors import OverloadedError
 from app.storage import jobs as jobs_module
 from app.storage import keys
 from app.storage.jobs import ENDED, Job, JobStore
+from tests.chaos.proxy import Proxy
 
 
 @pytest.fixture
@@ -73,6 +74,16 @@ async def test_of_many_ends_at_once_one_holds(jobs: JobStore) -> None:
     job = await new(jobs)
     answers = await asyncio.gather(*(jobs.end(job.id, status) for status in sorted(ENDED) * 5))
     assert answers.count(True) == 1
+
+
+async def test_an_end_whose_reply_was_lost_is_sent_again_and_counts_once(retrying: Redis, proxy: Proxy) -> None:
+    jobs = JobStore(retrying, retrying, ttl_s=61)
+    job = await new(jobs)
+    proxy.lose_reply(to=b"cancelled")
+    assert await jobs.end(job.id, "cancelled")
+    assert proxy.lost == 1
+    assert (await jobs.get(job.id)).status == "cancelled"
+    assert not await jobs.end(job.id, "cancelled")
 
 
 async def test_only_a_running_job_takes_steps(jobs: JobStore) -> None:
