@@ -40,14 +40,6 @@ class RunningService:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """A category and the photo it is taught from."""
-
-    name: str
-    photo: str
-
-
-@dataclass(frozen=True)
 class Question:
     """A photo, the categories to segment in it, and for some of them the true mask, drawn by hand."""
 
@@ -55,11 +47,8 @@ class Question:
     masks: dict[str, str]
 
 
-LESSONS = (
-    Lesson("person", "astronaut"),
-    Lesson("cat", "kitten"),
-    Lesson("giraffe", "giraffes"),
-)
+# Categories, and the photo that each is taught from.
+TAUGHT = {"person": "astronaut", "cat": "kitten", "giraffe": "giraffes"}
 QUESTIONS = (
     Question("grace_hopper", {"person": "grace_hopper_mask"}),
     Question("chelsea", {"cat": "chelsea_mask"}),
@@ -79,8 +68,8 @@ def run_demo(console: Console, out: Path) -> None:
             f"The demo needs the repository's example photos, and there is no folder {EXAMPLES}: run it in a clone."
         )
     with running_service(console) as service, Client(service.url) as client:
-        for lesson in LESSONS:
-            _teach(console, client, lesson)
+        for name, photo in TAUGHT.items():
+            _teach(console, client, name, photo)
         table = Table("photo", "category", "", "presence", "area", "IoU", "ms")
         pictures = []
         for question in QUESTIONS:
@@ -135,12 +124,11 @@ def running_service(console: Console, **settings: str) -> Iterator[RunningServic
                 process.wait()
 
 
-def _teach(console: Console, client: Client, lesson: Lesson) -> None:
-    photo = EXAMPLES / f"{lesson.photo}.jpg"
-    job = client.teach(lesson.name, photo, EXAMPLES / f"{lesson.photo}_mask.png")
+def _teach(console: Console, client: Client, name: str, photo: str) -> None:
+    job = client.teach(name, EXAMPLES / f"{photo}.jpg", EXAMPLES / f"{photo}_mask.png")
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"teaching [bold]{lesson.name}[/bold] from {photo.name}", total=1.0, told="")
+        task = bar.add_task(f"teaching [bold]{name}[/bold] from {photo}.jpg", total=1.0, told="")
         state = job
         for state in client.follow(job["id"]):
             bar.update(task, completed=state["progress"], told=f"step {state['step']}/{state['steps']}")

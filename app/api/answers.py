@@ -151,13 +151,8 @@ def age_headers(memory_age_s: float | None) -> dict[str, str]:
 
 
 def label_map(segmented: Segmented) -> Response:
-    """Build a palette PNG of the photo's size: 0 = background, i = the i-th category.
-
-    Raises:
-        InvalidInputError: More than `MAX_LABELS` categories.
-    """
+    """Build a palette PNG of the photo's size: 0 = background, i = the i-th category, of at most `MAX_LABELS`."""
     names = [found.name for found in segmented.categories]
-    check_label_count(len(names))  # a request without names segments every taught category
     png = label_map_to_png(segmented.photo.labels.astype(np.uint8), names, palette(len(names)))
     header = json.dumps(names)  # escapes every non-ASCII character: headers carry Latin-1 only
     headers = {"X-Categories": header} if len(header) <= _MAX_HEADER_CHARACTERS else {}

@@ -32,7 +32,7 @@ from app.images.masks import MAX_BOX_CHARACTERS
 from app.images.photo import Photo
 from app.masks import Mask
 from app.services.photo_reader import RequestReader
-from app.services.teaching import Accepted, Lesson
+from app.services.teaching import Accepted, NewExample
 from app.storage.category_records import NOT_THERE, Seen
 from app.storage.names import CategoryName, other_words
 from app.wiring import Service
@@ -91,7 +91,7 @@ async def teach(
             photo, marked, doubts = await _read_example(
                 reader, raw_image, mask=raw_mask, segmentation=segmentation, box=box, absent=absent
             )
-            lesson = Lesson(
+            new = NewExample(
                 name=name,
                 photo=photo,
                 mask=marked,
@@ -99,7 +99,7 @@ async def teach(
                 replace=mode == "replace",
                 id=id,
             )
-            accepted = await live.teaching.accept(lesson)
+            accepted = await live.teaching.accept(new)
         taught = Taught(
             job=JobOut.of(accepted.job),
             category=CategoryOut.of(accepted.category),

@@ -21,7 +21,7 @@ from app.masks.formats import DEFAULT_OUTPUT_FORM, OUTPUT_FORMS
 from app.services.batch import as_ready, patiently
 from app.services.clock import Clock
 from app.services.photo_reader import RequestReader
-from app.services.segmentation import Request
+from app.services.segmentation import SegmentationRequest
 from app.storage.connection import StoreError
 from app.wiring import Service
 
@@ -43,7 +43,7 @@ Refine = Annotated[
 BackboneName = Annotated[Maybe[str], Form(description="Name of a loaded backbone.")]
 
 
-async def asked(
+async def options(
     live: Live,
     categories: Annotated[Maybe[list[str]], Form(description="Names; default: every taught category.")] = None,
     background: Annotated[Maybe[list[str]], Form(description="Words for everything else in the photo.")] = None,
@@ -70,10 +70,10 @@ async def asked(
         Literal["auto", "none"], Form(description="none = use the words alone, for comparison.")
     ] = "auto",
     backbone: BackboneName = None,
-) -> Request:
+) -> SegmentationRequest:
     """Read the options of a segmentation from the form."""
     limit = live.settings.max_categories
-    return Request(
+    return SegmentationRequest(
         categories=names_in(categories, field="categories", limit=limit) or None,
         background=tuple(word.text for word in names_in(background, field="background", limit=limit)),
         threshold=threshold,
@@ -84,7 +84,7 @@ async def asked(
     )
 
 
-Asked = Annotated[Request, Depends(asked)]
+Options = Annotated[SegmentationRequest, Depends(options)]
 Output = Annotated[OutputForm, Form(description="Format of the masks.")]
 Heatmaps = Annotated[bool, Form(description="Add each category's probability as a grey PNG.")]
 
@@ -96,7 +96,7 @@ Heatmaps = Annotated[bool, Form(description="Add each category's probability as 
 )
 async def segment(
     live: Live,
-    request: Asked,
+    request: Options,
     image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF.")],
     output: Output = DEFAULT_OUTPUT_FORM,
     heatmaps: Heatmaps = False,
@@ -107,13 +107,14 @@ async def segment(
 ) -> Response:
     """Segment a photo into categories, taught or only named. Masks have the photo's size after EXIF rotation."""
     with_label_map = not with_overlay and answers.prefers_png(accept)
-    if with_label_map:
-        answers.check_label_count(len(request.categories or ()))
     live.segmentation.admit(request)
+    found = await live.segmentation.look_up(request) if with_label_map else None
+    if found:
+        answers.check_label_count(len(found.records))
     clock = Clock()
     with live.photos.request() as reader:
         photo = await _read(live, image, "image", clock, reader)
-        segmented = await live.segmentation.segment(photo, request)
+        segmented = await live.segmentation.segment(photo, request, found)
         segmented.timings_ms.update(clock.rounded())
         with clock.stage("answer"):
             answer: Response
@@ -136,7 +137,7 @@ async def segment(
 )
 async def segment_batch(
     live: Live,
-    request: Asked,
+    request: Options,
     images: Annotated[list[UploadFile], File(description="JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF.")],
     output: Output = DEFAULT_OUTPUT_FORM,
     heatmaps: Heatmaps = False,

@@ -14,7 +14,7 @@ from app.cli.terminal import DEFAULT_URL, Key, Url, console, progress_bar, say, 
 from app.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from app.cli.lessons import Outcome
+    from app.cli.coco_examples import Taught
     from app.client import Client
 
 
@@ -135,18 +135,18 @@ def _numbers(box: str | None) -> list[float] | None:
 def _teach_file(
     file: Path, images: Path | None, names: list[str], *, shots: int, replace: bool, url: str, key: str | None
 ) -> None:
-    from app.cli.lessons import read_lessons, teach_lesson
+    from app.cli.coco_examples import read_categories, teach_category
     from app.client import Client
 
-    lessons = read_lessons(file, images, names)
-    outcomes: list[Outcome] = []
+    categories = read_categories(file, images, names)
+    outcomes: list[Taught] = []
     try:
         with Client(url, key=key) as client, progress_bar(console) as bar:
-            task = bar.add_task("teaching", total=len(lessons))
-            for lesson in lessons:
-                bar.update(task, description=f"teaching {lesson.name}", completed=len(outcomes))
+            task = bar.add_task("teaching", total=len(categories))
+            for category in categories:
+                bar.update(task, description=f"teaching {category.name}", completed=len(outcomes))
                 told = partial(_advance, bar, task, len(outcomes))
-                outcomes.append(teach_lesson(client, lesson, shots=shots, replace=replace, told=told))
+                outcomes.append(teach_category(client, category, shots=shots, replace=replace, told=told))
             bar.update(task, description="taught", completed=len(outcomes))
     finally:
         if outcomes:
@@ -162,7 +162,7 @@ def _advance(bar: Progress, task: TaskID, done: int, share: float) -> None:
     bar.update(task, completed=done + share)
 
 
-def _table(outcomes: list[Outcome]) -> Table:
+def _table(outcomes: list[Taught]) -> Table:
     table = table_of("category", "photos", "version", "IoU", "words alone", "remark")
     for outcome in outcomes:
         adapter = outcome.adapter

@@ -61,7 +61,8 @@ class Outcome:
     def helps(self) -> bool:
         """True if parameters and visual prompt are kept; the memory is, in any case."""
         # A large change may overflow in the format in which it is kept.
-        return helps(self.example_iou, self.zero_shot_example_iou, new=self.word_is_new) and self._finite()
+        marks_well = is_no_worse(self.example_iou, self.zero_shot_example_iou, new=self.word_is_new)
+        return marks_well and self._finite()
 
     def adapter(self, tuning: CategoryTuning, category: str, *, version: int, created_at: str) -> Adapter:
         """The adapter; where masks are made by the words, with the memory alone."""
@@ -79,9 +80,9 @@ class Outcome:
             created_at=created_at,
             kept=self._kept() if keep else "words",
             presence_bias=self.presence_bias,
-            parameters=self.parameters.map(_kept) if keep and self.parameters else None,
-            visual_prompt=self.visual_prompt.map(_kept) if keep and self.visual_prompt else None,
-            memory=self.memory.map(_kept) if self.memory else None,
+            parameters=self.parameters.map(_to_kept_dtype) if keep and self.parameters else None,
+            visual_prompt=self.visual_prompt.map(_to_kept_dtype) if keep and self.visual_prompt else None,
+            memory=self.memory.map(_to_kept_dtype) if self.memory else None,
         )
 
     def _kept(self) -> Kept:
@@ -90,11 +91,11 @@ class Outcome:
         return "adapter" if self.parameters or self.memory else "words"
 
     def _finite(self) -> bool:
-        tensors = self.parameters.map(_kept).trained if self.parameters else []
+        tensors = self.parameters.map(_to_kept_dtype).trained if self.parameters else []
         return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
-def helps(iou: float, words_iou: float, *, new: bool = False) -> bool:
+def is_no_worse(iou: float, words_iou: float, *, new: bool = False) -> bool:
     """True if what was learned marks the examples at least as well as the words alone.
 
     Args:
@@ -245,5 +246,5 @@ def _visual_prompt(tuning: CategoryTuning, parameters: Parameters, examples: Seq
     return VisualPrompt(strength * (inner - outer), torch.tensor(bias, device=inner.device))
 
 
-def _kept(tensor: torch.Tensor) -> torch.Tensor:
+def _to_kept_dtype(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(_KEPT_DTYPE)

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Request:
+class SegmentationRequest:
     """Options of a segmentation.
 
     Attributes:
@@ -113,7 +113,7 @@ class Segmentation:
         self._use_tiles = use_tiles
         self._metrics = metrics
 
-    def admit(self, request: Request) -> None:
+    def admit(self, request: SegmentationRequest) -> None:
         """Refuse a request before its photo is read.
 
         Raises:
@@ -122,7 +122,7 @@ class Segmentation:
         """
         self._models.get(request.backbone).lane.admit()
 
-    async def look_up(self, request: Request) -> Found:
+    async def look_up(self, request: SegmentationRequest) -> Found:
         """The requested categories, from memory while the store is away.
 
         Raises:
@@ -134,7 +134,7 @@ class Segmentation:
             return await self._lookup.taught()
         return await self._lookup.named([name.id for name in request.categories])
 
-    async def segment(self, photo: Photo, request: Request, found: Found | None = None) -> Segmented:
+    async def segment(self, photo: Photo, request: SegmentationRequest, found: Found | None = None) -> Segmented:
         """Segment a photo.
 
         Args:
@@ -167,7 +167,9 @@ class Segmentation:
         memory_age_s = found.age_s if complete else found.age_s or 0.0
         return Segmented(backbone, on_photo, categories, clock.rounded(), memory_age_s)
 
-    async def _with_adapters(self, found: Found, request: Request, backbone: Backbone) -> tuple[list[Asked], bool]:
+    async def _with_adapters(
+        self, found: Found, request: SegmentationRequest, backbone: Backbone
+    ) -> tuple[list[Asked], bool]:
         """The categories, each with its adapter if this backbone can use it.
 
         Returns:
@@ -199,7 +201,7 @@ class Segmentation:
         except StoreAwayError:
             return self._models.last_layers_of(model).layers
 
-    def _pipeline(self, backbone: Backbone, request: Request, layers: tuple[int, ...]) -> Pipeline:
+    def _pipeline(self, backbone: Backbone, request: SegmentationRequest, layers: tuple[int, ...]) -> Pipeline:
         threshold, min_presence = request.threshold, request.min_presence
         if min_presence is None:
             min_presence = default_min_presence(backbone, self._min_presence)

@@ -28,7 +28,7 @@ class _AlreadyThereError(Exception):
 
 
 @dataclass(frozen=True)
-class Lesson:
+class NewExample:
     """An example of a request.
 
     Attributes:
@@ -37,7 +37,7 @@ class Lesson:
         mask: True where the photo shows the category; nowhere in an example without it.
         prompts: Other words for the category.
         replace: True to delete the category's other examples and words.
-        id: Id for the job if the request may be sent again, else None. While that job has not ended, the same lesson
+        id: Id for the job if the request may be sent again, else None. While that job has not ended, the same example
             sent again changes nothing.
         example_id: Id for the example, never used before; None for one of the store's own.
     """
@@ -85,42 +85,42 @@ class Teaching:
         self._engine = engine
         self._steps = steps
 
-    async def accept(self, lesson: Lesson) -> Accepted:
+    async def accept(self, new: NewExample) -> Accepted:
         """Store an example and queue its job; of a photo and mask that the category has already, nothing is stored.
 
-        Its job is then the category's. If that job ended without a result that is in use, or the lesson brings new
+        Its job is then the category's. If that job ended without a result that is in use, or the new one brings
         words, the example takes the place of the earlier one, so that a new job runs.
 
         Raises:
             FullCategoryError, ConflictError: As `teach`.
         """
-        accepted = await self._accept(lesson)
-        absent = not lesson.mask.any()
-        same_photo = await self._examples_of(lesson.name, lesson.photo)
+        accepted = await self._accept(new)
+        absent = not new.mask.any()
+        same_photo = await self._examples_of(new.name, new.photo)
         return replace(accepted, contradicted=tuple(info.id for info in same_photo if info.absent != absent))
 
-    async def _accept(self, lesson: Lesson) -> Accepted:
-        if lesson.replace:
-            return Accepted(*await self.teach(lesson))
+    async def _accept(self, new: NewExample) -> Accepted:
+        if new.replace:
+            return Accepted(*await self.teach(new))
         for _ in range(_TRIES):
-            earlier = await self._same_example(lesson)
-            category = await self._categories.get(lesson.name.id) if earlier else None
+            earlier = await self._same_example(new)
+            category = await self._categories.get(new.name.id) if earlier else None
             job = await self._jobs.get(category.job) if category and category.job else None
-            if category and job and _still_holds(job, category) and not _new_words(lesson, category):
+            if category and job and _still_holds(job, category) and not _new_words(new, category):
                 return Accepted(job, category, repeated=True)
             with suppress(_AlreadyThereError):
-                taught = await self.teach(lesson, once=True, instead=earlier)
+                taught = await self.teach(new, once=True, instead=earlier)
                 return Accepted(*taught, repeated=category is not None)
         # The store has it, and it can't be read: it teaches nothing, so this one is no repetition.
-        return Accepted(*await self.teach(lesson))
+        return Accepted(*await self.teach(new))
 
     async def teach(
-        self, lesson: Lesson, *, once: bool = False, instead: str | None = None
+        self, new: NewExample, *, once: bool = False, instead: str | None = None
     ) -> tuple[Job, CategoryRecord]:
         """Store an example and queue its job, which supersedes a job on fewer examples.
 
         Args:
-            lesson: The example.
+            new: The example.
             once: True to refuse a photo and mask that the category has already; see `CategoryStore.teach`.
             instead: Id of an example that it takes the place of, if that is still there.
 
@@ -129,19 +129,19 @@ class Teaching:
             ConflictError: If it would have more words than it may, or the example lacks the category and no other shows
                 it, or the category can't be read or is deleted at the same time.
         """
-        known_job = await self._jobs.get(lesson.id) if lesson.id else None
+        known_job = await self._jobs.get(new.id) if new.id else None
         if known_job and not known_job.ended:
             # The same request sent again: its example is stored, its job may not have been queued.
             await self._engine.add(known_job)
-            return known_job, await self._taught(lesson.name)
-        known = await self._categories.get(lesson.name.id)
-        name = known.name if known else lesson.name.text
+            return known_job, await self._taught(new.name)
+        known = await self._categories.get(new.name.id)
+        name = known.name if known else new.name.text
         scheduled = await self._categories.teach(
-            lesson.name,
-            await asyncio.to_thread(_example_of, lesson),
-            prompts=_new_words(lesson, known),
-            replace=lesson.replace,
-            job=new_job("tune", category=name, steps=self._steps, id=self._jobs.free(lesson.id, known_job)),
+            new.name,
+            await asyncio.to_thread(_example_of, new),
+            prompts=_new_words(new, known),
+            replace=new.replace,
+            job=new_job("tune", category=name, steps=self._steps, id=self._jobs.free(new.id, known_job)),
             once=once,
             instead=instead,
         )
@@ -164,7 +164,7 @@ class Teaching:
         job, superseded = scheduled
         self._engine.note_superseded(superseded)
         await self._engine.add(job)
-        return job, await self._taught(lesson.name)
+        return job, await self._taught(new.name)
 
     async def forget(self, name: CategoryName, example_id: str) -> Job | None:
         """Delete an example and queue a job on those that are left; without one that shows it, it has no adapter.
@@ -188,16 +188,16 @@ class Teaching:
             await self._engine.add(job)
         return job
 
-    async def _same_example(self, lesson: Lesson) -> str | None:
+    async def _same_example(self, new: NewExample) -> str | None:
         """Id of the category's example with this photo and mask, or None; None for a request that is sent again."""
-        job = await self._jobs.get(lesson.id) if lesson.id else None
+        job = await self._jobs.get(new.id) if new.id else None
         if job and not job.ended:
             return None
-        area = int(lesson.mask.sum())
-        alike = [info.id for info in await self._examples_of(lesson.name, lesson.photo) if info.area == area]
+        area = int(new.mask.sum())
+        alike = [info.id for info in await self._examples_of(new.name, new.photo) if info.area == area]
         for id in alike:
-            example = await self._categories.example(lesson.name.id, id)
-            if example is not None and await asyncio.to_thread(_has_mask, example, lesson.mask):
+            example = await self._categories.example(new.name.id, id)
+            if example is not None and await asyncio.to_thread(_has_mask, example, new.mask):
                 return id
         return None
 
@@ -227,17 +227,17 @@ def _still_holds(job: Job, category: CategoryRecord) -> bool:
     return job.status == "succeeded" and in_use and category.adapter == category.result
 
 
-def _example_of(lesson: Lesson) -> Example:
-    height, width = lesson.mask.shape
+def _example_of(new: NewExample) -> Example:
+    height, width = new.mask.shape
     return new_example(
-        image=lesson.photo.raw,
-        media_type=lesson.photo.media_type,
-        mask=mask_to_png(lesson.mask),
+        image=new.photo.raw,
+        media_type=new.photo.media_type,
+        mask=mask_to_png(new.mask),
         width=width,
         height=height,
-        area=int(lesson.mask.sum()),
-        sha256=lesson.photo.sha256,
-        id=lesson.example_id,
+        area=int(new.mask.sum()),
+        sha256=new.photo.sha256,
+        id=new.example_id,
     )
 
 
@@ -250,7 +250,7 @@ def _has_mask(example: Example, mask: Mask) -> bool:
     return np.array_equal(stored, mask)
 
 
-def _new_words(lesson: Lesson, known: CategoryRecord | None) -> list[str]:
-    """The lesson's words, without those that the category has already in any spelling."""
-    known_words = {CategoryName(word) for word in known.words} if known and not lesson.replace else set()
-    return [word.text for word in lesson.prompts if word not in known_words]
+def _new_words(new: NewExample, known: CategoryRecord | None) -> list[str]:
+    """Its words, without those that the category has already in any spelling."""
+    known_words = {CategoryName(word) for word in known.words} if known and not new.replace else set()
+    return [word.text for word in new.prompts if word not in known_words]

@@ -281,6 +281,17 @@ class TestForms:
         answer = api.segment("cat", headers={"Accept": accept})
         assert (answer.headers["content-type"] == "image/png") is is_png
 
+    def test_more_taught_categories_than_a_label_map_holds_are_refused_unseen(self, start, monkeypatch) -> None:
+        monkeypatch.setattr("app.api.answers.MAX_LABELS", 2)
+        with start(worker=False) as api:
+            for name in ("cat", "dog", "cow"):
+                api.teach(name)
+            encoded = metric(api, "exemplar_image_cache_misses_total")
+            answer = api.http.post("/segment", files={"image": api.photo}, headers={"Accept": "image/png"})
+            assert answer.status_code == 422
+            assert "at most 2 categories, got 3" in answer.json()["detail"]
+            assert metric(api, "exemplar_image_cache_misses_total") == encoded
+
     def test_more_categories_than_a_label_map_holds(self, start) -> None:
         with start() as api:
             answer = api.segment(*(f"c{n}" for n in range(256)), headers={"Accept": "image/png"}, refine="none")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.cli.lessons import read_lessons
+from app.cli.coco_examples import read_categories
 from app.masks.boxes import bbox_of
 from app.masks.polygons import mask_to_polygons
 from app.masks.rle import mask_to_rle
@@ -156,24 +156,24 @@ def test_a_coco_file_teaches_all_its_categories(command, tiny_url, coco) -> None
     ids=["prefix", "upload", "windows", "local files", "address", "subset"],
 )
 def test_photos_are_found_under_the_names_of_labelling_tools(tmp_path, coco, named) -> None:
-    lessons = {lesson.name: lesson for lesson in read_lessons(coco(named), None, [])}
-    assert lessons["cat"].candidates[0].photo.samefile(tmp_path / "images" / "kitten.jpg")
+    categories = {category.name: category for category in read_categories(coco(named), None, [])}
+    assert categories["cat"].candidates[0].photo.samefile(tmp_path / "images" / "kitten.jpg")
 
 
 @pytest.mark.parametrize("name", ["s3://bucket[1]/kitten.jpg", "http://[team/kitten.jpg", f"{'x' * 300}.jpg"])
 def test_names_of_photos_that_no_system_has(tmp_path, coco, name: str) -> None:
-    lessons = {
-        one.name: one for one in read_lessons(coco(lambda file: name if file == "kitten.jpg" else file), None, [])
+    categories = {
+        one.name: one for one in read_categories(coco(lambda file: name if file == "kitten.jpg" else file), None, [])
     }
-    photos = [candidate.photo and candidate.photo.name for candidate in lessons["cat"].candidates]
+    photos = [candidate.photo and candidate.photo.name for candidate in categories["cat"].candidates]
     assert photos == (["kitten.jpg", "chelsea.jpg"] if "kitten" in name else ["chelsea.jpg", None])
 
 
 def test_accents_of_another_system(tmp_path, coco) -> None:
     file = coco(lambda name: name.replace("kitten", "cafe\N{COMBINING ACUTE ACCENT}"))
     (tmp_path / "images" / "kitten.jpg").rename(tmp_path / "images" / "caf\N{LATIN SMALL LETTER E WITH ACUTE}.jpg")
-    lessons = {lesson.name: lesson for lesson in read_lessons(file, None, [])}
-    assert lessons["cat"].candidates[0].photo is not None
+    categories = {category.name: category for category in read_categories(file, None, [])}
+    assert categories["cat"].candidates[0].photo is not None
 
 
 def test_a_byte_order_mark_endless_numbers_and_two_spellings(coco) -> None:
@@ -182,17 +182,17 @@ def test_a_byte_order_mark_endless_numbers_and_two_spellings(coco) -> None:
     content = json.loads(file.read_text())
     content["annotations"][0]["area"] = 10**400
     file.write_text(json.dumps(content), encoding="utf-8-sig")
-    (lesson,) = read_lessons(file, None, ["CAT"])
-    assert (lesson.name, len(lesson.candidates)) == ("Cat", 3)
-    assert read_lessons(file, None, ["cAT"])[0].name == "Cat"
+    (category,) = read_categories(file, None, ["CAT"])
+    assert (category.name, len(category.candidates)) == ("Cat", 3)
+    assert read_categories(file, None, ["cAT"])[0].name == "Cat"
 
 
 def test_a_photo_is_not_taught_under_the_name_of_another(tmp_path, coco) -> None:
     file = coco(lambda name: {"kitten.jpg": "cam2/0001.jpg", "chelsea.jpg": "cam1/0001.jpg"}.get(name, name))
     (tmp_path / "cam1").mkdir()
     shutil.copy(EXAMPLES / "chelsea.jpg", tmp_path / "cam1" / "0001.jpg")
-    (lesson,) = read_lessons(file, tmp_path / "cam1", ["cat"])
-    photos = {candidate.image.file_name: candidate.photo for candidate in lesson.candidates}
+    (category,) = read_categories(file, tmp_path / "cam1", ["cat"])
+    photos = {candidate.image.file_name: candidate.photo for candidate in category.candidates}
     assert photos == {"cam1/0001.jpg": tmp_path / "cam1" / "0001.jpg", "cam2/0001.jpg": None}
 
 
@@ -200,8 +200,8 @@ def test_photos_outside_the_folder_are_not_looked_at(tmp_path, coco) -> None:
     outside = tmp_path.parent / "outside.jpg"
     shutil.copy(EXAMPLES / "kitten.jpg", outside)
     file = coco(lambda name: f"../../{outside.name}" if name == "kitten.jpg" else name)
-    lessons = {lesson.name: lesson for lesson in read_lessons(file, tmp_path / "images", ["cat"])}
-    assert [candidate.photo.name for candidate in lessons["cat"].candidates if candidate.photo] == ["chelsea.jpg"]
+    categories = {category.name: category for category in read_categories(file, tmp_path / "images", ["cat"])}
+    assert [candidate.photo.name for candidate in categories["cat"].candidates if candidate.photo] == ["chelsea.jpg"]
 
 
 def test_what_can_not_be_taught_is_told_and_the_rest_is_taught(command, tiny_url, coco, tmp_path) -> None:

@@ -22,7 +22,7 @@ from app.method.presence import calibrated_bias
 from app.method.prompts import Prompts, Query
 from app.method.selection import (
     Outcome,
-    helps,
+    is_no_worse,
     select,
     teaches_the_word,
     visual_prompt_harms,
@@ -50,14 +50,14 @@ class TestDecisions:
     def test_tuned_parameters_stay_that_mark_the_examples_no_worse(
         self, tuned: float, words: float, kept: bool
     ) -> None:
-        assert helps(tuned, words) is kept
+        assert is_no_worse(tuned, words) is kept
 
     @pytest.mark.parametrize(("remembered", "words", "kept"), [(0.5, 0.59, True), (0.5, 0.61, False)])
     def test_under_a_word_the_model_did_not_learn_looks_stay_that_mark_the_examples_a_little_worse(
         self, remembered: float, words: float, kept: bool
     ) -> None:
-        assert helps(remembered, words, new=True) is kept
-        assert not helps(remembered, words)
+        assert is_no_worse(remembered, words, new=True) is kept
+        assert not is_no_worse(remembered, words)
 
     @pytest.mark.parametrize(
         ("words", "presence", "suffice"), [(0.6, 0.7, True), (0.59, 0.9, False), (0.9, 0.69, False)]

@@ -16,7 +16,7 @@ from app.services.tuning_job import make_shot
 from app.storage import keys
 from app.storage.jobs import ENDED, Job
 from app.wiring import Service
-from tests.services.lessons import CAT, ended, lesson
+from tests.services.examples import CAT, an_example, ended
 
 LONG = 100_000
 
@@ -30,7 +30,7 @@ async def step_of(live: Service, job: Job, *, at_least: int) -> None:
 class TestIdempotence:
     async def test_a_job_that_committed_and_died_only_says_so(self, wire) -> None:
         async with wire() as live:
-            job, _ = await live.teaching.teach(lesson())
+            job, _ = await live.teaching.teach(an_example())
             first = await ended(live, job)
         async with wire(worker=False) as live:
             # As if its process had died between the commit and the record's last change.
@@ -42,7 +42,7 @@ class TestIdempotence:
 
     async def test_two_workers_on_one_job_commit_once(self, wire) -> None:
         async with wire(worker=False, tune_steps=30) as live:
-            job, _ = await live.teaching.teach(lesson())
+            job, _ = await live.teaching.teach(an_example())
             await live.jobs.start(job.id, steps=30)
             await asyncio.gather(live.tuning_job.run(job), live.tuning_job.run(job))
             after = await live.jobs.get(job.id)
@@ -57,14 +57,14 @@ class TestIdempotence:
         async with wire(worker=False) as live:
             monkeypatch.setattr(live.engine, "add", dies)
             with pytest.raises(ConnectionError):
-                await live.teaching.teach(lesson())
+                await live.teaching.teach(an_example())
             (job,) = await live.jobs.list()
         async with wire() as live:
             assert (await ended(live, job)).status == "succeeded"
 
     async def test_a_queued_job_outlives_the_queue(self, wire) -> None:
         async with wire(worker=False) as live:
-            job, _ = await live.teaching.teach(lesson())
+            job, _ = await live.teaching.teach(an_example())
             await live.redis.delete(*[key async for key in live.redis.scan_iter("exemplar:docket*")])
         async with wire() as live:
             assert (await ended(live, job)).status == "succeeded"
@@ -80,9 +80,9 @@ async def test_an_example_that_is_not_learned_is_told(wire, monkeypatch, ious: t
 
     monkeypatch.setattr("app.services.tuning_job.select", selected)
     async with wire() as live:
-        job, _ = await live.teaching.teach(lesson())
+        job, _ = await live.teaching.teach(an_example())
         assert (await ended(live, job)).not_learned is told
-        without = replace(lesson(seed=5), mask=np.zeros((31, 47), dtype=bool))
+        without = replace(an_example(seed=5), mask=np.zeros((31, 47), dtype=bool))
         job, _ = await live.teaching.teach(without)
         assert (await ended(live, job)).not_learned is told  # a photo without it judges nothing
 
@@ -90,7 +90,7 @@ async def test_an_example_that_is_not_learned_is_told(wire, monkeypatch, ious: t
 class TestStopping:
     async def test_a_job_in_hand_is_given_back_and_finished_after_the_restart(self, wire) -> None:
         async with wire(tune_steps=LONG) as live:
-            job, _ = await live.teaching.teach(lesson())
+            job, _ = await live.teaching.teach(an_example())
             await step_of(live, job, at_least=3)
         async with wire(worker=False) as live:
             assert (await live.jobs.get(job.id)).status == "queued"
@@ -100,7 +100,7 @@ class TestStopping:
 
     async def test_cancelling_after_the_last_step_changes_nothing_either(self, wire, monkeypatch) -> None:
         async with wire(worker=False) as live:
-            job, _ = await live.teaching.teach(lesson())
+            job, _ = await live.teaching.teach(an_example())
             await live.jobs.start(job.id, steps=3)
             commit = live.tuning_job._commit
 
@@ -115,7 +115,7 @@ class TestStopping:
 
     async def test_a_result_that_is_in_use_is_not_cancelled(self, wire, monkeypatch) -> None:
         async with wire(worker=False) as live:
-            job, _ = await live.teaching.teach(lesson())
+            job, _ = await live.teaching.teach(an_example())
             await live.jobs.start(job.id, steps=3)
             conclude = live.tuning_job._conclude
 
@@ -133,7 +133,7 @@ class TestStoppingBesideTheSteps:
 
     async def taught(self, live: Service, count: int) -> Job:
         for number in range(count):
-            job, _ = await live.teaching.teach(lesson(seed=number))
+            job, _ = await live.teaching.teach(an_example(seed=number))
         return job
 
     async def test_while_examples_are_encoded(self, wire, monkeypatch) -> None:
@@ -176,7 +176,7 @@ class TestStoppingBesideTheSteps:
 class TestFailing:
     async def test_a_job_whose_example_cannot_be_read_fails_and_says_so(self, wire) -> None:
         async with wire(worker=False) as live:
-            job, record = await live.teaching.teach(lesson())
+            job, record = await live.teaching.teach(an_example())
             (example,) = await live.categories.examples(CAT)
             await live.redis.hset(keys.example(record.id, example.id), "image", b"rubbish")
         async with wire() as live:
@@ -187,7 +187,7 @@ class TestFailing:
 
     async def test_a_category_emptied_under_its_job_is_no_failure(self, wire) -> None:
         async with wire(worker=False) as live:
-            job, record = await live.teaching.teach(lesson())
+            job, record = await live.teaching.teach(an_example())
             await live.jobs.start(job.id, steps=3)
             tuning = asyncio.create_task(live.tuning_job.run(job))
             await live.redis.delete(keys.example_ids(record.id))
@@ -202,7 +202,7 @@ class TestFailing:
                 raise KeyError("secret")
 
             monkeypatch.setattr(live.tuning_job, "_shots", bug)
-            job, _ = await live.teaching.teach(lesson())
+            job, _ = await live.teaching.teach(an_example())
             failed = await ended(live, job)
             assert failed.status == "failed"
             assert failed.error == "Internal error (KeyError); the log has the rest."
@@ -210,7 +210,7 @@ class TestFailing:
 
     async def test_a_job_under_which_worker_after_worker_dies_is_given_up(self, wire) -> None:
         async with wire(worker=False) as live:
-            job, _ = await live.teaching.teach(lesson())
+            job, _ = await live.teaching.teach(an_example())
             execution = type("Redelivered", (), {"redelivered": True})()
             for _ in range(4):
                 assert await live.jobs.count_death(job.id) < 5
@@ -229,14 +229,14 @@ class TestOutcome:
                 return Outcome(tuning.tuned(), None, None, 0.0, example_iou=0.25, zero_shot_example_iou=0.5)
 
             monkeypatch.setattr("app.services.tuning_job.select", measured)
-            job, _ = await live.teaching.teach(lesson())
+            job, _ = await live.teaching.teach(an_example())
             assert (await ended(live, job)).example_iou == 0.25
             record = await live.categories.get(CAT)
             assert (record.adapter.example_iou, record.adapter.zero_shot_example_iou) == (0.25, 0.5)
 
     async def test_jobs_of_several_categories_all_end(self, wire) -> None:
         async with wire(job_concurrency=2) as live:
-            jobs = [(await live.teaching.teach(lesson(f"c{n}", seed=n)))[0] for n in range(5)]
+            jobs = [(await live.teaching.teach(an_example(f"c{n}", seed=n)))[0] for n in range(5)]
             assert {(await ended(live, job)).status for job in jobs} == {"succeeded"}
             assert all(job.status in ENDED for job in await live.jobs.list())
 
@@ -252,7 +252,7 @@ async def test_a_worker_that_falls_over_begins_anew(wire, monkeypatch, caplog) -
     monkeypatch.setattr(Worker, "run_forever", falls_over_once)
     monkeypatch.setattr("app.wiring._WORKER_PAUSE_S", 0.01)
     async with wire() as live:
-        job, _ = await live.teaching.teach(lesson())
+        job, _ = await live.teaching.teach(an_example())
         assert (await ended(live, job)).status == "succeeded"
     assert "is restarted" in caplog.text
     assert "given back" not in caplog.text
@@ -261,7 +261,7 @@ async def test_a_worker_that_falls_over_begins_anew(wire, monkeypatch, caplog) -
 async def test_a_job_tells_what_it_made_also_after_a_rollback(wire) -> None:
     async with wire() as live:
         for _ in range(2):
-            job, _ = await live.teaching.teach(lesson())
+            job, _ = await live.teaching.teach(an_example())
             await ended(live, job)
         await live.categories.rollback(CAT, 1)
     async with wire(worker=False) as live:

@@ -17,7 +17,7 @@ from app.errors import AppError, ConflictError, FullCategoryError, NotFoundError
 from app.masks import MalformedMaskError, Mask
 from app.services.batch import patiently
 from app.services.photo_reader import PhotoReader, RequestReader
-from app.services.teaching import Lesson, Teaching
+from app.services.teaching import NewExample, Teaching
 from app.storage.annotations import Annotation, AnnotationStore, LabelExample
 from app.storage.categories import CategoryStore
 from app.storage.names import CategoryName
@@ -94,7 +94,7 @@ class Annotations:
 
         async def once() -> None:
             with self._photos.request() as reader:
-                await self._replace(marked, known, await self._lessons(marked, reader))
+                await self._replace(marked, known, await self._new_examples(marked, reader))
 
         await patiently(once)
 
@@ -114,8 +114,8 @@ class Annotations:
         """Ids of the annotations of a project that taught something."""
         return await self._store.of_project(project)
 
-    async def _lessons(self, marked: Marked, reader: RequestReader) -> list[Lesson]:
-        """One lesson for each label that marks something, of each photo of the task."""
+    async def _new_examples(self, marked: Marked, reader: RequestReader) -> list[NewExample]:
+        """One example for each label that marks something, of each photo of the task."""
         by_address: dict[str, list[tuple[Control, Mapping[str, Any]]]] = {}
         controls = {control.name: control for control in controls_of(marked.config)}
         for region in marked.regions:
@@ -123,21 +123,21 @@ class Annotations:
             address = control.address(marked.data) if control else None
             if control and address:
                 by_address.setdefault(address, []).append((control, region))
-        lessons = []
+        new_examples = []
         for address, regions in by_address.items():
             photo = await reader.photo(await self._client.photo(address))
             for name, mask in (await asyncio.to_thread(_masks, regions, photo.rgb.shape[:2])).items():
-                lessons.append(Lesson(name, photo, mask, example_id=uuid4().hex))
-        return lessons
+                new_examples.append(NewExample(name, photo, mask, example_id=uuid4().hex))
+        return new_examples
 
-    async def _replace(self, marked: Marked, known: Annotation | None, lessons: Sequence[Lesson]) -> None:
+    async def _replace(self, marked: Marked, known: Annotation | None, new_examples: Sequence[NewExample]) -> None:
         before = known.examples if known else ()
-        contents = await asyncio.to_thread(lambda: [_content(lesson) for lesson in lessons])
+        contents = await asyncio.to_thread(lambda: [_content(new_example) for new_example in new_examples])
         there = [example for example in before if example.content in contents and await self._exists(example)]
         taught = {example.content for example in there}
         new = [
-            (lesson, LabelExample(lesson.name.text, lesson.example_id or "", content))
-            for lesson, content in zip(lessons, contents, strict=True)
+            (new_example, LabelExample(new_example.name.text, new_example.example_id or "", content))
+            for new_example, content in zip(new_examples, contents, strict=True)
             if content not in taught
         ]
         # First all that there will be at any time: an end of this process in between leaves nothing without a trace.
@@ -145,13 +145,13 @@ class Annotations:
         await self._store.put(marked.id, Annotation(marked.task, marked.updated_at, both, marked.project))
         gone = [example for example in before if example not in there]
         stored = []
-        for lesson, example in new:
-            earlier = [one for one in gone if CategoryName(one.category) == lesson.name]
+        for new_example, example in new:
+            earlier = [one for one in gone if CategoryName(one.category) == new_example.name]
             try:
-                await self._teach(lesson, earlier)
+                await self._teach(new_example, earlier)
                 stored.append(example)
             except ConflictError as error:
-                _log.warning("the label %s of an annotation is not taught: %s", lesson.name.text, error)
+                _log.warning("the label %s of an annotation is not taught: %s", new_example.name.text, error)
                 if not isinstance(error, FullCategoryError):
                     # Nothing replaces the earlier ones, and the new one may have been stored before the error.
                     gone = [one for one in gone if one not in earlier]
@@ -161,20 +161,20 @@ class Annotations:
         after = (*there, *stored)
         await self._store.put(marked.id, Annotation(marked.task, marked.updated_at, after, marked.project))
 
-    async def _teach(self, lesson: Lesson, earlier: Sequence[LabelExample]) -> None:
-        """Teach a lesson; where there is no room for both, what it replaces is deleted first.
+    async def _teach(self, new_example: NewExample, earlier: Sequence[LabelExample]) -> None:
+        """Teach an example; where there is no room for both, what it replaces is deleted first.
 
         Raises:
             FullCategoryError, ConflictError: As `Teaching.teach`.
         """
         try:
-            await self._teaching.teach(lesson)
+            await self._teaching.teach(new_example)
         except FullCategoryError:
             if not earlier:
                 raise
             for example in earlier:
                 await self._forget(example)
-            await self._teaching.teach(lesson)
+            await self._teaching.teach(new_example)
 
     async def _exists(self, example: LabelExample) -> bool:
         """False if somebody deleted it elsewhere."""
@@ -231,6 +231,6 @@ def _masks(regions: Sequence[tuple[Control, Mapping[str, Any]]], photo_hw: tuple
     return {name: mask for name, mask in masks.items() if mask.any() and not mask.all()}
 
 
-def _content(lesson: Lesson) -> str:
-    parts = (lesson.name.id.encode(), lesson.photo.sha256.encode(), np.packbits(lesson.mask).tobytes())
+def _content(new_example: NewExample) -> str:
+    parts = (new_example.name.id.encode(), new_example.photo.sha256.encode(), np.packbits(new_example.mask).tobytes())
     return hashlib.sha256(b"\n".join(parts)).hexdigest()

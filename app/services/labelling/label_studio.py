@@ -19,7 +19,7 @@ from app.services.category_lookup import CategoryLookup
 from app.services.clicking import Clicking
 from app.services.models import Models
 from app.services.photo_reader import PhotoReader
-from app.services.segmentation import Request, Segmentation, Segmented
+from app.services.segmentation import Segmentation, SegmentationRequest, Segmented
 
 from .config import Control, categories_of, controls_of
 from .interactive import drawn_in, prompts_of
@@ -116,7 +116,7 @@ class LabelStudio:
         """
         controls = controls_of(config)
         version = await self.version(controls)
-        self._segmentation.admit(Request())
+        self._segmentation.admit(SegmentationRequest())
         drawn = drawn_in(params)
         results: dict[int, Json | list[Json]] = {}
         problems: list[AppError] = []
@@ -178,7 +178,7 @@ class LabelStudio:
 
     async def _segment(self, address: str, controls: tuple[Control, ...]) -> Segmented:
         raw = await self._client.photo(address)
-        request = Request(categories=categories_of(controls))
+        request = SegmentationRequest(categories=categories_of(controls))
 
         async def once() -> Segmented:
             with self._photos.request() as reader:

@@ -13,7 +13,7 @@ import pytest
 from app.errors import ConflictError, FullCategoryError
 from app.masks.brush import mask_to_brush
 from app.services.labelling.annotations import Annotations, Marked
-from app.services.teaching import Lesson
+from app.services.teaching import NewExample
 from app.storage.jobs import Job
 from app.wiring import Service
 from tests.images.cases import COLOURED, HW, file_of
@@ -49,10 +49,10 @@ def refusing(live: Service, error: ConflictError, monkeypatch: pytest.MonkeyPatc
     """Cats can't be taught from now on."""
     teach = live.teaching.teach
 
-    async def refused(lesson: Lesson, **options: Any) -> Any:
-        if lesson.name.text == "cat":
+    async def refused(an_example: NewExample, **options: Any) -> Any:
+        if an_example.name.text == "cat":
             raise error
-        return await teach(lesson, **options)
+        return await teach(an_example, **options)
 
     monkeypatch.setattr(live.teaching, "teach", refused)
 

@@ -39,7 +39,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Teachable:
     """A category and the photos that may teach it, the best first."""
 
     name: str
@@ -47,8 +47,8 @@ class Lesson:
 
 
 @dataclass
-class Outcome:
-    """What came of a lesson; `problem` is None if the category was taught."""
+class Taught:
+    """What came of teaching it; `problem` is None if the category was taught."""
 
     name: str
     photos: list[str] = field(default_factory=list)
@@ -57,8 +57,8 @@ class Outcome:
     problem: str | None = None
 
 
-def read_lessons(file: Path, images: Path | None, names: Sequence[str]) -> list[Lesson]:
-    """Read the lessons of a COCO file.
+def read_categories(file: Path, images: Path | None, names: Sequence[str]) -> list[Teachable]:
+    """Read the categories of a COCO file.
 
     Args:
         file: A COCO instances file.
@@ -84,17 +84,17 @@ def read_lessons(file: Path, images: Path | None, names: Sequence[str]) -> list[
             f"None of the photos of {file} is in {where}, such as {first}: name their folder with --images."
         )
     chosen = [(name.text, ids) for name, ids in _ids_by_name(coco) if not wanted or name in wanted]
-    return [Lesson(name, _candidates(coco, ids, photos)) for name, ids in chosen]
+    return [Teachable(name, _candidates(coco, ids, photos)) for name, ids in chosen]
 
 
-def teach_lesson(
-    client: Client, lesson: Lesson, *, shots: int, replace: bool, told: Callable[[float], object]
-) -> Outcome:
+def teach_category(
+    client: Client, category: Teachable, *, shots: int, replace: bool, told: Callable[[float], object]
+) -> Taught:
     """Send the examples of a category, wait for its job, and tell what came of it.
 
     Args:
         client: Client of the service.
-        lesson: The category and its photos.
+        category: The category and its photos.
         shots: Number of photos to send.
         replace: True to remove the category's earlier examples.
         told: Called with the share of the job that is done.
@@ -102,14 +102,14 @@ def teach_lesson(
     Raises:
         AppError: If the service can't be reached or accepts nothing of this caller.
     """
-    outcome = Outcome(lesson.name)
+    outcome = Taught(category.name)
     job = None
     problems: list[str] = []
-    for candidate in lesson.candidates:
+    for candidate in category.candidates:
         if len(outcome.photos) == shots or len(problems) == _MAX_REFUSED:
             break
         try:
-            job = _send(client, lesson.name, candidate, replace=replace and job is None)
+            job = _send(client, category.name, candidate, replace=replace and job is None)
         except InvalidInputError as error:
             problems.append(error.detail)
         else:
@@ -125,7 +125,7 @@ def teach_lesson(
     return _ended(client, job, outcome, told)
 
 
-def _ended(client: Client, job: dict[str, Any], outcome: Outcome, told: Callable[[float], object]) -> Outcome:
+def _ended(client: Client, job: dict[str, Any], outcome: Taught, told: Callable[[float], object]) -> Taught:
     state = job
     for state in client.follow(job["id"]):
         told(state["progress"])

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from app.images.photo import decode_photo
-from app.services.teaching import Lesson
+from app.services.teaching import NewExample
 from app.storage.jobs import Job
 from app.storage.names import CategoryName
 from app.wiring import Service
@@ -17,14 +17,14 @@ from app.wiring import Service
 CAT = CategoryName("cat")
 
 
-def lesson(name: str = "cat", *, seed: int = 3) -> Lesson:
+def an_example(name: str = "cat", *, seed: int = 3) -> NewExample:
     """Random photo with a rectangle marked."""
     pixels = np.random.default_rng(seed).integers(0, 256, (31, 47, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     mask = np.zeros((31, 47), dtype=bool)
     mask[5:20, 10:30] = True
-    return Lesson(name=CategoryName(name), photo=decode_photo(file.getvalue(), max_pixels=10_000), mask=mask)
+    return NewExample(name=CategoryName(name), photo=decode_photo(file.getvalue(), max_pixels=10_000), mask=mask)
 
 
 async def ended(live: Service, job: Job) -> Job:
