@@ -11,6 +11,8 @@ from app.errors import InvalidInputError
 from . import keys
 
 MAX_NAME_LENGTH = 64
+# The setting that limits the names of a request.
+_PER_REQUEST = "EXEMPLAR_MAX_CATEGORIES"
 # Characters that one character of a name may be sent as: a letter and its accents, which are composed to one.
 MAX_DECOMPOSED = 4
 # Categories of Unicode, and letters and a sign, that show nothing by themselves.
@@ -71,7 +73,9 @@ class CategoryName:
             )
 
 
-def parse_names(texts: Sequence[str], *, field: str, limit: int, setting: str) -> tuple[CategoryName, ...]:
+def parse_names(
+    texts: Sequence[str], *, field: str, limit: int, setting: str = _PER_REQUEST
+) -> tuple[CategoryName, ...]:
     """Names of a request in their order, each once as it is spelled first.
 
     Args:
@@ -87,7 +91,7 @@ def parse_names(texts: Sequence[str], *, field: str, limit: int, setting: str) -
     return tuple(dict.fromkeys(CategoryName.parse(text, field=field) for text in texts))
 
 
-def check_number(count: int, *, of: str, field: str, limit: int, setting: str = "EXEMPLAR_MAX_CATEGORIES") -> None:
+def check_number(count: int, *, of: str, field: str, limit: int, setting: str = _PER_REQUEST) -> None:
     """Refuse more names than one request may have.
 
     Args:

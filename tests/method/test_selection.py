@@ -177,7 +177,7 @@ def test_the_bias_of_presence_is_that_of_what_is_served(
     tuning = tuning_of(blip, [shots[0], without])
     for _ in range(3):
         tuning.step()
-    monkeypatch.setattr(selection, "helps", lambda *_, **__: helped)
+    monkeypatch.setattr(selection, "is_no_worse", lambda *_, **__: helped)
     outcome = finished(select(tuning))
     adapter = outcome.adapter(tuning, "dog", version=1, created_at="")
     assert (adapter.parameters is not None) is helped

@@ -142,7 +142,7 @@ class TestTeaching:
         assert await contents() == before
 
     async def test_fifty_at_once_lose_nothing(self, redis: Redis, jobs: JobStore) -> None:
-        store = CategoryStore(redis, versions_kept=2, max_examples=64, job_ttl_s=61)
+        store = CategoryStore(redis, versions_kept=2, max_examples=64, max_prompts=64, job_ttl_s=61)
         answers = await asyncio.gather(*(teach(store, prompts=[f"w{n}"], job_id=str(n)) for n in range(50)))
         record = await store.get("cat")
         assert sorted(generation for generation, _ in answers) == list(range(1, 51))
@@ -302,7 +302,7 @@ class TestDeleting:
         assert all(record.examples == 1 for record in await store.all())
 
     async def test_while_it_is_taught_nothing_is_left_behind(self, redis: Redis) -> None:
-        store = CategoryStore(redis, versions_kept=2, max_examples=64, job_ttl_s=61)
+        store = CategoryStore(redis, versions_kept=2, max_examples=64, max_prompts=64, job_ttl_s=61)
 
         async def delete() -> None:
             for _ in range(20):
