@@ -166,7 +166,9 @@ class Settings(BaseSettings):
         "`admin`. `python -m app key` makes one. Empty: no keys, and only loopback callers are answered.",
     )
     allow_anonymous: bool = Field(
-        False, description="Without keys, also answer callers on other machines. Has no effect if keys are set."
+        False,
+        description="Without keys, also answer callers on other machines, except other sites' pages in a browser. Has no "
+        "effect if keys are set.",
     )
 
     rate_limit: str = Field(

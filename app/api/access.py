@@ -18,6 +18,9 @@ from app.errors import AppError, ForbiddenError, UnauthorizedError
 from app.settings import SCOPES, Scope
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+# What browsers say of a call that the user or the service's own page makes.
+_OWN_SITES = frozenset({"none", "same-origin"})
+_ANOTHER_SITE = "A page of another site"
 
 
 class Access:
@@ -43,7 +46,7 @@ class Access:
 
     def _refusal(self, connection: Connection) -> AppError | None:
         if not self._keys:
-            return None if self._allow_anonymous else _not_from_here(connection)
+            return _from_another_site(connection) if self._allow_anonymous else _not_from_here(connection)
         needed = scope_of(connection["method"], path_of(connection))
         if needed is None:
             return None
@@ -109,8 +112,24 @@ def _not_from_here(connection: Connection) -> ForbiddenError | None:
     # Any page can post a form to this machine: the browser hides the response from the page, but sends the request.
     # Segmenting changes nothing, but takes seconds of computing.
     if connection["method"] not in _SAFE_METHODS and (page := _foreign_page(headers, host)):
-        return ForbiddenError(f"{page} can't use this service without an API key: set EXEMPLAR_API_KEYS, and send one.")
+        return _refused(page)
     return None
+
+
+def _from_another_site(connection: Connection) -> ForbiddenError | None:
+    """The refusal of another site's page in the browser of a caller whom anonymous access lets in.
+
+    `Origin` is not compared: a gateway may have another name than the service. Browsers send `Sec-Fetch-Site` over
+    HTTPS and to their own machine alone.
+    """
+    site = Headers(scope=connection).get("sec-fetch-site", "none")
+    if connection["method"] in _SAFE_METHODS or site in _OWN_SITES:
+        return None
+    return _refused(_ANOTHER_SITE)
+
+
+def _refused(page: str) -> ForbiddenError:
+    return ForbiddenError(f"{page} can't use this service without an API key: set EXEMPLAR_API_KEYS, and send one.")
 
 
 def _foreign_page(headers: Headers, host: str) -> str | None:
@@ -118,8 +137,8 @@ def _foreign_page(headers: Headers, host: str) -> str | None:
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:
         return f"A page of {origin}"
-    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        return "A page of another site"
+    if headers.get("sec-fetch-site", "none") not in _OWN_SITES:
+        return _ANOTHER_SITE
     return None
 
 

@@ -102,6 +102,19 @@ class TestKeys:
         for path in (*probes, *pages, "/openapi.json"):
             assert api.http.get(path).status_code == 200
 
+    def test_a_page_of_another_site_is_not_among_the_anonymous_callers(self, start) -> None:
+        with start(allow_anonymous=True, worker=False) as api:
+            api.http.headers |= {"Host": "exemplar.example", "Origin": "https://gateway.example"}
+            api.http.headers["Sec-Fetch-Site"] = "cross-site"
+            assert api.http.get("/categories").status_code == 200
+            refused = api.teach("cat")
+            assert (refused.status_code, api.http.get("/categories").json()) == (403, [])
+            assert refused.json()["detail"].startswith("A page of another site can't use this service")
+            api.http.headers["Sec-Fetch-Site"] = "same-origin"
+            assert api.teach("cat").status_code == 202
+            del api.http.headers["Sec-Fetch-Site"]  # a program, or a browser over plain HTTP
+            assert api.teach("dog").status_code == 202
+
     def test_this_machine_needs_a_key_too(self, start) -> None:
         with start(api_keys=SETTING, allow_anonymous=True) as api:
             assert api.http.get("/categories").status_code == 401

@@ -61,7 +61,8 @@ def custom(spec):
 
 # No package has the Prometheus Operator's schemas as they are. These are the fields of its v1 API that we use; one
 # that is not among them is a typing error until added.
-ENDPOINT = fields(["port"], port=TEXT, path=TEXT, interval=TEXT)
+RELABELING = fields(["targetLabel"], targetLabel=TEXT, replacement=TEXT)
+ENDPOINT = fields(["port"], port=TEXT, path=TEXT, interval=TEXT, relabelings=listed(RELABELING))
 ALERT = fields(["alert", "expr"], **{"alert": TEXT, "expr": TEXT, "for": TEXT, "labels": TEXTS, "annotations": TEXTS})
 RECORDING = fields(["record", "expr"], record=TEXT, expr=TEXT)
 RULE = {"oneOf": [ALERT, RECORDING]}
@@ -637,6 +638,7 @@ def test_prometheus_scrapes_the_service_under_the_job_of_the_alerts(root, named,
 def test_prometheus_scrapes_the_workers_under_the_same_job(ours, named, selected):
     (monitor,) = named("PodMonitor").values()
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert {one["targetLabel"]: one["replacement"] for one in endpoint["relabelings"]} == {"component": "worker"}
     (port,) = ours["exemplar-worker"]["ports"]
     policy = named("NetworkPolicy")["exemplar-prometheus-worker"]["spec"]
 
