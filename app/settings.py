@@ -167,8 +167,8 @@ class Settings(BaseSettings):
     )
     allow_anonymous: bool = Field(
         False,
-        description="Without keys, also answer callers on other machines, except other sites' pages in a browser. Has no "
-        "effect if keys are set.",
+        description="Without keys, also answer callers on other machines, except other sites' pages in a browser. Has "
+        "no effect if keys are set.",
     )
 
     rate_limit: str = Field(
