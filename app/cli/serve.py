@@ -94,13 +94,13 @@ def _nothing_to_collect() -> Iterator[None]:
 
 async def _serve(settings: Settings) -> None:
     """Start the components first, so that an error is printed as one sentence; then listen until SIGINT or SIGTERM."""
+    await _check_address(settings.host, settings.port)
     with _nothing_to_collect():
         import uvicorn
 
         from app.main import create_app
         from app.wiring import service
 
-    await _check_address(settings.host, settings.port)
     async with service(settings) as live:
         config = uvicorn.Config(
             create_app(settings, live=live),
@@ -118,7 +118,7 @@ async def _serve(settings: Settings) -> None:
 
 
 async def _check_address(host: str, port: int) -> None:
-    """Check the address before the models are loaded; uvicorn would exit the process only afterwards.
+    """Check the address before anything is imported or loaded; uvicorn would exit the process only afterwards.
 
     Raises:
         UnavailableError: If the port is taken, or the address is not this machine's.

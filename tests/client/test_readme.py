@@ -26,7 +26,7 @@ def test_code(tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 6
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    with running_service(Console(quiet=True), threads="1") as service:
+    with running_service(Console(quiet=True), threads="1", tune_steps="3") as service:
         done = subprocess.run(
             [sys.executable, "-c", "\n".join(blocks).replace(ADDRESS, service.url)],
             cwd=tmp_path,

@@ -25,7 +25,7 @@ DEADLINE_S = 60.0
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with running_service(Console(quiet=True), threads="1") as service:
+    with running_service(Console(quiet=True), threads="1", tune_steps="3") as service:
         yield service.url
 
 
