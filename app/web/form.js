@@ -29,9 +29,12 @@ export async function busy(button, problem, work) {
   }
 }
 
-// Files dropped anywhere on the form are as if chosen.
+export const hasFiles = ({ dataTransfer }) => dataTransfer.types.includes("Files");
+
+// Files dropped anywhere on the form are as if chosen in this field, those dropped on another one as if chosen there.
 export function takeDrops(form, input) {
   const over = (event) => {
+    if (!hasFiles(event)) return; // text is for the text field it is dragged to
     event.preventDefault();
     form.classList.toggle("over", event.type === "dragover");
   };
@@ -39,12 +42,14 @@ export function takeDrops(form, input) {
   form.addEventListener("dragleave", over);
   form.addEventListener("drop", (event) => {
     over(event);
+    const fields = [...form.querySelectorAll("[type=file]")];
+    const field = fields.find(({ labels }) => labels[0].contains(event.target)) ?? input;
     const taken = new DataTransfer();
     const dropped = [...event.dataTransfer.files];
-    for (const file of input.multiple ? dropped : dropped.slice(0, 1)) taken.items.add(file);
+    for (const file of field.multiple ? dropped : dropped.slice(0, 1)) taken.items.add(file);
     if (!taken.files.length) return;
-    input.files = taken.files;
-    input.dispatchEvent(new Event("change"));
+    field.files = taken.files;
+    field.dispatchEvent(new Event("change"));
   });
 }
 

@@ -519,21 +519,43 @@ def test_a_mask_file_instead(page: Page) -> None:
     expect(page.locator("#paper .marks")).to_be_visible()
 
 
-def test_photos_are_dropped_on_a_form(page: Page) -> None:
-    files = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in (KITTEN, CHELSEA)]
+def drop(page: Page, place: str, *paths: Path) -> None:
+    files = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in paths]
     dropped = page.evaluate_handle(
         """(files) => {
              const transfer = new DataTransfer();
              for (const [name, text] of files) {
                const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-               transfer.items.add(new File([bytes], name, { type: "image/jpeg" }));
+               transfer.items.add(new File([bytes], name));
              }
              return transfer;
            }""",
         files,
     )
+    page.dispatch_event(place, "drop", {"dataTransfer": dropped})
+
+
+def test_a_mask_file_is_dropped_on_its_own_field_and_text_on_a_text_field(page: Page) -> None:
+    choose(page).draw("Box", (100, 100), (500, 300))
+    drop(page, "#teach-mask", EXAMPLES / "kitten_mask.png")
+    expect(page.locator(".chosen-mask")).to_be_visible()
+    chosen = page.locator("#teach [type=file]").evaluate_all("fields => fields.map(({ files }) => files[0].name)")
+    assert chosen == ["kitten.jpg", "kitten_mask.png"]
+    page.get_by_role("button", name="Paint instead").click()
+    expect(page.get_by_role("button", name="Undo")).to_be_enabled()
+    kept = page.locator("#name").evaluate(
+        """(field) => ["dragover", "drop"].map((kind) => {
+             const dataTransfer = new DataTransfer();
+             dataTransfer.setData("text/plain", "cat");
+             return field.dispatchEvent(new DragEvent(kind, { dataTransfer, bubbles: true, cancelable: true }));
+           })"""
+    )
+    assert kept == [True, True]  # the browser puts the text into the field
+
+
+def test_photos_are_dropped_on_a_form(page: Page) -> None:
     for form in ("#teach", "#segment"):
-        page.dispatch_event(form, "drop", {"dataTransfer": dropped})
+        drop(page, form, KITTEN, CHELSEA)
     assert Canvas(page).width == 640  # one photo is marked: the first
     page.get_by_label("Other names").fill("cat")
     page.get_by_role("button", name="Segment").click()
