@@ -29,7 +29,7 @@ function example({ id, absent }, { path, problem, changed }) {
       remove.textContent = "Learning …";
       try {
         const answer = await call(`${path}/examples/${id}`, { method: "DELETE" });
-        if (answer.status === 202) await learnt((await answer.json()).job);
+        if (answer.status === 202) await learnt((await answer.json()).job, path);
       } finally {
         remove.textContent = "Delete";
         await changed();

@@ -5,7 +5,7 @@ import { Painter } from "./paint.js";
 import { Proposer } from "./propose.js";
 import { doubts, isMarkedLoosely, outcome, percent } from "./say.js";
 import { showSeen } from "./seen.js";
-import { call, follow, json } from "./service.js";
+import { call, follow, json, laterJob } from "./service.js";
 import { Zoom } from "./zoom.js";
 
 // `taught` is called when the list of categories may have changed. The returned function does what the form's button
@@ -174,7 +174,10 @@ async function learn(job, path, tell) {
   });
   if (status === "failed") throw new Error(`Teaching failed: ${error}`);
   if (status === "cancelled") return { ended: "Cancelled. The example stays, and is learnt with the next one." };
-  if (status === "superseded") return { ended: "A newer example took over, and both are being learnt." };
+  if (status === "superseded") {
+    const next = (await laterJob(job.id, path)) ? "All examples are being learnt." : "This example is not learnt.";
+    return { ended: `${error} ${next}` };
+  }
   const category = await json(path);
   return category.adapter ? { category } : { ended: "It was changed again meanwhile." };
 }

@@ -232,6 +232,45 @@ def test_a_category_that_was_marked_in_error_is_shown_as_absent(page: Page) -> N
     assert absent["sha256"] == hashlib.sha256(CHELSEA.read_bytes()).hexdigest()
 
 
+def end_jobs(page: Page, *ends: tuple[str, str]) -> None:
+    """Let the next jobs that the page follows end in these states, for these reasons."""
+    left = list(ends)
+
+    def end(route: Route) -> None:
+        if not left:
+            return route.continue_()
+        status, error = left.pop(0)
+        job = json.dumps({"status": status, "error": error, "progress": 1})
+        return route.fulfill(content_type="text/event-stream", body=f"data: {job}\n\n")
+
+    page.route("**/jobs/*/events", end)
+
+
+def test_an_example_whose_job_gave_way_is_learnt_only_if_a_later_job_learns_it(page: Page) -> None:
+    rolled_back, newer = ("superseded", "An older version was put in use."), ("superseded", "A newer example came in.")
+    end_jobs(page, rolled_back, newer, newer, rolled_back)
+    choose(page).draw("Box", (100, 100), (500, 300))
+    teach(page)
+    expect(page.locator("#teach-status")).to_have_text("An older version was put in use. This example is not learnt.")
+
+    def with_a_newer_job(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | {"job": "newer"})
+
+    page.route("**/categories/cat", with_a_newer_job)
+    expect(page.locator("#teach-go")).to_be_enabled()
+    teach(page)
+    expect(page.locator("#teach-status")).to_have_text("A newer example came in. All examples are being learnt.")
+    expect(page.locator("#names label")).to_have_count(1)
+    segmented(page, names="sofa")
+    absent = page.get_by_role("button", name="cat is not in this photo")
+    absent.click()
+    expect(page.locator("#results").get_by_role("alert")).to_have_text(
+        "Nothing was learnt: An older version was put in use."
+    )
+    expect(absent).to_be_enabled()
+
+
 def test_a_legend_entry_shows_its_mask_alone(page: Page) -> None:
     answer = segmented(page, names="cat, sofa, dog")
     found = next(index for index, category in enumerate(answer["categories"]) if category["area"])
