@@ -16,14 +16,17 @@ export function showProblem(place, text) {
   place.hidden = !text;
 }
 
-// Runs work behind a button that can't be pressed meanwhile, and shows beside it what went wrong.
+// Runs work behind a button that can't be pressed meanwhile, and shows beside it what went wrong. True if nothing did.
 export async function busy(button, problem, work) {
+  if (button.disabled) return false; // one run at a time, also of those that no press started
   button.disabled = true;
   showProblem(problem, "");
   try {
     await work();
+    return true;
   } catch (error) {
     showProblem(problem, error.message);
+    return false;
   } finally {
     button.disabled = false;
   }

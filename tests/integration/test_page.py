@@ -645,6 +645,26 @@ def test_the_sample_photos_are_tried_with_one_click(page: Page) -> None:
     expect(page.get_by_role("button", name="Try it")).to_be_hidden()
 
 
+def test_the_sample_photos_wait_for_a_run_and_are_not_segmented_if_teaching_failed(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/segment", lambda route: held.append(route))
+    page.get_by_label("Photos, chosen or dropped here").set_input_files(CHELSEA)
+    page.get_by_label("Other names").fill("cat")
+    with page.expect_request("**/segment"):
+        page.get_by_role("button", name="Segment").click()
+    sample = page.get_by_role("button", name="Try it with these photos")
+    sample.click()
+    expect(page.locator("#try-problem")).to_contain_text("Wait until")
+    held[0].continue_()
+    expect(page.locator("#results figcaption")).to_have_text("chelsea.jpg")
+    refuse(page, "**/example", 1, status=503)
+    sample.click()
+    expect(page.locator("#teach-problem")).to_have_text("Not now.")
+    expect(sample).to_be_enabled()
+    expect(page.locator("#results figcaption")).to_have_text("chelsea.jpg")
+    assert len(held) == 1
+
+
 def test_a_category_shows_its_examples_and_an_older_version_is_used_again(page: Page) -> None:
     with KITTEN.open("rb") as kitten, (EXAMPLES / "kitten_mask.png").open("rb") as mask:
         shown = {"image": kitten.read(), "mask": mask.read()}
