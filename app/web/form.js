@@ -58,13 +58,14 @@ export function takeDrops(form, input) {
 
 // Shows a file in an <img>, upright as its EXIF says. False if the browser can't, as with most TIFFs.
 export async function showPhoto(image, file) {
-  image.src = URL.createObjectURL(file);
+  const url = URL.createObjectURL(file); // the image may show another file when this one is decoded
+  image.src = url;
   try {
     await image.decode();
     return true;
   } catch {
     return false;
   } finally {
-    URL.revokeObjectURL(image.src);
+    URL.revokeObjectURL(url);
   }
 }

@@ -1033,10 +1033,21 @@ def test_what_is_seen_in_an_example_is_not_drawn_over_the_next_photo(page: Page)
 
 
 def test_marks_are_never_sent_with_the_next_photo(page: Page) -> None:
-    """Choosing it and teaching at once, before it could be shown."""
+    """Choosing it, and one more, and teaching at once, before it could be shown."""
     choose(page).draw("Box", (100, 100), (500, 300))
     page.evaluate(
         """() => {
+             const { createObjectURL, revokeObjectURL } = URL;
+             window.urls = new Set();
+             URL.createObjectURL = (blob) => {
+               const url = createObjectURL(blob);
+               urls.add(url);
+               return url;
+             };
+             URL.revokeObjectURL = (url) => {
+               urls.delete(url);
+               revokeObjectURL(url);
+             };
              const decode = HTMLImageElement.prototype.decode;
              HTMLImageElement.prototype.decode = async function () {
                await new Promise((resolve) => setTimeout(resolve, 1000)); // as of a photo of 40 megapixels
@@ -1044,9 +1055,11 @@ def test_marks_are_never_sent_with_the_next_photo(page: Page) -> None:
              };
            }"""
     )
-    page.get_by_label("Photo, chosen or dropped here", exact=True).set_input_files(CHELSEA)
+    for photo in (EXAMPLES / "dog.jpg", CHELSEA):
+        page.get_by_label("Photo, chosen or dropped here", exact=True).set_input_files(photo)
     teach(page)
     expect(page.locator("#teach-problem")).to_contain_text("Mark the object")
+    assert page.evaluate("urls.size") == 0  # none keeps its photo in memory
 
 
 def test_an_example_that_could_not_be_deleted_can_be_tried_again(page: Page) -> None:
