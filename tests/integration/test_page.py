@@ -806,20 +806,27 @@ def test_heat_maps_are_asked_for_when_wanted(page: Page) -> None:
 def test_segmenting_is_counted_and_can_be_cancelled(page: Page) -> None:
     held: list[Route] = []
 
-    def hold_the_second(route: Route) -> None:
-        if b'filename="dog.jpg"' in (route.request.post_data_buffer or b""):
-            held.append(route)
-        else:
+    def hold_all_but_the_first(route: Route) -> None:
+        if b'filename="chelsea.jpg"' in (route.request.post_data_buffer or b""):
             route.continue_()
+        else:
+            held.append(route)
 
-    page.route("**/segment", hold_the_second)
+    page.route("**/segment", hold_all_but_the_first)
     page.get_by_label("Photos, chosen or dropped here").set_input_files([CHELSEA, EXAMPLES / "dog.jpg", KITTEN])
     page.get_by_label("Other names").fill("cat")
     page.get_by_role("button", name="Segment").click()
+    page.get_by_role("button", name="Open chelsea.jpg").click()
+    following = page.get_by_role("dialog").get_by_role("button", name="Next")
+    expect(following).to_be_disabled()
     expect(page.locator("#segment-status")).to_have_text("2 of 3")
+    held[0].continue_()
+    expect(following).to_be_enabled()
+    page.keyboard.press("Escape")
+    expect(page.locator("#segment-status")).to_have_text("3 of 3")
     page.locator("#segment").get_by_role("button", name="Cancel").click()
-    expect(page.locator("#segment-status")).to_have_text("Cancelled: 1 of 3 photos are done.")
-    expect(page.locator("#results figcaption")).to_have_text(["chelsea.jpg"])
+    expect(page.locator("#segment-status")).to_have_text("Cancelled: 2 of 3 photos are done.")
+    expect(page.locator("#results figcaption")).to_have_text(["chelsea.jpg", "dog.jpg"])
     expect(page.locator("#segment-go")).to_be_enabled()
     page.unroute("**/segment")
 
