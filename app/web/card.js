@@ -20,7 +20,7 @@ export function card(result) {
     node.append(element("p", { className: "problem", role: "alert" }, error));
     return { node, repaint: () => {} };
   }
-  const problem = element("p", { className: "problem", hidden: true });
+  const problem = element("p", { className: "problem", role: "alert", hidden: true });
   const image = element("img", { alt: "", hidden: true });
   const canvas = maskCanvas(answer);
   const repaint = painter(result, canvas, problem);

@@ -14,7 +14,8 @@ export class Proposer {
     this.#photo = smaller(file, image);
   }
 
-  // Run lengths of the object's mask; `points` are [x, y, 1 on it or 0 beside it] in pixels of the photo.
+  // Run lengths of the object's mask, and its share of the photo; `points` are [x, y, 1 on it or 0 beside it] in pixels
+  // of the photo.
   async mask(points) {
     const { sent, size } = await this.#photo;
     const form = new FormData();
@@ -24,7 +25,7 @@ export class Proposer {
     form.append("points", JSON.stringify(placed));
     const { area, segmentation } = await json("segment/clicks", { method: "POST", body: form });
     if (!area) throw new Error("Nothing was found there: click the middle of the object, or use the brush.");
-    return segmentation;
+    return { rle: segmentation, share: area / (size[0] * size[1]) };
   }
 }
 

@@ -25,6 +25,7 @@ export function teaching(taught) {
       return proposer.mask(points);
     },
     failed: ({ message }) => showProblem($("teach-problem"), message),
+    tell,
     changed: () => {
       $("undo").disabled = $("clear").disabled = !painter.undoable;
       $("redo").disabled = !painter.redoable;
@@ -121,8 +122,9 @@ function forget(frame) {
   $("teach-warnings").replaceChildren();
 }
 
+const tell = (text) => ($("teach-status").textContent = text);
+
 async function teach(frame, painter, taught) {
-  const tell = (text) => ($("teach-status").textContent = text);
   forget(frame);
   const name = $("name").value.trim();
   const path = `categories/${encodeURIComponent(name)}`;
@@ -136,7 +138,7 @@ async function teach(frame, painter, taught) {
     const { job, note, warnings } = await json(`${path}/example`, { method: "POST", body: form });
     $("teach-warnings").replaceChildren(...doubts(warnings).map((doubt) => element("li", {}, doubt)));
     taught();
-    const { ended, category } = await learn(job, path, tell);
+    const { ended, category } = await learn(job, path);
     tell([ended ?? outcome(name, category), note].filter(Boolean).join(" "));
     if (category && isMarkedLoosely(category.adapter)) {
       const isShown = () => photo === $("teach-photo").files[0];
@@ -162,7 +164,7 @@ async function mark(form, painter) {
 }
 
 // Follows the job; its category when it has learnt, else what became of it.
-async function learn(job, path, tell) {
+async function learn(job, path) {
   const bar = $("teach-progress");
   bar.value = 0;
   $("teach-running").hidden = false;

@@ -497,6 +497,8 @@ def test_clicks_find_the_object_and_the_brush_corrects_it(page: Page) -> None:
     undo, redo = page.get_by_role("button", name="Undo"), page.get_by_role("button", name="Redo")
     first = proposed(page, lambda: canvas.draw("Click", (540, 240)))
     mask = rle_to_mask(first["segmentation"])
+    share = 100 * first["area"] / (640 * 480)
+    expect(page.locator("#teach-status")).to_have_text(f"Found: {share:.1f} % of the photo.")
     assert mask[240, 540]
     assert np.count_nonzero(alphas(canvas.element)) >= first["area"]
     rows, columns = np.nonzero(mask)
@@ -537,9 +539,13 @@ def test_a_click_that_is_refused_is_told_and_the_brush_works(page: Page) -> None
     expect(told).to_contain_text("Click on the object first")
     page.get_by_label("Clicks take away").uncheck()
     refusal = {"title": "Overloaded", "detail": "64 requests are waiting: try again in a second."}
-    page.route("**/segment/clicks", lambda route: route.fulfill(status=503, json=refusal))
+    held: list[Route] = []
+    page.route("**/segment/clicks", lambda route: held.append(route))
     canvas.draw("Click", (540, 240))
+    expect(page.locator("#teach-status")).to_have_text("Looking …")
+    held[0].fulfill(status=503, json=refusal)
     expect(told).to_have_text(refusal["detail"])
+    expect(page.locator("#teach-status")).to_have_text("")
     expect(page.get_by_role("button", name="Undo")).to_be_disabled()
     canvas.draw("Brush", (200, 200), (280, 240))
     taught(page)
@@ -894,6 +900,12 @@ def test_run_lengths_are_read_as_they_were_written(page: Page) -> None:
 @pytest.mark.parametrize("width", [360, 1100])
 def test_it_fits_and_every_control_has_a_label(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 740})
+    # A screen reader tells of what comes into a region that it knows already; an empty one takes no room.
+    for form, regions, room_px in (("#teach", 2, 17), ("#segment", 1, 29)):
+        expect(page.locator(form).get_by_role("status")).to_have_count(regions)
+        below = "(form, button) => form.getBoundingClientRect().bottom - button.getBoundingClientRect().bottom"
+        button = page.locator(f"{form}-go").element_handle()
+        assert page.locator(form).evaluate(below, button) == pytest.approx(room_px, abs=1)
     choose(page)
     segmented(page, names="cat")
     assert page.evaluate("document.documentElement.scrollWidth") == width
