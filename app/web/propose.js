@@ -35,7 +35,10 @@ async function smaller(file, image) {
   if (scale >= 1) return { sent: file, size };
   const [width, height] = size.map((side) => Math.max(1, Math.round(side * scale)));
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
-  canvas.getContext("2d").drawImage(image, 0, 0, width, height);
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#fff"; // as the service reads transparent parts; a JPEG has none, and they would be black
+  context.fillRect(0, 0, width, height);
+  context.drawImage(image, 0, 0, width, height);
   const sent = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.92));
   return sent ? { sent, size: [width, height] } : { sent: file, size };
 }

@@ -521,6 +521,36 @@ def test_clicks_find_the_object_and_the_brush_corrects_it(page: Page) -> None:
     assert (stored[60:] == mask[60:]).mean() > 0.999  # a canvas softens edges
 
 
+def test_a_click_on_a_large_photo_is_looked_at_with_white_for_what_is_transparent(page: Page) -> None:
+    """As the service reads the photo itself. It is sent smaller than it is."""
+    drawing = io.BytesIO()
+    with Image.open(KITTEN) as kitten:
+        large = kitten.convert("RGBA").resize((1800, 1350))
+    large.paste((0, 0, 0, 0), (0, 0, 300, 300))
+    large.save(drawing, "PNG", compress_level=1)
+    canvas = choose(page, {"name": "drawing.png", "mimeType": "image/png", "buffer": drawing.getvalue()})
+    page.evaluate(
+        """() => {
+             const plain = fetch;
+             window.fetch = (path, options) => {
+               if (path === "segment/clicks") window.sent = options.body.get("image");
+               return plain(path, options);
+             };
+           }"""
+    )
+    proposed(page, lambda: canvas.draw("Click", (1500, 675)))
+    width, pixel = page.evaluate(
+        """async () => {
+             const bitmap = await createImageBitmap(sent);
+             const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
+             context.drawImage(bitmap, 0, 0);
+             return [bitmap.width, [...context.getImageData(100, 100, 1, 1).data]];
+           }"""
+    )
+    assert width == 1600
+    assert min(pixel) >= 250
+
+
 def test_the_keyboard_clicks_too(page: Page) -> None:
     canvas = choose(page)
     page.keyboard.press("Control+z")
