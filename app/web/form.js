@@ -9,6 +9,23 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
+// Gives a list other children. One that stays keeps the focus, which moving takes away.
+export function refill(list, children) {
+  const focused = document.activeElement;
+  list.replaceChildren(...children);
+  if (list.contains(focused)) focused.focus({ preventScroll: true });
+}
+
+// A function that promises an answer, or nothing if it was called again before the answer came.
+export function latest() {
+  let last;
+  return async (answer) => {
+    last = answer;
+    await answer.catch(() => {});
+    return last === answer ? answer : undefined;
+  };
+}
+
 export const words = (text) => text.split(",").map((word) => word.trim()).filter(Boolean);
 
 export function showProblem(place, text) {

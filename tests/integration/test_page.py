@@ -731,6 +731,42 @@ def test_a_category_shows_its_examples_and_an_older_version_is_used_again(page: 
     assert len(page.request.get("/categories/cat/examples").json()) == 1
 
 
+def test_the_list_is_renewed_while_it_is_used(page: Page) -> None:
+    choose(page).draw("Box", (100, 100), (500, 300))
+    taught(page)
+    page.locator("#taught summary").click()
+    example = page.get_by_role("button", name="Delete this example")
+    example.focus()
+    held: list[Route] = []
+    renew = "async () => void (await import('/web/taught.js')).showTaught()"
+    page.route("**/categories?limit=1000", lambda route: route.continue_() if held else held.append(route))
+    with page.expect_request("**/categories?limit=1000"):
+        page.evaluate(renew)
+    dog = {"name": "dog.jpg", "mimeType": "image/jpeg", "buffer": (EXAMPLES / "dog.jpg").read_bytes()}
+    page.request.post("/categories/dog/example", multipart={"image": dog, "box": "[100, 100, 200, 200]"})
+    with page.expect_response("**/versions"):  # of the open row, after those of the list
+        page.evaluate(renew)
+    held[0].fulfill(json=[])  # what was asked before
+    page.wait_for_timeout(200)
+    expect(page.locator("#taught > li")).to_have_count(2)
+    expect(example).to_be_focused()
+
+    delete = page.get_by_role("button", name="Delete cat")
+    delete.focus()
+    with page.expect_response("**/versions"):
+        page.evaluate(renew)
+    expect(delete).to_be_focused()
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.route("**/categories/cat", lambda route: held.append(route))
+    delete.click()
+    expect(delete).to_be_disabled()
+    with page.expect_response("**/versions"):
+        page.evaluate(renew)
+    expect(delete).to_be_disabled()
+    held[1].continue_()
+    expect(delete).to_have_count(0)
+
+
 def test_downloads(page: Page) -> None:
     answer = segmented(page, names="cat, sofa")
     with page.expect_download() as download:
