@@ -20,7 +20,7 @@ export function card(result) {
     node.append(element("p", { className: "problem", role: "alert" }, error));
     return { node, repaint: () => {} };
   }
-  const problem = element("p", { className: "problem", hidden: true });
+  const problem = element("p", { className: "problem", role: "alert", hidden: true });
   const image = element("img", { alt: "", hidden: true });
   const canvas = maskCanvas(answer);
   const repaint = painter(result, canvas, problem);
@@ -117,12 +117,12 @@ function notHere(name, photo, problem) {
       const form = new FormData();
       form.append("image", photo);
       form.append("absent", "true");
-      const path = `categories/${encodeURIComponent(name)}/example`;
-      const { job, warnings } = await json(path, { method: "POST", body: form });
+      const path = `categories/${encodeURIComponent(name)}`;
+      const { job, warnings } = await json(`${path}/example`, { method: "POST", body: form });
       button.textContent = "Learning …";
       showProblem(problem, doubts(warnings).join(" "));
       try {
-        await learnt(job);
+        await learnt(job, path);
         button.replaceWith(element("span", { className: "how" }, "Learnt: segment again."));
       } finally {
         button.textContent = label;

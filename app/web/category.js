@@ -1,23 +1,36 @@
 // What a taught category was made from: its examples and its versions.
 
-import { busy, element } from "./form.js";
+import { busy, element, refill } from "./form.js";
 import { rightShare } from "./say.js";
 import { allOf, call, json, learnt } from "./service.js";
 
 const VERSIONS = { dateStyle: "medium", timeStyle: "short" };
 
+const pathOf = (name) => `categories/${encodeURIComponent(name)}`;
+
+// Promises the examples and the versions of a category.
+export const madeFrom = (name) => Promise.all(["examples", "versions"].map((what) => allOf(`${pathOf(name)}/${what}`)));
+
 // Fills a place with the category's examples and versions. `changed` is called when the category is another.
-export async function showCategory(place, { name }, problem, changed) {
-  const path = `categories/${encodeURIComponent(name)}`;
-  const [shots, versions] = await Promise.all([allOf(`${path}/examples`), allOf(`${path}/versions`)]);
-  const acting = { path, problem, changed };
-  const lists = { examples: shots.map((shot) => example(shot, acting)) };
-  lists.versions = versions.map((info) => version(info, acting));
-  place.replaceChildren(
-    ...Object.entries(lists).map(([what, items]) =>
-      element("ul", { className: what, ariaLabel: `${what} of ${name}` }, ...items),
-    ),
-  );
+export function showCategory(place, name, [examples, versions], problem, changed) {
+  const acting = { path: pathOf(name), problem, changed };
+  const list = (what) =>
+    place.querySelector(`.${what}`) ??
+    place.appendChild(element("ul", { className: what, ariaLabel: `${what} of ${name}` }));
+  show(list("examples"), examples, (info) => example(info, acting));
+  show(list("versions"), versions, (info) => version(info, acting));
+}
+
+// An item that says the same is kept, as the row of a category is.
+function show(list, infos, made) {
+  const before = new Map([...list.children].map((item) => [item.dataset.of, item]));
+  const items = infos.map((info) => {
+    const of = JSON.stringify(info);
+    const item = before.get(of) ?? made(info);
+    item.dataset.of = of;
+    return item;
+  });
+  refill(list, items);
 }
 
 function example({ id, absent }, { path, problem, changed }) {
@@ -29,7 +42,7 @@ function example({ id, absent }, { path, problem, changed }) {
       remove.textContent = "Learning …";
       try {
         const answer = await call(`${path}/examples/${id}`, { method: "DELETE" });
-        if (answer.status === 202) await learnt((await answer.json()).job);
+        if (answer.status === 202) await learnt((await answer.json()).job, path);
       } finally {
         remove.textContent = "Delete";
         await changed();

@@ -49,12 +49,13 @@ function refresh() {
   large?.view.repaint();
 }
 
-// Lists the photos that pass the filters, and counts.
+// Lists the photos that pass the filters, and counts. One that arrives may be the next of the large one.
 function list() {
   $("gallery-tools").hidden = !results.some(({ answer }) => answer);
   views.forEach(({ node }, index) => (node.hidden = !isListed(results[index].answer)));
   const listed = views.filter(({ node }) => !node.hidden).length;
   $("listed").textContent = listed < results.length ? `${listed} of ${results.length} photos are listed.` : "";
+  if (large) showSteps();
 }
 
 function open(index) {
@@ -62,6 +63,10 @@ function open(index) {
   $("large-photo").replaceChildren(large.view.node);
   $("large").ariaLabel = results[index].photo.name;
   if (!$("large").open) $("large").showModal();
+  showSteps();
+}
+
+function showSteps() {
   for (const [id, by] of [["large-previous", -1], ["large-next", 1]]) {
     // A button that is turned off would take the focus, and the arrow keys, with it.
     const off = next(by) === undefined;

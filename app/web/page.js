@@ -1,6 +1,6 @@
 // The page: teach, see what is taught, segment.
 
-import { $ } from "./form.js";
+import { $, hasFiles } from "./form.js";
 import { samples } from "./samples.js";
 import { segmenting } from "./segment.js";
 import { useKey } from "./service.js";
@@ -23,7 +23,9 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && event.target.matches("[type=checkbox], [type=radio], [type=range]")) event.preventDefault();
 });
 // A photo dropped beside the forms would replace the page.
-for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
+for (const name of ["dragover", "drop"]) {
+  addEventListener(name, (event) => hasFiles(event) && event.preventDefault());
+}
 
 samples({ teach: teaching(showTaught), segment: segmenting() });
 showTaught();

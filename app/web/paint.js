@@ -19,12 +19,13 @@ export class Painter {
 
   // `tool()` is "click", "brush", "eraser", "box" or "polygon", `percent()` the brush's share of the photo's longer
   // side, `zoom` what moves the photo. `takesAway()` is true if clicks are beside the object, `propose(points)` promises
-  // its mask, and `failed(error)` is told why there is none.
-  constructor(frame, { tool, percent, zoom, takesAway, propose, failed, changed }) {
+  // its mask and its share of the photo, and `failed(error)` is told why there is none. `tell(text)` says how far a
+  // click has come.
+  constructor(frame, { tool, percent, zoom, takesAway, propose, failed, tell, changed }) {
     this.frame = frame;
     this.canvas = frame.querySelector(".marks");
     this.ring = frame.querySelector(".ring");
-    Object.assign(this, { tool, percent, zoom, takesAway, propose, failed, changed });
+    Object.assign(this, { tool, percent, zoom, takesAway, propose, failed, tell, changed });
     const { canvas } = this;
     canvas.addEventListener("pointerdown", (event) => this.#press(event));
     canvas.addEventListener("pointermove", (event) => event.isPrimary && this.#move(this.#point(event)));
@@ -135,12 +136,17 @@ export class Painter {
     });
     this.#proposals.add(proposal);
     this.frame.classList.add("looking");
+    this.tell("Looking …");
   }
 
   async #propose(mark) {
     try {
-      mark.rle = await this.propose(mark.points);
+      const { rle, share } = await this.propose(mark.points);
+      mark.rle = rle;
+      // If it was not undone meanwhile.
+      this.tell(this.#marks.includes(mark) ? `Found: ${(100 * share).toFixed(1)} % of the photo.` : "");
     } catch (error) {
+      this.tell("");
       if (this.#marks.includes(mark)) this.failed(error); // not undone meanwhile, nor the photo changed
       [this.#marks, this.#undone] = [this.#marks, this.#undone].map((marks) => marks.filter((other) => other !== mark));
     }

@@ -14,7 +14,8 @@ export class Proposer {
     this.#photo = smaller(file, image);
   }
 
-  // Run lengths of the object's mask; `points` are [x, y, 1 on it or 0 beside it] in pixels of the photo.
+  // Run lengths of the object's mask, and its share of the photo; `points` are [x, y, 1 on it or 0 beside it] in pixels
+  // of the photo.
   async mask(points) {
     const { sent, size } = await this.#photo;
     const form = new FormData();
@@ -24,7 +25,7 @@ export class Proposer {
     form.append("points", JSON.stringify(placed));
     const { area, segmentation } = await json("segment/clicks", { method: "POST", body: form });
     if (!area) throw new Error("Nothing was found there: click the middle of the object, or use the brush.");
-    return segmentation;
+    return { rle: segmentation, share: area / (size[0] * size[1]) };
   }
 }
 
@@ -34,7 +35,10 @@ async function smaller(file, image) {
   if (scale >= 1) return { sent: file, size };
   const [width, height] = size.map((side) => Math.max(1, Math.round(side * scale)));
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
-  canvas.getContext("2d").drawImage(image, 0, 0, width, height);
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#fff"; // as the service reads transparent parts; a JPEG has none, and they would be black
+  context.fillRect(0, 0, width, height);
+  context.drawImage(image, 0, 0, width, height);
   const sent = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.92));
   return sent ? { sent, size: [width, height] } : { sent: file, size };
 }

@@ -3,12 +3,14 @@
 import { $, busy } from "./form.js";
 import { isTaught } from "./taught.js";
 
-// `teach` and `segment` do what the buttons of the two forms do.
+// `teach` and `segment` do what the buttons of the two forms do; `teach` promises whether it went well.
 export function samples({ teach, segment }) {
   $("try").onclick = () => busy($("try"), $("try-problem"), () => tryThem(teach, segment));
 }
 
 async function tryThem(teach, segment) {
+  // The samples would take the place of what is in the forms.
+  if ($("teach-go").disabled || $("segment-go").disabled) throw new Error("Wait until the run in progress has ended.");
   const [kitten, mask, chelsea, dog] = await Promise.all([
     fetched("web/sample-kitten.jpg"),
     fetched("web/sample-kitten-mask.png"),
@@ -19,7 +21,7 @@ async function tryThem(teach, segment) {
     choose($("teach-mask"), mask);
     await choose($("teach-photo"), kitten);
     $("name").value = "cat";
-    await teach();
+    if (!(await teach())) return;
   }
   await choose($("photos"), chelsea, dog);
   $("other-names").value = "dog";

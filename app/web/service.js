@@ -82,11 +82,26 @@ export async function follow(id, tell) {
   }
 }
 
-// Waits for a job whose progress nobody looks at; throws unless it was learnt.
-export async function learnt({ id }) {
+// Waits for a job of the category at `path` whose progress nobody looks at, and for those that take its place; throws
+// unless one was learnt.
+export async function learnt({ id }, path) {
   const { status, error } = await follow(id, () => {});
   if (status === "failed") throw new Error(`Learning failed: ${error}`);
   if (status === "cancelled") throw new Error("Learning was cancelled. It is made up for with the next example.");
+  if (status !== "superseded") return;
+  const later = await laterJob(id, path);
+  if (!later) throw new Error(`Nothing was learnt: ${error}`);
+  await learnt({ id: later }, path);
+}
+
+// The id of the job that a category waits for after a superseded one. There is none after a rollback or an import, and
+// where no example, or no category, is left.
+export async function laterJob(id, path) {
+  const { job } = await patiently(() => json(path)).catch((error) => {
+    if (error.status === 404) return {};
+    throw error;
+  });
+  return job === id ? undefined : job;
 }
 
 // The job when it has ended, or nothing when the stream broke: asking for the job then tells why.

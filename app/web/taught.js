@@ -1,48 +1,53 @@
 // List of the taught categories, and the choice of those to look for.
 
-import { showCategory } from "./category.js";
+import { madeFrom, showCategory } from "./category.js";
 import { numberOf } from "./colours.js";
-import { $, busy, element, showProblem } from "./form.js";
+import { $, busy, element, latest, refill, showProblem } from "./form.js";
 import { howWell } from "./say.js";
 import { allOf, call } from "./service.js";
 
+const newest = latest();
+let rows = new Map(); // by name. One whose category stays is kept: it may have the focus, or a deletion may be running
+
 export async function showTaught() {
   try {
-    const categories = await allOf("categories?limit=1000");
+    const categories = await newest(allOf("categories?limit=1000"));
+    if (!categories) return;
     showProblem($("taught-problem"), "");
     $("none-taught").hidden = categories.length > 0;
     $("samples").hidden = categories.length > 0; // they would add to what others teach
     // Numbered here, so that what is taught has its colour before what is only named.
     for (const { name } of categories) numberOf(name);
-    const open = new Set([...$("taught").querySelectorAll("details[open]")].map(({ dataset }) => dataset.name));
-    $("taught").replaceChildren(...categories.map((category) => row(category, open.has(category.name))));
+    rows = new Map(categories.map(({ name }) => [name, rows.get(name) ?? row(name)]));
+    refill($("taught"), [...rows.values()].map(({ node }) => node));
+    for (const category of categories) rows.get(category.name).show(category);
     showChoices(categories.map(({ name }) => name));
   } catch (error) {
     showProblem($("taught-problem"), error.message);
   }
 }
 
-function row(category, open) {
-  const { name, examples, adapter } = category;
-  const state = adapter ? howWell(adapter, examples) : "Not learnt yet.";
+// The row of a category, and how to show what it is now.
+function row(name) {
+  const state = element("span");
   const inside = element("div", { className: "category" });
-  const details = element(
-    "details",
-    {},
-    element("summary", {}, element("strong", {}, name), " ", element("span", {}, state)),
-    inside,
-  );
-  details.dataset.name = name;
+  const summary = element("summary", {}, element("strong", {}, name), " ", state);
+  const details = element("details", {}, summary, inside);
+  const newestInside = latest();
   details.ontoggle = async () => {
     if (!details.open) return;
     try {
-      await showCategory(inside, category, $("taught-problem"), showTaught);
+      const made = await newestInside(madeFrom(name));
+      if (made) showCategory(inside, name, made, $("taught-problem"), showTaught);
     } catch (error) {
       showProblem($("taught-problem"), error.message);
     }
   };
-  details.open = open;
-  return element("li", {}, details, forgetButton(name));
+  const show = ({ adapter, examples }) => {
+    state.textContent = adapter ? howWell(adapter, examples) : "Not learnt yet.";
+    details.ontoggle();
+  };
+  return { node: element("li", {}, details, forgetButton(name)), show };
 }
 
 function forgetButton(name) {
@@ -69,11 +74,13 @@ export function allOrNone() {
 }
 
 function showChoices(names) {
-  const dropped = new Set(ticks().flatMap(({ checked, value }) => (checked ? [] : [value])));
+  const before = new Map(ticks().map((tick) => [tick.value, tick.labels[0]]));
+  const labels = names.map((name) => before.get(name) ?? choice(name));
   $("names").hidden = !names.length;
-  for (const label of $("names").querySelectorAll("label")) label.remove();
-  for (const name of names) {
-    const tick = element("input", { type: "checkbox", value: name, checked: !dropped.has(name) });
-    $("all-names").before(element("label", { className: "inline" }, tick, name));
-  }
+  refill($("names"), [$("names").querySelector("legend"), ...labels, $("all-names")]);
+}
+
+function choice(name) {
+  const tick = element("input", { type: "checkbox", value: name, checked: true });
+  return element("label", { className: "inline" }, tick, name);
 }

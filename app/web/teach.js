@@ -5,7 +5,7 @@ import { Painter } from "./paint.js";
 import { Proposer } from "./propose.js";
 import { doubts, isMarkedLoosely, outcome, percent } from "./say.js";
 import { showSeen } from "./seen.js";
-import { call, follow, json } from "./service.js";
+import { call, follow, json, laterJob } from "./service.js";
 import { Zoom } from "./zoom.js";
 
 // `taught` is called when the list of categories may have changed. The returned function does what the form's button
@@ -25,6 +25,7 @@ export function teaching(taught) {
       return proposer.mask(points);
     },
     failed: ({ message }) => showProblem($("teach-problem"), message),
+    tell,
     changed: () => {
       $("undo").disabled = $("clear").disabled = !painter.undoable;
       $("redo").disabled = !painter.redoable;
@@ -121,8 +122,9 @@ function forget(frame) {
   $("teach-warnings").replaceChildren();
 }
 
+const tell = (text) => ($("teach-status").textContent = text);
+
 async function teach(frame, painter, taught) {
-  const tell = (text) => ($("teach-status").textContent = text);
   forget(frame);
   const name = $("name").value.trim();
   const path = `categories/${encodeURIComponent(name)}`;
@@ -136,7 +138,7 @@ async function teach(frame, painter, taught) {
     const { job, note, warnings } = await json(`${path}/example`, { method: "POST", body: form });
     $("teach-warnings").replaceChildren(...doubts(warnings).map((doubt) => element("li", {}, doubt)));
     taught();
-    const { ended, category } = await learn(job, path, tell);
+    const { ended, category } = await learn(job, path);
     tell([ended ?? outcome(name, category), note].filter(Boolean).join(" "));
     if (category && isMarkedLoosely(category.adapter)) {
       const isShown = () => photo === $("teach-photo").files[0];
@@ -162,7 +164,7 @@ async function mark(form, painter) {
 }
 
 // Follows the job; its category when it has learnt, else what became of it.
-async function learn(job, path, tell) {
+async function learn(job, path) {
   const bar = $("teach-progress");
   bar.value = 0;
   $("teach-running").hidden = false;
@@ -174,7 +176,10 @@ async function learn(job, path, tell) {
   });
   if (status === "failed") throw new Error(`Teaching failed: ${error}`);
   if (status === "cancelled") return { ended: "Cancelled. The example stays, and is learnt with the next one." };
-  if (status === "superseded") return { ended: "A newer example took over, and both are being learnt." };
+  if (status === "superseded") {
+    const next = (await laterJob(job.id, path)) ? "All examples are being learnt." : "This example is not learnt.";
+    return { ended: `${error} ${next}` };
+  }
   const category = await json(path);
   return category.adapter ? { category } : { ended: "It was changed again meanwhile." };
 }

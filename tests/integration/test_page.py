@@ -232,6 +232,45 @@ def test_a_category_that_was_marked_in_error_is_shown_as_absent(page: Page) -> N
     assert absent["sha256"] == hashlib.sha256(CHELSEA.read_bytes()).hexdigest()
 
 
+def end_jobs(page: Page, *ends: tuple[str, str]) -> None:
+    """Let the next jobs that the page follows end in these states, for these reasons."""
+    left = list(ends)
+
+    def end(route: Route) -> None:
+        if not left:
+            return route.continue_()
+        status, error = left.pop(0)
+        job = json.dumps({"status": status, "error": error, "progress": 1})
+        return route.fulfill(content_type="text/event-stream", body=f"data: {job}\n\n")
+
+    page.route("**/jobs/*/events", end)
+
+
+def test_an_example_whose_job_gave_way_is_learnt_only_if_a_later_job_learns_it(page: Page) -> None:
+    rolled_back, newer = ("superseded", "An older version was put in use."), ("superseded", "A newer example came in.")
+    end_jobs(page, rolled_back, newer, newer, rolled_back)
+    choose(page).draw("Box", (100, 100), (500, 300))
+    teach(page)
+    expect(page.locator("#teach-status")).to_have_text("An older version was put in use. This example is not learnt.")
+
+    def with_a_newer_job(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | {"job": "newer"})
+
+    page.route("**/categories/cat", with_a_newer_job)
+    expect(page.locator("#teach-go")).to_be_enabled()
+    teach(page)
+    expect(page.locator("#teach-status")).to_have_text("A newer example came in. All examples are being learnt.")
+    expect(page.locator("#names label")).to_have_count(1)
+    segmented(page, names="sofa")
+    absent = page.get_by_role("button", name="cat is not in this photo")
+    absent.click()
+    expect(page.locator("#results").get_by_role("alert")).to_have_text(
+        "Nothing was learnt: An older version was put in use."
+    )
+    expect(absent).to_be_enabled()
+
+
 def test_a_legend_entry_shows_its_mask_alone(page: Page) -> None:
     answer = segmented(page, names="cat, sofa, dog")
     found = next(index for index, category in enumerate(answer["categories"]) if category["area"])
@@ -458,6 +497,8 @@ def test_clicks_find_the_object_and_the_brush_corrects_it(page: Page) -> None:
     undo, redo = page.get_by_role("button", name="Undo"), page.get_by_role("button", name="Redo")
     first = proposed(page, lambda: canvas.draw("Click", (540, 240)))
     mask = rle_to_mask(first["segmentation"])
+    share = 100 * first["area"] / (640 * 480)
+    expect(page.locator("#teach-status")).to_have_text(f"Found: {share:.1f} % of the photo.")
     assert mask[240, 540]
     assert np.count_nonzero(alphas(canvas.element)) >= first["area"]
     rows, columns = np.nonzero(mask)
@@ -480,6 +521,36 @@ def test_clicks_find_the_object_and_the_brush_corrects_it(page: Page) -> None:
     assert (stored[60:] == mask[60:]).mean() > 0.999  # a canvas softens edges
 
 
+def test_a_click_on_a_large_photo_is_looked_at_with_white_for_what_is_transparent(page: Page) -> None:
+    """As the service reads the photo itself. It is sent smaller than it is."""
+    drawing = io.BytesIO()
+    with Image.open(KITTEN) as kitten:
+        large = kitten.convert("RGBA").resize((1800, 1350))
+    large.paste((0, 0, 0, 0), (0, 0, 300, 300))
+    large.save(drawing, "PNG", compress_level=1)
+    canvas = choose(page, {"name": "drawing.png", "mimeType": "image/png", "buffer": drawing.getvalue()})
+    page.evaluate(
+        """() => {
+             const plain = fetch;
+             window.fetch = (path, options) => {
+               if (path === "segment/clicks") window.sent = options.body.get("image");
+               return plain(path, options);
+             };
+           }"""
+    )
+    proposed(page, lambda: canvas.draw("Click", (1500, 675)))
+    width, pixel = page.evaluate(
+        """async () => {
+             const bitmap = await createImageBitmap(sent);
+             const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
+             context.drawImage(bitmap, 0, 0);
+             return [bitmap.width, [...context.getImageData(100, 100, 1, 1).data]];
+           }"""
+    )
+    assert width == 1600
+    assert min(pixel) >= 250
+
+
 def test_the_keyboard_clicks_too(page: Page) -> None:
     canvas = choose(page)
     page.keyboard.press("Control+z")
@@ -498,9 +569,13 @@ def test_a_click_that_is_refused_is_told_and_the_brush_works(page: Page) -> None
     expect(told).to_contain_text("Click on the object first")
     page.get_by_label("Clicks take away").uncheck()
     refusal = {"title": "Overloaded", "detail": "64 requests are waiting: try again in a second."}
-    page.route("**/segment/clicks", lambda route: route.fulfill(status=503, json=refusal))
+    held: list[Route] = []
+    page.route("**/segment/clicks", lambda route: held.append(route))
     canvas.draw("Click", (540, 240))
+    expect(page.locator("#teach-status")).to_have_text("Looking …")
+    held[0].fulfill(status=503, json=refusal)
     expect(told).to_have_text(refusal["detail"])
+    expect(page.locator("#teach-status")).to_have_text("")
     expect(page.get_by_role("button", name="Undo")).to_be_disabled()
     canvas.draw("Brush", (200, 200), (280, 240))
     taught(page)
@@ -519,21 +594,43 @@ def test_a_mask_file_instead(page: Page) -> None:
     expect(page.locator("#paper .marks")).to_be_visible()
 
 
-def test_photos_are_dropped_on_a_form(page: Page) -> None:
-    files = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in (KITTEN, CHELSEA)]
+def drop(page: Page, place: str, *paths: Path) -> None:
+    files = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in paths]
     dropped = page.evaluate_handle(
         """(files) => {
              const transfer = new DataTransfer();
              for (const [name, text] of files) {
                const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-               transfer.items.add(new File([bytes], name, { type: "image/jpeg" }));
+               transfer.items.add(new File([bytes], name));
              }
              return transfer;
            }""",
         files,
     )
+    page.dispatch_event(place, "drop", {"dataTransfer": dropped})
+
+
+def test_a_mask_file_is_dropped_on_its_own_field_and_text_on_a_text_field(page: Page) -> None:
+    choose(page).draw("Box", (100, 100), (500, 300))
+    drop(page, "#teach-mask", EXAMPLES / "kitten_mask.png")
+    expect(page.locator(".chosen-mask")).to_be_visible()
+    chosen = page.locator("#teach [type=file]").evaluate_all("fields => fields.map(({ files }) => files[0].name)")
+    assert chosen == ["kitten.jpg", "kitten_mask.png"]
+    page.get_by_role("button", name="Paint instead").click()
+    expect(page.get_by_role("button", name="Undo")).to_be_enabled()
+    kept = page.locator("#name").evaluate(
+        """(field) => ["dragover", "drop"].map((kind) => {
+             const dataTransfer = new DataTransfer();
+             dataTransfer.setData("text/plain", "cat");
+             return field.dispatchEvent(new DragEvent(kind, { dataTransfer, bubbles: true, cancelable: true }));
+           })"""
+    )
+    assert kept == [True, True]  # the browser puts the text into the field
+
+
+def test_photos_are_dropped_on_a_form(page: Page) -> None:
     for form in ("#teach", "#segment"):
-        page.dispatch_event(form, "drop", {"dataTransfer": dropped})
+        drop(page, form, KITTEN, CHELSEA)
     assert Canvas(page).width == 640  # one photo is marked: the first
     page.get_by_label("Other names").fill("cat")
     page.get_by_role("button", name="Segment").click()
@@ -584,6 +681,26 @@ def test_the_sample_photos_are_tried_with_one_click(page: Page) -> None:
     expect(page.get_by_role("button", name="Try it")).to_be_hidden()
 
 
+def test_the_sample_photos_wait_for_a_run_and_are_not_segmented_if_teaching_failed(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/segment", lambda route: held.append(route))
+    page.get_by_label("Photos, chosen or dropped here").set_input_files(CHELSEA)
+    page.get_by_label("Other names").fill("cat")
+    with page.expect_request("**/segment"):
+        page.get_by_role("button", name="Segment").click()
+    sample = page.get_by_role("button", name="Try it with these photos")
+    sample.click()
+    expect(page.locator("#try-problem")).to_contain_text("Wait until")
+    held[0].continue_()
+    expect(page.locator("#results figcaption")).to_have_text("chelsea.jpg")
+    refuse(page, "**/example", 1, status=503)
+    sample.click()
+    expect(page.locator("#teach-problem")).to_have_text("Not now.")
+    expect(sample).to_be_enabled()
+    expect(page.locator("#results figcaption")).to_have_text("chelsea.jpg")
+    assert len(held) == 1
+
+
 def test_a_category_shows_its_examples_and_an_older_version_is_used_again(page: Page) -> None:
     with KITTEN.open("rb") as kitten, (EXAMPLES / "kitten_mask.png").open("rb") as mask:
         shown = {"image": kitten.read(), "mask": mask.read()}
@@ -612,6 +729,42 @@ def test_a_category_shows_its_examples_and_an_older_version_is_used_again(page: 
     expect(examples).to_have_count(1)
     expect(versions).to_have_count(3)
     assert len(page.request.get("/categories/cat/examples").json()) == 1
+
+
+def test_the_list_is_renewed_while_it_is_used(page: Page) -> None:
+    choose(page).draw("Box", (100, 100), (500, 300))
+    taught(page)
+    page.locator("#taught summary").click()
+    example = page.get_by_role("button", name="Delete this example")
+    example.focus()
+    held: list[Route] = []
+    renew = "async () => void (await import('/web/taught.js')).showTaught()"
+    page.route("**/categories?limit=1000", lambda route: route.continue_() if held else held.append(route))
+    with page.expect_request("**/categories?limit=1000"):
+        page.evaluate(renew)
+    dog = {"name": "dog.jpg", "mimeType": "image/jpeg", "buffer": (EXAMPLES / "dog.jpg").read_bytes()}
+    page.request.post("/categories/dog/example", multipart={"image": dog, "box": "[100, 100, 200, 200]"})
+    with page.expect_response("**/versions"):  # of the open row, after those of the list
+        page.evaluate(renew)
+    held[0].fulfill(json=[])  # what was asked before
+    page.wait_for_timeout(200)
+    expect(page.locator("#taught > li")).to_have_count(2)
+    expect(example).to_be_focused()
+
+    delete = page.get_by_role("button", name="Delete cat")
+    delete.focus()
+    with page.expect_response("**/versions"):
+        page.evaluate(renew)
+    expect(delete).to_be_focused()
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.route("**/categories/cat", lambda route: held.append(route))
+    delete.click()
+    expect(delete).to_be_disabled()
+    with page.expect_response("**/versions"):
+        page.evaluate(renew)
+    expect(delete).to_be_disabled()
+    held[1].continue_()
+    expect(delete).to_have_count(0)
 
 
 def test_downloads(page: Page) -> None:
@@ -725,20 +878,27 @@ def test_heat_maps_are_asked_for_when_wanted(page: Page) -> None:
 def test_segmenting_is_counted_and_can_be_cancelled(page: Page) -> None:
     held: list[Route] = []
 
-    def hold_the_second(route: Route) -> None:
-        if b'filename="dog.jpg"' in (route.request.post_data_buffer or b""):
-            held.append(route)
-        else:
+    def hold_all_but_the_first(route: Route) -> None:
+        if b'filename="chelsea.jpg"' in (route.request.post_data_buffer or b""):
             route.continue_()
+        else:
+            held.append(route)
 
-    page.route("**/segment", hold_the_second)
+    page.route("**/segment", hold_all_but_the_first)
     page.get_by_label("Photos, chosen or dropped here").set_input_files([CHELSEA, EXAMPLES / "dog.jpg", KITTEN])
     page.get_by_label("Other names").fill("cat")
     page.get_by_role("button", name="Segment").click()
+    page.get_by_role("button", name="Open chelsea.jpg").click()
+    following = page.get_by_role("dialog").get_by_role("button", name="Next")
+    expect(following).to_be_disabled()
     expect(page.locator("#segment-status")).to_have_text("2 of 3")
+    held[0].continue_()
+    expect(following).to_be_enabled()
+    page.keyboard.press("Escape")
+    expect(page.locator("#segment-status")).to_have_text("3 of 3")
     page.locator("#segment").get_by_role("button", name="Cancel").click()
-    expect(page.locator("#segment-status")).to_have_text("Cancelled: 1 of 3 photos are done.")
-    expect(page.locator("#results figcaption")).to_have_text(["chelsea.jpg"])
+    expect(page.locator("#segment-status")).to_have_text("Cancelled: 2 of 3 photos are done.")
+    expect(page.locator("#results figcaption")).to_have_text(["chelsea.jpg", "dog.jpg"])
     expect(page.locator("#segment-go")).to_be_enabled()
     page.unroute("**/segment")
 
@@ -806,6 +966,12 @@ def test_run_lengths_are_read_as_they_were_written(page: Page) -> None:
 @pytest.mark.parametrize("width", [360, 1100])
 def test_it_fits_and_every_control_has_a_label(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 740})
+    # A screen reader tells of what comes into a region that it knows already; an empty one takes no room.
+    for form, regions, room_px in (("#teach", 2, 17), ("#segment", 1, 29)):
+        expect(page.locator(form).get_by_role("status")).to_have_count(regions)
+        below = "(form, button) => form.getBoundingClientRect().bottom - button.getBoundingClientRect().bottom"
+        button = page.locator(f"{form}-go").element_handle()
+        assert page.locator(form).evaluate(below, button) == pytest.approx(room_px, abs=1)
     choose(page)
     segmented(page, names="cat")
     assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -952,10 +1118,21 @@ def test_what_is_seen_in_an_example_is_not_drawn_over_the_next_photo(page: Page)
 
 
 def test_marks_are_never_sent_with_the_next_photo(page: Page) -> None:
-    """Choosing it and teaching at once, before it could be shown."""
+    """Choosing it, and one more, and teaching at once, before it could be shown."""
     choose(page).draw("Box", (100, 100), (500, 300))
     page.evaluate(
         """() => {
+             const { createObjectURL, revokeObjectURL } = URL;
+             window.urls = new Set();
+             URL.createObjectURL = (blob) => {
+               const url = createObjectURL(blob);
+               urls.add(url);
+               return url;
+             };
+             URL.revokeObjectURL = (url) => {
+               urls.delete(url);
+               revokeObjectURL(url);
+             };
              const decode = HTMLImageElement.prototype.decode;
              HTMLImageElement.prototype.decode = async function () {
                await new Promise((resolve) => setTimeout(resolve, 1000)); // as of a photo of 40 megapixels
@@ -963,9 +1140,11 @@ def test_marks_are_never_sent_with_the_next_photo(page: Page) -> None:
              };
            }"""
     )
-    page.get_by_label("Photo, chosen or dropped here", exact=True).set_input_files(CHELSEA)
+    for photo in (EXAMPLES / "dog.jpg", CHELSEA):
+        page.get_by_label("Photo, chosen or dropped here", exact=True).set_input_files(photo)
     teach(page)
     expect(page.locator("#teach-problem")).to_contain_text("Mark the object")
+    assert page.evaluate("urls.size") == 0  # none keeps its photo in memory
 
 
 def test_an_example_that_could_not_be_deleted_can_be_tried_again(page: Page) -> None:
