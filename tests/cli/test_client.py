@@ -139,8 +139,8 @@ def event_of(status: str) -> httpx.Response:
     return answer_of(f'data: {{"status": "{status}"}}\n\n', "text/event-stream")
 
 
-def busy(status: int, seconds: int) -> httpx.Response:
-    return httpx.Response(status, json={"detail": "Later."}, headers={"Retry-After": str(seconds)})
+def busy(status: int, seconds: int, *, title: str = "Busy") -> httpx.Response:
+    return httpx.Response(status, json={"title": title, "detail": "Later."}, headers={"Retry-After": str(seconds)})
 
 
 @pytest.fixture
@@ -200,6 +200,20 @@ def test_what_may_have_been_done_is_not_done_again(monkeypatch) -> None:
             with pytest.raises(UnavailableError):
                 call()
     assert lost == ["DELETE", "PUT", *["GET"] * 5]
+
+
+def test_what_is_refused_is_sent_again_and_what_may_have_been_done_is_not(monkeypatch) -> None:
+    """A queue that is full has done nothing; a store that does not answer may have deleted the category."""
+    refusals = [busy(429, 1), busy(503, 1, title="Overloaded")]
+    unknown = [busy(503, 1, title="Unavailable"), httpx.Response(503, text="upstream failed")]
+    service = Restarted(monkeypatch, *refusals, httpx.Response(204), *unknown, until_s=0)
+    with service.client() as client:
+        client.delete("cat")
+        for call in (lambda: client.delete("cat"), lambda: client.import_("cat", b"any")):
+            with pytest.raises(RefusedError):
+                call()
+    assert service.waiting == []
+    assert service.clock.now_s == 2
 
 
 def test_lines_that_are_cut_off_are_lost(photo: Path, monkeypatch) -> None:
