@@ -293,12 +293,12 @@ class Client:
 
     def _pages(self, path: str, params: Mapping[str, str] | None = None) -> Iterator[Json]:
         """Items of a list, page after page."""
-        following: str | None = path + (f"?{urlencode(params)}" if params else "")
-        while following:
-            answer = self._request("GET", following, "application/json")
+        query: str | None = urlencode(params or {})
+        while query is not None:
+            answer = self._request("GET", f"{path}?{query}" if query else path, "application/json")
             yield from answer.json()
             link = _NEXT.search(answer.headers.get("link", ""))
-            following = link[1] if link else None
+            query = urlsplit(link[1]).query if link else None  # its path has the prefix that the address has too
 
     def _request(
         self, method: str, path: str, media_type: str | None, *, repeatable: bool = True, **body: Any

@@ -22,7 +22,7 @@ class Pages(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         at = urlsplit(self.path)
         start = int(parse_qs(at.query).get("cursor", ["0"])[0])
-        items = [{"id": str(number), "query": at.query} for number in range(5)][start : start + 2]
+        items = [{"id": str(number), "path": at.path, "query": at.query} for number in range(5)][start : start + 2]
         raw = json.dumps(items).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -36,11 +36,14 @@ class Pages(BaseHTTPRequestHandler):
         """Not in the test's output."""
 
 
-def test_lists_are_read_to_the_last_page(serving) -> None:
-    with serving(Pages) as url, Client(url) as client:
+@pytest.mark.parametrize("prefix", ["", "/exemplar"])
+def test_lists_are_read_to_the_last_page(serving, prefix: str) -> None:
+    """Also behind a proxy that serves under a prefix, which the links have too."""
+    with serving(Pages) as url, Client(url + prefix) as client:
         jobs = list(client.jobs(status="failed"))
         assert [category["id"] for category in client.categories()] == list("01234")
     assert [job["id"] for job in jobs] == list("01234")
+    assert {job["path"] for job in jobs} == {f"{prefix}/jobs"}
     assert [job["query"] for job in jobs][::2] == ["status=failed", "status=failed&cursor=2", "status=failed&cursor=4"]
 
 
