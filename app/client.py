@@ -155,9 +155,11 @@ class Client:
                         if not line.startswith("data: "):
                             continue
                         state = _json_of(line.removeprefix("data: "))
+                        # As long as the service tells of the job, so does this: a gateway may cut every answer.
+                        tries_left = _TRIES
                         if state != last:  # each new stream begins with the state of the job
                             yield state
-                            last, tries_left = state, _TRIES  # as long as the job goes on, so does this
+                            last = state
                         if state["status"] not in _AT_WORK:
                             return
             except httpx.TransportError as error:  # the answer was cut off

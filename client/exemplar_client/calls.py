@@ -334,8 +334,10 @@ class Calls:
                     if event is None:
                         break
                     state = JobState.model_validate(event)
+                    # Told of the job, though maybe nothing new: a gateway may cut every answer after its time.
+                    tried = 1
                     if state != last:
-                        last, tried = state, 1
+                        last = state
                         yield Emit(state)
                     if state.ended:
                         return

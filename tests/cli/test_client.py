@@ -270,6 +270,21 @@ def test_a_job_is_followed_over_any_number_of_streams(serving, monkeypatch) -> N
     assert followed == [*range(-1, 12), 11]
 
 
+def test_a_job_is_followed_through_a_gateway_that_cuts_every_answer(monkeypatch) -> None:
+    """Each stream begins with the state of the job, which does not change in its time."""
+    service = Restarted(monkeypatch, *[event_of("running")] * 20, event_of("succeeded"), until_s=0)
+    with service.client() as client:
+        assert [state["status"] for state in client.follow("1")] == ["running", "succeeded"]
+    assert service.clock.now_s == 20, "a pause before every stream"
+
+
+def test_events_that_never_come_end(monkeypatch) -> None:
+    service = Restarted(monkeypatch, *[answer_of(": ping\n\n", "text/event-stream")] * 5, until_s=0)
+    with service.client() as client, pytest.raises(UnavailableError, match="ended before the job"):
+        list(client.follow("1"))
+    assert service.waiting == []
+
+
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://my..host:8000"])
 def test_an_address_that_is_none(url: str) -> None:
     with pytest.raises(InvalidInputError, match="not a valid address"):

@@ -367,6 +367,21 @@ def test_events_are_followed_over_a_cut() -> None:
         assert [state.status for state in client.follow("1")] == ["running", "succeeded"]
 
 
+def test_a_job_is_followed_through_a_gateway_that_cuts_every_answer(clock: Clock) -> None:
+    """Each stream begins with the state of the job, which does not change in its time."""
+    states = [*[state("running")] * 20, state("succeeded")]
+    with Told(*[answer_of(each, kind="text/event-stream") for each in states]).client() as client:
+        assert [each.status for each in client.follow("1")] == ["running", "succeeded"]
+    assert clock.now_s >= 20 * 0.25, "a pause before every stream"
+
+
+def test_events_that_never_come_end(clock: Clock) -> None:
+    told = Told(*[answer_of(": ping\n\n", kind="text/event-stream") for _ in range(5)])
+    with told.client() as client, pytest.raises(Unavailable, match="end before the job"):
+        list(client.follow("1"))
+    assert told.waiting == []
+
+
 class Restarted:
     """A transport that answers, then refuses connections until a time of the clock, then answers on."""
 
