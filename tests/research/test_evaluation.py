@@ -217,6 +217,28 @@ def test_a_photo_that_teaches_is_not_measured_under_another_id(
     assert taught.isdisjoint(measured)
 
 
+def test_a_photo_without_known_pixels_counts_nothing(dataset: Dataset, embedded: Backbone) -> None:
+    """A photo of nothing but a crowd, of which all classes are asked."""
+    crowd = replace(
+        dataset.photos[0],
+        id="crowd",
+        classes=(),
+        labels=lambda: np.full_like(dataset.photos[0].read_labels(), IGNORE),
+    )
+    options = replace(OPTIONS, prompts="all")
+    evaluation = Evaluation(embedded, Dataset(dataset.classes, (*dataset.photos, crowd)), options, quiet)
+    assert evaluation.run().scores == Evaluation(embedded, dataset, options, quiet).run().scores
+    assert len(evaluation.cases(9)) == 4
+
+
+def test_photos_without_any_known_pixel_are_refused(dataset: Dataset, embedded: Backbone) -> None:
+    unknown = [
+        replace(photo, labels=lambda photo=photo: np.full_like(photo.read_labels(), IGNORE)) for photo in dataset.photos
+    ]
+    with pytest.raises(InvalidInputError, match="no pixel to compare: give more photos"):
+        Evaluation(embedded, Dataset(dataset.classes, tuple(unknown)), OPTIONS, quiet).run()
+
+
 def test_cases_go_from_the_best_photo_to_the_worst(dataset: Dataset, embedded: Backbone) -> None:
     evaluation = Evaluation(embedded, dataset, replace(OPTIONS, protocol="one-shot"), quiet)
     evaluation.run()
