@@ -16,7 +16,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx2 as httpx
 
-from app.errors import AppError, InvalidInputError, UnavailableError
+from app.errors import AppError, InvalidInputError, OverloadedError, UnavailableError
 
 # Enough for a request with a thousand categories on a slow machine.
 _TIMEOUT_S = 300.0
@@ -28,7 +28,7 @@ _PAUSE_S = 1.0
 _RESTART_S = 60.0
 # A service that names a longer pause in Retry-After is not waited for.
 _MAX_PAUSE_S = 90.0
-# Refused for now: too many requests of this caller, or of all.
+# Busy or not ready: too many requests of this caller, or of all, or a part of the service does not answer.
 _BUSY = (429, 503)
 _AT_WORK = ("queued", "running")
 # Photos per request: few enough for the size limit, enough to keep the service busy.
@@ -47,12 +47,19 @@ class RefusedError(AppError):
     Args:
         detail: Its sentence.
         status: HTTP status.
+        title: Of its problem; empty if the answer is none.
         retry_after_s: Its `Retry-After`.
     """
 
-    def __init__(self, detail: str, *, status: int, retry_after_s: int | None = None) -> None:
+    def __init__(self, detail: str, *, status: int, title: str = "", retry_after_s: int | None = None) -> None:
         super().__init__(detail, retry_after_s=retry_after_s)
         self.status = status
+        self.title = title
+
+    @property
+    def may_be_done(self) -> bool:
+        """True if it is not known that nothing was done: a replica died, or the store did not answer in time."""
+        return self.status == 503 and self.title != OverloadedError.title
 
 
 class Client:
@@ -148,9 +155,11 @@ class Client:
                         if not line.startswith("data: "):
                             continue
                         state = _json_of(line.removeprefix("data: "))
+                        # As long as the service tells of the job, so does this: a gateway may cut every answer.
+                        tries_left = _TRIES
                         if state != last:  # each new stream begins with the state of the job
                             yield state
-                            last, tries_left = state, _TRIES  # as long as the job goes on, so does this
+                            last = state
                         if state["status"] not in _AT_WORK:
                             return
             except httpx.TransportError as error:  # the answer was cut off
@@ -286,12 +295,12 @@ class Client:
 
     def _pages(self, path: str, params: Mapping[str, str] | None = None) -> Iterator[Json]:
         """Items of a list, page after page."""
-        following: str | None = path + (f"?{urlencode(params)}" if params else "")
-        while following:
-            answer = self._request("GET", following, "application/json")
+        query: str | None = urlencode(params or {})
+        while query is not None:
+            answer = self._request("GET", f"{path}?{query}" if query else path, "application/json")
             yield from answer.json()
             link = _NEXT.search(answer.headers.get("link", ""))
-            following = link[1] if link else None
+            query = urlsplit(link[1]).query if link else None  # its path has the prefix that the address has too
 
     def _request(
         self, method: str, path: str, media_type: str | None, *, repeatable: bool = True, **body: Any
@@ -302,7 +311,7 @@ class Client:
             method: HTTP method.
             path: Path with its query.
             media_type: Of the answer; None if it has no body.
-            repeatable: True if it may be sent again although the service may have received it.
+            repeatable: True if it may be sent again although the service may have done it.
             **body: Content and headers, as httpx takes them.
         """
         tries_left = _TRIES
@@ -317,6 +326,8 @@ class Client:
                     raise self._unreachable(error) from error
                 time.sleep(_PAUSE_S)
             except RefusedError as error:
+                if error.may_be_done and not repeatable:
+                    raise
                 _pause_if_busy(error, tries_left)
 
     def _open(self, method: str, path: str, media_type: str | None, **body: Any) -> httpx.Response:
@@ -351,9 +362,11 @@ class Client:
         if answer.is_error:
             answer.read()
             after = answer.headers.get("retry-after", "")
+            problem = _problem_in(answer)
             raise RefusedError(
-                _detail(answer),
+                str(problem.get("detail", f"The service answered {answer.status_code}.")),
                 status=answer.status_code,
+                title=str(problem.get("title", "")),
                 retry_after_s=int(after) if after.isascii() and after.isdigit() else None,
             )
         if media_type is None:
@@ -444,8 +457,10 @@ def _no_address(url: str) -> InvalidInputError:
     return InvalidInputError(f"{url!r} is not a valid address: write it like http://127.0.0.1:8000.")
 
 
-def _detail(answer: httpx.Response) -> str:
+def _problem_in(answer: httpx.Response) -> Json:
+    """The problem that an answer describes; empty if it is something else, as a proxy may send."""
     try:
-        return str(answer.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return f"The service answered {answer.status_code}."
+        problem = answer.json()
+    except ValueError:
+        return {}
+    return problem if isinstance(problem, dict) else {}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from app.method.backbone import Backbone
     from app.research.dataset import Dataset
-    from app.research.subject import Options
+    from app.research.subject import Options, Protocol
 
 
 def parity(files: Annotated[list[Path], typer.Argument(help="Golden cases (safetensors).", exists=True)]) -> None:
@@ -110,8 +110,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure mIoU on a folder of photos with masks; every protocol also measures the words alone."""
-    if protocol == "single":
-        protocol, single = "open", True
+    protocol, single = _open_alone(context, protocol, single=single)
     _check_evaluation(protocol, method, pictures)
     _check_unused(context, "prototype" if method == "prototype" else protocol)
     category_count = _category_count(categories)
@@ -150,7 +149,7 @@ def evaluate(
             size=size,
             crf=crf and protocol != "interference",
             use_mask_decoder=uses_mask_decoder(settings),
-            use_tiles=settings.tiles and "tiles" not in _UNUSED.get(protocol if method == "attention" else method, ()),
+            use_tiles=settings.tiles and "tiles" not in _UNUSED[protocol if method == "attention" else method],
             layers=settings.layer_numbers,
             background=settings.background_words or BACKGROUND_WORDS,
             recipe=recipe_of(settings),
@@ -205,22 +204,41 @@ def _measured(
     )
 
 
+_OF_OPEN = ("categories", "single")
 # Options that have no effect on a protocol or a method.
 _UNUSED = {
-    "joint": ("tiles", "min_presence"),
-    "prototype": ("tiles", "min_presence"),
-    "open": ("size", "prompts"),
-    "click": ("tiles", "seeds", "shots", "size", "prompts", "min_presence"),
+    "words": (*_OF_OPEN, "seeds", "shots", "joint_epochs"),
+    "one-shot": (*_OF_OPEN, "joint_epochs"),
+    "joint": (*_OF_OPEN, "tiles", "min_presence"),
+    "interference": (*_OF_OPEN, "joint_epochs", "crf"),
+    "prototype": (*_OF_OPEN, "joint_epochs", "tiles", "min_presence"),
+    "open": ("joint_epochs", "size", "prompts"),
+    "click": (*_OF_OPEN, "seeds", "shots", "joint_epochs", "tiles", "layers", "size", "prompts", "min_presence"),
 }
+
+
+def _open_alone(
+    context: typer.Context, protocol: Protocol | Literal["single"], *, single: bool
+) -> tuple[Protocol, bool]:
+    """The protocol, and whether `open` requests each category alone, which `single` and --single are names for."""
+    if protocol == "single" or (single and not _is_given(context, "protocol")):
+        return "open", True
+    return protocol, single
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """True if an option is on the command line; its default is not."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _check_unused(context: typer.Context, measured: str) -> None:
     """Refuse options on the command line that have no effect on what is measured."""
-    for name in _UNUSED.get(measured, ()):
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+    for name in _UNUSED[measured]:
+        if _is_given(context, name):
+            option = ("--no-" if context.params[name] is False else "--") + name.replace("_", "-")
             kind = "--method" if measured == "prototype" else "--protocol"
-            raise InvalidInputError(f"--{name.replace('_', '-')} has no effect on {kind} {measured}: omit it.")
+            raise InvalidInputError(f"{option} has no effect on {kind} {measured}: omit it.")
 
 
 def _check_evaluation(protocol: str, method: str, pictures: Path | None) -> None:

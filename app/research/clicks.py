@@ -112,12 +112,19 @@ class ClickReport:
 
 
 def measure(subject: Subject) -> ClickReport:
-    """Click the same objects under every column."""
+    """Click the same objects under every column.
+
+    Raises:
+        InvalidInputError: If there is no object, or a mask has another size than its photo.
+    """
     things = sample(subject.dataset)
     if not things:
         raise InvalidInputError(f"No mask has a part of {MIN_AREA:.1%} of its photo: give more photos.")
+    photos = {thing.photo.id: thing.photo for thing in things}
+    for photo in photos.values():
+        subject.labels(photo)  # of the right size, which takes the photo; the draw reads the masks alone
     ious = {name: clicked(things, propose, subject.progress) for name, propose in proposals(subject).items()}
-    return ClickReport(len({thing.photo.id for thing in things}), len(things), ious)
+    return ClickReport(len(photos), len(things), ious)
 
 
 def clicked(things: Sequence[Thing], propose: Propose, progress: Callable[[int, int, str], None]) -> dict[int, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,11 @@ class LabelledPhoto:
     numbers: tuple[int, ...] | None = None
     crowds: tuple[int, ...] = ()
     hw: tuple[int, int] | None = None
+
+    @cached_property
+    def file(self) -> Path:
+        """The photo file itself: it may have several ids, in sets that were merged or joined, and links lead to it."""
+        return self.image.resolve()
 
     def read(self) -> np.ndarray:
         """The photo as the service reads it, RGB uint8 [height, width, 3].

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from app.errors import InvalidInputError
 from app.method.backbone import Backbone
 from app.method.frame import labels_to_input, to_photo
 from app.method.prediction import ClassMap
@@ -58,17 +59,22 @@ class Evaluation:
         """Measure; the words alone are a column beside every other protocol, on the same photos.
 
         Raises:
-            InvalidInputError: If no class can be taught.
+            InvalidInputError: If no class can be taught, or no pixel is known that could be measured.
         """
         options, scores = self.options, dict[str, list[Score]]()
         compared, photos = [], list(self.dataset.photos)
         for seed in range(1 if options.protocol == "words" else options.seeds):
             supports = {} if options.protocol == "words" else self.subject.supports(seed)
-            taught = {photo.id for support in supports.values() for photo in support}
-            photos = [photo for photo in self.dataset.photos if photo.id not in taught]
+            taught = {photo.file for support in supports.values() for photo in support}
+            photos = [photo for photo in self.dataset.photos if photo.file not in taught]
             others = range(1, len(self.dataset.classes))
             compared.append(frozenset(others if options.protocol == "interference" else supports))
             for column, score in self._seed(seed, supports, photos).items():
+                if not score.iou:
+                    raise InvalidInputError(
+                        "The photos that are left to measure have no pixel to compare: give more photos, and masks "
+                        f"that are not all {IGNORE}, which is ignored."
+                    )
                 scores.setdefault(column, []).append(score)
         asked = sum(bool(self.subject.asked(photo)) for photo in photos)
         return Report(self.dataset.classes, asked, scores, compared)
@@ -126,7 +132,8 @@ class Evaluation:
                     counts[column + variant].add(*compared)
             alone = Counts(classes)
             alone.add(*compared)  # the last column's, refined if any is
-            self._ranked.append((alone.score().mean, photo))
+            if (score := alone.score()).iou:  # else none of its pixels is known, as of a crowd alone
+                self._ranked.append((score.mean, photo))
         self.subject.progress(len(photos), len(photos), activity)
         return {column: count.score() for column, count in counts.items()}
 

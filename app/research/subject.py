@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -109,12 +110,15 @@ class Subject:
         """
         order = list(self.dataset.photos)
         random.Random(seed).shuffle(order)
-        left = Counter(number for photo in order for number in photo.classes)
-        taken: set[str] = set()
+        shown: dict[Path, set[int]] = {}
+        for photo in order:
+            shown.setdefault(photo.file, set()).update(photo.classes)
+        left = Counter(number for classes in shown.values() for number in classes)
+        taken: set[Path] = set()
         supports = {}
         for number in range(1, len(self.dataset.classes)):
-            having = [photo for photo in order if number in photo.classes]
-            found = (photo for photo in having if _take(photo, number, taken, left))
+            having = {photo.file: photo for photo in order if number in photo.classes}.values()
+            found = (photo for photo in having if _take(photo, number, taken, left, shown))
             if len(having) > self.options.shots and (chosen := list(islice(found, self.options.shots))):
                 supports[number] = chosen
         if not supports:
@@ -219,20 +223,23 @@ def _check_classes(dataset: Dataset) -> None:
         )
 
 
-def _take(photo: LabelledPhoto, number: int, taken: set[str], left: Counter[int]) -> bool:
+def _take(
+    photo: LabelledPhoto, number: int, taken: set[Path], left: Counter[int], shown: Mapping[Path, Collection[int]]
+) -> bool:
     """Take a photo as a support of a class, if it shows enough of it and is no class's last one.
 
     Args:
         photo: The photo.
         number: The class.
-        taken: Ids of all supports; the photo's is added.
+        taken: Files of all supports; the photo's is added.
         left: Per class its photos that are no supports; the photo's classes are counted down.
+        shown: Classes that each file shows, under all its ids.
     """
-    if photo.id not in taken and any(left[shown] == 1 for shown in photo.classes):
+    if photo.file not in taken and any(left[each] == 1 for each in shown[photo.file]):
         return False
     if (photo.read_labels() == number).mean() < _SUPPORT_AREA:
         return False
-    if photo.id not in taken:
-        taken.add(photo.id)
-        left.subtract(photo.classes)
+    if photo.file not in taken:
+        taken.add(photo.file)
+        left.subtract(shown[photo.file])
     return True

@@ -23,7 +23,6 @@ from exemplar_client.masks import ClickedMask, Masks, Segmented
 from exemplar_client.photos import SUFFIXES, ImageInput, Photo, open_photo, printable
 from exemplar_client.records import Category, Example, Health, JobState, Taught, Version
 from exemplar_client.wire import (
-    BUSY,
     HEADER_VALUE,
     Emit,
     File,
@@ -48,6 +47,8 @@ Item = TypeVar("Item")
 
 # Photos per request: any eight photos fit the service's limits, and they keep it busy.
 _BATCH = 8
+# Statuses of a photo of a batch for which the service is busy or not ready: it may be sent again.
+_BUSY = (429, 503)
 # The service sends a line at least every 15 s while a job waits.
 _STREAM_TIMEOUT_S = 60.0
 
@@ -234,7 +235,7 @@ class Calls:
                 if line is None:
                     return
                 index = files[line["index"]][0]
-                if is_last or (line.get("problem") or {}).get("status") not in BUSY:
+                if is_last or (line.get("problem") or {}).get("status") not in _BUSY:
                     yield Emit(_result(line, index, pending.pop(index), _age_s(reply)))
 
     def categories(self) -> Flow[list[Category]]:
@@ -333,8 +334,10 @@ class Calls:
                     if event is None:
                         break
                     state = JobState.model_validate(event)
+                    # Told of the job, though maybe nothing new: a gateway may cut every answer after its time.
+                    tried = 1
                     if state != last:
-                        last, tried = state, 1
+                        last = state
                         yield Emit(state)
                     if state.ended:
                         return

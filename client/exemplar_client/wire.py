@@ -22,7 +22,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
-from exemplar_client.errors import ExemplarError, Invalid, Unavailable, error_of
+from exemplar_client.errors import ExemplarError, Invalid, Overloaded, Unavailable, error_of
 
 Result = TypeVar("Result")
 
@@ -60,7 +60,7 @@ class Request:
         expects: Media type of a good answer; None if it has no body.
         stream: True to leave the body of a good answer for `NextLine`.
         repeatable: True if doing it twice is the same as doing it once, so that it may be sent again although the first
-            one may have been received.
+            one may have been done.
         timeout_s: Seconds without a byte after which the connection counts as lost; None = the client's default.
     """
 
@@ -127,9 +127,6 @@ class Emit:
 
     value: Any
 
-
-# Statuses of a service that is busy or not ready: nothing was done, and a later try may succeed.
-BUSY = (429, 503)
 
 Effect: TypeAlias = Send | NextLine | Pause | Work | Emit
 Flow: TypeAlias = Generator[Effect, Any, Result]
@@ -200,11 +197,12 @@ class Retries:
 def _may_repeat(request: Request, reply: Reply | Lost) -> bool:
     if isinstance(reply, Lost):
         return request.repeatable or not reply.received
-    if reply.status in BUSY:
-        return True
     if reply.status == 409:  # the first try of a request with an Idempotency-Key is still at work
         return "retry-after" in reply.headers
-    return reply.status in (502, 504) and request.repeatable
+    if isinstance(error_of(reply.status, _problem_in(reply)), Overloaded):  # refused before anything was done
+        return True
+    # Any other 503 leaves open whether it was done: a replica died, or the store did not answer in time.
+    return reply.status in (502, 503, 504) and request.repeatable
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
@@ -302,11 +300,15 @@ def error_in(reply: Reply | Lost, service: Service) -> ExemplarError:
     if 300 <= reply.status < 400:
         location = reply.headers.get("location", "another address")
         return ExemplarError(f"{service.url} redirects to {location}: use that address.", status=reply.status)
+    return error_of(reply.status, _problem_in(reply), request_id=reply.headers.get("x-request-id"))
+
+
+def _problem_in(reply: Reply) -> object:
     try:
-        problem = json.loads(reply.body)
+        problem: object = json.loads(reply.body)
     except ValueError:
-        problem = None
-    return error_of(reply.status, problem, request_id=reply.headers.get("x-request-id"))
+        return None
+    return problem
 
 
 def _unavailable(lost: Lost, service: Service) -> Unavailable:

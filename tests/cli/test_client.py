@@ -22,7 +22,7 @@ class Pages(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         at = urlsplit(self.path)
         start = int(parse_qs(at.query).get("cursor", ["0"])[0])
-        items = [{"id": str(number), "query": at.query} for number in range(5)][start : start + 2]
+        items = [{"id": str(number), "path": at.path, "query": at.query} for number in range(5)][start : start + 2]
         raw = json.dumps(items).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -36,11 +36,14 @@ class Pages(BaseHTTPRequestHandler):
         """Not in the test's output."""
 
 
-def test_lists_are_read_to_the_last_page(serving) -> None:
-    with serving(Pages) as url, Client(url) as client:
+@pytest.mark.parametrize("prefix", ["", "/exemplar"])
+def test_lists_are_read_to_the_last_page(serving, prefix: str) -> None:
+    """Also behind a proxy that serves under a prefix, which the links have too."""
+    with serving(Pages) as url, Client(url + prefix) as client:
         jobs = list(client.jobs(status="failed"))
         assert [category["id"] for category in client.categories()] == list("01234")
     assert [job["id"] for job in jobs] == list("01234")
+    assert {job["path"] for job in jobs} == {f"{prefix}/jobs"}
     assert [job["query"] for job in jobs][::2] == ["status=failed", "status=failed&cursor=2", "status=failed&cursor=4"]
 
 
@@ -139,8 +142,8 @@ def event_of(status: str) -> httpx.Response:
     return answer_of(f'data: {{"status": "{status}"}}\n\n', "text/event-stream")
 
 
-def busy(status: int, seconds: int) -> httpx.Response:
-    return httpx.Response(status, json={"detail": "Later."}, headers={"Retry-After": str(seconds)})
+def busy(status: int, seconds: int, *, title: str = "Busy") -> httpx.Response:
+    return httpx.Response(status, json={"title": title, "detail": "Later."}, headers={"Retry-After": str(seconds)})
 
 
 @pytest.fixture
@@ -202,6 +205,20 @@ def test_what_may_have_been_done_is_not_done_again(monkeypatch) -> None:
     assert lost == ["DELETE", "PUT", *["GET"] * 5]
 
 
+def test_what_is_refused_is_sent_again_and_what_may_have_been_done_is_not(monkeypatch) -> None:
+    """A queue that is full has done nothing; a store that does not answer may have deleted the category."""
+    refusals = [busy(429, 1), busy(503, 1, title="Overloaded")]
+    unknown = [busy(503, 1, title="Unavailable"), httpx.Response(503, text="upstream failed")]
+    service = Restarted(monkeypatch, *refusals, httpx.Response(204), *unknown, until_s=0)
+    with service.client() as client:
+        client.delete("cat")
+        for call in (lambda: client.delete("cat"), lambda: client.import_("cat", b"any")):
+            with pytest.raises(RefusedError):
+                call()
+    assert service.waiting == []
+    assert service.clock.now_s == 2
+
+
 def test_lines_that_are_cut_off_are_lost(photo: Path, monkeypatch) -> None:
     """As by a proxy that tells the end of an answer by closing the connection."""
     answers = [answer_of('{"ind', "application/x-ndjson"), line_of_photo()]
@@ -251,6 +268,21 @@ def test_a_job_is_followed_over_any_number_of_streams(serving, monkeypatch) -> N
     with serving(Cut) as url, Client(url) as client:
         followed = [state["step"] for state in client.follow("1")]
     assert followed == [*range(-1, 12), 11]
+
+
+def test_a_job_is_followed_through_a_gateway_that_cuts_every_answer(monkeypatch) -> None:
+    """Each stream begins with the state of the job, which does not change in its time."""
+    service = Restarted(monkeypatch, *[event_of("running")] * 20, event_of("succeeded"), until_s=0)
+    with service.client() as client:
+        assert [state["status"] for state in client.follow("1")] == ["running", "succeeded"]
+    assert service.clock.now_s == 20, "a pause before every stream"
+
+
+def test_events_that_never_come_end(monkeypatch) -> None:
+    service = Restarted(monkeypatch, *[answer_of(": ping\n\n", "text/event-stream")] * 5, until_s=0)
+    with service.client() as client, pytest.raises(UnavailableError, match="ended before the job"):
+        list(client.follow("1"))
+    assert service.waiting == []
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://my..host:8000"])

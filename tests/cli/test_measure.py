@@ -76,12 +76,50 @@ def test_evaluate_writes_its_scores(tmp_path: Path, run) -> None:
         (("--protocol", "single", "--prompts", "all"), "--prompts has no effect on --protocol open"),
         (("--protocol", "click", "--seeds", "3"), "--seeds has no effect on --protocol click"),
         (("--method", "prototype", "--min-presence", "0.2"), "--min-presence has no effect on --method prototype"),
+        (("--protocol", "words", "--single"), "--single has no effect on --protocol words"),
+        (("--protocol", "one-shot", "--single"), "--single has no effect on --protocol one-shot"),
+        (
+            ("--protocol", "one-shot", "--method", "prototype", "--single"),
+            "--single has no effect on --method prototype",
+        ),
+        (("--seeds", "3"), "--seeds has no effect on --protocol words"),
+        (("--shots", "1"), "--shots has no effect on --protocol words"),
+        (("--protocol", "one-shot", "--categories", "20"), "--categories has no effect on --protocol one-shot"),
+        (("--protocol", "open", "--joint-epochs", "2"), "--joint-epochs has no effect on --protocol open"),
+        (("--protocol", "interference", "--no-crf"), "--no-crf has no effect on --protocol interference"),
+        (("--protocol", "click", "--layers", "0"), "--layers has no effect on --protocol click"),
     ],
 )
 def test_evaluate_refuses_options_without_effect(command, words: tuple[str, ...], told: str) -> None:
     done = command("evaluate", "--data", "nowhere", *words)
     assert done.returncode == 1
     assert told in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--single",),
+        ("--single", "--categories", "all", "--seeds", "2", "--shots", "2", "--min-presence", "0.2"),
+        ("--protocol", "open", "--protocol", "single", "--single", "--no-crf", "--tiles"),
+        ("--protocol", "one-shot", "--seeds", "3", "--shots", "2", "--prompts", "all", "--size", "input"),
+        ("--protocol", "joint", "--joint-epochs", "5", "--seeds", "3", "--shots", "2"),
+        ("--protocol", "interference", "--seeds", "3", "--shots", "2", "--tiles", "--min-presence", "0.2"),
+        ("--method", "prototype", "--seeds", "3", "--shots", "2"),
+        ("--protocol", "click", "--no-crf"),
+    ],
+)
+def test_evaluate_takes_options_that_have_an_effect(command, words: tuple[str, ...]) -> None:
+    """They get as far as the data."""
+    done = command("evaluate", "--data", "nowhere", *words)
+    assert done.returncode == 1
+    assert "nowhere can't be read" in done.stderr
+
+
+def test_single_alone_is_the_protocol(command) -> None:
+    done = command("evaluate", "--data", "nowhere", "--single", "--method", "prototype")
+    assert "which --protocol open measures" in done.stderr
 
 
 def mask_of(name: str) -> np.ndarray:

@@ -42,6 +42,12 @@ def reply(status: int, **headers: str) -> Reply:
     return Reply(status, {name.replace("_", "-"): value for name, value in headers.items()}, b"{}")
 
 
+def problem(title: str, status: int = 503) -> Reply:
+    """What the service answers if it refuses a request, or does not know what became of it."""
+    body = json.dumps({"title": title, "status": status, "detail": "Later."}).encode()
+    return Reply(status, {"content-type": "application/problem+json", "retry-after": "1"}, body)
+
+
 def pauses(request: Request, *replies: Reply | Lost, tries: int = 5) -> list[float]:
     """Seconds between the tries of a request that is answered so."""
     flow = send(request, Retries(tries), Service("http://service"))
@@ -111,15 +117,19 @@ def test_tries_are_bounded() -> None:
         pauses(READ, *[Lost("refused", received=False)] * 3, tries=3)
 
 
-@pytest.mark.parametrize("refusal", [Lost("cut", received=True), reply(502), reply(504)])
-def test_what_may_have_been_done_is_not_done_again(refusal: Reply | Lost) -> None:
+@pytest.mark.parametrize(
+    "answer", [Lost("cut", received=True), reply(502), reply(503), reply(504), problem("Unavailable")]
+)
+def test_what_may_have_been_done_is_not_done_again(answer: Reply | Lost) -> None:
+    """A replica may have died, and a store may hang, after the category was deleted."""
     with pytest.raises(Unavailable):
-        pauses(ONCE, refusal)
-    assert len(pauses(READ, refusal, GOOD)) == 1
+        pauses(ONCE, answer)
+    assert len(pauses(READ, answer, GOOD)) == 1
 
 
-def test_what_was_not_received_is_sent_again() -> None:
-    assert len(pauses(ONCE, Lost("refused", received=False), reply(503), reply(204))) == 2
+def test_what_was_not_received_or_refused_is_sent_again() -> None:
+    refused = [Lost("refused", received=False), problem("Overloaded"), problem("Too many requests", 429)]
+    assert len(pauses(ONCE, *refused, reply(204))) == 3
 
 
 def test_a_conflict_is_repeated_only_if_it_passes() -> None:
@@ -355,6 +365,21 @@ def test_events_are_followed_over_a_cut() -> None:
     told = Told(answer_of(": ping\n\n", running, kind=kind), answer_of(running, done, kind=kind))
     with told.client() as client:
         assert [state.status for state in client.follow("1")] == ["running", "succeeded"]
+
+
+def test_a_job_is_followed_through_a_gateway_that_cuts_every_answer(clock: Clock) -> None:
+    """Each stream begins with the state of the job, which does not change in its time."""
+    states = [*[state("running")] * 20, state("succeeded")]
+    with Told(*[answer_of(each, kind="text/event-stream") for each in states]).client() as client:
+        assert [each.status for each in client.follow("1")] == ["running", "succeeded"]
+    assert clock.now_s >= 20 * 0.25, "a pause before every stream"
+
+
+def test_events_that_never_come_end(clock: Clock) -> None:
+    told = Told(*[answer_of(": ping\n\n", kind="text/event-stream") for _ in range(5)])
+    with told.client() as client, pytest.raises(Unavailable, match="end before the job"):
+        list(client.follow("1"))
+    assert told.waiting == []
 
 
 class Restarted:

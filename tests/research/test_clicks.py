@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from app.errors import InvalidInputError
 from app.method.backbone import Backbone
 from app.method.clicks import Click
 from app.method.refinement import Refinement, crf
@@ -124,6 +125,14 @@ def test_a_measurement_on_the_sample_photos(tiny: Backbone, dataset: Dataset) ->
     assert [column.header for column in table.columns] == ["clicks", *report.ious]
     assert table.row_count == len(CLICKS)
     assert as_click_json(report)["objects"] == report.objects
+
+
+def test_a_mask_of_another_size_than_its_photo_is_named(tiny: Backbone, tmp_path: Path) -> None:
+    Image.new("RGB", (41, 29)).save(tmp_path / "cat.png")
+    cat = LabelledPhoto("1", tmp_path / "cat.png", lambda: area(slice(2, 9), slice(2, 9)).astype(np.uint8), (1,))
+    subject = Subject(tiny, Dataset(("background", "cat"), (cat,)), Options(protocol="click"), lambda *_: None)
+    with pytest.raises(InvalidInputError, match=r"cat\.png has 37 × 29 pixels, the photo 41 × 29"):
+        measure(subject)
 
 
 def test_each_column_proposes_by_its_own_means(tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

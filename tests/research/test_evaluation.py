@@ -23,7 +23,8 @@ from app.method.tuning import PAPER, TUNED, CategoryTuning
 from app.research import joint, one_shot, subject
 from app.research.dataset import Dataset, LabelledPhoto
 from app.research.evaluation import Evaluation
-from app.research.subject import Options, Prompts
+from app.research.open_set import open_set
+from app.research.subject import Options, Prompts, Subject
 
 OPTIONS = Options(crf=False, recipe=replace(TUNED, steps=2))
 
@@ -198,6 +199,44 @@ def test_a_set_of_which_nothing_can_be_taught_is_refused(dataset: Dataset, embed
     alone = Dataset(dataset.classes, dataset.photos[:1])
     with pytest.raises(InvalidInputError, match="No category has a photo to be taught from and another"):
         Evaluation(embedded, alone, replace(OPTIONS, protocol=protocol), quiet).run()
+
+
+def test_a_photo_that_teaches_is_not_measured_under_another_id(
+    dataset: Dataset, folder: Path, embedded: Backbone
+) -> None:
+    """As where two data sets have the same photo, here by a link."""
+    (folder / "links").symlink_to(folder / "images")
+    again = [replace(photo, id=f"1/{photo.id}", image=folder / "links" / photo.image.name) for photo in dataset.photos]
+    twice = Dataset(dataset.classes, (*dataset.photos, *again))
+    options = replace(OPTIONS, protocol="one-shot")
+    assert Evaluation(embedded, twice, options, quiet).run().photos == 4, "two photos, twice"
+    (draw,) = open_set(Subject(embedded, twice, replace(options, protocol="open"), quiet)).draws
+    taught = {photo.image.resolve() for photos in draw.supports.values() for photo in photos}
+    measured = [photo.image.resolve() for photo in draw.photos]
+    assert len(measured) == 4
+    assert taught.isdisjoint(measured)
+
+
+def test_a_photo_without_known_pixels_counts_nothing(dataset: Dataset, embedded: Backbone) -> None:
+    """A photo of nothing but a crowd, of which all classes are asked."""
+    crowd = replace(
+        dataset.photos[0],
+        id="crowd",
+        classes=(),
+        labels=lambda: np.full_like(dataset.photos[0].read_labels(), IGNORE),
+    )
+    options = replace(OPTIONS, prompts="all")
+    evaluation = Evaluation(embedded, Dataset(dataset.classes, (*dataset.photos, crowd)), options, quiet)
+    assert evaluation.run().scores == Evaluation(embedded, dataset, options, quiet).run().scores
+    assert len(evaluation.cases(9)) == 4
+
+
+def test_photos_without_any_known_pixel_are_refused(dataset: Dataset, embedded: Backbone) -> None:
+    unknown = [
+        replace(photo, labels=lambda photo=photo: np.full_like(photo.read_labels(), IGNORE)) for photo in dataset.photos
+    ]
+    with pytest.raises(InvalidInputError, match="no pixel to compare: give more photos"):
+        Evaluation(embedded, Dataset(dataset.classes, tuple(unknown)), OPTIONS, quiet).run()
 
 
 def test_cases_go_from_the_best_photo_to_the_worst(dataset: Dataset, embedded: Backbone) -> None:

@@ -59,6 +59,29 @@ def test_as_many_supports_as_shots(tiny: Backbone) -> None:
         supports(tiny, *photos, shots=4)
 
 
+def test_one_file_under_two_ids_is_one_photo(tiny: Backbone) -> None:
+    """As in exports that were merged, or where two sets have the same photo."""
+    once, again, other = photo("1", 1), replace(photo("2", 1), image=Path("./1")), photo("3", 1)
+    with pytest.raises(InvalidInputError, match="No category has a photo to be taught from"):
+        supports(tiny, once, again)
+    with pytest.raises(InvalidInputError, match="No category has a photo to be taught from"):
+        supports(tiny, once, again, other, shots=2)
+    cat, dog = photo("1", 1), replace(photo("2", 2), image=Path("1"))
+    found = supports(tiny, cat, dog, photo("3", 1), photo("4", 2, 1), photo("5", 1))
+    assert set(found) == {1, 2}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_of_a_class_whose_photo_another_set_teaches_from_one_is_left(tiny: Backbone, seed: int) -> None:
+    """One set marks the cat, another the dog on the same photo: who learns the cat from it has seen the dog."""
+    with_cat, with_dog = photo("0/1", 1), replace(photo("1/1", 2), image=Path("0/1"))
+    photos = with_cat, photo("0/2", 1), with_dog, photo("1/2", 2)
+    found = supports(tiny, *photos, seed=seed)
+    taken = {one.image for one in photos for ids in found.values() if one.id in ids}
+    left = {number for one in photos if one.image not in taken for number in one.classes}
+    assert left == {1, 2}
+
+
 def test_a_photo_that_shows_too_little_of_a_class_does_not_teach_it(tiny: Backbone) -> None:
     """A support has 0.5 % of its pixels: 8 of 1,600."""
     small, large = photo("small", 1, side=2), photo("large", 1, side=3)
