@@ -200,7 +200,7 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
             metrics=metrics,
             redis=client,
             models=models,
-            categories=Categories(store, engine, models),
+            categories=Categories(store, engine, models, max_prompts=settings.max_prompts),
             jobs=jobs,
             engine=engine,
             segmentation=segmentation,

@@ -15,7 +15,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
 from app.errors import InvalidInputError, UnsupportedMediaError
-from app.storage.names import MAX_DECOMPOSED, MAX_NAME_LENGTH, CategoryName, parse_names
+from app.storage.names import MAX_DECOMPOSED, MAX_NAME_LENGTH, PER_REQUEST, CategoryName, parse_names
 
 _MULTIPART = "multipart/form-data"
 _URL_ENCODED = "application/x-www-form-urlencoded"
@@ -32,7 +32,7 @@ _SHOWN_CHARACTERS = 64
 
 
 def names_in(
-    texts: Sequence[str] | None, *, field: str, limit: int, setting: str = "EXEMPLAR_MAX_CATEGORIES"
+    texts: Sequence[str] | None, *, field: str, limit: int, setting: str = PER_REQUEST
 ) -> tuple[CategoryName, ...]:
     """Names of a list field in their order, each once: sent as repeated fields, separated by commas, or as a JSON list.
 

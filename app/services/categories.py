@@ -36,12 +36,14 @@ class Categories:
         store: Store of categories.
         engine: Counts the jobs that a change supersedes.
         models: The loaded backbones; adapters are imported for the default.
+        max_prompts: Largest number of other words for a category.
     """
 
-    def __init__(self, store: CategoryStore, engine: JobEngine, models: Models) -> None:
+    def __init__(self, store: CategoryStore, engine: JobEngine, models: Models, *, max_prompts: int) -> None:
         self._store = store
         self._engine = engine
         self._models = models
+        self._max_prompts = max_prompts
 
     async def page(self, *, limit: int, cursor: str | None) -> Page[CategoryRecord]:
         """Some of the categories, the oldest first."""
@@ -142,9 +144,16 @@ class Categories:
         """Put an adapter that was read in use under this name, as a new version.
 
         Raises:
-            InvalidInputError: If it has words that are none.
+            InvalidInputError: If it has words that are none, or more than a category may have.
             PreconditionFailedError: If the category has another state than the one seen, if any.
         """
+        most = 1 + self._max_prompts  # with the name that it was taught under
+        if len(adapter.prompts) > most:
+            raise InvalidInputError(
+                f"The adapter has {len(adapter.prompts)} prompts: at most {most} are allowed (EXEMPLAR_MAX_PROMPTS "
+                "and the name).",
+                field="body",
+            )
         words = other_words([CategoryName.parse(word, field="body") for word in adapter.prompts], name)
         version = await self._store.next_version(name.id)
         superseded = await self._store.adopt(

@@ -12,7 +12,7 @@ from . import keys
 
 MAX_NAME_LENGTH = 64
 # The setting that limits the names of a request.
-_PER_REQUEST = "EXEMPLAR_MAX_CATEGORIES"
+PER_REQUEST = "EXEMPLAR_MAX_CATEGORIES"
 # Characters that one character of a name may be sent as: a letter and its accents, which are composed to one.
 MAX_DECOMPOSED = 4
 # Categories of Unicode, and letters and a sign, that show nothing by themselves.
@@ -74,7 +74,7 @@ class CategoryName:
 
 
 def parse_names(
-    texts: Sequence[str], *, field: str, limit: int, setting: str = _PER_REQUEST
+    texts: Sequence[str], *, field: str, limit: int, setting: str = PER_REQUEST
 ) -> tuple[CategoryName, ...]:
     """Names of a request in their order, each once as it is spelled first.
 
@@ -91,7 +91,7 @@ def parse_names(
     return tuple(dict.fromkeys(CategoryName.parse(text, field=field) for text in texts))
 
 
-def check_number(count: int, *, of: str, field: str, limit: int, setting: str = _PER_REQUEST) -> None:
+def check_number(count: int, *, of: str, field: str, limit: int, setting: str = PER_REQUEST) -> None:
     """Refuse more names than one request may have.
 
     Args:

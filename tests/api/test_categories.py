@@ -378,6 +378,15 @@ class TestExportAndImport:
         assert of_cat["adapted"]
         assert of_cat == of_feline
 
+    def test_an_import_of_more_words_than_a_category_may_have(self, api, start) -> None:
+        api.taught("cat", prompts=["kitten", "tomcat"])
+        raw = api.http.get("/categories/cat/adapter").content
+        for limit, status in ((2, 200), (1, 422)):
+            with start(max_prompts=limit) as other:
+                answer = other.http.put("/categories/puss/adapter", content=raw)
+                assert answer.status_code == status, answer.text
+        assert "EXEMPLAR_MAX_PROMPTS" in answer.json()["detail"]
+
     def test_an_import_is_one_more_version(self, api) -> None:
         api.taught()
         exported = api.http.get("/categories/cat/adapter").content
