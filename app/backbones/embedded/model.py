@@ -114,15 +114,18 @@ class Embedded(TransformersBackbone):
             if name.startswith("image_tower.")
         }
         self._tower = efficientnet.build({name: t.to(device) for name, t in tower.items()}, dtype)
+        # The mask decoder is small and computes with probabilities: always float32.
+        decoder = {
+            name.removeprefix(PREFIX): t.to(device, torch.float32)
+            for name, t in stored.items()
+            if name.startswith(PREFIX)
+        }
         self._weights = {
             # The two statistics stay float32: bfloat16 has too few digits for them.
             name: t.to(device, torch.float32 if name in ("mu", "sd") else dtype)
             for name, t in stored.items()
-            if not name.startswith("image_tower.")
+            if not name.startswith(("image_tower.", PREFIX))
         }
-        # The mask decoder is small and computes with probabilities: always float32.
-        learned = {name: self._weights.pop(name).float() for name in stored if name.startswith(PREFIX)}
-        decoder = {name.removeprefix(PREFIX): tensor for name, tensor in learned.items()}
         self.mask_decoder = MaskDecoder(decoder, grid_hw=self.patch_grid_hw) if decoder else None
         self.presence = Presence.load(PRESENCE, decoder, revision=self.revision) if decoder else None
         self.layer_count = sum(name.endswith(".crossattention.self.query.weight") for name in self._weights)

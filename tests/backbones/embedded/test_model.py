@@ -56,6 +56,13 @@ def test_the_mask_decoder_may_be_missing(model: Embedded, tmp_path: Path) -> Non
     assert without.memory_bytes == model.memory_bytes - model.mask_decoder.memory_bytes
 
 
+def test_the_mask_decoder_keeps_every_digit_where_the_rest_is_bfloat16(model: Embedded) -> None:
+    half = load("", device="cpu", dtype="bfloat16")
+    assert half.mask_decoder is not None
+    assert model.mask_decoder is not None
+    assert all(torch.equal(half.mask_decoder.weights[name], each) for name, each in model.mask_decoder.weights.items())
+
+
 def test_photos_are_stretched_to_the_square(model: Embedded) -> None:
     rgb, frame = model.preprocess(np.full((37, 101, 3), 255, np.uint8))
     assert frame.content_hw == (384, 384)
