@@ -111,7 +111,7 @@ def by_matrices(
     for _ in range(p.iterations - 1):
         message = pass_messages(coarse, weights, p.filter_size) @ columns.up.T
         for blurred, band in rows.bands(evidence[:, 0].numel()):
-            answer = _answer(evidence[:, band], rows.up[band], message, p)
+            answer = _answer(evidence, rows, band, message, p)
             coarse[:, blurred] = rows.down[blurred, band] @ answer @ columns.down.T
         # 4. Classes that are improbable everywhere are left out of the next rounds.
         left = (coarse.flatten(1).amax(dim=1) > _LOST).nonzero().flatten()
@@ -120,21 +120,22 @@ def by_matrices(
     message = pass_messages(coarse, weights, p.filter_size) @ columns.up.T
     refined = torch.zeros_like(class_map)
     for _, band in rows.bands(evidence[:, 0].numel()):
-        refined[:, band].index_copy_(0, alive, _answer(evidence[:, band], rows.up[band], message, p))
+        refined[:, band].index_copy_(0, alive, _answer(evidence, rows, band, message, p))
     return refined
 
 
 def _answer(
-    evidence: Float[Tensor, "class row width"],
-    up: Float[Tensor, "row y"],
+    evidence: Float[Tensor, "class height width"],
+    rows: "Axis",
+    band: slice,
     message: Float[Tensor, "class y width"],
     p: CrfParameters,
 ) -> Float[Tensor, "class row width"]:
-    """New class probabilities of some pixel rows, from their evidence and the message."""
-    near = up.any(dim=0).nonzero().flatten()  # consecutive rows, so a slice selects them
-    near_rows = slice(int(near[0]), int(near[-1]) + 1)
-    up, message = up[:, near_rows].expand(len(message), -1, -1), message[:, near_rows]
-    return torch.baddbmm(evidence, up, message, beta=1 - p.message_weight, alpha=p.message_weight).softmax(dim=0)
+    """New class probabilities of a band of pixel rows, from their evidence and the message."""
+    near = rows.near(band)
+    up, message = rows.up[band, near].expand(len(message), -1, -1), message[:, near]
+    mixed = torch.baddbmm(evidence[:, band], up, message, beta=1 - p.message_weight, alpha=p.message_weight)
+    return mixed.softmax(dim=0)
 
 
 class Axis:
@@ -156,10 +157,13 @@ class Axis:
         count, padding = -(-length // blur), (-length % blur + 1) // 2
         pixels, places = torch.eye(length), torch.eye(count)
         pooled = F.avg_pool1d(pixels[None], blur, padding=padding, ceil_mode=True, count_include_pad=False)[0]
-        self.down = pooled.T[:count].to(like)
-        self.up = (
-            F.interpolate(places[None], scale_factor=blur, mode="linear")[0].T[padding : padding + length].to(like)
-        )
+        up = F.interpolate(places[None], scale_factor=blur, mode="linear")[0].T[padding : padding + length]
+        self.down, self.up = pooled.T[:count].to(like), up.to(like)
+        # Of each pixel, the first and the last blurred pixel that it is read from. Known on the host, so that no round waits
+        # for a GPU to tell.
+        mixed = up != 0
+        self._first = mixed.int().argmax(dim=1).tolist()
+        self._last = (count - 1 - mixed.flip(1).int().argmax(dim=1)).tolist()
         self._length, self._blur, self._padding = length, blur, padding
 
     @property
@@ -171,16 +175,20 @@ class Axis:
         """Bands of blurred rows with their pixel rows, each small enough for the processor's cache.
 
         Between two messages the full resolution is processed band by band, so that only the evidence is read from main
-        memory.
+        memory. A GPU takes all rows at once.
 
         Args:
             values: Number of values in a row of pixels, over all classes.
         """
-        step = max(1, _BAND_VALUES // (values * self._blur))
+        step = max(1, _BAND_VALUES // (values * self._blur)) if self.down.is_cpu else len(self.down)
         for start in range(0, len(self.down), step):
             stop = min(start + step, len(self.down))
             first, last = (index * self._blur - self._padding for index in (start, stop))
             yield slice(start, stop), slice(max(0, first), min(self._length, last))
+
+    def near(self, band: slice) -> slice:
+        """The blurred pixels that a band of pixels is read from."""
+        return slice(self._first[band.start], self._last[band.stop - 1] + 1)
 
 
 def neighbour_weights(
