@@ -72,5 +72,6 @@ weights: install
 	$(PY) -m training.presence --data $(DATA) --out app/backbones/embedded/weights/presence.safetensors
 	$(PY) -m training.clicks --data $(DATA)
 
+# What was taught, in var, stays.
 clean:
-	rm -rf $(VENV) build app/method/*.so var .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build app/method/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
