@@ -25,6 +25,7 @@ from app.services.models import Models
 from app.storage.categories import CategoryStore
 from app.storage.category_records import CategoryRecord, Example
 from app.storage.jobs import Job, now
+from app.storage.names import CategoryName
 
 # Below this overlap with its own examples a category is hardly found in other photos.
 _LEARNT_IOU = 0.6
@@ -116,7 +117,9 @@ class TuningJob:
         """Initial state of tuning. The categories taught last compete with this one."""
         model = self._models.default
         latest = await self._categories.latest(COMPETING_CATEGORIES + 1)  # this category may be among them
-        names = [other.name for other in latest if other.id != category.id]
+        # A category whose name is one of this one's words is no rival: they are the same prompt.
+        own = {category.id, *(CategoryName(word).id for word in category.words)}
+        names = [other.name for other in latest if other.id not in own]
         others = [Query((name,)) for name in names[-COMPETING_CATEGORIES:]]
         layers = (await self._models.layers_of(model)).layers
         lay_out = partial(

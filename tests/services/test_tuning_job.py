@@ -15,6 +15,7 @@ from app.method.tuning import CategoryTuning
 from app.services.tuning_job import make_shot
 from app.storage import keys
 from app.storage.jobs import ENDED, Job
+from app.storage.names import CategoryName
 from app.wiring import Service
 from tests.services.examples import CAT, an_example, ended
 
@@ -233,6 +234,21 @@ class TestOutcome:
             assert (await ended(live, job)).example_iou == 0.25
             record = await live.categories.get(CAT)
             assert (record.adapter.example_iou, record.adapter.zero_shot_example_iou) == (0.25, 0.5)
+
+    async def test_a_category_named_like_one_of_its_words_is_no_rival(self, wire, monkeypatch) -> None:
+        """Rex is a dog, and dogs are taught too: one prompt on both sides would find nothing."""
+        rivals: list[tuple[str, ...]] = []
+
+        def noted(tuning: CategoryTuning) -> Pieces[Outcome]:
+            rivals.append(tuple(query.words[0] for query in tuning._others.queries[1:]))
+            return select(tuning)
+
+        monkeypatch.setattr("app.services.tuning_job.select", noted)
+        async with wire() as live:
+            for name, words in (("Dog", ()), ("cat", ()), ("Rex", (CategoryName("dog"),))):
+                example = replace(an_example(name), prompts=words)
+                assert (await ended(live, (await live.teaching.teach(example))[0])).status == "succeeded"
+        assert rivals == [(), ("Dog",), ("cat",)]
 
     async def test_jobs_of_several_categories_all_end(self, wire) -> None:
         async with wire(job_concurrency=2) as live:
