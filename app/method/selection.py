@@ -148,8 +148,9 @@ def select(tuning: CategoryTuning) -> Pieces[Outcome]:
 
     The tuned parameters are judged without the appearance of the examples, since an example looks like itself. Photos
     without the category judge nothing: they set the bias of its presence, which keeps it out of photos like them.
+    Parameters that are no numbers are dropped, and the words are kept.
     """
-    tuned, words, alone = tuning.tuned(), [], []
+    tuned, words, alone = tuning.tuned() if tuning.finite else None, [], []
     for index in tuning.shown:
         words.append(tuning.iou(index, None))
         yield
@@ -187,10 +188,7 @@ def _memory(tuning: CategoryTuning, parameters: Parameters | None) -> Pieces[Exa
     """Memory of the examples, with the error of the scores that it is used beside."""
     assert tuning.backbone.mask_decoder is not None
     inside, outside = zip(*(shot.sides(tuning.backbone.patch_grid_hw) for shot in tuning.shots), strict=True)
-    log_odds = []
-    for index in range(len(tuning.shots)):
-        log_odds.append(tuning.log_odds(index, parameters))
-        yield
+    log_odds = yield from _log_odds(tuning, parameters)
     features = [shot.features for shot in tuning.shots]
     return tuning.backbone.mask_decoder.remember(features, inside, outside, log_odds)
 
@@ -213,20 +211,21 @@ def _presence_bias(
 
 
 def _visual_prompt_if_it_helps(
-    tuning: CategoryTuning, parameters: Parameters, words: Sequence[float], alone: Sequence[float]
+    tuning: CategoryTuning, parameters: Parameters | None, words: Sequence[float], alone: Sequence[float]
 ) -> Pieces[VisualPrompt | None]:
-    if not tuning.recipe.keep_appearance:
+    if parameters is None or not tuning.recipe.keep_appearance:
         return None
+    log_odds = yield from _log_odds(tuning, parameters)
     indices = range(len(tuning.shots))
     if len(tuning.shown) > 1:
         with_others = []
         for index in tuning.shown:
-            prompt = _visual_prompt(tuning, parameters, [other for other in indices if other != index])
+            prompt = _visual_prompt(tuning, log_odds, [other for other in indices if other != index])
             with_others.append(tuning.iou(index, parameters, visual_prompt=prompt))
             yield
         if not visual_prompt_helps(with_others, alone):
             return None
-    prompt = _visual_prompt(tuning, parameters, indices)
+    prompt = _visual_prompt(tuning, log_odds, indices)
     if len(tuning.shown) == 1:
         with_prompt = tuning.iou(tuning.shown[0], parameters, visual_prompt=prompt)
         if visual_prompt_harms(with_prompt, alone[0], words[0]):
@@ -234,15 +233,23 @@ def _visual_prompt_if_it_helps(
     return prompt
 
 
-def _visual_prompt(tuning: CategoryTuning, parameters: Parameters, examples: Sequence[int]) -> VisualPrompt:
-    """The visual prompt of some of the examples, on top of these parameters."""
+def _log_odds(tuning: CategoryTuning, parameters: Parameters | None) -> Pieces[list[torch.Tensor]]:
+    """Log-odds of the category at each patch of each example."""
+    log_odds = []
+    for index in range(len(tuning.shots)):
+        log_odds.append(tuning.log_odds(index, parameters))
+        yield
+    return log_odds
+
+
+def _visual_prompt(tuning: CategoryTuning, log_odds: Sequence[torch.Tensor], examples: Sequence[int]) -> VisualPrompt:
+    """The visual prompt of some of the examples, on top of the log-odds of all of them."""
     shots = [tuning.shots[index] for index in examples]
     features = [shot.features for shot in shots]
     inside, outside = zip(*(shot.sides(tuning.backbone.patch_grid_hw) for shot in shots), strict=True)
     outer, inner = mean_features(features, inside, outside)
     likeness = [F.normalize(photo.float(), dim=1) @ (inner - outer) for photo in features]
-    log_odds = [tuning.log_odds(index, parameters) for index in examples]
-    strength, bias = fit(log_odds, likeness, inside, outside, Prior())
+    strength, bias = fit([log_odds[index] for index in examples], likeness, inside, outside, Prior())
     return VisualPrompt(strength * (inner - outer), torch.tensor(bias, device=inner.device))
 
 

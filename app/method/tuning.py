@@ -131,6 +131,11 @@ class CategoryTuning:
         self._optimiser.step()
         return total
 
+    @property
+    def finite(self) -> bool:
+        """False if a step gave a parameter that is no number."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.parameters.trained)
+
     @torch.no_grad()
     def tuned(self) -> Parameters:
         """Parameters interpolated between base and tuned as in the recipe; low-rank factors if it has a rank."""
@@ -168,8 +173,7 @@ class CategoryTuning:
         self, index: int, parameters: Parameters | None, visual_prompt: VisualPrompt | None = None
     ) -> Float[Tensor, "class patch"]:
         """Class scores of one example: background, other categories, and this category last."""
-        evidence = self.evidence(index, parameters, visual_prompt)
-        return evidence.class_scores(LayerWeights.mean(self.layers, len(evidence.spans)))
+        return self._scores(self.evidence(index, parameters, visual_prompt))
 
     @torch.no_grad()
     def presence_logit(
@@ -182,8 +186,7 @@ class CategoryTuning:
     ) -> Float[Tensor, ""]:
         """Log-odds that an example shows the category, by `app.method.presence`."""
         evidence = self.evidence(index, parameters, visual_prompt)
-        scores = evidence.class_scores(LayerWeights.mean(self.layers, len(evidence.spans)))
-        match = evidence.best_match()
+        scores, match = self._scores(evidence), evidence.best_match()
         words = [*(query.words for query in self._others.queries[1:]), self.words]
         memories = [*[None] * (len(match) - 1), memory]
         found = backbone_presence(self.backbone, self.shots[index].image, scores, match, words, memories)
@@ -207,6 +210,9 @@ class CategoryTuning:
         found = score_map(self.backbone, shot.image, scores, memories, use_mask_decoder=self.decodes)
         return shot.iou(found.at(shot.size_hw).argmax(dim=0) == len(scores) - 1)
 
+    def _scores(self, evidence: Evidence) -> Float[Tensor, "class patch"]:
+        return evidence.class_scores(LayerWeights.mean(self.layers, len(evidence.spans)))
+
     def _evidence_of_others(self, index: int) -> Evidence:
         if index not in self._others_evidence:
             with torch.no_grad():
@@ -219,7 +225,9 @@ class CategoryTuning:
         shot, scores = self.shots[index], self.scores(index, self.parameters)
         either = torch.stack([scores[:-1].sum(dim=0), scores[-1]])
         grid = ScoreMap(either, self.backbone.patch_grid_hw, align_corners=True)
-        log_p = grid.probabilities(shot.size_hw).clamp_min(1e-12).log()
+        probabilities = grid.probabilities(shot.size_hw)
+        # The bound is far below what a word that the model does not know is given: below it, there is no gradient.
+        log_p = probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
         weight = shot.loss_weight(balanced=self.recipe.balanced)
         return -(weight * log_p.flip(0)).sum()
 

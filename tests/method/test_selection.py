@@ -150,7 +150,7 @@ class TestSelect:
         at_once, pieces, pauses = finished(select(tuning)), select(tuning), 0
         while (outcome := advance(pieces)) is None:
             pauses += 1
-        assert pauses == 4 * len(shots)
+        assert pauses == 5 * len(shots)
         assert (outcome.example_iou, outcome.zero_shot_example_iou) == (
             at_once.example_iou,
             at_once.zero_shot_example_iou,
@@ -161,6 +161,30 @@ class TestSelect:
         outcome = finished(select(tuning_of(blip, shots)))
         assert outcome.visual_prompt is not None
         assert outcome.example_iou > outcome.zero_shot_example_iou
+
+    @pytest.mark.parametrize("recipe", [TUNED, PAPER], ids=lambda recipe: recipe.name)
+    def test_parameters_that_are_no_numbers_leave_the_words(
+        self, blip: Blip, shots: list[Shot], recipe: Recipe
+    ) -> None:
+        tuning = tuning_of(blip, shots, recipe)
+        tuning.step()
+        with torch.no_grad():
+            tuning.parameters.trained[0].fill_(torch.nan)
+        outcome = finished(select(tuning))
+        adapter = outcome.adapter(tuning, "dog", version=1, created_at="")
+        assert (adapter.kept, adapter.parameters, adapter.visual_prompt) == ("words", None, None)
+        assert adapter.example_iou == adapter.zero_shot_example_iou
+
+    def test_each_example_is_read_once_for_all_prompts_of_the_others(
+        self, blip: Blip, shots: list[Shot], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tuning, read = tuning_of(blip, shots), []
+        log_odds = CategoryTuning.log_odds
+        monkeypatch.setattr(
+            CategoryTuning, "log_odds", lambda own, index, *rest: read.append(index) or log_odds(own, index, *rest)
+        )
+        finished(select(tuning))
+        assert read == [0, 1, 2]
 
     def test_the_paper_keeps_no_appearance(self, blip: Blip, shots: list[Shot]) -> None:
         outcome = finished(select(tuning_of(blip, shots, PAPER)))

@@ -167,6 +167,17 @@ def test_a_step_pauses_between_examples_and_changes_nothing_before_its_end(blip:
         assert all(map(torch.equal, whole.parameters.trained, paused.parameters.trained))
 
 
+def test_a_word_far_behind_the_others_is_learned(
+    blip: Blip, shots: list[Shot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By 60 nats: its probability is 1e-26, of which float32 can hold the logarithm."""
+    read = tuning_module.patch_logits
+    monkeypatch.setattr(tuning_module, "patch_logits", lambda *args: read(*args) - 60)
+    tuning = tuning_of(blip, shots)
+    tuning._loss(0).backward()
+    assert max(tensor.grad.abs().max() for tensor in tuning.parameters.trained if tensor.grad is not None) > 1e-3
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 @pytest.mark.parametrize("recipe", [TUNED, PAPER], ids=lambda recipe: recipe.name)
 def test_a_mask_of_everything_and_a_photo_without_the_category_give_numbers(
