@@ -12,7 +12,7 @@ from .adapter import Adapter
 from .backbone import Backbone, EncodedImage, TextToImage, TextTokens
 from .parameters import Parameters, VisualPrompt
 from .prompts import Prompts, Query
-from .scores import LayerWeights, class_scores, head_max, prompt_scores, token_sum
+from .scores import LayerWeights, class_scores, head_max, prompt_scores, strongest, token_sum
 from .visual_prompt import visual_logits
 
 # Prompts of one pass: bounds the logits [prompt, head, token, patch] to some tens of megabytes however many categories
@@ -63,7 +63,7 @@ class Evidence:
     def best_match(self) -> Float[Tensor, "category"]:
         """Per category, the background aside, the best image-text score of its prompts."""
         # The background has no score of its own; it is dropped last, since a request may have no other class.
-        return torch.stack([self.match_score[start:stop].amax() for start, stop in self.spans])[1:]
+        return strongest(self.match_score, self.spans)[1:]
 
 
 def layer_weights(queries: Sequence[Query], chosen: Sequence[int]) -> LayerWeights:
@@ -75,16 +75,16 @@ def layer_weights(queries: Sequence[Query], chosen: Sequence[int]) -> LayerWeigh
     adapters = [query.adapter for query in queries]
     layers = tuple(sorted({*chosen, *(layer for adapter in adapters if adapter for layer in adapter.layers)}))
     column = {layer: index for index, layer in enumerate(layers)}
-    weights = torch.zeros(len(adapters), len(layers))
-    for row, adapter in enumerate(adapters):
+    rows = [[0.0] * len(layers) for _ in adapters]
+    for row, adapter in zip(rows, adapters, strict=True):
         own = (
             zip(adapter.layers, adapter.ensemble, strict=True)
             if adapter
             else ((layer, 1 / len(chosen)) for layer in chosen)
         )
         for layer, weight in own:
-            weights[row, column[layer]] = weight
-    return LayerWeights(layers, weights)
+            row[column[layer]] = weight
+    return LayerWeights(layers, torch.tensor(rows))
 
 
 def prompt_evidence(backbone: Backbone, image: EncodedImage, prompts: Prompts, layers: Sequence[int]) -> Evidence:
@@ -167,8 +167,11 @@ def batches(queries: Sequence[Query]) -> list[list[int]]:
 def patch_logits(
     seen: TextToImage, attention_mask: Int[Tensor, "prompt token"], layers: Sequence[int]
 ) -> Float[Tensor, "layer prompt patch"]:
-    """Attention logits reduced per layer: the strongest head, summed over the prompt's tokens."""
-    return torch.stack([token_sum(head_max(seen.logits[layer]), attention_mask).float() for layer in layers])
+    """Attention logits reduced per layer: the strongest head, summed over the prompt's tokens.
+
+    The sum is taken in float32: it reaches hundreds, which bfloat16 rounds to whole numbers.
+    """
+    return torch.stack([token_sum(head_max(seen.logits[layer]).float(), attention_mask) for layer in layers])
 
 
 def _stacked_parameters(queries: Sequence[Query], members: Sequence[int]) -> Parameters | None:

@@ -24,7 +24,7 @@ from .evidence import Evidence, layer_weights, prompt_evidence
 from .frame import Frame
 from .parameters import ExampleMemory
 from .prediction import ClassMap, Prediction
-from .presence import shifted, uncalibrated
+from .presence import by_best_patches, shifted
 from .prompts import BACKGROUND_WORDS, Prompts, Query
 from .refinement import Refinement, unrefined
 from .scores import LayerWeights, ScoreMap
@@ -325,10 +325,10 @@ def backbone_presence(
     words: Sequence[Sequence[str]],
     memories: Sequence[ExampleMemory | None],
 ) -> Float[Tensor, "category"]:
-    """Presence by the backbone's own model or, if it has none, by the method alone."""
-    if backbone.presence is None:
-        return uncalibrated(scores, match_score)
-    return backbone.presence(scores, match_score, backbone.patch_features(image), words, memories)
+    """Presence by the backbone's own model or, if it has none, by its image-text score or the best patches."""
+    if backbone.presence:
+        return backbone.presence(scores, match_score, backbone.patch_features(image), words, memories)
+    return by_best_patches(scores, match_score) if backbone.image_text_score == "none" else match_score
 
 
 def score_map(

@@ -110,15 +110,11 @@ def shifted(presence: Float[Tensor, "category"], bias: Float[Tensor, "category"]
     return torch.where(bias == 0, presence, (presence.logit(eps=_LEAST) + bias).sigmoid())
 
 
-def uncalibrated(
+def by_best_patches(
     scores: Float[Tensor, "class patch"], match_score: Float[Tensor, "category"]
 ) -> Float[Tensor, "category"]:
-    """Presence by the method alone, for a backbone without a model of it.
-
-    The image-text score, and where the backbone has none (a score of 1) the best patches against the background.
-    """
-    alone = word_facts(scores, match_score)[:, WORD_FACTS.index("alone 0.02")].sigmoid()
-    return torch.where(match_score.to(alone) < 1, match_score.to(alone), alone)
+    """Presence by the best patches against the background, for a backbone that has nothing better."""
+    return word_facts(scores, match_score)[:, WORD_FACTS.index("alone 0.02")].sigmoid()
 
 
 def word_facts(

@@ -73,11 +73,11 @@ def phrase(word: str) -> str:
 
 
 def free_background(background: Sequence[str], category_words: Iterable[str]) -> tuple[str, ...]:
-    """The background words that name no category in play: `bed` leaves when somebody asks for beds.
+    """The background words that name no category in play: `bed` leaves when somebody asks for a bed or a Bed.
 
     The background never becomes empty: without a word left the generic one stays, since the softmax needs an
     alternative.
     """
     taken = {word.casefold() for word in category_words}
-    free = tuple(dict.fromkeys(word for word in background if word.casefold() not in taken))
-    return free or ("background",)
+    free = {word.casefold(): word for word in background if word.casefold() not in taken}
+    return tuple(free.values()) or ("background",)

@@ -80,8 +80,21 @@ def class_scores(
     scores: Float[Tensor, "prompt patch"], spans: Sequence[tuple[int, int]]
 ) -> Float[Tensor, "class patch"]:
     """Sum over the background's prompts (it is all of them); maximum over a category's (they are synonyms)."""
-    background, *categories = [scores[start:stop] for start, stop in spans]
-    return torch.stack([background.sum(dim=0), *(prompts.amax(dim=0) for prompts in categories)])
+    background = scores[slice(*spans[0])].sum(dim=0, keepdim=True)
+    return torch.cat([background, strongest(scores, spans[1:])])
+
+
+def strongest(
+    values: Float[Tensor, "prompt *place"], spans: Sequence[tuple[int, int]]
+) -> Float[Tensor, "class *place"]:
+    """The maximum over the prompts of each class."""
+    found = values[[start for start, _ in spans]]
+    # Most categories have one word: of ten thousand, only those with several are looked at one by one.
+    several = [(number, span) for number, span in enumerate(spans) if span[1] - span[0] > 1]
+    if several:
+        numbers, prompts = zip(*several, strict=True)
+        found[list(numbers)] = torch.stack([values[slice(*span)].amax(dim=0) for span in prompts])
+    return found
 
 
 def normalise(maps: Float[Tensor, "class *place"]) -> Float[Tensor, "class *place"]:

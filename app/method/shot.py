@@ -69,11 +69,12 @@ class Shot:
         return inside, outside
 
     def loss_weight(self, *, balanced: bool) -> Float[Tensor, "2 y x"]:
-        """Weight of each cell's "is the category" and "is not" in the loss; all weights sum to 1.
+        """Weight of each cell's "is the category" and "is not" in the loss.
 
         Args:
-            balanced: True if both sides count the same however small the object is; False for the authors' way, in
-                which each pixel counts, background pixels half.
+            balanced: True if both sides have weights that sum to 0.5 however small the object is, so that a photo with
+                one side alone counts half; False for the authors' way, in which each pixel counts, background pixels
+                half, and all weights sum to 1.
         """
         sides = torch.stack([self.target, 1 - self.target]) * self.inside
         if balanced:

@@ -13,7 +13,7 @@ from torch import Tensor
 from app.backbones.blip import Blip
 from app.method import evidence
 from app.method.backbone import EncodedImage, TextToImage, TextTokens
-from app.method.evidence import Evidence, batches, layer_weights, prompt_evidence, usable
+from app.method.evidence import Evidence, batches, layer_weights, patch_logits, prompt_evidence, usable
 from app.method.parameters import ExampleMemory
 from app.method.prompts import Prompts, Query
 from app.method.scores import LayerWeights, ScoreMap
@@ -25,6 +25,13 @@ LAYERS = (0, 3)
 @pytest.fixture(scope="module")
 def image(blip: Blip) -> EncodedImage:
     return blip.encode_image(torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(5)))[0]
+
+
+def test_the_sum_over_tokens_is_not_rounded() -> None:
+    """Where the network computes in bfloat16, which has no number between 240 and 241."""
+    logits = torch.tensor([80.0, 80.0, 80.5], dtype=torch.bfloat16).view(1, 1, 3, 1)
+    seen = TextToImage({0: logits}, torch.ones(1))
+    assert patch_logits(seen, torch.ones(1, 3, dtype=torch.long), (0,)).item() == 240.5
 
 
 @pytest.fixture(scope="module")

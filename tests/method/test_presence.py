@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from app.backbones.blip import Blip
-from app.method.pipeline import Pipeline
+from app.method.backbone import EncodedImage
+from app.method.pipeline import Pipeline, backbone_presence
 from app.method.presence import (
     WORD_FACTS,
     LogisticModel,
     best_means,
     calibrated_bias,
     shifted,
-    uncalibrated,
     word_facts,
 )
 from app.method.prompts import Query
@@ -78,10 +78,18 @@ def test_a_logistic_model_by_hand() -> None:
     assert model(torch.tensor([[3.0, -2.0]])).item() == pytest.approx(1 / (1 + math.exp(-logit)))
 
 
-def test_without_a_model_the_image_text_score_is_the_presence_or_the_best_patches() -> None:
-    scores = torch.tensor([[0.2], [0.6], [0.1]])
-    assert uncalibrated(scores, torch.tensor([0.25, 0.5])).tolist() == pytest.approx([0.25, 0.5])
-    assert uncalibrated(scores, torch.ones(2)).tolist() == pytest.approx([0.75, 1 / 3])
+@pytest.mark.parametrize(
+    ("scored", "expected"), [("match head", [0.25, 1.0]), ("yes/no question", [0.25, 1.0]), ("none", [0.75, 1 / 3])]
+)
+def test_without_a_model_the_image_text_score_is_the_presence_or_the_best_patches(
+    blip: Blip, monkeypatch: pytest.MonkeyPatch, scored: str, expected: list[float]
+) -> None:
+    """A score that float32 rounds to 1 is a sure one."""
+    monkeypatch.setattr(blip, "image_text_score", scored)
+    scores, match = torch.tensor([[0.2], [0.6], [0.1]]), torch.tensor([0.25, 1.0])
+    image = EncodedImage(torch.zeros(50, 24))
+    found = backbone_presence(blip, image, scores, match, [("dog",), ("cat",)], [None, None])
+    assert found.tolist() == pytest.approx(expected)
 
 
 class TestBias:

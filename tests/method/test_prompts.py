@@ -52,7 +52,7 @@ def test_a_synonym_or_another_categorys_word_leaves_the_background_too() -> None
 
 
 def test_a_background_word_given_twice_is_asked_once() -> None:
-    assert free_background(("sky", "wall", "sky"), ["dog"]) == ("sky", "wall")
+    assert free_background(("sky", "wall", "Sky", "sky"), ["dog"]) == ("sky", "wall")
 
 
 def test_the_softmax_always_has_an_alternative() -> None:

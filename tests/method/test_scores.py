@@ -38,9 +38,13 @@ def test_prompts_compete_at_each_patch_and_are_weighed_by_their_match() -> None:
 
 
 def test_the_background_is_a_sum_and_a_category_its_best_synonym() -> None:
-    scores = torch.tensor([[0.1, 0.2], [0.3, 0.1], [0.05, 0.4], [0.2, 0.1], [0.15, 0.3]])
-    classes = class_scores(scores, ((0, 2), (2, 3), (3, 5)))
-    assert torch.allclose(classes, torch.tensor([[0.4, 0.3], [0.05, 0.4], [0.2, 0.3]]))
+    scores = torch.tensor([[0.1, 0.2], [0.3, 0.1], [0.05, 0.4], [0.2, 0.1], [0.15, 0.3], [0.7, 0.6]])
+    classes = class_scores(scores, ((0, 2), (2, 3), (3, 5), (5, 6)))
+    assert torch.allclose(classes, torch.tensor([[0.4, 0.3], [0.05, 0.4], [0.2, 0.3], [0.7, 0.6]]))
+
+
+def test_the_background_alone() -> None:
+    assert class_scores(torch.tensor([[0.1, 0.2], [0.3, 0.1]]), ((0, 2),)).tolist() == [pytest.approx([0.4, 0.3])]
 
 
 def test_every_layer_has_the_same_weight_if_none_was_learned() -> None:
