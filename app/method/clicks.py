@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backbone import Backbone
-from .frame import Frame, to_photo
+from .frame import without_padding
 from .pipeline import FramedImage
 from .refinement import Refinement
 
@@ -59,13 +59,13 @@ class Scene:
         spaces: Unit features on grids of their own, by name.
         colour: CIE L*a*b*, scaled.
         costs: Cost of a step at each place, by each kind of change.
-        frame: Place of the photo in the network's input.
+        photo_hw: Height and width of the photo in pixels.
     """
 
     spaces: Mapping[str, Float[Tensor, "_feature _y _x"]]
     colour: Float[Tensor, "3 row column"]
     costs: Float[np.ndarray, "kind row column"]
-    frame: Frame
+    photo_hw: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,11 @@ def probability_of(
     use_mask_decoder = use_mask_decoder and backbone.mask_decoder is not None
     scene = scene_of(backbone, image, use_mask_decoder=use_mask_decoder)
     found = fitted(use_mask_decoder).log_odds(place_facts(scene, clicks)).sigmoid().view(1, 1, GRID, GRID)
-    clicked = found * joined_to(found >= 0.5, [_place(image.frame, click) for click in clicks if click.inside])
-    size = image.frame.input_size
-    object_ = F.interpolate(clicked, size=(size, size), mode="bilinear", align_corners=False)[0, 0]
-    refined = refinement(torch.stack([1 - object_, object_]), image.rgb.cpu(), few_rounds=True)
-    return to_photo(refined[1:], image.frame)[0]
+    clicked = found * joined_to(found >= 0.5, [_place(scene.photo_hw, click) for click in clicks if click.inside])
+    rgb = without_padding(image.rgb.cpu(), image.frame)
+    object_ = F.interpolate(clicked, size=rgb.shape[1:], mode="bilinear", align_corners=False)[0, 0]
+    refined = refinement(torch.stack([1 - object_, object_]), rgb, few_rounds=True)
+    return F.interpolate(refined[None, 1:], size=scene.photo_hw, mode="bilinear", align_corners=False)[0, 0]
 
 
 def joined_to(
@@ -149,14 +149,18 @@ def scene_of(backbone: Backbone, image: FramedImage, *, use_mask_decoder: bool) 
     """A photo as clicks are compared with it, in the mask decoder's spaces or in that of the patches."""
     features = backbone.patch_features(image.encoded)
     if decoder := backbone.mask_decoder if use_mask_decoder else None:
-        spaces = decoder.comparison_spaces(features, image.encoded)
+        spaces = {
+            name: without_padding(space, image.frame)
+            for name, space in decoder.comparison_spaces(features, image.encoded).items()
+        }
     else:
-        patches = features.float().T.reshape(-1, *backbone.patch_grid_hw)
+        patches = without_padding(features.float().T.reshape(-1, *backbone.patch_grid_hw), image.frame)
         spaces = {"patch": patches - patches.mean(dim=(1, 2), keepdim=True)}
     spaces = {name: F.normalize(space.float().cpu(), dim=0) for name, space in spaces.items()}
-    colour = F.interpolate(lab(image.rgb.cpu())[None], size=(GRID, GRID), mode="area")[0] / _COLOUR_SCALE
+    rgb = without_padding(image.rgb.cpu(), image.frame)
+    colour = F.interpolate(lab(rgb)[None], size=(GRID, GRID), mode="area")[0] / _COLOUR_SCALE
     costs = torch.stack([_change(colour), *(_on_grid(_change(space)) for space in spaces.values())]) + _STEP
-    return Scene(spaces, colour, costs.numpy(), image.frame)
+    return Scene(spaces, colour, costs.numpy(), image.frame.photo_hw)
 
 
 def _change(maps: Float[Tensor, "_feature _y _x"]) -> Float[Tensor, "y x"]:
@@ -218,8 +222,8 @@ def _sweep(distance: np.ndarray, cost: np.ndarray) -> None:
 
 def place_facts(scene: Scene, clicks: Sequence[Click]) -> dict[str, Float[Tensor, "place"]]:
     """Facts of every place by the clicks, by name. Facts of clicks outside the object are 0 without any."""
-    inside = [_place(scene.frame, click) for click in clicks if click.inside]
-    outside = [_place(scene.frame, click) for click in clicks if not click.inside]
+    inside = [_place(scene.photo_hw, click) for click in clicks if click.inside]
+    outside = [_place(scene.photo_hw, click) for click in clicks if not click.inside]
     facts = _plane_facts(inside, outside) | _colour_facts(scene.colour, inside, outside)
     for name, space in scene.spaces.items():
         like = _likeness(space, inside)
@@ -260,10 +264,9 @@ def _colour_facts(
     return {"colour": near, "colour, log": (near + 0.1).log(), "colour outside": _log_ratio(beyond, near, 0.3)}
 
 
-def _place(frame: Frame, click: Click) -> Place:
+def _place(photo_hw: tuple[int, int], click: Click) -> Place:
     """Row and column of the place that was clicked."""
-    at = ((click.y, frame.content_hw[0], frame.photo_hw[0]), (click.x, frame.content_hw[1], frame.photo_hw[1]))
-    row, column = (int(value / side * content / frame.input_size * GRID) for value, content, side in at)
+    row, column = (int(value / side * GRID) for value, side in zip((click.y, click.x), photo_hw, strict=True))
     return min(max(row, 0), GRID - 1), min(max(column, 0), GRID - 1)
 
 

@@ -1,5 +1,6 @@
 """Geometry between a photo and the square network input, in both directions."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,20 @@ def to_photo(maps: Float[Tensor, "class size size"], frame: Frame) -> Float[Tens
     height, width = frame.content_hw
     content = maps[None, :, :height, :width]
     return F.interpolate(content, size=frame.photo_hw, mode="bilinear", align_corners=False)[0]
+
+
+def without_padding(maps: Float[Tensor, "channel y x"], frame: Frame) -> Float[Tensor, "channel y x"]:
+    """The part of maps of the input that the photo fills, stretched to the whole of them."""
+    if frame.content_hw == (frame.input_size, frame.input_size):
+        return maps
+    sides = tuple(zip(maps.shape[1:], frame.content_hw, strict=True))
+    filled_y, filled_x = (cells * content / frame.input_size for cells, content in sides)
+    # Cells that are padding alone are cut off, so that none of it is mixed into the photo's last row and column.
+    rows, columns = math.ceil(filled_y), math.ceil(filled_x)
+    height, width = filled_y / rows, filled_x / columns
+    part = maps.new_tensor([[[width, 0, width - 1], [0, height, height - 1]]])  # of a square from -1 to 1
+    places = F.affine_grid(part, [1, *maps.shape], align_corners=False)
+    return F.grid_sample(maps[None, :, :rows, :columns], places, padding_mode="border", align_corners=False)[0]
 
 
 def labels_to_input(

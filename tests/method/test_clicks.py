@@ -106,6 +106,17 @@ def test_a_model_without_a_mask_decoder_has_the_same_facts(tiny: Backbone, photo
     assert ((found >= 0) & (found <= 1)).all()
 
 
+def test_padding_is_no_part_of_the_photo(tiny: Backbone) -> None:
+    """A white photo of twice the width is white to its last row, though the network's input is half black."""
+    image = Pipeline(tiny).see(np.full((30, 60, 3), 255, np.uint8))
+    assert image.frame.content_hw == (16, 40)
+    scene = scene_of(tiny, image, use_mask_decoder=False)
+    assert scene.colour[0].flatten().tolist() == pytest.approx([5.0] * GRID**2, abs=0.01)  # lightness 100, over 20
+    assert np.ptp(scene.costs[0]) == 0
+    facts = place_facts(scene, [Click(30.0, 29.9)])
+    assert facts["border of clicks"].unique().item() == pytest.approx(4 * 0.5 / GRID)  # the lowest row of places
+
+
 def test_a_click_inside_is_needed(tiny: Backbone, photo: np.ndarray) -> None:
     with pytest.raises(ValueError, match="a click inside"):
         probability_of(tiny, Pipeline(tiny).see(photo), [Click(40.0, 60.0, inside=False)], refinement=unrefined)

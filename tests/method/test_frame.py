@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from app.method.frame import Frame, fit_and_pad, imagenet_normalise, labels_to_input, mask_to_input, stretch, to_photo
+from app.method.frame import (
+    Frame,
+    fit_and_pad,
+    imagenet_normalise,
+    labels_to_input,
+    mask_to_input,
+    stretch,
+    to_photo,
+    without_padding,
+)
 
 
 def plain(height: int, width: int) -> np.ndarray:
@@ -65,6 +76,15 @@ def test_nothing_of_the_padding_reaches_the_photo() -> None:
     photo = to_photo(maps, Frame(photo_hw=(37, 101), input_size=64, content_hw=(16, 64)))
     assert photo.shape == (2, 37, 101)
     assert torch.allclose(photo, torch.tensor([0.25, 0.75])[:, None, None].expand(2, 37, 101))
+
+
+def test_what_the_photo_fills_is_stretched_to_the_whole() -> None:
+    frame = Frame((3, 6), 8, (4, 8))
+    maps = torch.arange(4.0).view(1, 4, 1).expand(1, 4, 2)  # four rows, of which the photo fills two
+    assert without_padding(maps, frame)[0].tolist() == [[0.0] * 2, [0.25] * 2, [0.75] * 2, [1.0] * 2]
+    half_a_row = replace(frame, content_hw=(1, 8))  # the photo ends in the middle of the first row
+    assert without_padding(maps, half_a_row).unique().tolist() == [0.0]
+    assert without_padding(maps, replace(frame, content_hw=(8, 8))) is maps
 
 
 @pytest.mark.parametrize("photo_hw", [(1, 1000), (1000, 1), (37, 101), (1, 1)])
