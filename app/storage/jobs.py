@@ -150,12 +150,6 @@ class JobStore:
         self._unreadable.forget(keys.job(job_id))
         return Job(job_id, kind, "cancelled", error="Its record could not be read and was deleted.")
 
-    async def list(self, *, category_id: str | None = None, status: Status | None = None) -> list[Job]:
-        """Records that can be read, the newest first, optionally of one category or one status."""
-        ids = await self._ids()
-        jobs = await self._records(await self._selected(ids, {status}) if status else ids)
-        return [job for job in jobs if job and _is_wanted(job, category_id, status)]
-
     async def unended(self, *, age_s: float = 0.0) -> Sequence[Job]:
         """Jobs that are queued or running and were recorded at least so many seconds ago, the newest first."""
         ids = await self._ids(until=time.time() - age_s)
@@ -216,7 +210,7 @@ class JobStore:
         """Seconds until the lease of the job's worker ends, unless it is renewed; 0 if no worker has one."""
         return max(0, await self._redis.pttl(keys.job_lease(job_id))) / 1000
 
-    async def _ids(self, *, until: float = float("inf")) -> Sequence[str]:
+    async def _ids(self, *, until: float) -> Sequence[str]:
         """Ids of the jobs that were recorded until a time, the newest first."""
         reply = await reply_of(self._redis.zrevrangebyscore(keys.JOBS, until, "-inf"))
         try:

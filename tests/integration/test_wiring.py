@@ -23,6 +23,7 @@ from app.settings import Settings
 from app.storage.breaker import StoreAwayError
 from app.storage.jobs import MAX_STREAMS, Job
 from app.wiring import backbone_loaders, compute_threads, fastest_dtype, recipe_of, service, uses_mask_decoder
+from tests.services.examples import all_jobs
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +169,7 @@ class TestService:
 
         monkeypatch.setattr(JobEngine, "recover", away)
         async with service(Settings(redis_url=database, data_dir=tmp_path), loaded=[tiny]) as live:
-            assert await live.jobs.list() == []
+            assert await all_jobs(live.jobs) == []
         assert "jobs that were not queued are looked for later: Connection closed by server." in caplog.text
 
     async def test_a_warm_up_that_fails_is_told_and_the_service_never_ready(

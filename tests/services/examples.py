@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import io
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from app.images.photo import decode_photo
 from app.services.teaching import NewExample
-from app.storage.jobs import Job
+from app.storage.jobs import Job, JobStore
 from app.storage.names import CategoryName
 from app.wiring import Service
 
@@ -35,3 +37,8 @@ async def ended(live: Service, job: Job) -> Job:
                 last = state
     assert last.ended
     return last
+
+
+async def all_jobs(store: JobStore, **chosen: Any) -> Sequence[Job]:
+    """Every record that can be read, the newest first, or those chosen by category or status."""
+    return (await store.page(limit=100, cursor=None, **chosen)).items

@@ -14,6 +14,7 @@ from app.errors import OverloadedError
 from app.services.ranking import image_shares
 from app.storage.jobs import Job
 from app.wiring import Service
+from tests.services.examples import all_jobs
 
 
 def photo() -> bytes:
@@ -58,7 +59,7 @@ async def test_photos_are_not_decoded_while_those_of_other_requests_fill_the_mem
             take(1)
             with pytest.raises(OverloadedError, match="EXEMPLAR_PHOTO_MEMORY_BYTES"):
                 await live.ranking.start([photo()], ["cat"])
-        assert not await live.jobs.list()
+        assert not await all_jobs(live.jobs)
         await live.ranking.rank(await live.ranking.start([photo(), photo()], ["cat"]))
 
 
@@ -80,7 +81,7 @@ async def test_a_request_sent_again_after_the_store_broke_down_makes_one_job(wir
         with pytest.raises(ConnectionError):
             await live.ranking.start([photo()], ["cat"], id="1" * 32)
         job = await live.ranking.start([photo()], ["cat"], id="1" * 32)
-        assert [each.id for each in await live.jobs.list()] == [job.id] == ["1" * 32]
+        assert [each.id for each in await all_jobs(live.jobs)] == [job.id] == ["1" * 32]
         await live.jobs.end(job.id, "failed")
         assert (await live.ranking.start([photo()], ["cat"], id="1" * 32)).id != job.id
 

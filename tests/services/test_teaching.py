@@ -13,7 +13,7 @@ from app.services.teaching import NewExample
 from app.storage import keys
 from app.storage.jobs import Job
 from app.storage.names import CategoryName
-from tests.services.examples import CAT, an_example, ended
+from tests.services.examples import CAT, all_jobs, an_example, ended
 
 
 def names(*texts: str) -> tuple[CategoryName, ...]:
@@ -35,7 +35,7 @@ async def test_an_example_repeated_after_the_store_broke_down_is_kept_once(wire,
             await live.teaching.teach(repeated)
         jobs = [(await live.teaching.teach(repeated))[0] for _ in range(2)]
         assert (await ended(live, jobs[0])).status == "succeeded"
-        assert {job.id for job in await live.jobs.list()} == {"1" * 32}
+        assert {job.id for job in await all_jobs(live.jobs)} == {"1" * 32}
         assert len(await live.categories.examples(CAT)) == 1
 
 
@@ -89,9 +89,9 @@ async def test_at_the_limit_an_example_is_refused_and_leaves_no_job(wire) -> Non
         job, _ = await live.teaching.teach(an_example())
         with pytest.raises(ConflictError, match="EXEMPLAR_MAX_EXAMPLES"):
             await live.teaching.teach(an_example(seed=5))
-        assert [each.id for each in await live.jobs.list()] == [job.id]
+        assert [each.id for each in await all_jobs(live.jobs)] == [job.id]
         replacing, _ = await live.teaching.teach(replace(an_example(seed=5), replace=True))
-        assert [each.id for each in await live.jobs.list(status="queued")] == [replacing.id]
+        assert [each.id for each in await all_jobs(live.jobs, status="queued")] == [replacing.id]
 
 
 async def test_forgetting_an_example_tunes_on_those_that_are_left(wire) -> None:

@@ -17,7 +17,7 @@ from app.storage import keys
 from app.storage.jobs import ENDED, Job
 from app.storage.names import CategoryName
 from app.wiring import Service
-from tests.services.examples import CAT, an_example, ended
+from tests.services.examples import CAT, all_jobs, an_example, ended
 
 LONG = 100_000
 
@@ -59,7 +59,7 @@ class TestIdempotence:
             monkeypatch.setattr(live.engine, "add", dies)
             with pytest.raises(ConnectionError):
                 await live.teaching.teach(an_example())
-            (job,) = await live.jobs.list()
+            (job,) = await all_jobs(live.jobs)
         async with wire() as live:
             assert (await ended(live, job)).status == "succeeded"
 
@@ -254,7 +254,7 @@ class TestOutcome:
         async with wire(job_concurrency=2) as live:
             jobs = [(await live.teaching.teach(an_example(f"c{n}", seed=n)))[0] for n in range(5)]
             assert {(await ended(live, job)).status for job in jobs} == {"succeeded"}
-            assert all(job.status in ENDED for job in await live.jobs.list())
+            assert all(job.status in ENDED for job in await all_jobs(live.jobs))
 
 
 async def test_a_worker_that_falls_over_begins_anew(wire, monkeypatch, caplog) -> None:

@@ -18,6 +18,7 @@ from app.storage.category_records import Example, Seen, new_example
 from app.storage.jobs import Job, JobStore, new_job
 from app.storage.names import CategoryName
 from tests.chaos.proxy import Proxy
+from tests.services.examples import all_jobs
 
 
 def parameters_of(weight: torch.Tensor) -> Parameters:
@@ -94,7 +95,7 @@ class TestTeaching:
             ))  # fmt: skip
             assert scheduled.generation == generation
             assert await jobs.get(scheduled.id) == scheduled
-            assert [each.id for each in await jobs.list(status="queued")] == [scheduled.id]
+            assert [each.id for each in await all_jobs(jobs, status="queued")] == [scheduled.id]
 
     async def test_each_example_is_a_generation_and_supersedes_the_job_before(self, store, jobs, redis) -> None:
         assert await teach(store, job_id="a") == (1, None)
@@ -147,8 +148,8 @@ class TestTeaching:
         record = await store.get("cat")
         assert sorted(generation for generation, _ in answers) == list(range(1, 51))
         assert (record.examples, record.generation, len(record.prompts)) == (50, 50, 50)
-        assert [each.id for each in await jobs.list(status="queued")] == [record.job]
-        assert len(await jobs.list(status="superseded")) == 49
+        assert [each.id for each in await all_jobs(jobs, status="queued")] == [record.job]
+        assert len(await all_jobs(jobs, status="superseded")) == 49
 
 
 class TestCommitting:

@@ -12,6 +12,7 @@ from app.storage import jobs as jobs_module
 from app.storage import keys
 from app.storage.jobs import ENDED, Job, JobStore
 from tests.chaos.proxy import Proxy
+from tests.services.examples import all_jobs
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ async def test_a_field_of_a_newer_version_is_ignored(jobs: JobStore, redis: Redi
     job = await new(jobs)
     await redis.hset(keys.job(job.id), "priority", '"high"')
     assert await jobs.get(job.id) == job
-    assert await jobs.list() == [job]
+    assert await all_jobs(jobs) == [job]
 
 
 async def test_its_life(jobs: JobStore) -> None:
@@ -101,11 +102,11 @@ async def test_deaths_are_counted(jobs: JobStore) -> None:
 async def test_the_list_is_the_newest_first_and_drops_what_expired(jobs: JobStore, redis: Redis) -> None:
     first, second, third = await new(jobs), await new(jobs, category="Füße"), await new(jobs, category=None)
     await jobs.end(third.id, "failed")
-    assert [job.id for job in await jobs.list()] == [third.id, second.id, first.id]
-    assert [job.id for job in await jobs.list(category_id=keys.category_id("FÜSSE"))] == [second.id]
-    assert [job.id for job in await jobs.list(status="failed")] == [third.id]
+    assert [job.id for job in await all_jobs(jobs)] == [third.id, second.id, first.id]
+    assert [job.id for job in await all_jobs(jobs, category_id=keys.category_id("FÜSSE"))] == [second.id]
+    assert [job.id for job in await all_jobs(jobs, status="failed")] == [third.id]
     await redis.delete(keys.job(second.id))
-    assert [job.id for job in await jobs.list()] == [third.id, first.id]
+    assert [job.id for job in await all_jobs(jobs)] == [third.id, first.id]
     assert await redis.zcard(keys.JOBS) == 2
 
 
