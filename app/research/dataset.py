@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,9 +41,12 @@ class LabelledPhoto:
     hw: tuple[int, int] | None = None
 
     @cached_property
-    def file(self) -> Path:
-        """The photo file itself: it may have several ids, in sets that were merged or joined, and links lead to it."""
-        return self.image.resolve()
+    def identity(self) -> str:
+        """Digest of the photo file: copies and links of it have other ids, in sets that were merged or joined."""
+        try:
+            return hashlib.sha256(self.image.read_bytes()).hexdigest()
+        except OSError:  # told when the photo is read
+            return str(self.image)
 
     def read(self) -> np.ndarray:
         """The photo as the service reads it, RGB uint8 [height, width, 3].

@@ -65,8 +65,8 @@ class Evaluation:
         compared, photos = [], list(self.dataset.photos)
         for seed in range(1 if options.protocol == "words" else options.seeds):
             supports = {} if options.protocol == "words" else self.subject.supports(seed)
-            taught = {photo.file for support in supports.values() for photo in support}
-            photos = [photo for photo in self.dataset.photos if photo.file not in taught]
+            taught = {photo.identity for support in supports.values() for photo in support}
+            photos = [photo for photo in self.dataset.photos if photo.identity not in taught]
             others = range(1, len(self.dataset.classes))
             compared.append(frozenset(others if options.protocol == "interference" else supports))
             for column, score in self._seed(seed, supports, photos).items():

@@ -160,8 +160,8 @@ def _draw(subject: Subject, seed: int) -> Draw:
     wanted = subject.options.categories or len(supports)
     numbers = sorted(random.Random(seed).sample(sorted(supports), min(wanted, len(supports))))
     taught = adapters(subject, {number: supports[number] for number in numbers})
-    teaching = {photo.file for number in numbers for photo in supports[number]}
-    photos = [photo for photo in subject.dataset.photos if photo.file not in teaching]
+    teaching = {photo.identity for number in numbers for photo in supports[number]}
+    photos = [photo for photo in subject.dataset.photos if photo.identity not in teaching]
     rows: dict[str, list[Counts]] = {column: [] for column in COLUMNS}
     for step, photo in enumerate(photos):
         subject.progress(step, len(photos), f"seed {seed}: segmenting")

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -110,14 +109,14 @@ class Subject:
         """
         order = list(self.dataset.photos)
         random.Random(seed).shuffle(order)
-        shown: dict[Path, set[int]] = {}
+        shown: dict[str, set[int]] = {}
         for photo in order:
-            shown.setdefault(photo.file, set()).update(photo.classes)
+            shown.setdefault(photo.identity, set()).update(photo.classes)
         left = Counter(number for classes in shown.values() for number in classes)
-        taken: set[Path] = set()
+        taken: set[str] = set()
         supports = {}
         for number in range(1, len(self.dataset.classes)):
-            having = {photo.file: photo for photo in order if number in photo.classes}.values()
+            having = {photo.identity: photo for photo in order if number in photo.classes}.values()
             found = (photo for photo in having if _take(photo, number, taken, left, shown))
             if len(having) > self.options.shots and (chosen := list(islice(found, self.options.shots))):
                 supports[number] = chosen
@@ -224,22 +223,22 @@ def _check_classes(dataset: Dataset) -> None:
 
 
 def _take(
-    photo: LabelledPhoto, number: int, taken: set[Path], left: Counter[int], shown: Mapping[Path, Collection[int]]
+    photo: LabelledPhoto, number: int, taken: set[str], left: Counter[int], shown: Mapping[str, Collection[int]]
 ) -> bool:
     """Take a photo as a support of a class, if it shows enough of it and is no class's last one.
 
     Args:
         photo: The photo.
         number: The class.
-        taken: Files of all supports; the photo's is added.
+        taken: Identities of all supports; the photo's is added.
         left: Per class its photos that are no supports; the photo's classes are counted down.
-        shown: Classes that each file shows, under all its ids.
+        shown: Classes that each photo shows, under all its ids.
     """
-    if photo.file not in taken and any(left[each] == 1 for each in shown[photo.file]):
+    if photo.identity not in taken and any(left[each] == 1 for each in shown[photo.identity]):
         return False
     if (photo.read_labels() == number).mean() < _SUPPORT_AREA:
         return False
-    if photo.file not in taken:
-        taken.add(photo.file)
-        left.subtract(shown[photo.file])
+    if photo.identity not in taken:
+        taken.add(photo.identity)
+        left.subtract(shown[photo.identity])
     return True
