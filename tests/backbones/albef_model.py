@@ -18,7 +18,7 @@ TEXT_INNER, IMAGE_INNER = 17, 13
 WORDS, LENGTH = 30522, 83
 
 
-def random_albef(*, seed: int = 7, text: str = "text_encoder.bert.") -> dict[str, Tensor]:
+def random_albef(*, seed: int = 7, text: str = "text_encoder.bert.", patch_px: int = 16) -> dict[str, Tensor]:
     """Parameters by name; `text` is what names of the text tower start with."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -28,13 +28,13 @@ def random_albef(*, seed: int = 7, text: str = "text_encoder.bert.") -> dict[str
         centre = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
         return centre + scale * torch.randn(shape, generator=generator)
 
-    return {name: random(name, torch.Size(shape)) for name, shape in _shapes(text)}
+    return {name: random(name, torch.Size(shape)) for name, shape in _shapes(text, patch_px)}
 
 
-def _shapes(text: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(text: str, patch_px: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "visual_encoder.cls_token", (1, 1, IMAGE)
     yield "visual_encoder.pos_embed", (1, 1 + 5 * 5, IMAGE)
-    yield from _layer("visual_encoder.patch_embed.proj", IMAGE, 3, 16, 16)
+    yield from _layer("visual_encoder.patch_embed.proj", IMAGE, 3, patch_px, patch_px)
     for block in range(BLOCKS):
         name = f"visual_encoder.blocks.{block}"
         yield from _layer(f"{name}.norm1", IMAGE)
@@ -69,9 +69,9 @@ def _layer(name: str, *shape: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield f"{name}.bias", shape[:1]
 
 
-def write(folder: Path, *, changed: bool) -> str:
+def write(folder: Path, *, changed: bool = False, patch_px: int = 16) -> str:
     """Save one and return its spec; a changed one has one other weight."""
-    weights = random_albef()
+    weights = random_albef(patch_px=patch_px)
     weights["itm_head.bias"] += torch.tensor([float(changed), 0.0])
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"model": weights, "epoch": 29}, folder / "ALBEF.pth")

@@ -315,9 +315,14 @@ def test_the_model_is_bit_equal_after_every_call(backbone: Backbone, image: Enco
         "tune": tune,
     }
     before = fingerprint(backbone)
-    for name, call in calls.items():
+    for call in calls.values():
         call()
-        assert fingerprint(backbone) == before, name
+    if fingerprint(backbone) != before:  # once, for a hash reads every weight: after each call only to name one
+        for name, call in calls.items():
+            before = fingerprint(backbone)
+            call()
+            assert fingerprint(backbone) == before, name
+        pytest.fail("a call changed the model, though not when it was made again")
 
 
 @pytest.mark.parametrize("photo_hw", [(1, 1000), (1000, 1), (61, 61), (1, 1)])
@@ -408,8 +413,12 @@ class TestRefusedSources:
 
     @pytest.mark.parametrize("family", FOLDERS)
     def test_weights_of_another_family(self, family: str, specs: dict[str, str]) -> None:
-        other = specs["vilt" if family == "blip" else "blip"].partition(":")[2]
-        assert about(family).models in refusal(f"{family}:{other}")
+        other = "vilt" if family == "blip" else "blip"
+        said = refusal(f"{family}:{specs[other].partition(':')[2]}")
+        if family == "smolvlm":  # whose class is found by the configuration
+            assert re.search(r"not a whole SmolVLM.* of its weights are missing", said)
+        else:
+            assert f"is a model of type '{other}', not {about(family).models}: name the family" in said
 
     @pytest.mark.parametrize("family", FOLDERS)
     def test_no_vocabulary(self, broken: str) -> None:

@@ -28,13 +28,13 @@ class Plant:
 
     Args:
         folder: Of the store's file and all logs.
-        model: Folder of the model.
+        model: What `EXEMPLAR_BACKBONE` says.
         fsync: The store's policy, `always` or `everysec`.
         journal: Told of times whose writes the store may have lost.
         settings: Further settings of the service and the worker.
     """
 
-    def __init__(self, folder: Path, *, model: Path, fsync: str, journal: Journal, **settings: str) -> None:
+    def __init__(self, folder: Path, *, model: str, fsync: str, journal: Journal, **settings: str) -> None:
         self.store = Store(folder, fsync=fsync)
         self.proxy = Proxy(self.store.port)
         self.doubted = 0  # acknowledged operations that the store may have lost
@@ -42,7 +42,7 @@ class Plant:
         self._folder = folder
         self._journal = journal
         self._settings = {
-            "backbone": f"blip:{model}", "tune_steps": "3", "threads": "1", "worker": "false",
+            "backbone": model, "tune_steps": "3", "threads": "1", "worker": "false",
             "max_examples": "24",
         } | settings  # fmt: skip
 

@@ -109,7 +109,7 @@ def serving() -> Callable[..., Iterator[str]]:
     def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
         with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             server.daemon_threads = True
-            thread = threading.Thread(target=server.serve_forever)
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
             thread.start()
             yield f"http://127.0.0.1:{server.server_port}"
             server.shutdown()

@@ -20,8 +20,8 @@ GOLDEN = ROOT / "tests" / "golden" / "case_a.safetensors"
 pytestmark = pytest.mark.timeout(300)  # some start processes, which import torch
 
 
-def test_backbones_lists_every_family_and_what_the_loaded_model_takes(run) -> None:
-    done = run("backbones", COLUMNS="200")
+def test_backbones_lists_every_family_and_what_the_loaded_model_takes(command) -> None:
+    done = command("backbones")
     assert done.returncode == 0, done.stderr
     for family in families():
         assert family in done.stdout
@@ -47,7 +47,7 @@ def test_parity_fails_where_an_output_is_too_far_off(command, tmp_path: Path) ->
     assert done.stdout.count("TOO FAR") == 1
 
 
-def test_evaluate_writes_its_scores(tmp_path: Path, run) -> None:
+def test_evaluate_writes_its_scores(tmp_path: Path, command) -> None:
     data = tmp_path / "set"
     for part in ("images", "masks"):
         (data / part).mkdir(parents=True)
@@ -58,7 +58,7 @@ def test_evaluate_writes_its_scores(tmp_path: Path, run) -> None:
     (data / "index.json").write_text(json.dumps(index))
     scores = tmp_path / "scores.json"
     pictures = tmp_path / "cases.png"
-    done = run("evaluate", "--data", str(data), "--json", str(scores), "--pictures", str(pictures))
+    done = command("evaluate", "--data", data, "--json", scores, "--pictures", pictures, EXEMPLAR_THREADS="1")
     assert done.returncode == 0, done.stderr
     assert "mIoU" in done.stdout
     written = json.loads(scores.read_text())
@@ -127,7 +127,7 @@ def mask_of(name: str) -> np.ndarray:
         return np.array(image.convert("L")) > 0
 
 
-def test_evaluate_reads_coco_and_voc(tmp_path: Path, run) -> None:
+def test_evaluate_reads_coco_and_voc(tmp_path: Path, command) -> None:
     coco, voc, scores = tmp_path / "coco.json", tmp_path / "voc", tmp_path / "scores.json"
     kitten = mask_to_rle(mask_of("kitten"))
     content = {
@@ -142,7 +142,7 @@ def test_evaluate_reads_coco_and_voc(tmp_path: Path, run) -> None:
     Image.fromarray(mask_of("chelsea").astype(np.uint8) * 8).save(voc / "SegmentationClass" / "chelsea.png")
     examples = str(ROOT / "examples")
     words = ("--data", str(coco), "--images", examples, "--data", str(voc), "--json", str(scores))
-    done = run("evaluate", *words)
+    done = command("evaluate", *words, EXEMPLAR_THREADS="1")
     assert done.returncode == 0, done.stderr
     written = json.loads(scores.read_text())
     assert written["dataset"] == "coco.json + voc"

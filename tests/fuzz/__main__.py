@@ -88,7 +88,7 @@ def _serving(folder: Path) -> Iterator[_Target]:
     """A service with the small random model and its embedded server."""
     data_dir, model = folder / "var", write_model(folder / "model")
     with serving(
-        data_dir, backbone=f"blip:{model}", tune_steps="1", threads="1", max_image_pixels="4000000"
+        data_dir, backbone=model, tune_steps="1", threads="1", max_image_pixels="4000000"
     ) as (process, url):  # fmt: skip
         yield _Target(url, data_dir, process.log, process.pid)
 

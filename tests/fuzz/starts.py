@@ -63,13 +63,13 @@ def main() -> int:
 
 
 @contextmanager
-def _serving(data_dir: Path, model: Path) -> Iterator[str]:
-    with serving(data_dir, backbone=f"blip:{model}", tune_steps="1", threads="1") as (process, url):
+def _serving(data_dir: Path, model: str) -> Iterator[str]:
+    with serving(data_dir, backbone=model, tune_steps="1", threads="1") as (process, url):
         yield url
         process.end(timeout_s=60)
 
 
-def _fill(data_dir: Path, model: Path, *, categories: int, taught: int) -> None:
+def _fill(data_dir: Path, model: str, *, categories: int, taught: int) -> None:
     """Teach some categories, and give the adapter of the first to all others."""
     with _serving(data_dir, model) as url, httpx2.Client(base_url=url, timeout=60) as http:
         jobs = []
@@ -111,7 +111,7 @@ def _spoil(redis: Any, random: Random, key: bytes, field: str | None) -> None:
         redis.hset(key, field, random.choice(_JUNK))
 
 
-def _start(folder: Path, name: str, model: Path) -> tuple[float, int]:
+def _start(folder: Path, name: str, model: str) -> tuple[float, int]:
     """Seconds from the start of a process until it is ready, and the number of records that it skips."""
     data_dir = folder / "copy"
     shutil.rmtree(data_dir, ignore_errors=True)

@@ -27,6 +27,7 @@ from app.api import problems
 from app.errors import OverloadedError
 from app.metrics import Metrics
 from app.services.lane import Lane
+from tests.backbones import albef_model
 
 REPOSITORY = Path(__file__).parents[2]
 NEEDS_RAY = "needs Ray: pip install -c constraints.txt -e '.[ray]'"
@@ -227,10 +228,10 @@ def test_the_deployment_is_what_arguments_and_settings_say(setting) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason=NEEDS_RAY)
 @pytest.mark.timeout(300)
-def test_two_replicas_on_one_store(tiny_folder: Path) -> None:
+def test_two_replicas_on_one_store(tmp_path: Path) -> None:
     """Ray, its proxies and the replicas, as deploy/ray/measure.py runs them: most of a minute."""
     outer = {name: value for name, value in os.environ.items() if not name.startswith(("EXEMPLAR_", "RAY_"))}
-    own = {"BACKBONE": f"blip:{tiny_folder}", "TUNE_STEPS": "3", "THREADS": "1"}
+    own = {"BACKBONE": albef_model.write(tmp_path / "tiny", patch_px=48), "TUNE_STEPS": "3", "THREADS": "1"}
     done = subprocess.run(
         [sys.executable, REPOSITORY / "deploy/ray/measure.py", "--short"],
         env=outer | {"PYTHONPATH": str(REPOSITORY)} | {f"EXEMPLAR_{name}": value for name, value in own.items()},

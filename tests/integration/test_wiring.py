@@ -153,6 +153,18 @@ class TestService:
                 pass
         assert len(asyncio.all_tasks()) == 1
 
+    @pytest.mark.parametrize(
+        ("url", "told"),
+        [
+            ("http://nowhere", "EXEMPLAR_REDIS_URL can't be used"),
+            ("redis://127.0.0.1:9", "No Redis answers at EXEMPLAR_REDIS_URL"),
+        ],
+    )
+    async def test_a_store_that_cannot_be_reached(self, tmp_path: Path, tiny, url: str, told: str) -> None:
+        with pytest.raises(AppError, match=told):
+            async with service(Settings(redis_url=url, data_dir=tmp_path), loaded=[tiny]):
+                pass
+
     async def test_nothing_is_left_of_it(self, tmp_path: Path, database: str, tiny) -> None:
         async with service(Settings(redis_url=database, data_dir=tmp_path), loaded=[tiny]) as live:
             lane = live.models.default.lane

@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from app import backbones
 from app.method.adapter import Adapter
+from app.method.backbone import EncodedImage
 from app.method.pieces import finished
-from app.method.pipeline import Pipeline
+from app.method.pipeline import Pipeline, encode_one
+from app.method.prediction import Prediction
 from app.method.prompts import Prompts, Query
 from app.method.refinement import crf
 from app.method.selection import select
@@ -28,11 +31,27 @@ def pipeline() -> Pipeline:
 
 
 @pytest.fixture(scope="session")
-def marked(pipeline: Pipeline) -> Callable[..., np.ndarray]:
+def found(pipeline: Pipeline) -> Callable[..., Prediction]:
+    """What the pipeline finds in a photo, which is encoded once."""
+    kept: dict[tuple[str, int], EncodedImage] = {}
+
+    def find(name: str, *queries: Query) -> Prediction:
+        def encode(rgb: Tensor, number: int) -> EncodedImage:
+            if (name, number) not in kept:
+                kept[name, number] = encode_one(pipeline.backbone, rgb)
+            return kept[name, number]
+
+        return pipeline.run(photo(name), queries, encode=encode)
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def marked(found: Callable[..., Prediction]) -> Callable[..., np.ndarray]:
     """Pixels of a photo that belong to the first of some queries."""
 
     def mark(name: str, *queries: Query) -> np.ndarray:
-        labels, _ = pipeline.run(photo(name), queries).labels(None)
+        labels, _ = found(name, *queries).labels(None)
         return labels == 1
 
     return mark

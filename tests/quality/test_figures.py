@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from app.method.pipeline import Pipeline
+from app.method.prediction import Prediction
 from app.method.prompts import Query
 from app.services.prediction import Asked, CategoryPrediction, PhotoPrediction
-from tests.quality.photos import FOLDERS, PHOTOS, photo
+from tests.quality.photos import FOLDERS, PHOTOS
 
 ROOT = Path(__file__).parents[2]
 # Machines differ by less, other weights by more.
@@ -19,15 +19,15 @@ PRESENCE, AREA = 0.02, 0.002
 
 
 @pytest.fixture
-def cat(pipeline: Pipeline, taught: Callable[..., Query]) -> Callable[..., list[CategoryPrediction]]:
+def cat(found: Callable[..., Prediction], taught: Callable[..., Query]) -> Callable[..., list[CategoryPrediction]]:
     """Segments a photo into "cat", taught from the kitten, and names that nobody taught."""
 
-    def found(name: str, *beside: str, absent: tuple[str, ...] = ()) -> list[CategoryPrediction]:
+    def segment(name: str, *beside: str, absent: tuple[str, ...] = ()) -> list[CategoryPrediction]:
         queries = [taught("cat", "kitten", *absent), *(Query((word,)) for word in beside)]
-        prediction = PhotoPrediction.of(pipeline.run(photo(name), queries), None)
+        prediction = PhotoPrediction.of(found(name, *queries), None)
         return prediction.categories([Asked(query.words[0], query) for query in queries])
 
-    return found
+    return segment
 
 
 def printed(document: str, pattern: str) -> list[str]:

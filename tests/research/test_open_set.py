@@ -16,6 +16,7 @@ from app.research.open_metrics import Counts, miou
 from app.research.open_set import Draw, OpenReport, open_set, sights
 from app.research.report import as_open_json, as_open_picture, as_open_table
 from app.research.subject import Options, Subject
+from tests.research.conftest import read_photos, write_photos
 from tests.research.counts import TAUGHT, WORDS, once, photos_of
 
 OPTIONS = Options(crf=False, recipe=replace(TUNED, steps=2))
@@ -113,19 +114,26 @@ class TestReport:
         assert list(as_open_table(report).columns[1].cells)[4] == "–"
 
 
-@pytest.mark.parametrize("single", [False, True])
-def test_the_sample_photos(dataset: Dataset, embedded, single: bool) -> None:
+@pytest.fixture(scope="module", params=[False, True], ids=["together", "single"])
+def measured(request, tmp_path_factory, embedded) -> tuple[Subject, Draw]:
+    """A run on the sample photos, whose categories are requested together or each alone."""
+    options = replace(OPTIONS, protocol="open", categories=None, single=request.param)
+    dataset = read_photos(write_photos(tmp_path_factory.mktemp("photos")))
+    subject = Subject(embedded, dataset, options, quiet)
+    (draw,) = open_set(subject).draws
+    return subject, draw
+
+
+def test_the_sample_photos(measured: tuple[Subject, Draw]) -> None:
     """Person and cat are taught from a photo each; the other two photos show one of them."""
-    options = replace(OPTIONS, protocol="open", categories=None, single=single)
-    report = open_set(Subject(embedded, dataset, options, quiet))
-    (draw,) = report.draws
+    subject, draw = measured
     assert draw.categories == ("person", "cat")
     for counts in draw.counts.values():
         assert counts.present.tolist() in ([[True, False], [False, True]], [[False, True], [True, False]])
         assert once(Counts.iou, counts)[1:].min() > 0.5
         assert (counts.predicted.sum(axis=1) <= 2 * counts.pixels).all()
         assert ((counts.presence >= 0) & (counts.presence <= 1)).all()
-    assert np.isnan(once(Counts.iou, draw.counts["words"])[0]) == single, (
+    assert np.isnan(once(Counts.iou, draw.counts["words"])[0]) == subject.options.single, (
         "requests for one category have no common background"
     )
 
@@ -153,14 +161,10 @@ def test_a_set_without_a_second_photo_of_any_category_is_refused(dataset: Datase
         open_set(Subject(embedded, alone, replace(OPTIONS, protocol="open"), quiet))
 
 
-@pytest.mark.parametrize("single", [False, True])
 def test_categories_are_drawn_in_photos_that_show_them_and_in_photos_that_do_not(
-    dataset: Dataset, embedded, single: bool
+    measured: tuple[Subject, Draw],
 ) -> None:
-    options = replace(OPTIONS, protocol="open", categories=None, single=single)
-    subject = Subject(embedded, dataset, options, quiet)
-    (draw,) = open_set(subject).draws
-    drawn = sights(subject, draw, 10)
+    drawn = sights(*measured, 10)
     assert list(drawn) == ["person", "cat"]
     for example, shown, absent in drawn.values():
         assert example.title == "taught"

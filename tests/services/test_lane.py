@@ -197,6 +197,7 @@ class TestSteps:
         await lane.run(partial(done.append, "request"), kind="segment")
         step = await submitted(lane, partial(done.append, "step"), kind="tune")
         await lane.run(partial(done.append, "next request"), kind="segment")
+        await asyncio.to_thread(lane.close)  # which ends the pause
         await step
         assert done == ["request", "next request", "step"]
 

@@ -42,6 +42,7 @@ def whole_model(
     if not source:
         raise InvalidInputError(f"{family.models} needs an id or a folder: EXEMPLAR_BACKBONE={family.setting}.")
     try:
+        _check_type(source, model_type, family)
         model, found = model_type.from_pretrained(source, dtype=dtype, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -62,6 +63,19 @@ def whole_model(
             "and tokenizer_config.json, or its vocabulary, beside the weights."
         )
     return model, tokenizer, f"{family.name}:{Path(source).name if Path(source).exists() else source}"
+
+
+def _check_type(source: str, model_type: Any, family: Family) -> None:
+    """Refuse a model of another type by its configuration.
+
+    transformers would first make a model of default size, which may be gigabytes, for all that the configuration lacks.
+    """
+    if expected := getattr(model_type, "config_class", None):
+        stored, _ = expected.get_config_dict(source)
+        if (found := stored.get("model_type", expected.model_type)) != expected.model_type:
+            raise InvalidInputError(
+                f"{source!r} is a model of type {found!r}, not {family.models}: name the family that it is of."
+            )
 
 
 def _reads(tokenizer: Any) -> bool:
