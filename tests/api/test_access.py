@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Iterator
 
 import pytest
 from pydantic import ValidationError
@@ -27,10 +28,27 @@ def basic(credentials: str) -> str:
 SETTING = ", ".join(f"{scope}:{hashed(key)}" for scope, key in KEYS.items())
 
 
+ELSEWHERE = ("10.0.0.7", 50007)
+
+
 @pytest.fixture
 def api(start):
     """A service with three keys, called from another machine."""
-    with start(api_keys=SETTING, client=("10.0.0.7", 50007)) as running:
+    with start(api_keys=SETTING, client=ELSEWHERE) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared(new_database, start_on) -> Iterator:
+    """The same, for tests that change nothing."""
+    with new_database() as database, start_on(database, api_keys=SETTING, client=ELSEWHERE, worker=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared_without_keys(new_database, start_on) -> Iterator:
+    """A service without keys, called from this machine, for tests that change nothing."""
+    with new_database() as database, start_on(database, worker=False) as running:
         yield running
 
 
@@ -47,15 +65,15 @@ class TestKeys:
         assert sending(api, "learn").http.delete("/categories/cat").status_code == 403
         assert sending(api, "all").http.delete("/categories/cat").status_code == 204
 
-    def test_without_a_key(self, api) -> None:
-        before = api.stored()
+    def test_without_a_key(self, shared) -> None:
+        before = shared.stored()
         for method, path in (("GET", "/categories"), ("POST", "/segment"), ("DELETE", "/jobs/1"), ("GET", "/no")):
-            answer = api.http.request(method, path)
+            answer = shared.http.request(method, path)
             assert answer.status_code == 401
             assert answer.headers["www-authenticate"] == "Bearer"
             assert answer.headers["content-type"] == "application/problem+json"
             assert "X-API-Key" in answer.json()["detail"]
-        assert api.stored() == before
+        assert shared.stored() == before
 
     @pytest.mark.parametrize(
         "headers",
@@ -67,8 +85,8 @@ class TestKeys:
             {"Authorization": basic(":look")},
         ],
     )
-    def test_either_header_carries_it(self, api, headers: dict[str, str]) -> None:
-        assert api.http.get("/categories", headers=headers).status_code == 200
+    def test_either_header_carries_it(self, shared, headers: dict[str, str]) -> None:
+        assert shared.http.get("/categories", headers=headers).status_code == 200
 
     @pytest.mark.parametrize(
         "headers",
@@ -86,21 +104,21 @@ class TestKeys:
             {"X-API-Key": b"l\xf6\xf6k"},
         ],
     )
-    def test_another_key_is_refused(self, api, headers: dict[str, str]) -> None:
-        assert api.http.get("/categories", headers=headers).status_code == 401
+    def test_another_key_is_refused(self, shared, headers: dict[str, str]) -> None:
+        assert shared.http.get("/categories", headers=headers).status_code == 401
 
-    def test_a_body_is_not_read_for_who_may_not_send_it(self, api) -> None:
-        answer = api.http.post("/categories/cat/example", content=b"x" * 3_000_000, headers={"X-API-Key": "look"})
+    def test_a_body_is_not_read_for_who_may_not_send_it(self, shared) -> None:
+        answer = shared.http.post("/categories/cat/example", content=b"x" * 3_000_000, headers={"X-API-Key": "look"})
         assert answer.status_code == 403
         assert "teach" in answer.json()["detail"]
 
-    def test_probes_numbers_and_the_document_are_open(self, api) -> None:
+    def test_probes_numbers_and_the_document_are_open(self, shared) -> None:
         probes, pages = (
             ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"),
             ("/docs", "/docs/swagger-ui.css", "/", "/web/page.js"),
         )
         for path in (*probes, *pages, "/openapi.json"):
-            assert api.http.get(path).status_code == 200
+            assert shared.http.get(path).status_code == 200
 
     def test_a_page_of_another_site_is_not_among_the_anonymous_callers(self, start) -> None:
         with start(allow_anonymous=True, worker=False) as api:
@@ -279,12 +297,11 @@ class TestWithoutKeys:
             "2130706433",
         ],
     )
-    def test_a_name_of_somebody_elses_that_leads_here_is_refused(self, start, host: str) -> None:
-        with start() as api:
-            headers = {"Host": host, "Origin": f"http://{host}"}
-            assert api.http.get("/categories", headers=headers).status_code == 403
-            assert api.teach("cat", headers=headers).status_code == 403
-            assert api.http.get("/categories").json() == []
+    def test_a_name_of_somebody_elses_that_leads_here_is_refused(self, shared_without_keys, host: str) -> None:
+        headers = {"Host": host, "Origin": f"http://{host}"}
+        assert shared_without_keys.http.get("/categories", headers=headers).status_code == 403
+        assert shared_without_keys.teach("cat", headers=headers).status_code == 403
+        assert shared_without_keys.http.get("/categories").json() == []
 
     @pytest.mark.parametrize(
         "host",
@@ -299,9 +316,8 @@ class TestWithoutKeys:
             "0.0.0.0:8000",
         ],
     )
-    def test_its_own_names_are_not(self, start, host: str) -> None:
-        with start() as api:
-            assert api.http.get("/categories", headers={"Host": host}).status_code == 200
+    def test_its_own_names_are_not(self, shared_without_keys, host: str) -> None:
+        assert shared_without_keys.http.get("/categories", headers={"Host": host}).status_code == 200
 
 
 class TestProbes:
@@ -355,8 +371,8 @@ class TestBrowsers:
         policy = sending(api, "all").http.get("/categories").headers["content-security-policy"]
         assert policy == "default-src 'none'; frame-ancestors 'none'"
 
-    def test_the_one_script_of_the_documentation_is_allowed_by_its_hash(self, api) -> None:
-        answer = api.http.get("/docs")
+    def test_the_one_script_of_the_documentation_is_allowed_by_its_hash(self, shared) -> None:
+        answer = shared.http.get("/docs")
         (script,) = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         assert f"script-src 'self' 'sha256-{digest}';" in answer.headers["content-security-policy"]

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import unicodedata
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -32,6 +33,13 @@ ADAPTER = {
     "created_at",
 }  # fmt: skip
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+@pytest.fixture(scope="module")
+def shared(new_database, start_on) -> Iterator:
+    """The application without a worker, for tests that mind only their own categories."""
+    with new_database() as database, start_on(database, worker=False) as api:
+        yield api
 
 
 def stored_mask(api, name="cat", number=-1) -> np.ndarray:
@@ -98,17 +106,16 @@ class TestTeaching:
         assert np.array_equal(stored_mask(api), api.marked)
 
     @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
-    def test_every_format_of_photo(self, start, file_format) -> None:
-        with start(worker=False) as api:
-            file = io.BytesIO()
-            Image.open(io.BytesIO(api.photo)).save(file, file_format)
-            answer = api.teach(photo=file.getvalue())
-            example = api.http.get("/categories/cat/examples").json()[0]
-            assert answer.status_code == 202
-            assert example["media_type"] == f"image/{file_format.lower()}"
-            image = api.http.get(f"/categories/cat/examples/{example['id']}/image")
-            assert image.content == file.getvalue()
-            assert image.headers["content-type"] == example["media_type"]
+    def test_every_format_of_photo(self, shared, file_format) -> None:
+        file = io.BytesIO()
+        Image.open(io.BytesIO(shared.photo)).save(file, file_format)
+        answer = shared.teach(file_format, photo=file.getvalue())
+        (example,) = shared.http.get(f"/categories/{file_format}/examples").json()
+        assert answer.status_code == 202
+        assert example["media_type"] == f"image/{file_format.lower()}"
+        image = shared.http.get(f"/categories/{file_format}/examples/{example['id']}/image")
+        assert image.content == file.getvalue()
+        assert image.headers["content-type"] == example["media_type"]
 
     def test_more_shots_are_appended_with_their_words(self, api) -> None:
         api.taught(prompts=["kitten"])
@@ -181,13 +188,16 @@ class TestTeaching:
 
 class TestNames:
     @pytest.mark.parametrize("name", ["猫", "🦒", "Füße", "fire truck", "a.b", "{x}", "50%", "x" * 64, "?", "#1", "*"])
-    def test_any_script_and_sign(self, start, name) -> None:
-        with start(worker=False) as api:
-            answer = api.teach(quote(name, safe=""))
-            assert answer.status_code == 202
-            assert answer.json()["category"]["name"] == name
-            assert api.category(quote(name, safe=""))["name"] == name
-            assert [category["name"] for category in api.http.get("/categories").json()] == [name]
+    def test_any_script_and_sign(self, shared, name) -> None:
+        def listed() -> list[str]:
+            return [category["name"] for category in shared.http.get("/categories").json()]
+
+        before = listed()
+        answer = shared.teach(quote(name, safe=""))
+        assert answer.status_code == 202
+        assert answer.json()["category"]["name"] == name
+        assert shared.category(quote(name, safe=""))["name"] == name
+        assert listed() == [*before, name]
 
     def test_spellings_of_one_name_are_one_category(self, start) -> None:
         composed, decomposed = (unicodedata.normalize(form, "Füße") for form in ("NFC", "NFD"))
@@ -246,8 +256,8 @@ class TestLooking:
             ("POST", "/rollback"),
         ],
     )
-    def test_an_unknown_category_is_not_found(self, api, method, path) -> None:
-        answer = api.http.request(
+    def test_an_unknown_category_is_not_found(self, shared, method, path) -> None:
+        answer = shared.http.request(
             method, f"/categories/nobody{path}", json={"version": 1} if method == "POST" else None
         )
         assert answer.status_code == 404

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ def referenced(name: str) -> set[str]:
         return set()
     names = re.findall(r"""(?:src=|href=|\()"web/([^"]+)"|from "\./([^"]+)"|url\(([^)]+)\)""", (WEB / name).read_text())
     return {"".join(found) for found in names}
+
+
+@pytest.fixture(scope="module")
+def api(new_database, start_on) -> Iterator:
+    """The application, which nothing here changes."""
+    with new_database() as database, start_on(database, worker=False) as running:
+        yield running
 
 
 class TestServed:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,6 +23,20 @@ FOUND = {
 }  # fmt: skip
 # One background word and no refinement give masks of the random model that are neither empty nor everything.
 PLAIN = {"background": ["sky"], "refine": "none"}
+
+
+@pytest.fixture(scope="module")
+def shared(new_database, start_on) -> Iterator:
+    with new_database() as database, start_on(database, worker=False) as running:
+        yield running
+
+
+@pytest.fixture
+def api(shared) -> Iterator:
+    """The application, which is taught nothing; tests that teach start their own."""
+    before = shared.stored()
+    yield shared
+    assert shared.stored() == before
 
 
 def image_of(raw: bytes) -> Image.Image:
@@ -66,20 +81,22 @@ class TestAnswer:
         assert not mask_of(found).any()
         assert (found["area"], found["bbox"], found["mean_probability"]) == (0, [0, 0, 0, 0], 0)
 
-    def test_every_category_asked_for_in_order_and_once(self, api) -> None:
-        api.taught("dog")
-        found = api.segment("猫", "Dog", "bird", "DOG").json()["categories"]
-        assert [(one["name"], one["adapted"], one["adapter_version"]) for one in found] == [
-            ("猫", False, None),
-            ("dog", True, 1),
-            ("bird", False, None),
-        ]
+    def test_every_category_asked_for_in_order_and_once(self, start) -> None:
+        with start() as api:
+            api.taught("dog")
+            found = api.segment("猫", "Dog", "bird", "DOG").json()["categories"]
+            assert [(one["name"], one["adapted"], one["adapter_version"]) for one in found] == [
+                ("猫", False, None),
+                ("dog", True, 1),
+                ("bird", False, None),
+            ]
 
-    def test_without_names_every_category_taught(self, api) -> None:
-        assert api.segment().json()["categories"] == []
-        api.taught("dog")
-        api.taught("cat")
-        assert [one["name"] for one in api.segment().json()["categories"]] == ["dog", "cat"]
+    def test_without_names_every_category_taught(self, start) -> None:
+        with start() as api:
+            assert api.segment().json()["categories"] == []
+            api.taught("dog")
+            api.taught("cat")
+            assert [one["name"] for one in api.segment().json()["categories"]] == ["dog", "cat"]
 
     def test_more_categories_taught_than_may_be_asked_for(self, start) -> None:
         with start(worker=False, max_categories=2) as api:
@@ -206,17 +223,18 @@ class TestOptions:
 
 
 class TestForms:
-    def test_polygons_can_be_taught_from(self, api) -> None:
-        as_rle, as_polygons = (
-            api.segment("cat", "dog", output=output, **PLAIN).json()["categories"] for output in ("rle", "polygons")
-        )
-        for rle, polygons in zip(as_rle, as_polygons, strict=True):
-            rings = polygons["segmentation"]
-            assert all(len(ring) >= 6 and len(ring) % 2 == 0 for ring in rings)
-            answer = api.teach("copy", segmentation=json.dumps(rings), mode="replace")
-            example = api.http.get("/categories/copy/examples").json()[0]
-            assert answer.status_code == 202
-            assert example["area"] == rle["area"]
+    def test_polygons_can_be_taught_from(self, start) -> None:
+        with start() as api:
+            as_rle, as_polygons = (
+                api.segment("cat", "dog", output=output, **PLAIN).json()["categories"] for output in ("rle", "polygons")
+            )
+            for rle, polygons in zip(as_rle, as_polygons, strict=True):
+                rings = polygons["segmentation"]
+                assert all(len(ring) >= 6 and len(ring) % 2 == 0 for ring in rings)
+                answer = api.teach("copy", segmentation=json.dumps(rings), mode="replace")
+                example = api.http.get("/categories/copy/examples").json()[0]
+                assert answer.status_code == 202
+                assert example["area"] == rle["area"]
 
     def test_a_label_map(self, api) -> None:
         names = ["cat", "猫", "fire truck"]
@@ -300,14 +318,15 @@ class TestForms:
 
 
 class TestCache:
-    def test_an_adapter_is_read_from_the_store_once(self, api) -> None:
-        api.taught("cat")
-        before = metric(api, "exemplar_adapter_cache_misses_total")
-        for _ in range(3):
-            api.segment("cat")
-        assert metric(api, "exemplar_adapter_cache_misses_total") - before == 1
-        assert metric(api, "exemplar_adapter_cache_hits_total") == 2
-        assert metric(api, "exemplar_adapters_loaded") == 1
+    def test_an_adapter_is_read_from_the_store_once(self, start) -> None:
+        with start() as api:
+            api.taught("cat")
+            before = metric(api, "exemplar_adapter_cache_misses_total")
+            for _ in range(3):
+                api.segment("cat")
+            assert metric(api, "exemplar_adapter_cache_misses_total") - before == 1
+            assert metric(api, "exemplar_adapter_cache_hits_total") == 2
+            assert metric(api, "exemplar_adapters_loaded") == 1
 
     def test_without_memory_for_it_nothing_is_kept(self, start) -> None:
         with start(adapter_cache_bytes=0) as api:

@@ -9,10 +9,12 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import httpx2
 import numpy as np
 import pytest
 from fastapi import FastAPI
@@ -27,6 +29,7 @@ from app.masks.pictures import palette
 from app.masks.rle import mask_to_rle, rle_to_mask
 from app.method.backbone import Backbone
 from app.settings import Settings
+from tests.conftest import NewDatabase
 from tests.served import served
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -56,10 +59,41 @@ def api_keys() -> str:
 
 
 @pytest.fixture
-def url(database: str, embedded: Backbone, tmp_path: Path, api_keys: str) -> Iterator[str]:
-    settings = Settings(redis_url=database, data_dir=tmp_path, tune_steps=3, threads=1, api_keys=api_keys)
+def own_service() -> bool:
+    """Whether a test has a service of its own: yes, unless it teaches nothing."""
+    return True
+
+
+teaches_nothing = pytest.mark.parametrize("own_service", [False], ids=["shared"])
+
+
+@contextmanager
+def service(database: str, embedded: Backbone, folder: Path, api_keys: str = "") -> Iterator[str]:
+    settings = Settings(redis_url=database, data_dir=folder, tune_steps=3, threads=1, api_keys=api_keys)
     with served(create_app(settings, loaded=[embedded])) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def shared_url(
+    new_database: NewDatabase, embedded: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    with new_database() as database, service(database, embedded, tmp_path_factory.mktemp("data")) as address:
+        yield address
+
+
+@pytest.fixture
+def url(
+    request: pytest.FixtureRequest, embedded: Backbone, tmp_path: Path, own_service: bool, api_keys: str
+) -> Iterator[str]:
+    if own_service:
+        with service(request.getfixturevalue("database"), embedded, tmp_path, api_keys) as address:
+            yield address
+    else:
+        address = request.getfixturevalue("shared_url")
+        yield address
+        left = [httpx2.get(f"{address}/{path}").json() for path in ("categories", "jobs")]
+        assert left == [[], []]  # nothing for the next test to find
 
 
 @pytest.fixture
@@ -183,11 +217,20 @@ def segmented(page: Page, names: str) -> dict:
 
 
 def alphas(canvas: Locator) -> np.ndarray:
-    values = canvas.evaluate(
-        """canvas => [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]
-                         .filter((_, at) => at % 4 === 3)"""
+    """The opacity of every pixel, from 0 to 255."""
+    # As one text: Playwright takes seconds for a list of as many numbers.
+    text = canvas.evaluate(
+        """canvas => {
+             const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+             const alphas = Uint8Array.from({ length: data.length / 4 }, (_, at) => data[4 * at + 3]);
+             let text = "";
+             for (let at = 0; at < alphas.length; at += 8192) {
+               text += String.fromCharCode(...alphas.subarray(at, at + 8192));
+             }
+             return btoa(text);
+           }"""
     )
-    return np.array(values)
+    return np.frombuffer(base64.b64decode(text), np.uint8)
 
 
 def test_paint_teach_and_segment_another_photo(page: Page) -> None:
@@ -271,6 +314,7 @@ def test_an_example_whose_job_gave_way_is_learnt_only_if_a_later_job_learns_it(p
     expect(absent).to_be_enabled()
 
 
+@teaches_nothing
 def test_a_legend_entry_shows_its_mask_alone(page: Page) -> None:
     answer = segmented(page, names="cat, sofa, dog")
     found = next(index for index, category in enumerate(answer["categories"]) if category["area"])
@@ -393,6 +437,7 @@ def test_zoom_and_pan_keep_what_is_drawn_in_its_place(page: Page) -> None:
     assert not mask[280:].any()
 
 
+@teaches_nothing
 def test_two_fingers_zoom_and_draw_nothing(page: Page) -> None:
     canvas = choose(page)
     (x, y), touch = (canvas.left + 200, canvas.top + 100), page.context.new_cdp_session(page)
@@ -521,6 +566,7 @@ def test_clicks_find_the_object_and_the_brush_corrects_it(page: Page) -> None:
     assert (stored[60:] == mask[60:]).mean() > 0.999  # a canvas softens edges
 
 
+@teaches_nothing
 def test_a_click_on_a_large_photo_is_looked_at_with_white_for_what_is_transparent(page: Page) -> None:
     """As the service reads the photo itself. It is sent smaller than it is."""
     drawing = io.BytesIO()
@@ -551,6 +597,7 @@ def test_a_click_on_a_large_photo_is_looked_at_with_white_for_what_is_transparen
     assert min(pixel) >= 250
 
 
+@teaches_nothing
 def test_the_keyboard_clicks_too(page: Page) -> None:
     canvas = choose(page)
     page.keyboard.press("Control+z")
@@ -594,6 +641,13 @@ def test_a_mask_file_instead(page: Page) -> None:
     expect(page.locator("#paper .marks")).to_be_visible()
 
 
+def pass_pauses(page: Page, *seconds: int) -> None:
+    """Let the page's clock, which must be installed, pass the pauses before it asks the service again."""
+    for pause_s in seconds:
+        expect(page.locator("#segment-status")).to_contain_text(f"trying again in {pause_s} s")
+        page.clock.fast_forward(1000 * pause_s)
+
+
 def drop(page: Page, place: str, *paths: Path) -> None:
     files = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in paths]
     dropped = page.evaluate_handle(
@@ -610,6 +664,7 @@ def drop(page: Page, place: str, *paths: Path) -> None:
     page.dispatch_event(place, "drop", {"dataTransfer": dropped})
 
 
+@teaches_nothing
 def test_a_mask_file_is_dropped_on_its_own_field_and_text_on_a_text_field(page: Page) -> None:
     choose(page).draw("Box", (100, 100), (500, 300))
     drop(page, "#teach-mask", EXAMPLES / "kitten_mask.png")
@@ -628,6 +683,7 @@ def test_a_mask_file_is_dropped_on_its_own_field_and_text_on_a_text_field(page: 
     assert kept == [True, True]  # the browser puts the text into the field
 
 
+@teaches_nothing
 def test_photos_are_dropped_on_a_form(page: Page) -> None:
     for form in ("#teach", "#segment"):
         drop(page, form, KITTEN, CHELSEA)
@@ -638,6 +694,7 @@ def test_photos_are_dropped_on_a_form(page: Page) -> None:
     assert page.locator("#results figcaption").all_inner_texts() == ["kitten.jpg", "chelsea.jpg"]
 
 
+@teaches_nothing
 def test_what_is_wrong_is_said_beside_the_form(page: Page) -> None:
     choose(page)
     teach(page)
@@ -653,7 +710,9 @@ def test_what_is_wrong_is_said_beside_the_form(page: Page) -> None:
         expect(page.locator(place)).to_have_text(refused.value.json()["detail"])
         expect(page.get_by_role("button", name=button)).to_be_enabled()
     page.route("**/segment", lambda route: route.abort())
+    page.clock.install()
     page.get_by_role("button", name="Segment").click()
+    pass_pauses(page, 1, 2, 4, 8, 16)
     expect(page.locator("#results .problem")).to_contain_text("The service does not answer")
     page.unroute("**/segment")
 
@@ -738,16 +797,17 @@ def test_the_list_is_renewed_while_it_is_used(page: Page) -> None:
     example = page.get_by_role("button", name="Delete this example")
     example.focus()
     held: list[Route] = []
-    renew = "async () => void (await import('/web/taught.js')).showTaught()"
+    renew = "async () => { window.renewed = (await import('/web/taught.js')).showTaught(); }"
     page.route("**/categories?limit=1000", lambda route: route.continue_() if held else held.append(route))
     with page.expect_request("**/categories?limit=1000"):
         page.evaluate(renew)
+    first = page.evaluate_handle("() => ({ renewed })")
     dog = {"name": "dog.jpg", "mimeType": "image/jpeg", "buffer": (EXAMPLES / "dog.jpg").read_bytes()}
     page.request.post("/categories/dog/example", multipart={"image": dog, "box": "[100, 100, 200, 200]"})
     with page.expect_response("**/versions"):  # of the open row, after those of the list
         page.evaluate(renew)
     held[0].fulfill(json=[])  # what was asked before
-    page.wait_for_timeout(200)
+    first.evaluate("({ renewed }) => renewed")
     expect(page.locator("#taught > li")).to_have_count(2)
     expect(example).to_be_focused()
 
@@ -767,6 +827,7 @@ def test_the_list_is_renewed_while_it_is_used(page: Page) -> None:
     expect(delete).to_have_count(0)
 
 
+@teaches_nothing
 def test_downloads(page: Page) -> None:
     answer = segmented(page, names="cat, sofa")
     with page.expect_download() as download:
@@ -781,10 +842,11 @@ def test_downloads(page: Page) -> None:
         assert areas == [found["area"] for found in answer["categories"]]
 
 
-def segment_many(page: Page, *photos: Path, names: str = "cat, dog") -> None:
+def segment_many(page: Page, *photos: Path, names: str = "cat, dog", pauses_s: Sequence[int] = ()) -> None:
     page.get_by_label("Photos, chosen or dropped here").set_input_files(photos)
     page.get_by_label("Other names").fill(names)
     page.get_by_role("button", name="Segment").click()
+    pass_pauses(page, *pauses_s)
     expect(page.locator("#segment-go")).to_be_enabled()
 
 
@@ -815,6 +877,7 @@ def answers(page: Page, found: dict[str, set[str]]) -> None:
     )
 
 
+@teaches_nothing
 def test_many_photos_are_a_gallery_that_opens_large_and_is_filtered(page: Page) -> None:
     answers(page, {"chelsea.jpg": {"cat"}, "dog.jpg": {"dog"}, "coffee.jpg": set()})
     segment_many(page, CHELSEA, EXAMPLES / "dog.jpg", EXAMPLES / "coffee.jpg")
@@ -845,6 +908,7 @@ def test_many_photos_are_a_gallery_that_opens_large_and_is_filtered(page: Page) 
     expect(dialog).to_be_hidden()
 
 
+@teaches_nothing
 def test_a_category_keeps_its_colour_and_can_be_hidden_and_faded(page: Page) -> None:
     answers(page, {"chelsea.jpg": {"cat"}})
     swatch = page.locator("#shown-categories li", has_text="cat").locator(".swatch")
@@ -862,6 +926,7 @@ def test_a_category_keeps_its_colour_and_can_be_hidden_and_faded(page: Page) -> 
     assert not alphas(canvas).any()
 
 
+@teaches_nothing
 def test_heat_maps_are_asked_for_when_wanted(page: Page) -> None:
     segmented(page, names="cat")
     before = alphas(page.locator("#results canvas"))
@@ -870,11 +935,13 @@ def test_heat_maps_are_asked_for_when_wanted(page: Page) -> None:
     with Image.open(io.BytesIO(base64.b64decode(answered.value.json()["categories"][0]["heatmap"]))) as heat:
         expected = np.asarray(heat).ravel() / 2
     deadline = time.monotonic() + DEADLINE_S
-    while (shown := alphas(page.locator("#results canvas"))).tolist() == before.tolist():
+    while np.array_equal(shown := alphas(page.locator("#results canvas")), before):
         assert time.monotonic() < deadline
+        page.wait_for_timeout(50)
     assert np.abs(shown - expected).max() <= 2
 
 
+@teaches_nothing
 def test_segmenting_is_counted_and_can_be_cancelled(page: Page) -> None:
     held: list[Route] = []
 
@@ -903,6 +970,7 @@ def test_segmenting_is_counted_and_can_be_cancelled(page: Page) -> None:
     page.unroute("**/segment")
 
 
+@teaches_nothing
 def test_all_results_are_one_coco_file(page: Page, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no photo")
@@ -948,6 +1016,7 @@ def test_with_a_key_every_call_carries_it_and_the_job_is_asked_for(page: Page) -
     expect(page.locator("#taught li")).to_contain_text("cat")
 
 
+@teaches_nothing
 def test_run_lengths_are_read_as_they_were_written(page: Page) -> None:
     random = np.random.default_rng(5)
     masks = [random.random(hw) < 0.5 for hw in ((7, 5), (1, 13), (11, 1))]
@@ -963,6 +1032,7 @@ def test_run_lengths_are_read_as_they_were_written(page: Page) -> None:
     assert read == ["".join(map(str, mask.ravel().astype(int))) for mask in masks]
 
 
+@teaches_nothing
 @pytest.mark.parametrize("width", [360, 1100])
 def test_it_fits_and_every_control_has_a_label(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 740})
@@ -1009,6 +1079,7 @@ def test_a_running_job_is_cancelled(page: Page) -> None:
     page.unroute_all(behavior="wait")
 
 
+@teaches_nothing
 def test_links_jump_to_the_parts(page: Page) -> None:
     page.set_viewport_size({"width": 360, "height": 640})
     page.keyboard.press("Tab")
@@ -1041,6 +1112,7 @@ def test_axe_finds_nothing(page: Page, scheme: Literal["light", "dark"]) -> None
     assert faults() == []
 
 
+@teaches_nothing
 def test_the_document_of_the_api_needs_nothing_from_elsewhere(page: Page, url: str) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -1065,16 +1137,19 @@ def refuse(page: Page, path: str, times: int, *, status: int, retry_after: str =
     return called
 
 
+@teaches_nothing
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_service_is_asked_again_for_the_same_photo(page: Page, status: int) -> None:
     called = refuse(page, "**/segment", 2, status=status)
-    segment_many(page, CHELSEA, KITTEN, names="cat")
+    page.clock.install()
+    segment_many(page, CHELSEA, KITTEN, names="cat", pauses_s=(1, 2))
     expect(page.locator("#results figcaption")).to_have_text(["chelsea.jpg", "kitten.jpg"])
     expect(page.locator("#results .problem")).to_have_count(0)
     assert len(called) == 4
     expect(page.locator("#segment-left")).to_be_hidden()
 
 
+@teaches_nothing
 def test_a_run_that_nobody_may_make_stops_and_what_is_left_is_segmented_later(page: Page) -> None:
     called = refuse(page, "**/segment", 1, status=401)
     segment_many(page, CHELSEA, KITTEN, names="cat")
@@ -1094,6 +1169,7 @@ def test_a_job_is_followed_while_the_service_is_busy(page: Page) -> None:
     assert len(called) > 2
 
 
+@teaches_nothing
 def test_enter_on_a_control_of_the_results_starts_no_run(page: Page) -> None:
     segment_many(page, CHELSEA, names="cat")
     asked: list[str] = []
@@ -1113,10 +1189,11 @@ def test_what_is_seen_in_an_example_is_not_drawn_over_the_next_photo(page: Page)
     choose(page, CHELSEA)
     with page.expect_response("**/segment"):
         held[0].continue_()
-    page.wait_for_timeout(200)
-    expect(page.locator("#paper .seen")).to_be_hidden()
+    expect(page.locator("#teach-go")).to_be_enabled()  # when it would be drawn already
+    assert page.locator("#paper .seen").is_hidden()
 
 
+@teaches_nothing
 def test_marks_are_never_sent_with_the_next_photo(page: Page) -> None:
     """Choosing it, and one more, and teaching at once, before it could be shown."""
     choose(page).draw("Box", (100, 100), (500, 300))
