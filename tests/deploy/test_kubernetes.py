@@ -320,6 +320,13 @@ def test_written_folders_are_bounded_volumes(pods, ours, settings):
         assert set(mounted.values()) == set(volumes)
 
 
+def test_the_uploads_in_progress_have_room(pods, settings):
+    (tmp,) = [volume for volume in pods["exemplar-api"]["volumes"] if volume["name"] == "tmp"]
+
+    # A pod that exceeds the limit is evicted, so the rest is for what else is written there.
+    assert settings("exemplar-api").upload_space_bytes <= 0.8 * quantity(tmp["emptyDir"]["sizeLimit"])
+
+
 def test_models_of_the_hub_go_to_a_folder_that_can_be_written(ours, environment):
     for name, container in ours.items():
         written = [mount["mountPath"] for mount in container["volumeMounts"]]
