@@ -19,6 +19,7 @@ DOCUMENTS = sorted(
         ROOT / "docs",
         ROOT / "training",
         ROOT / "examples",
+        ROOT / "tests",
         ROOT / "client",
         ROOT / "app/backbones/embedded/weights",
     )
