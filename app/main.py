@@ -104,7 +104,9 @@ def create_app(
     app.add_middleware(Heads)
     app.add_middleware(WholeNames)
     app.add_middleware(PlainBodies)
-    app.add_middleware(BodyLimit, max_upload_bytes=resolved.max_upload_bytes)
+    app.add_middleware(
+        BodyLimit, max_upload_bytes=resolved.max_upload_bytes, upload_space_bytes=resolved.upload_space_bytes
+    )
     app.add_middleware(RateLimited, keys=resolved.key_scopes)
     app.add_middleware(Access, keys=resolved.key_scopes, allow_anonymous=resolved.allow_anonymous)
     app.add_middleware(Measured)

@@ -135,6 +135,13 @@ class Settings(BaseSettings):
         "of run lengths or polygons 41 bytes while they are read, and 1 afterwards. Above it requests are answered "
         "with 503 before their photo is decoded. A single request may always be served.",
     )
+    upload_space_bytes: int = Field(
+        768 * MEBIBYTE,
+        ge=1,
+        description="Limit for the bodies of all current requests. Files of more than 1 MiB in a form are in the "
+        "folder for temporary files (`/tmp`) until the request ends. A request that finds no space is answered with "
+        "503, and the rest of its body is discarded. A request that is alone is always read.",
+    )
     versions_kept: int = Field(5, ge=1, description="Adapter versions kept per category.")
     adapter_cache_bytes: int = Field(512 * MEBIBYTE, ge=0, description="Size of the in-memory cache of adapters.")
     image_cache_bytes: int = Field(

@@ -18,6 +18,7 @@ FOLDERS = (
     "docs/integrations",
     "client",
     "examples",
+    "tests",
     "training",
     "app/backbones/embedded/weights",
 )

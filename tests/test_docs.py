@@ -19,10 +19,11 @@ DOCUMENTS = sorted(
         ROOT / "docs",
         ROOT / "training",
         ROOT / "examples",
+        ROOT / "tests",
         ROOT / "client",
         ROOT / "app/backbones/embedded/weights",
     )
-    for path in (folder.rglob("*.md") if folder.name == "docs" else folder.glob("*.md"))
+    for path in (folder.rglob("*.md") if folder == ROOT / "docs" else folder.glob("*.md"))
 )
 MAX_README_WORDS = 1300  # as `wc -w` counts them
 

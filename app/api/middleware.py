@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import logs
 from app.api import problems
 from app.api.paths import MANY_IMAGES, path_of
-from app.errors import InvalidInputError, TooLargeError, UnsupportedMediaError
+from app.errors import AppError, InvalidInputError, OverloadedError, TooLargeError, UnsupportedMediaError
 from app.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ _FORM_BYTES = 1024 * 1024
 # is large of what callers send has few: a photo in a data URL is one, a region of a brush up to a million.
 _MAX_JSON_VALUES = 4_000_000
 
-# A refused body is read to its end, up to this many times the limit, because most clients read the response only after
-# they have sent the whole body.
+# A refused body is read to its end and discarded, up to this many times the limit: most clients read the response only
+# after they have sent the whole body.
 _DRAINED_LIMITS = 8
 
 
@@ -208,27 +208,33 @@ class Heads:
 
 
 class BodyLimit:
-    """Middleware that refuses bodies above the size limit, with or without a Content-Length header, or much JSON."""
+    """Middleware that refuses bodies above the size limit, with or without a Content-Length header, or much JSON.
 
-    def __init__(self, app: ASGIApp, *, max_upload_bytes: int) -> None:
+    It also refuses a body for which those of other requests leave no space. A form's files are written to the folder
+    for temporary files before its route runs, so before the limits on photos and on the queue.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_upload_bytes: int, upload_space_bytes: int) -> None:
         self._app = app
         # A photo, its mask, and the form around them.
         self._limit = 2 * max_upload_bytes + _FORM_BYTES
         self._limit_of_many = 8 * max_upload_bytes + _FORM_BYTES
+        self._space = _Space(upload_space_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application; refuse the request once its body exceeds the limit."""
+        """Run the application; refuse the request once its body exceeds the limit or finds no space."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         limit = self._limit_of_many if path_of(scope) in MANY_IMAGES else self._limit
         headers = Headers(scope=scope)
-        body = _Body(receive, limit=limit, is_json="json" in headers.get("content-type", "").partition(";")[0].lower())
+        is_json = "json" in headers.get("content-type", "").partition(";")[0].lower()
+        body = _Body(receive, limit=limit, space=self._space, is_json=is_json)
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > limit:
             # Who asks first (curl, above 1 MiB) has sent nothing yet, and sends nothing after a refusal.
             asks_first = headers.get("expect", "").lower() == "100-continue"
-            return await self._refuse(body, scope, send, drain=not asks_first)
-        answered = False
+            return await self._refuse(body.too_large, body, scope, send, drain=not asks_first)
+        answered, refusal = False, None
 
         async def watched(message: Message) -> None:
             nonlocal answered
@@ -237,21 +243,45 @@ class BodyLimit:
 
         try:
             await self._app(scope, body.receive, watched)
-        except _BodyTooLarge:
-            if not answered:
-                await self._refuse(body, scope, send)
+        except _BodyRefused as stopped:
+            refusal = stopped.refusal
+        finally:
+            body.give_back()
+        # Not in the handler above, where the traceback would keep the files that were read so far.
+        if refusal and not answered:
+            await self._refuse(refusal, body, scope, send)
 
-    async def _refuse(self, body: _Body, scope: Scope, send: Send, *, drain: bool = True) -> None:
+    async def _refuse(self, refusal: AppError, body: _Body, scope: Scope, send: Send, *, drain: bool = True) -> None:
+        if isinstance(refusal, OverloadedError):
+            metrics: Metrics = scope["state"]["service"].metrics
+            metrics.rejected.labels(reason="upload_space_full").inc()
+
+        async def without_end(message: Message) -> None:
+            await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+        # The answer is sent before the rest of the body is read, and ends after it: the server may then close the
+        # connection, which would cut the answer to a caller that still sends.
+        await problems.of(refusal)(scope, body.receive, without_end)
         if drain:
             await body.drain()
-        await problems.of(body.refusal)(scope, body.receive, send)
+        await send({"type": "http.response.body"})
+
+
+class _Space:
+    """The bytes of the bodies of all current requests."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.taken = 0
 
 
 class _Body:
     """A request body that counts the bytes read so far."""
 
-    def __init__(self, receive: Receive, *, limit: int, is_json: bool) -> None:
+    def __init__(self, receive: Receive, *, limit: int, space: _Space, is_json: bool) -> None:
         self._limit = limit
+        self._space = space
+        self._own = 0  # bytes of the space
         self._is_json = is_json
         self._commas = 0
         self._receive = receive
@@ -259,7 +289,7 @@ class _Body:
         self._ended = False
 
     @property
-    def refusal(self) -> TooLargeError:
+    def too_large(self) -> TooLargeError:
         """The error of a body that exceeds a limit."""
         if self._has_too_many_values:
             return TooLargeError(
@@ -278,12 +308,31 @@ class _Body:
         """Receive the next message.
 
         Raises:
-            _BodyTooLarge: If the body exceeds the limit.
+            _BodyRefused: If the body exceeds the limit, or the bodies of other requests leave no space for it.
         """
         message = await self._next()
         if self._seen > self._limit or self._has_too_many_values:
-            raise _BodyTooLarge
+            raise _BodyRefused(self.too_large)
+        self._take(len(message.get("body", b"")))
         return message
+
+    def _take(self, count: int) -> None:
+        space = self._space
+        # A request that is alone may exceed it: repeated, it would find no more space.
+        if count and space.taken > self._own and space.taken + count > space.max_bytes:
+            raise _BodyRefused(
+                OverloadedError(
+                    f"The bodies of other requests fill the {space.max_bytes} bytes for uploads "
+                    "(EXEMPLAR_UPLOAD_SPACE_BYTES): try again in a second."
+                )
+            )
+        space.taken += count
+        self._own += count
+
+    def give_back(self) -> None:
+        """Give the space of the body to other requests."""
+        self._space.taken -= self._own
+        self._own = 0
 
     async def drain(self) -> None:
         """Read the rest of the body and discard it."""
@@ -300,8 +349,12 @@ class _Body:
         return message
 
 
-class _BodyTooLarge(BaseException):
-    """Stops the application while it reads a body without Content-Length that exceeds the limit.
+class _BodyRefused(BaseException):
+    """Stops the application while it reads a body that exceeds the limit or finds no space.
 
     Not an `Exception`, because FastAPI answers any `Exception` raised while it reads a body with 400.
     """
+
+    def __init__(self, refusal: AppError) -> None:
+        super().__init__(refusal)
+        self.refusal = refusal

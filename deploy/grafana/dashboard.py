@@ -184,9 +184,10 @@ SERVICE = Dashboard(
             ),
             Panel(
                 title="Queue depth",
-                description="Calls waiting for a model. At EXEMPLAR_QUEUE_LIMIT the next one is answered 503.",
+                description="Calls that wait for an instance's model. At EXEMPLAR_QUEUE_LIMIT it answers the next one "
+                "with 503.",
                 unit="short",
-                queries={f"sum by (backbone) ({now('exemplar_queue_depth')})": "{{backbone}}"},
+                queries={f"max by (instance, backbone) ({now('exemplar_queue_depth')})": "{{instance}} {{backbone}}"},
             ),
             Panel(
                 title="Requests under way",

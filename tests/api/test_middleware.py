@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable
+from types import SimpleNamespace
 
 import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.middleware import BodyLimit, Identified
+from app.metrics import Metrics
 
 LIMIT = 2 * 1000 + 1_048_576  # as BodyLimit has it for uploads of 1,000 bytes
 PIECE = bytes(100_000)
@@ -34,6 +37,20 @@ class Caller:
         return self.answer[0]["status"]
 
 
+class SlowCaller(Caller):
+    """Sends its last piece only when it is told to; `stopped` is set once the others are read."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        super().__init__(pieces)
+        self.stopped, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    async def receive(self) -> Message:
+        if len(self.pieces) == 1:
+            self.stopped.set()
+            await self.goes_on.wait()
+        return await super().receive()
+
+
 async def reads_all(scope: Scope, receive: Receive, send: Send) -> None:
     size = 0
     while True:
@@ -53,11 +70,14 @@ async def catches_everything(scope: Scope, receive: Receive, send: Send) -> None
         await send({"type": "http.response.body"})
 
 
+def limited(app, *, max_upload_bytes: int = 1000, upload_space_bytes: int = 10**9) -> BodyLimit:
+    return BodyLimit(app, max_upload_bytes=max_upload_bytes, upload_space_bytes=upload_space_bytes)
+
+
 async def call(caller: Caller, *, app=reads_all, path: str = "/segment", declared: int | None = None) -> None:
     headers = [] if declared is None else [(b"content-length", str(declared).encode())]
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
-    limited = BodyLimit(app, max_upload_bytes=1000)
-    await limited(scope, caller.receive, caller.send)
+    await limited(app)(scope, caller.receive, caller.send)
 
 
 class TestBodyLimit:
@@ -88,8 +108,7 @@ class TestBodyLimit:
         caller = Caller([PIECE] * 20)
         headers = [(b"content-length", b"2000000"), (b"expect", b"100-continue")]
         scope = {"type": "http", "method": "POST", "path": "/segment", "headers": headers}
-        limited = BodyLimit(reads_all, max_upload_bytes=1000)
-        await limited(scope, caller.receive, caller.send)
+        await limited(reads_all)(scope, caller.receive, caller.send)
         assert caller.status == 413
         assert len(caller.pieces) == 20
 
@@ -117,12 +136,82 @@ class TestBodyLimit:
         caller = Caller([b"1," * 50_000] * 81)
         scope = {"type": "http", "method": "POST", "path": "/label-studio/predict"}
         headers = [(b"content-type", media_type)]
-        limited = BodyLimit(reads_all, max_upload_bytes=20_000_000)
-        await limited({**scope, "headers": headers}, caller.receive, caller.send)
+        large = limited(reads_all, max_upload_bytes=20_000_000)
+        await large({**scope, "headers": headers}, caller.receive, caller.send)
         assert caller.status == status
         assert not caller.pieces
         if status == 413:
             assert "more than 4000000 values" in json.loads(caller.answer[1]["body"])["detail"]
+
+
+class TestUploadSpace:
+    """Several uploads at a time, in a space of a million bytes."""
+
+    @pytest.fixture
+    def metrics(self) -> Metrics:
+        return Metrics()
+
+    @pytest.fixture
+    def sent(self, metrics: Metrics):
+        """Sends what a caller has, by one middleware; an upload may have 2.05 MB."""
+        middleware = limited(catches_everything, max_upload_bytes=500_000, upload_space_bytes=1_000_000)
+        state = {"service": SimpleNamespace(metrics=metrics)}
+
+        async def send(caller: Caller) -> Caller:
+            scope = {"type": "http", "method": "POST", "path": "/segment", "headers": [], "state": state}
+            await middleware(scope, caller.receive, caller.send)
+            return caller
+
+        return send
+
+    async def test_an_upload_that_finds_no_space_is_refused_until_the_others_end(self, sent, metrics: Metrics) -> None:
+        slow = [SlowCaller([PIECE] * 5) for _ in range(2)]
+        async with asyncio.TaskGroup() as uploads:
+            for one in slow:
+                uploads.create_task(sent(one))
+                await one.stopped.wait()
+
+            third = SlowCaller([PIECE] * 5)
+            refused = uploads.create_task(sent(third))
+            await third.stopped.wait()
+            problem = json.loads(third.answer[1]["body"])  # whole, though the caller still sends
+            assert (third.status, problem["status"], problem["title"]) == (503, 503, "Overloaded")
+            assert (b"retry-after", b"1") in third.answer[0]["headers"]
+            assert "EXEMPLAR_UPLOAD_SPACE_BYTES" in problem["detail"]
+            assert metrics.registry.get_sample_value("exemplar_rejected_total", {"reason": "upload_space_full"}) == 1
+            third.goes_on.set()
+            await refused
+            assert not third.pieces
+
+            small = await sent(Caller([bytes(200_000)]))  # the refused one has given back what it took
+            assert small.status == 200
+            for one in slow:
+                one.goes_on.set()
+        assert [one.status for one in slow] == [200, 200]
+        assert (await sent(Caller([PIECE] * 10))).status == 200
+
+    async def test_an_upload_that_is_broken_off_gives_its_space_back(self, sent) -> None:
+        slow, broken = SlowCaller([PIECE] * 2), SlowCaller([PIECE] * 9)
+        async with asyncio.TaskGroup() as uploads:
+            uploads.create_task(sent(slow))
+            await slow.stopped.wait()
+            breaking = asyncio.create_task(sent(broken))
+            await broken.stopped.wait()
+            breaking.cancel()
+            await asyncio.wait([breaking])
+            assert (await sent(Caller([PIECE] * 9))).status == 200
+            slow.goes_on.set()
+
+    async def test_an_upload_that_is_alone_is_read_although_it_needs_more(self, sent) -> None:
+        assert (await sent(Caller([PIECE] * 15))).status == 200
+
+        large = SlowCaller([PIECE] * 15)
+        async with asyncio.TaskGroup() as uploads:
+            uploads.create_task(sent(large))
+            await large.stopped.wait()
+            assert (await sent(Caller([b""]))).status == 200  # a call without a body needs no space
+            assert (await sent(Caller([b"1"]))).status == 503
+            large.goes_on.set()
 
 
 class TestIdentified:

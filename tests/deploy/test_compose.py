@@ -119,6 +119,13 @@ def test_settings_of_the_service_exist_and_are_accepted(services, monkeypatch):
     assert settings.allow_anonymous is True
 
 
+def test_the_uploads_in_progress_have_room(services):
+    (tmp,) = services["exemplar"]["tmpfs"]
+    (gibibytes,) = re.fullmatch(r"/tmp:size=(\d+)g", tmp).groups()
+
+    assert Settings.model_fields["upload_space_bytes"].default <= 0.8 * int(gibibytes) * 2**30
+
+
 def test_settings_named_in_comments_exist(root):
     shells = {"MODELS"}  # read by Compose alone
     for file in ["Dockerfile", "docker-compose.yml", "deploy/grafana/dashboard.py", "deploy/prometheus/alerts.yml"]:

@@ -320,6 +320,13 @@ def test_written_folders_are_bounded_volumes(pods, ours, settings):
         assert set(mounted.values()) == set(volumes)
 
 
+def test_the_uploads_in_progress_have_room(pods, settings):
+    (tmp,) = [volume for volume in pods["exemplar-api"]["volumes"] if volume["name"] == "tmp"]
+
+    # A pod that exceeds the limit is evicted, so the rest is for what else is written there.
+    assert settings("exemplar-api").upload_space_bytes <= 0.8 * quantity(tmp["emptyDir"]["sizeLimit"])
+
+
 def test_models_of_the_hub_go_to_a_folder_that_can_be_written(ours, environment):
     for name, container in ours.items():
         written = [mount["mountPath"] for mount in container["volumeMounts"]]
@@ -698,7 +705,19 @@ def test_the_document_makes_the_secret_that_the_pods_ask_for(overlay, pods, docu
     }
     commands = [text for text in re.findall(r"```sh\n(.*?)```", documentation, re.DOTALL) if "create secret" in text]
     made = {
-        re.search(r"overlays/([\w-]+)", text)[1]: set(re.findall(r"--from-literal=(\w+)=", text)) for text in commands
+        name: set(re.findall(r"--from-literal=(\w+)=", text))
+        for text in commands
+        for name in re.findall(r"overlays/([\w-]+)", text)
     }
 
-    assert asked == made["redis" if overlay == "redis" else "external-redis"]
+    assert asked == made["external-redis" if overlay == DOCUMENTED else overlay]
+
+
+def test_the_document_pushes_every_image_that_it_builds_and_applies_the_overlay_that_names_them(documentation):
+    commands = "\n".join(re.findall(r"```sh\n(.*?)```", documentation, re.DOTALL))
+    built = re.findall(r"docker build --tag (\S+)", commands)
+
+    assert built == re.findall(r"docker push (\S+)", commands)
+    assert re.findall(r"kubectl apply -k (\S+)", commands) == ["my-overlay"]
+    for repository in re.findall(r"helm upgrade --install \S+ ([\w-]+)/", commands):
+        assert f"helm repo add {repository} https://" in commands

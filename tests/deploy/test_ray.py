@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 from importlib import import_module
 from typing import Any
@@ -206,6 +207,19 @@ def test_the_image_has_the_callback_and_the_version_that_pods_ask_for(dockerfile
         f"exemplar-ray:{__version__}",
         f"exemplar-ray:{__version__}-cuda",
     }
+
+
+def test_the_commands_of_the_document_push_the_image_that_they_write_into_the_file(root, containers):
+    document = (root / "docs/ray.md").read_text(encoding="utf-8")
+    (pushed,) = re.findall(r"^docker push (\S+)$", document, re.MULTILINE)
+    (edit,) = re.findall(r"^(sed -i .*? deploy/ray/rayservice\.yaml)", document, re.MULTILINE)
+    made = subprocess.run(edit.replace("sed -i", "sed"), shell=True, cwd=root, capture_output=True, check=True)
+
+    assert f"docker build --tag {pushed} " in document
+    cluster = yaml.safe_load(made.stdout)["spec"]["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    images = [one["image"] for group in groups for one in group["template"]["spec"]["containers"]]
+    assert images == [pushed] * len(containers)
 
 
 def test_the_document_names_what_there_is(root):
