@@ -90,8 +90,11 @@ def test_from_photos_to_a_file_that_the_model_reads(data: Path, embedded, tmp_pa
 def test_the_command_writes_the_file(
     data: Path, embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """With few draws and steps: what they lead to is tested above."""
     file = tmp_path / "made"
     monkeypatch.setattr(sys, "argv", ["training.presence", "--data", str(data), "--out", str(file)])
+    for name, count in {"DRAWS": 1, "FITS": 2, "_STEPS": 30}.items():
+        monkeypatch.setattr(presence, name, count)
     presence.main()
     assert "taught:" in capsys.readouterr().out
     assert Presence.load(file, embedded.mask_decoder.weights, revision=embedded.revision) is not None
