@@ -38,7 +38,7 @@ from app.settings import Settings
 
 from . import plain
 from .measure import matmul_flops, percentile, seconds, text_ms, wait_for
-from .method import LAYERS, VOC, blip_large, photo, tower_operations
+from .method import LAYERS, VOC, blip_large, blip_small, photo, tower_operations
 from .presence import taught_copies
 from .service import photos_of_a_camera, words
 
@@ -91,7 +91,7 @@ def main() -> int:
         print("No GPU that torch can use: run it where one is, or with --device cpu --quick.", file=sys.stderr)
         return 1
     setting = Setting(
-        given.device, torch.bfloat16, 1 if given.quick else 9, _small if given.quick else blip_large,
+        given.device, torch.bfloat16, 1 if given.quick else 9, blip_small if given.quick else blip_large,
         _CLIENTS[:1] if given.quick else _CLIENTS,
     )  # fmt: skip
     console = Console(width=140)
@@ -242,10 +242,6 @@ def _is_cuda(device: str) -> bool:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _small() -> BlipForImageTextRetrieval:
-    return blip_large(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
 
 
 if __name__ == "__main__":
