@@ -246,7 +246,7 @@ def _capacity_table(what: str, times: ServiceTimes, p95_s: float, replica_bytes:
         made.add_row(
             f"{wanted:,}",
             f"{replicas:,}",
-            f"{replicas * replica_bytes / 1e9:,.0f} GB",
+            f"{replicas * replica_bytes / 2**30:,.0f} GiB",
             f"{wanted * photo_bytes / 1e6:,.1f} MB / s",
             f"{wanted / store.reads_per_s:.3f}",
         )

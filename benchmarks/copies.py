@@ -68,7 +68,7 @@ async def store_copies(source: str, target: str, count: int, *, adapters: bool =
                 for number in range(start, min(start + _PER_PIPELINE, count)):
                     name, fields = CategoryName(f"category {number}"), dict(record)
                     if adapters:
-                        raw = adapter_to_bytes(_varied(adapter, name.text, number))
+                        raw = adapter_to_bytes(varied(adapter, name.text, number))
                         pipe.set(keys.adapter(name.id, version), raw)
                         fields[f"sha256_{version}".encode()] = sha256(raw).hexdigest().encode()
                     pipe.hset(keys.category(name.id), mapping=fields | {b"name": name.text.encode()})
@@ -78,7 +78,8 @@ async def store_copies(source: str, target: str, count: int, *, adapters: bool =
                 await pipe.execute()
 
 
-def _varied(adapter: Adapter, name: str, seed: int) -> Adapter:
+def varied(adapter: Adapter, name: str, seed: int) -> Adapter:
+    """The adapter under another name, with noise of this seed around its memory."""
     assert adapter.memory
     inside = adapter.memory.inside
     noise = torch.randn(inside.shape, generator=torch.Generator().manual_seed(seed))

@@ -41,7 +41,7 @@ def many_rows(console: Console) -> list[Row]:
     note = "; ".join(
         [
             ", ".join(f"{name} {text_ms(ms / 1000)}" for name, ms in slowest),
-            f"peak memory {before / 2**30:.1f} and {after / 2**30:.1f} GB, adapters of {_MANY:,} included",
+            f"peak memory {before / 2**30:.1f} and {after / 2**30:.1f} GiB, adapters of {_MANY:,} included",
         ]
     )
     what = f"{_MANY:,} taught categories over {_FEW}: time"

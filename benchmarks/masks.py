@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -26,8 +27,8 @@ _POLL_S, _POLLS = 0.25, 400
 _TAUGHT = 10
 
 
-def main() -> None:
-    """Run one of the two commands."""
+def main() -> int:
+    """Run one of the two commands; exit status 1 if two records are not of the same photos and requests."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     record_ = commands.add_parser("record", help="Request the masks of every photo from a running service.")
@@ -43,7 +44,8 @@ def main() -> None:
     if arguments.command == "record":
         record(arguments.file, arguments.data, arguments.url, arguments.limit, arguments.adapters)
     else:
-        compare(arguments.before, arguments.after)
+        return compare(arguments.before, arguments.after)
+    return 0
 
 
 def record(file: Path, data: Path, url: str, limit: int | None, adapters: Path | None) -> None:
@@ -81,10 +83,10 @@ def record(file: Path, data: Path, url: str, limit: int | None, adapters: Path |
     np.savez_compressed(file, **maps)
 
 
-def compare(before: Path, after: Path) -> None:
-    """Print the number of photos and pixels that differ, for each kind of request."""
+def compare(before: Path, after: Path) -> int:
+    """Print the number of photos and pixels that differ, for each kind of request; 1 if one record lacks some."""
     old, new = np.load(before), np.load(after)
-    keys = sorted(set(old) | set(new))
+    keys = sorted(set(old) & set(new))
     for variant in sorted({key.rpartition("/")[2] for key in keys}):
         chosen = [key for key in keys if key.endswith(f"/{variant}")]
         different = [int((old[key] != new[key]).sum()) for key in chosen]
@@ -93,6 +95,11 @@ def compare(before: Path, after: Path) -> None:
             f"{variant}: {sum(map(bool, different))} of {len(chosen)} photos differ, "
             f"{sum(different)} of {pixels} pixels, at most {max(different)} in one photo"
         )
+    missing = [(before, sorted(set(new) - set(old))), (after, sorted(set(old) - set(new)))]
+    for file, lacks in missing:
+        if lacks:
+            print(f"{file} lacks {len(lacks)} masks: {', '.join(lacks[:5])}{' …' if len(lacks) > 5 else ''}")
+    return int(any(lacks for _, lacks in missing))
 
 
 def _teach(client: httpx.Client, data: Path, index: dict, adapters: Path | None) -> list[str]:
@@ -115,13 +122,7 @@ def _teach(client: httpx.Client, data: Path, index: dict, adapters: Path | None)
                 files={"image": (data / "images" / f"{item['id']}.jpg").read_bytes(), "mask": mask.getvalue()},
             )
             answer.raise_for_status()
-            job = answer.headers["Location"]
-            for _ in range(_POLLS):
-                state = client.get(job).json()
-                if state["status"] not in ("queued", "running"):
-                    break
-                time.sleep(_POLL_S)
-            print(f"{name}: {state['status']}, example IoU {state['example_iou']}")
+            _follow(client, name, answer.headers["Location"])
             taught.append(name)
     if adapters:
         adapters.mkdir(parents=True, exist_ok=True)
@@ -132,5 +133,17 @@ def _teach(client: httpx.Client, data: Path, index: dict, adapters: Path | None)
     return taught
 
 
+def _follow(client: httpx.Client, name: str, job: str) -> None:
+    """Wait for the end of a job; a job that does not succeed ends the recording."""
+    for _ in range(_POLLS):
+        state = client.get(job).json()
+        if state["status"] not in ("queued", "running"):
+            break
+        time.sleep(_POLL_S)
+    print(f"{name}: {state['status']}, example IoU {state['example_iou']}")
+    if state["status"] != "succeeded":
+        raise SystemExit(f"The job that teaches {name} did not succeed: {state['error'] or state['status']}")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -59,6 +59,18 @@ def seconds(call: Callable[[], object], *, repeats: int = 5, warm_up: bool = Tru
     return statistics.median(times)
 
 
+def by_turns(
+    theirs: Callable[[], object], ours: Callable[[], object], *, rounds: int = 3, ours_per_round: int = 3
+) -> tuple[float, float]:
+    """Median times of two calls in seconds, measured by turns so that a change of the machine's pace meets both."""
+    theirs(), ours()
+    before, after = [], []
+    for _ in range(rounds):
+        before.append(seconds(theirs, repeats=1, warm_up=False))
+        after += [seconds(ours, repeats=1, warm_up=False) for _ in range(ours_per_round)]
+    return statistics.median(before), statistics.median(after)
+
+
 def wait_for(device: str) -> None:
     """Wait until a device has done what it was given."""
     if torch.device(device).type == "cuda":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -19,10 +19,15 @@ from app.method.selection import select
 from app.method.tuning import TUNED, CategoryTuning
 from app.services.tuning_job import make_shot
 from app.settings import Settings
+from app.storage.adapter_file import adapter_from_bytes, adapter_to_bytes
+from app.storage.jobs import now
 
+from .copies import varied
 from .measure import Row, seconds, text_ms
 
 NAMES = ("cat", "dog", "giraffe", "cup", "person", "sofa", "tree", "car", "horse", "chair")
+# The network does not know this word, so that the adapter keeps parameters as well as a memory for the masks.
+_WORD = "taught"
 
 
 def presence_row() -> Row:
@@ -46,25 +51,30 @@ def presence_row() -> Row:
     )  # fmt: skip
 
 
-def taught_copies(backbone: Backbone) -> list[Query]:
-    """Ten categories under copies of one adapter."""
+def taught_copies(backbone: Backbone, names: Sequence[str] = NAMES) -> list[Query]:
+    """Categories under adapters as the service reads them: each with its own tensors, on the CPU."""
     adapter = _taught(backbone)
-    return [Query((name,), replace(adapter, category=name, prompts=(name,))) for name in NAMES]
+    files = [adapter_to_bytes(varied(adapter, name, seed)) for seed, name in enumerate(names)]
+    return [Query((name,), adapter_from_bytes(raw)) for name, raw in zip(names, files, strict=True)]
 
 
 def _taught(backbone: Backbone) -> Adapter:
-    """The cat of the kitten's photo."""
+    """The cat of the kitten's photo, taught as the service teaches it."""
     mask = _rgb("kitten_mask.png").any(axis=2)
     tuning = CategoryTuning(
         backbone,
         [make_shot(backbone, _rgb("kitten.jpg"), mask)],
-        ["cat"],
-        others=Prompts.of((), taken=["cat"]),
+        [_WORD],
+        others=Prompts.of((), taken=[_WORD]),
         layers=backbone.default_layers,
         recipe=TUNED,
     )
-    tuning.step()
-    return finished(select(tuning)).adapter(tuning, "cat", version=1, created_at="")
+    for _ in range(TUNED.steps):
+        tuning.step()
+    adapter = finished(select(tuning)).adapter(tuning, _WORD, version=1, created_at=now())
+    assert adapter.parameters, "without parameters no low-rank attention is measured"
+    assert adapter.mask_memory, "without it no memory is measured"
+    return adapter
 
 
 def _rgb(name: str) -> np.ndarray:

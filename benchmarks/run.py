@@ -7,12 +7,14 @@ in the same run.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from rich.console import Console
+
+from app.settings import Settings
+from app.wiring import compute_threads
 
 from .listing import listing_rows
 from .many import many_rows
@@ -29,7 +31,7 @@ RESULTS = Path(__file__).parent / "results.json"
 def main() -> None:
     """Run all benchmarks."""
     console = Console(width=180)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(compute_threads(Settings()))
     stages, service = service_rows(console)
     service += [*many_rows(console), *listing_rows(console), *start_rows()]
     console.print(table("The service, embedded backbone", service))
@@ -40,7 +42,7 @@ def main() -> None:
         peers = peer_rows()
     console.print(table("Peers, random weights: only time is compared", peers))
     results = {
-        "cores": os.cpu_count(),
+        "cores": torch.get_num_threads(),
         "torch": torch.__version__,
         "segment": stages,
         "ratios": [asdict(row) | {"met": row.met} for row in (*service, *method, *peers)],

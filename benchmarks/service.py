@@ -154,10 +154,10 @@ def _many(service: RunningService, client: Client, photos: Iterator[Path], names
     many_s = requests(client, photos, names, f"{len(names)} taught", repeats=3)["p50_ms"] / 1000
     memory_many = peak_bytes(service.pid)
     what = f"{len(names)} taught categories over 10"
-    gigabytes = [f"{size / 2**30:.2f} GB" for size in (memory_ten, memory_many)]
+    memory = [f"{size / 2**30:.2f} GiB" for size in (memory_ten, memory_many)]
     return [
         Row(f"{what}: time", text_ms(ten_s), text_ms(many_s), many_s / ten_s, "≤ 25"),
-        Row(f"{what}: peak memory", *gigabytes, memory_many / memory_ten, "≤ 3", "the first after 100 in one request"),
+        Row(f"{what}: peak memory", *memory, memory_many / memory_ten, "≤ 3", "the first after 100 in one request"),
     ]
 
 
@@ -220,17 +220,17 @@ def _tuning_all_the_time(client: Client) -> Iterator[None]:
     def tune() -> None:
         while not stop.is_set():
             job = client.teach("busy", EXAMPLES / "kitten.jpg", EXAMPLES / "kitten_mask.png", replace=True)
-            for _ in client.follow(job["id"]):
-                pass
+            *_, end = client.follow(job["id"])
+            assert end["status"] == "succeeded", end
 
-    thread = threading.Thread(target=tune)
-    thread.start()
-    time.sleep(1)
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        tuning = pool.submit(tune)
+        time.sleep(1)
+        try:
+            yield
+        finally:
+            stop.set()
+        tuning.result()  # raises what ended the tuning early
 
 
 def _at_once(client: Client, photos: Iterator[Path], names: list[str], clients: int = 16, count: int = 48) -> Row:

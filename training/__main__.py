@@ -3,9 +3,11 @@
 import argparse
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -33,7 +35,7 @@ from .self_support import train_self_support
 from .stages import STAGES, DecoderStage, Stage
 from .start import starting_weights
 from .train import train
-from .vocabulary import excluded_with
+from .vocabulary import excluded_with, names_of
 
 # Factor on the log-odds of the match head, which is overconfident on photos outside the training set.
 _MATCH_SHARE = 0.3
@@ -43,22 +45,30 @@ _TEACHER_LAYERS = (1, 2, 3)
 
 Stages = tuple[Stage | DecoderStage, ...]
 
+_RESUMED = (
+    "A run with --resume does not make the weights of an uninterrupted one: it begins with weights rounded to float16, "
+    "and labels the photos without masks with them, where an uninterrupted run uses the labels by the network at the "
+    "start of the last stage that labels photos."
+)
+
 _HELD_OUT = Path(__file__).parent / "held_out.json"
 
 
 def main() -> None:
     names = [stage.name for stage in STAGES]
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__, epilog=_RESUMED)
     parser.add_argument("--data", type=Path, required=True, help="folder with the five collections of photos")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--pace", type=float, default=1.0, help="factor on the number of steps of each stage")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", type=Path, help="weights to continue from, at --stage")
+    parser.add_argument(
+        "--resume", type=Path, help="weights to continue from, at --stage; not equal to an uninterrupted run"
+    )
     parser.add_argument("--stage", choices=names, default=names[0], help="the first stage; those after it follow")
     parser.add_argument(
         "--without-every-fourth",
         action="store_true",
-        help="leave out every fourth COCO category: its photos, masks and words",
+        help="leave out every fourth COCO category: its photos, masks, detections and words",
     )
     arguments = parser.parse_args()
     done, stages = _split_at(arguments.stage)
@@ -70,11 +80,12 @@ def main() -> None:
     words = {name for category in without for name in excluded_with(category, imagenet)}
     held_out = json.loads(_HELD_OUT.read_text())
     voc = [image["id"] for image in json.loads((data / "voc_animals_dev" / "index.json").read_text())["images"]]
+    own = own_photos(data, without=words)
     collections = Collections(
         coco=masked_photos(data, "coco_mini_dev", held_out=set(held_out["coco"]), imagenet=imagenet, without=without),
         voc=masked_photos(data, "voc_animals_dev", held_out=set(voc[::10]), imagenet=imagenet, without=without),
         named=named_photos(data, imagenet=imagenet, without=words),
-        own=[photo for photos in own_photos(data).values() for photo in photos],
+        own=[photo for photos in own.values() for photo in photos],
     )
     torch.set_flush_denormal(True)
     if arguments.resume:
@@ -95,8 +106,8 @@ def main() -> None:
     for stage in stages:
         facts = {"stage": stage.name, "seed": str(arguments.seed), "without": ", ".join(sorted(without))}
         if isinstance(stage, DecoderStage):
-            own = list(own_photos(data).values()) if stage.open_requests else []
-            _learn_decoder(network, arguments.out, collections, own, seed=arguments.seed, pace=arguments.pace)
+            sets = list(own.values()) if stage.open_requests else []
+            _learn_decoder(network, arguments.out, collections, sets, seed=arguments.seed, pace=arguments.pace)
         else:
             if stage.own_labels:
                 material = _labelled_by(network, material, arguments.out)
@@ -131,12 +142,13 @@ def _learn_decoder(
     """Encode the photos with exact masks, and train the mask decoder on the results."""
     pack.write(network.weights, out, {})
     model = embedded.load(str(out), device="cpu", dtype="float32")
-    seen = look(
-        model, collections.coco, collections.voc, seed=seed, remembered=_beside(out, "looked", model.revision, "pt")
-    )
+    few, many = collections.coco, collections.voc
+    file = _beside(out, "looked", "pt", model.revision, seed, _images(few), _images(many))
+    seen = look(model, few, many, seed=seed, remembered=file)
     if own:
-        file = _beside(out, "looked at own things", model.revision, "pt")
-        flat, _ = look(model, [photo for photos in own for photo in photos], [], seed=seed, remembered=file)
+        things = [photo for photos in own for photo in photos]
+        file = _beside(out, "looked at own things", "pt", model.revision, seed, _images(things))
+        flat, _ = look(model, things, [], seed=seed, remembered=file)
         ids = [{photo.image.stem for photo in photos} for photos in own]
         sets = [found for some in ids if (found := [one for one in flat if one.photo in some])]
         learned = train_on_open_requests(model.mask_decoder.weights, sets, *seen, seed=seed, pace=pace)
@@ -148,9 +160,8 @@ def _learn_decoder(
 def _guessed(untrained: Network, material: Material, out: Path) -> Material:
     """The material, with the photos without masks labelled by the ImageNet classifier."""
     shown = material.collections
-    guessed = _remembered(
-        _beside(out, "pseudo-labels", str(len(shown.named)), "npz"), lambda: pseudo_labels(untrained, shown.named)
-    )
+    file = _beside(out, "pseudo-labels", "npz", _images(shown.named))
+    guessed = _remembered(file, lambda: pseudo_labels(untrained, shown.named))
     named = [photo for photo in shown.named if photo.image in guessed]
     print(f"{len(shown.coco)} COCO, {len(shown.voc)} VOC, {len(named)} named photos", flush=True)
     return replace(material, collections=replace(shown, named=named), guessed=guessed)
@@ -160,12 +171,11 @@ def _labelled_by(network: Network, material: Material, out: Path) -> Material:
     """The material, with the photos without masks labelled by the network itself."""
     pack.write(network.weights, out, {})
     model = embedded.load(str(out), device="cpu", dtype="float32")
-    first = material.guessed
-    guessed = _remembered(
-        _beside(out, "own-labels", model.revision, "npz"),
-        lambda: own_labels(model, material.collections.named, first, layers=_TEACHER_LAYERS),
-    )
-    named = [photo for photo in material.collections.named if photo.image in guessed]
+    shown, first = material.collections.named, material.guessed
+    sums = [crc32(first[photo.image].tobytes()) for photo in shown]
+    file = _beside(out, "own-labels", "npz", model.revision, _images(shown), sums)
+    guessed = _remembered(file, lambda: own_labels(model, shown, first, layers=_TEACHER_LAYERS))
+    named = [photo for photo in shown if photo.image in guessed]
     print(f"{len(named)} photos labelled by the network itself", flush=True)
     return replace(material, collections=replace(material.collections, named=named), guessed=guessed)
 
@@ -177,7 +187,10 @@ def _with_detections(network: Network, material: Material, out: Path, imagenet: 
     shown = material.collections
     groups = (shown.voc, shown.named, shown.own)
     images = [photo.image for group in groups for photo in group]
-    found = detections(images, remembered=_beside(out, "detections", str(len(images)), "json"))
+    seen = detections(images, remembered=_beside(out, "detections", "json", images))
+    # What has no word, such as a category that is left out, is not taught either.
+    words = set(material.vocabulary.index)
+    found = {image: [one for one in some if words.issuperset(names_of(one.name))] for image, some in seen.items()}
     voc, named, own = (
         label_detected(model, group, material.guessed, found, imagenet=imagenet, layers=DEFAULT_LAYERS)
         for group in groups
@@ -189,9 +202,20 @@ def _with_detections(network: Network, material: Material, out: Path, imagenet: 
     )
 
 
-def _beside(out: Path, what: str, of: str, kind: str) -> Path:
-    """Path of a cached intermediate result, named after its inputs: a run with other weights does not reuse it."""
-    return out.with_suffix(f".{what}.{of}.{kind}")
+def _beside(out: Path, what: str, kind: str, *inputs: object) -> Path:
+    """Path of a cached intermediate result, named after its inputs: a run with others does not reuse it.
+
+    Args:
+        out: The file of the weights.
+        what: What is cached.
+        kind: Extension of the file.
+        inputs: What the result depends on: weights, seed, photos. The excluded categories act through the photos alone.
+    """
+    return out.with_suffix(f".{what}.{sha256(repr(inputs).encode()).hexdigest()[:16]}.{kind}")
+
+
+def _images(photos: Iterable[Photo]) -> list[str]:
+    return [str(photo.image) for photo in photos]
 
 
 def _remembered(file: Path, make: Callable[[], dict[Path, Labels]]) -> dict[Path, Labels]:

@@ -34,7 +34,8 @@ class Material:
 
     Attributes:
         collections: The photos.
-        guessed: Pseudo-labels of the photos that have only a class.
+        guessed: Label maps of the photos without a mask file: pseudo-labels of those that have only a class, and the
+            masks, of any collection but COCO, to which a detector has added regions (`detected`).
         vocabulary: The names and other words.
     """
 

@@ -5,6 +5,7 @@ these photos are not labelled.
 """
 
 import json
+from collections.abc import Set
 from pathlib import Path
 
 from .photos import Photo, Region
@@ -19,14 +20,23 @@ def measured(name: str) -> bool:
     return sum(name.encode()) % 2 == 1
 
 
-def own_photos(data: Path) -> dict[str, list[Photo]]:
-    """Photos to fit on, by set: those that show no measured category. The set's other categories are their rivals."""
+def own_photos(data: Path, *, without: Set[str] = frozenset()) -> dict[str, list[Photo]]:
+    """Photos to fit on, by set: those that show no measured category. The set's other categories are their rivals.
+
+    Args:
+        data: Folder of the collections.
+        without: Names that are excluded from training: photos that show them are left out.
+    """
     sets = {}
     for folder in sorted((data / "own_things").iterdir()):
         index = json.loads((folder / "index.json").read_text())
         names = index["classes"]
         shown = {image["id"]: {value: names[value] for value in image["classes"]} for image in index["images"]}
-        fitted = {photo: labels for photo, labels in shown.items() if not any(map(measured, labels.values()))}
+        fitted = {
+            photo: labels
+            for photo, labels in shown.items()
+            if not any(measured(name) or name in without for name in labels.values())
+        }
         rivals = tuple(sorted({name for labels in fitted.values() for name in labels.values()}))
         if fitted:
             sets[folder.name] = [

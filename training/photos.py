@@ -44,7 +44,8 @@ class Photo:
 
     Attributes:
         image: Image file.
-        labels: Mask file; None for a photo with only a class, whose mask is a pseudo-label (`pseudo_labels`).
+        labels: Mask file; None if the label map is in `Material.guessed`: the pseudo-label of a photo with only a
+            class, or the mask of any photo to which a detector has added regions (`detected`).
         regions: Regions by their value in the mask file.
         uncertain: Names of things that may be in the photo without a label.
         guess: For a photo without a mask: ImageNet classes that it may show; empty for the most probable classes.
