@@ -161,14 +161,17 @@ class Decoder(TransformersBackbone):
         self.input_size, self.patch_grid_hw = parts.input_size, parts.patch_grid_hw
         self.revision = revision_of(model.state_dict().items(), f"{self.family}-1", str(parts.input_size))
         self._device, self._dtype = torch.device(device), dtype
-        self._model = model.to(self._device, dtype).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(self._device, dtype)
+        # Buffers keep their format: in bfloat16, rotary frequencies would be 0.7 rad off after 600 tokens.
+        self._model = model.to(self._device).eval().requires_grad_(False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         self._parts, self._tokenizer = parts, tokenizer
         layers = _layers(parts.language_model)
         self.layer_count = len(layers)
         # Not measured: the middle, where decoders are known to attend to the image most; POST /layers/rank improves it.
-        self.default_layers = (self.layer_count // 2 - 1, self.layer_count // 2)
+        self.default_layers = tuple(sorted({max(0, self.layer_count // 2 - 1), self.layer_count // 2}))
         self._embeddings: Tensor = parts.language_model.get_input_embeddings().weight  # type: ignore[operator]  # of transformers
         self.feature_width = self._embeddings.shape[1]
         self._answers = [answer.to(self._device) for answer in _answers(tokenizer)]
@@ -307,18 +310,21 @@ def text_to_image_attention(
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
         return out.transpose(1, 2), None
     prompts, heads, tokens, size = query.shape
-    prefix_key, prefix_value = run.prefix[layer]
+    prefix_key, prefix_value = (rows[0] for rows in run.prefix[layer])
     # [prompt, shared_head, group · token, size]: query heads that share keys are adjacent.
     q = (query * scaling).reshape(prompts, key.shape[1], -1, size)
-    to_prefix = q @ prefix_key.mT
+    # [shared_head, prompt · group · token, …]: one product per head for all prompts, as torch would copy a prefix with a
+    # prompt axis of 1 for each of them.
+    to_prefix = (q.transpose(0, 1).flatten(1, 2) @ prefix_key.mT).unflatten(1, (prompts, -1)).transpose(0, 1)
     later = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)
     to_own = (q @ key.mT).view(prompts, heads, tokens, tokens).masked_fill(later, float("-inf"))
     if layer in run.wanted:
-        run.logits[layer] = to_prefix.view(prompts, heads, tokens, -1)
+        run.logits[layer] = to_prefix.reshape(prompts, heads, tokens, -1)
     both = torch.cat([to_prefix, to_own.view(prompts, key.shape[1], -1, tokens)], dim=-1)
     seen = both.float().softmax(dim=-1).to(value)
-    out = seen[..., :-tokens] @ prefix_value + seen[..., -tokens:] @ value
-    return out.view(prompts, heads, tokens, size).transpose(1, 2), None
+    of_prefix = seen[..., :-tokens].transpose(0, 1).flatten(1, 2) @ prefix_value
+    out = of_prefix.unflatten(1, (prompts, -1)).transpose(0, 1) + seen[..., -tokens:] @ value
+    return out.reshape(prompts, heads, tokens, size).transpose(1, 2), None
 
 
 AttentionInterface.register(_ATTENTION, text_to_image_attention)
