@@ -20,10 +20,9 @@ from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextT
 from app.method.parameters import Change, Parameters, TokenRows
 from app.method.prompts import phrase
 
-from .shared.adapted import check_share, copies, delta_of, layer_norm, linear, token_copies
-from .shared.blip_text import encoded, replace_rows, revision_of
+from .shared.adapted import check_share, copies, delta_of, layer_norm, linear, replace_rows, token_copies
 from .shared.family import Family
-from .shared.transformers_backbone import TransformersBackbone, whole_model
+from .shared.transformers_backbone import TransformersBackbone, encoded, revision_of, whole_model
 
 FAMILY = Family(
     name="vilt",

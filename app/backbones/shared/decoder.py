@@ -23,10 +23,9 @@ from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextT
 from app.method.parameters import Change, LowRank, Parameters, TokenRows
 from app.method.prompts import phrase
 
-from .adapted import check_share, delta_of, low_rank, token_copies
-from .blip_text import encoded, replace_rows, revision_of
+from .adapted import check_share, delta_of, low_rank, replace_rows, token_copies
 from .family import Family
-from .transformers_backbone import TransformersBackbone
+from .transformers_backbone import TransformersBackbone, encoded, revision_of
 
 # Rank of an adapter's change of one projection.
 _RANK = 8
@@ -313,7 +312,7 @@ def text_to_image_attention(
     prefix_key, prefix_value = (rows[0] for rows in run.prefix[layer])
     # [prompt, shared_head, group · token, size]: query heads that share keys are adjacent.
     q = (query * scaling).reshape(prompts, key.shape[1], -1, size)
-    # [shared_head, prompt · group · token, …]: one product per head for all prompts, as torch would copy a prefix with a
+    # [shared_head, prompt · group · token, …]: one product per head for all prompts; torch would copy a prefix with a
     # prompt axis of 1 for each of them.
     to_prefix = (q.transpose(0, 1).flatten(1, 2) @ prefix_key.mT).unflatten(1, (prompts, -1)).transpose(0, 1)
     later = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import BertTokenizer
 
 from app.backbones.embedded import VOCABULARY
-from app.backbones.shared.blip_text import tokenize
+from app.backbones.shared.tokens import tokenize
 
 WORDS = ["cat", "Straßenbahn", "fire-hydrant 2", "ÉCOLE", "猫", "🚋", "a" * 64, "x y  z", "don't", "[MASK]", "ﬁne"]
 
