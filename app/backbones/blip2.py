@@ -140,7 +140,6 @@ class Blip2(TransformersBackbone):
         The match score is the mean of the match head's logits over the queries, as in training. All prompts share the
         keys and values of the image; each prompt has its own queries, which read it from the first layer on.
         """
-        adapters = adapters.to(image.tokens.device) if adapters else None
         logits, match = self._text.attend(image.tokens, text, layers=layers, adapters=adapters)
         return TextToImage(logits, match.float().softmax(dim=-1)[:, 1])
 

@@ -140,7 +140,6 @@ class BridgeTower(TransformersBackbone):
         adapters: Parameters | None = None,
     ) -> TextToImage:
         """See `Backbone.attend`. The match head reads the first text and image token, as in training."""
-        adapters = adapters.to(image.tokens.device) if adapters else None
         parts = []
         for prompts, own in _passes(len(text.input_ids), check_share(adapters, len(text.input_ids))):
             some = adapters[own] if adapters else None

@@ -82,7 +82,6 @@ class BlipText:
         Returns:
             Cross-attention logits of the requested layers; the last hidden states, of the first token at least.
         """
-        adapters = adapters.to(image_tokens.device) if adapters else None
         check_share(adapters, len(text.input_ids))
         x = self._embed(text, adapters)
         delta = delta_of(adapters)

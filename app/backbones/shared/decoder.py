@@ -215,14 +215,13 @@ class Decoder(TransformersBackbone):
         adapters: Parameters | None = None,
     ) -> TextToImage:
         """See `Backbone.attend`. The match score is the probability of the answer yes against no."""
-        own = adapters.to(self._device) if adapters else None
-        check_share(own, len(text.input_ids))
+        check_share(adapters, len(text.input_ids))
         prefix = self._prefix(image.tokens)
-        _, logits = self._read(prefix, text, frozenset(layers), own)
+        _, logits = self._read(prefix, text, frozenset(layers), adapters)
         patches = self._parts.layout.patches.to(self._device)
         match = torch.ones(len(text.input_ids), device=self._device)
         if text.questions is not None:
-            last, _ = self._read(prefix, text.questions, frozenset(), own)
+            last, _ = self._read(prefix, text.questions, frozenset(), adapters)
             match = self._probability_of_yes(last)
         return TextToImage({layer: seen[..., patches] for layer, seen in logits.items()}, match)
 
@@ -314,7 +313,8 @@ def text_to_image_attention(
     q = (query * scaling).reshape(prompts, key.shape[1], -1, size)
     # [shared_head, prompt · group · token, …]: one product per head for all prompts; torch would copy a prefix with a
     # prompt axis of 1 for each of them.
-    to_prefix = (q.transpose(0, 1).flatten(1, 2) @ prefix_key.mT).unflatten(1, (prompts, -1)).transpose(0, 1)
+    by_head = key.shape[1], prompts, q.shape[2], -1
+    to_prefix = (q.transpose(0, 1).flatten(1, 2) @ prefix_key.mT).view(by_head).transpose(0, 1)
     later = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)
     to_own = (q @ key.mT).view(prompts, heads, tokens, tokens).masked_fill(later, float("-inf"))
     if layer in run.wanted:
@@ -322,7 +322,7 @@ def text_to_image_attention(
     both = torch.cat([to_prefix, to_own.view(prompts, key.shape[1], -1, tokens)], dim=-1)
     seen = both.float().softmax(dim=-1).to(value)
     of_prefix = seen[..., :-tokens].transpose(0, 1).flatten(1, 2) @ prefix_value
-    out = of_prefix.unflatten(1, (prompts, -1)).transpose(0, 1) + seen[..., -tokens:] @ value
+    out = of_prefix.view(by_head).transpose(0, 1) + seen[..., -tokens:] @ value
     return out.reshape(prompts, heads, tokens, size).transpose(1, 2), None
 
 

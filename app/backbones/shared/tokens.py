@@ -21,6 +21,11 @@ def tokenize(tokenizer: Any, words: Sequence[str], device: torch.device) -> Text
         device: Device of the result.
     """
     batch = tokenizer(
-        [phrase(word) for word in words], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        [phrase(word) for word in words],
+        padding=True,
+        padding_side="right",
+        truncation=True,
+        max_length=MAX_TOKENS,
+        return_tensors="pt",
     )
     return TextTokens(batch["input_ids"].to(device), batch["attention_mask"].to(device))

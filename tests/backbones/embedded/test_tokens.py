@@ -27,6 +27,11 @@ def test_they_are_those_of_transformers(embedded, words: list[str]) -> None:
         assert torch.equal(found.attention_mask, expected.attention_mask)
 
 
+def test_padding_is_on_the_right_whatever_the_tokenizer_s_side() -> None:
+    found = tokenize(BertTokenizer(vocab=str(VOCABULARY), padding_side="left"), ["x y", "z"], torch.device("cpu"))
+    assert found.attention_mask.tolist() == [[1] * 7, [1] * 6 + [0]]
+
+
 def test_the_service_with_the_embedded_model_imports_no_transformers() -> None:
     code = (
         "import sys, app.main; from app import backbones;"
