@@ -293,7 +293,7 @@ def _load(spec: str, settings: Settings, device: str, dtype: str) -> Backbone:
     _log.info("loading %s on %s in %s", spec, device, dtype)
     try:
         backbone = backbones.load(spec, device=device, dtype=dtype)
-    except RuntimeError as error:
+    except RuntimeError as error:  # of the device: what is wrong with the model is an InvalidInputError
         raise _unusable(settings, error) from error
     check_layers(backbone, settings.layer_numbers)
     return backbone

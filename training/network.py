@@ -13,7 +13,8 @@ from app.backbones.embedded import efficientnet
 from app.backbones.embedded.efficientnet import EDGE_BLOCKS, EfficientNetLite2
 from app.backbones.embedded.mask_decoder import PREFIX
 from app.backbones.embedded.model import HEADS, TEXT_EPS, VOCABULARY, image_tokens
-from app.backbones.shared.blip_text import BlipText, attention, tokenize
+from app.backbones.shared.blip_text import BlipText, attention
+from app.backbones.shared.tokens import tokenize
 from app.method.backbone import TextTokens
 from app.method.scores import head_max, token_sum
 

@@ -7,6 +7,8 @@ Each module defines `FAMILY` and `load(source, *, device, dtype) -> Backbone`; `
 import importlib
 import pkgutil
 
+import torch
+
 from app.errors import InvalidInputError
 from app.method.backbone import Backbone
 
@@ -22,7 +24,11 @@ def families() -> list[str]:
 
 
 def about(family: str) -> Family:
-    """Description of a family, without loading a model."""
+    """Description of a family, without loading a model; its module imports its classes of transformers.
+
+    Args:
+        family: One of `families`.
+    """
     described: Family = importlib.import_module(f"{__name__}.{family}").FAMILY
     return described
 
@@ -36,12 +42,21 @@ def load(spec: str, *, device: str, dtype: str) -> Backbone:
         dtype: `float32` or `bfloat16`.
 
     Raises:
-        InvalidInputError: If the family is unknown, or its weights are missing or unreadable.
+        InvalidInputError: If the family is unknown, or its weights are missing, unreadable, or of no such model.
+        RuntimeError: If the device fails, such as for want of memory.
     """
     family, _, source = spec.partition(":")
     if family not in families():
         raise InvalidInputError(
             f"There is no backbone family {family!r}: set EXEMPLAR_BACKBONE to one of {', '.join(families())}."
         )
-    backbone: Backbone = importlib.import_module(f"{__name__}.{family}").load(source, device=device, dtype=dtype)
+    try:
+        backbone: Backbone = importlib.import_module(f"{__name__}.{family}").load(source, device=device, dtype=dtype)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (RuntimeError, ValueError, LookupError) as error:  # shapes, settings or names that are no such model's
+        raise InvalidInputError(
+            f"No {about(family).models} model could be made of {source!r}: give one such as {about(family).setting} "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]})."
+        ) from error
     return backbone

@@ -25,10 +25,11 @@ from app.method.parameters import Parameters
 
 from .embedded import VOCABULARY
 from .shared.adapted import layer_norm, linear
-from .shared.blip_text import BlipText, encoded, of_patches, revision_of, tokenize
+from .shared.blip_text import BlipText, of_patches
 from .shared.clip_pixels import clip_normalise
 from .shared.family import Family
-from .shared.transformers_backbone import TransformersBackbone
+from .shared.tokens import tokenize
+from .shared.transformers_backbone import TransformersBackbone, encoded, revision_of
 
 FAMILY = Family(
     name="albef",

@@ -12,9 +12,10 @@ from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextT
 from app.method.frame import imagenet_normalise
 from app.method.parameters import Parameters
 
-from .shared.blip_text import BlipText, encoded, of_patches, revision_of, tokenize
+from .shared.blip_text import BlipText, of_patches
 from .shared.family import Family
-from .shared.transformers_backbone import TransformersBackbone, whole_model
+from .shared.tokens import tokenize
+from .shared.transformers_backbone import TransformersBackbone, encoded, revision_of, whole_model
 
 FAMILY = Family(
     name="blip",

@@ -20,11 +20,12 @@ from app.errors import InvalidInputError
 from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextTokens
 from app.method.parameters import Change, Parameters, TokenRows
 
-from .shared.adapted import check_share, copies, delta_of, layer_norm, linear, token_copies, with_prefix
-from .shared.blip_text import CROSS_ATTENTION, any_cross_attention, encoded, replace_rows, revision_of, tokenize
+from .shared.adapted import check_share, copies, delta_of, layer_norm, linear, replace_rows, token_copies, with_prefix
+from .shared.blip_text import CROSS_ATTENTION, any_cross_attention
 from .shared.clip_pixels import clip_normalise
 from .shared.family import Family
-from .shared.transformers_backbone import TransformersBackbone, whole_model
+from .shared.tokens import tokenize
+from .shared.transformers_backbone import TransformersBackbone, encoded, revision_of, whole_model
 
 FAMILY = Family(
     name="blip2",
@@ -139,7 +140,6 @@ class Blip2(TransformersBackbone):
         The match score is the mean of the match head's logits over the queries, as in training. All prompts share the
         keys and values of the image; each prompt has its own queries, which read it from the first layer on.
         """
-        adapters = adapters.to(image.tokens.device) if adapters else None
         logits, match = self._text.attend(image.tokens, text, layers=layers, adapters=adapters)
         return TextToImage(logits, match.float().softmax(dim=-1)[:, 1])
 

@@ -25,14 +25,16 @@ from .shared.adapted import (
     delta_of,
     layer_norm,
     linear,
+    replace_rows,
     token_copies,
     whole,
     with_prefix,
 )
-from .shared.blip_text import CROSS_ATTENTION, attention, encoded, feed_forward, replace_rows, revision_of, tokenize
+from .shared.blip_text import CROSS_ATTENTION, attention, feed_forward
 from .shared.clip_pixels import clip_normalise
 from .shared.family import Family
-from .shared.transformers_backbone import TransformersBackbone, whole_model
+from .shared.tokens import tokenize
+from .shared.transformers_backbone import TransformersBackbone, encoded, revision_of, whole_model
 
 FAMILY = Family(
     name="bridgetower",
@@ -138,7 +140,6 @@ class BridgeTower(TransformersBackbone):
         adapters: Parameters | None = None,
     ) -> TextToImage:
         """See `Backbone.attend`. The match head reads the first text and image token, as in training."""
-        adapters = adapters.to(image.tokens.device) if adapters else None
         parts = []
         for prompts, own in _passes(len(text.input_ids), check_share(adapters, len(text.input_ids))):
             some = adapters[own] if adapters else None
@@ -261,7 +262,7 @@ class CrossModal:
         x = attention(words, words, mask, self.weights, f"{name}attention.", heads=self.heads, eps=self.eps)
         name = f"{name}crossattention."
         own = {name + part: change for part, change in with_prefix(delta, _MODEL + name).items()}
-        x, seen = cross_attention(x, image, self.weights, name, own, heads=self.heads, eps=self.eps)
+        x, seen = unprojected_cross_attention(x, image, self.weights, name, own, heads=self.heads, eps=self.eps)
         return feed_forward(x, self.weights, _text_layer(layer), eps=self.eps), seen
 
     def _image_layer(
@@ -274,7 +275,7 @@ class CrossModal:
         return feed_forward(x, self.weights, prefix, eps=self.eps)
 
 
-def cross_attention(
+def unprojected_cross_attention(
     x: Float[Tensor, "prompt token hidden"],
     image: Float[Tensor, "#prompt image_token hidden"],
     weights: Mapping[str, Tensor],

@@ -40,8 +40,8 @@ def _parts(model: Any, tokenizer: Any) -> Parts:
     side = vision.image_size // vision.patch_size
     if config.vision_feature_select_strategy != "default":
         raise InvalidInputError(
-            "It keeps the image tower's global token (vision_feature_select_strategy is not 'default'): use one "
-            "that has patches alone, such as llava-hf/llava-1.5-7b-hf."
+            f"{model.name_or_path!r} keeps the image tower's global token (vision_feature_select_strategy is not "
+            f"'default'): name a LLaVA-1.5 that has patches alone, such as {FAMILY.source}."
         )
 
     def embed_image(pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch image hidden"]:

@@ -46,12 +46,13 @@ def _parts(model: Any, tokenizer: Any) -> Parts:
     side, size = vision.image_size // vision.patch_size, _TILES * vision.image_size
     if config.text_config.model_type not in _TURNS:
         raise InvalidInputError(
-            f"This LLaVA-NeXT speaks by {config.text_config.model_type}: name one of those over {' or '.join(_TURNS)}, "
-            f"such as {FAMILY.source}."
+            f"{model.name_or_path!r} speaks by {config.text_config.model_type}: name a LLaVA-NeXT over "
+            f"{' or '.join(_TURNS)}, such as {FAMILY.source}."
         )
     if [size, size] not in [list(pair) for pair in config.image_grid_pinpoints]:
         raise InvalidInputError(
-            f"This LLaVA-NeXT doesn't take {size} × {size} pixels: name one such as {FAMILY.source}."
+            f"{model.name_or_path!r} doesn't take {size} × {size} pixels: name a LLaVA-NeXT that does, such as "
+            f"{FAMILY.source}."
         )
     begin, end = _TURNS[config.text_config.model_type]
 

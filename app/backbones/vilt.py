@@ -20,10 +20,9 @@ from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextT
 from app.method.parameters import Change, Parameters, TokenRows
 from app.method.prompts import phrase
 
-from .shared.adapted import check_share, copies, delta_of, layer_norm, linear, token_copies
-from .shared.blip_text import encoded, replace_rows, revision_of
+from .shared.adapted import check_share, copies, delta_of, layer_norm, linear, replace_rows, token_copies
 from .shared.family import Family
-from .shared.transformers_backbone import TransformersBackbone, whole_model
+from .shared.transformers_backbone import TransformersBackbone, encoded, revision_of, whole_model
 
 FAMILY = Family(
     name="vilt",
@@ -151,7 +150,6 @@ class Vilt(TransformersBackbone):
         The match head reads the first text token, as in training, and gives one logit. Retrieval trains it to rank the
         right text above fifteen others, so its sigmoid orders prompts but is not a calibrated probability.
         """
-        adapters = adapters.to(image.tokens.device) if adapters else None
         embedded = image.tokens[:, : self.feature_width]
         logits, match = self._transformer.attend(embedded, text, layers=layers, adapters=adapters)
         return TextToImage(logits, match.float().sigmoid())
@@ -162,7 +160,12 @@ class Vilt(TransformersBackbone):
 
     def _tokens(self, sentences: Sequence[str]) -> TextTokens:
         batch = self._tokenizer(
-            list(sentences), padding=True, truncation=True, max_length=self._longest_prompt, return_tensors="pt"
+            list(sentences),
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=self._longest_prompt,
+            return_tensors="pt",
         )
         return TextTokens(batch["input_ids"].to(self._device), batch["attention_mask"].to(self._device))
 

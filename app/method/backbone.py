@@ -34,7 +34,7 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class TextTokens:
-    """Tokenised prompts, padded to the longest.
+    """Tokenised prompts, padded on their right to the longest.
 
     Attributes:
         input_ids: Numbers in the vocabulary.
@@ -180,8 +180,8 @@ class Backbone(Protocol):
             image: From `encode_image`.
             text: P prompts.
             layers: Layers whose logits are wanted.
-            adapters: None for the model's own parameters, or a stack of A adapters' parameters, named as in
-                `trainable`; prompts 0 … P/A − 1 run under the first adapter, and so on.
+            adapters: None for the model's own parameters, or a stack of A adapters' parameters on its device, named as
+                in `trainable`; prompts 0 … P/A − 1 run under the first adapter, and so on.
 
         Raises:
             ValueError: If P is not a multiple of A.

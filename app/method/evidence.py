@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -15,9 +15,13 @@ from .prompts import Prompts, Query
 from .scores import LayerWeights, class_scores, head_max, prompt_scores, strongest, token_sum
 from .visual_prompt import visual_logits
 
-# Prompts of one pass: bounds the logits [prompt, head, token, patch] to some tens of megabytes however many categories
-# are asked for.
+# Prompts of one pass, and prompts times the tokens of the longest: bound the logits [prompt, head, token, patch] to
+# some tens of megabytes however many categories are asked for. A name of 64 characters may have 69 tokens; most have 6.
 PROMPTS_PER_PASS = 128
+TOKENS_PER_PASS = 16 * PROMPTS_PER_PASS
+# Bytes of the adapters that are stacked for one pass. 128 low-rank ones have fewer; one with whole matrices has 11 MB
+# in BLIP-large.
+ADAPTER_BYTES_PER_PASS = 128 * 2**20
 # Logits of trained models, summed over a prompt's tokens, stay within some hundreds. An imported adapter may hold any
 # finite numbers, and one category's huge logits would leave nothing to the others of a request.
 _LARGEST_LOGIT = 1e4
@@ -124,44 +128,66 @@ def _unusable(evidence: Evidence, queries: Sequence[Query]) -> tuple[int, ...]:
 
 
 def _evidence(backbone: Backbone, image: EncodedImage, prompts: Prompts, layers: Sequence[int]) -> Evidence:
-    queries = prompts.queries
-    logits: list[Tensor | None] = [None] * len(queries)
-    match: list[Tensor | None] = [None] * len(queries)
-    for members in batches(queries):
-        words = [word for index in members for word in queries[index].words]
-        sizes = [len(queries[index].words) for index in members]
-        summed, scores = _attend(backbone, image, words, layers, _stacked_parameters(queries, members))
-        if visual := _stacked_visual_prompts(queries, members):
-            seen = visual_logits(backbone.patch_features(image), visual)
-            summed = summed + seen.repeat_interleave(torch.tensor(sizes, device=seen.device), dim=0)
-        parts = zip(members, torch.split(summed, sizes, dim=1), torch.split(scores, sizes), strict=True)
-        for index, part, score in parts:
-            logits[index], match[index] = part, score
-    return Evidence(
-        patch_logits=torch.cat([part for part in logits if part is not None], dim=1),
-        match_score=torch.cat([score for score in match if score is not None]),
-        spans=prompts.spans,
-    )
+    text = backbone.tokenize(prompts.words)
+    parts = [part for query in prompts.queries for part in _parts(query)]
+    bounds = list(pairwise(accumulate((len(part.words) for part in parts), initial=0)))
+    tokens = text.attention_mask.sum(dim=1).tolist()
+    rows: list[int] = []
+    logits, match = [], []
+    for members in batches(parts, [max(tokens[slice(*bound)]) for bound in bounds]):
+        own = [row for index in members for row in range(*bounds[index])]
+        summed, scores = _attend(backbone, image, _rows(text, own), layers, [parts[index] for index in members])
+        rows += own
+        logits.append(summed)
+        match.append(scores)
+    order = torch.tensor(rows, device=match[0].device).argsort()
+    return Evidence(torch.cat(logits, dim=1)[:, order], torch.cat(match)[order], prompts.spans)
 
 
-def batches(queries: Sequence[Query]) -> list[list[int]]:
-    """Indices of the queries that run in one pass: of one form, and not too many prompts."""
+def _parts(query: Query) -> list[Query]:
+    """A query with tuned parameters, whose prompts share a pass; the words of any other, which need not."""
+    if query.adapter and query.adapter.parameters:
+        return [query]
+    return [Query((word,)) for word in query.words]
+
+
+def batches(parts: Sequence[Query], tokens: Sequence[int]) -> list[list[int]]:
+    """Indices of the parts that run in one pass: of one form, within the bounds of a pass, those with few tokens first.
+
+    Args:
+        parts: Queries with tuned parameters, and words without.
+        tokens: Tokens of each part's longest prompt.
+    """
     kinds: dict[tuple[object, ...], list[int]] = {}
-    for index, query in enumerate(queries):
-        form = query.adapter.form if query.adapter else None
+    for index in sorted(range(len(parts)), key=tokens.__getitem__):
+        adapter = parts[index].adapter
         # A stack shares the prompts out evenly, so all of its queries have as many prompts.
-        kind = () if form is None else (len(query.words), form)
-        kinds.setdefault(kind, []).append(index)
+        kinds.setdefault((len(parts[index].words), adapter.form) if adapter else (), []).append(index)
     passes: list[list[int]] = []
     for members in kinds.values():
-        room = 0
+        passes.append([])
         for index in members:
-            if room < len(queries[index].words):
+            if len(passes[-1]) >= _most(parts[index], tokens[index]):
                 passes.append([])
-                room = PROMPTS_PER_PASS
             passes[-1].append(index)
-            room -= len(queries[index].words)
     return passes
+
+
+def _most(part: Query, tokens: int) -> int:
+    """Number of parts like this one in a pass; at least 1."""
+    prompts = len(part.words)
+    most = min(PROMPTS_PER_PASS // prompts, TOKENS_PER_PASS // (prompts * tokens))
+    if part.adapter and part.adapter.parameters:
+        most = min(most, ADAPTER_BYTES_PER_PASS // sum(tensor.nbytes for tensor in part.adapter.parameters.trained))
+    return max(1, most)
+
+
+def _rows(text: TextTokens, rows: Sequence[int]) -> TextTokens:
+    """Some of the prompts, padded to the longest of them."""
+    ids, mask = text.input_ids[rows], text.attention_mask[rows]
+    longest = int(mask.sum(dim=1).max())
+    questions = None if text.questions is None else _rows(text.questions, rows)
+    return TextTokens(ids[:, :longest], mask[:, :longest], questions)
 
 
 def patch_logits(
@@ -174,30 +200,16 @@ def patch_logits(
     return torch.stack([token_sum(head_max(seen.logits[layer]).float(), attention_mask) for layer in layers])
 
 
-def _stacked_parameters(queries: Sequence[Query], members: Sequence[int]) -> Parameters | None:
-    adapters = [queries[index].adapter for index in members]
-    parts = [adapter.parameters for adapter in adapters if adapter and adapter.parameters]
-    return Parameters.stack(parts) if parts else None
-
-
-def _stacked_visual_prompts(queries: Sequence[Query], members: Sequence[int]) -> VisualPrompt | None:
-    adapters = [queries[index].adapter for index in members]
-    parts = [adapter.visual_prompt for adapter in adapters if adapter and adapter.visual_prompt]
-    return VisualPrompt.stack(parts) if parts else None
-
-
 def _attend(
-    backbone: Backbone,
-    image: EncodedImage,
-    words: Sequence[str],
-    layers: Sequence[int],
-    adapters: Parameters | None,
+    backbone: Backbone, image: EncodedImage, text: TextTokens, layers: Sequence[int], parts: Sequence[Query]
 ) -> tuple[Float[Tensor, "layer prompt patch"], Float[Tensor, "prompt"]]:
-    if adapters is None and len(words) > PROMPTS_PER_PASS:  # the many words of one query
-        starts = range(0, len(words), PROMPTS_PER_PASS)
-        parts = [_attend(backbone, image, words[start : start + PROMPTS_PER_PASS], layers, None) for start in starts]
-        logits, scores = zip(*parts, strict=True)
-        return torch.cat(logits, dim=1), torch.cat(scores)
-    text: TextTokens = backbone.tokenize(words)
-    seen = backbone.attend(image, text, layers=layers, adapters=adapters)
-    return patch_logits(seen, text.attention_mask, layers), seen.match_score.float()
+    """Run the prompts of parts of one form in one pass."""
+    adapters = [part.adapter for part in parts if part.adapter]
+    parameters = [adapter.parameters for adapter in adapters if adapter.parameters]
+    stacked = Parameters.stack(parameters).to(image.tokens.device) if parameters else None
+    seen = backbone.attend(image, text, layers=layers, adapters=stacked)
+    summed = patch_logits(seen, text.attention_mask, layers)
+    if visual := [adapter.visual_prompt for adapter in adapters if adapter.visual_prompt]:
+        added = visual_logits(backbone.patch_features(image), VisualPrompt.stack(visual))
+        summed = summed + added.repeat_interleave(len(parts[0].words), dim=0)
+    return summed, seen.match_score.float()

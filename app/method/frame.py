@@ -45,8 +45,10 @@ def fit_and_pad(photo: UInt8[np.ndarray, "height width 3"], size: int) -> tuple[
     The short side is rounded down to a multiple of 8, as in the authors' loader.
     """
     height, width = photo.shape[:2]
-    scale = size / max(height, width)
-    content = tuple(max(8, int(side * scale + 1e-6) // 8 * 8) for side in (height, width))
+    longest = max(height, width)
+    content = tuple(
+        size if side == longest else max(8, int(side * size / longest + 1e-6) // 8 * 8) for side in (height, width)
+    )
     rgb = torch.zeros(3, size, size)
     rgb[:, : content[0], : content[1]] = _resize(photo, (content[0], content[1]), Image.Resampling.BICUBIC)
     return rgb, Frame((height, width), size, (content[0], content[1]))

@@ -56,12 +56,13 @@ def token(name: str) -> int:
     return 256 + _SPECIAL.index(name)
 
 
-def llava(folder: Path, *, changed: bool) -> str:
-    """CLIP's image tower, Llama."""
+def llava(folder: Path, *, changed: bool, **text: int) -> str:
+    """CLIP's image tower, Llama, which may differ from the others in some numbers."""
     vision = CLIPVisionConfig(
         hidden_size=22, intermediate_size=17, num_hidden_layers=3, num_attention_heads=2, image_size=112, patch_size=14
     )
-    config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(**_TEXT), image_token_index=token("<image>"))
+    llama = LlamaConfig(**{**_TEXT, **text})
+    config = LlavaConfig(vision_config=vision, text_config=llama, image_token_index=token("<image>"))
     return _written(LlavaForConditionalGeneration(config), folder, "llava", changed=changed)
 
 

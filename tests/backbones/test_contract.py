@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from app.backbones import about, families, load
+from app.backbones.embedded import WEIGHTS
 from app.errors import InvalidInputError
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone, EncodedImage, ImageTextScore, MaskDecoder, TextToImage
@@ -368,6 +370,11 @@ def test_a_folder_gives_its_name_to_the_model(backbone: Backbone, specs: dict[st
     assert backbone.name == (f"{family}:{Path(source).name}" if source else family)
 
 
+def test_a_file_gives_its_name_to_the_embedded_model(tmp_path: Path) -> None:
+    spec = copied("embedded", tmp_path / "folder")
+    assert load(spec, device="cpu", dtype="float32").name == f"embedded:{WEIGHTS.name}"
+
+
 class TestRefusedSources:
     """A source that is no whole model is refused in one sentence, which says what is wrong."""
 
@@ -430,6 +437,33 @@ class TestRefusedSources:
     def broken(self, family: str, specs: dict[str, str], tmp_path: Path) -> str:
         """A copy of the model, to be broken."""
         return copied(specs[family], tmp_path / "broken")
+
+
+def test_positions_that_are_no_square_are_no_fault_of_the_device(specs: dict[str, str], tmp_path: Path) -> None:
+    weights, name = read_weights(specs["albef"]), "visual_encoder.pos_embed"
+    weights[name] = weights[name][:, 2:].clone()
+    spec = with_weights(specs["albef"], weights, tmp_path / "broken")
+    said = refusal(spec)
+    assert said.startswith(f"No ALBEF model could be made of {spec.partition(':')[2]!r}")
+    assert "is invalid for input of size" in said
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_a_fault_of_the_device_is_told_as_it_is(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_none(*_: object, **__: object) -> Backbone:
+        raise error("CUDA has gone")
+
+    monkeypatch.setattr("app.backbones.blip.load", load_none)
+    with pytest.raises(error, match="CUDA has gone"):
+        load("blip:somewhere", device="cpu", dtype="float32")
+
+
+def test_a_tower_with_a_global_token_is_refused(specs: dict[str, str], tmp_path: Path) -> None:
+    spec = copied(specs["llava"], tmp_path / "broken")
+    settings = tmp_path / "broken" / "config.json"
+    told = json.loads(settings.read_text()) | {"vision_feature_select_strategy": "full"}
+    settings.write_text(json.dumps(told))
+    assert refusal(spec).startswith(f"{str(tmp_path / 'broken')!r} keeps the image tower's global token")
 
 
 def refusal(spec: str) -> str:

@@ -8,12 +8,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from app.backbones.blip import Blip
 from app.method import evidence
 from app.method.backbone import EncodedImage, TextToImage, TextTokens
 from app.method.evidence import Evidence, batches, layer_weights, patch_logits, prompt_evidence, usable
+from app.method.low_rank import factorised
 from app.method.parameters import ExampleMemory
 from app.method.prompts import Prompts, Query
 from app.method.scores import LayerWeights, ScoreMap
@@ -94,16 +97,38 @@ def test_a_visual_prompt_is_added_to_every_layer_and_synonym_of_its_category(bli
     torch.testing.assert_close(with_it.patch_logits[:, 1:], without.patch_logits[:, 1:] + added, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("prompts_per_pass", [1, 2, 3, 5])
-def test_small_passes_change_nothing(
-    blip: Blip, image: EncodedImage, groups: list[Query], monkeypatch: pytest.MonkeyPatch, prompts_per_pass: int
+@pytest.fixture(scope="module")
+def pool(blip: Blip) -> list[Query]:
+    """Adapters of two ranks and without, with one to three prompts, some of them long."""
+    made = []
+    names = (("dog",), ("cat", "kitten"), ("q" * 64,), ("狗" * 64, "tom"), ("fog in the sea",), ("狗" * 30,))
+    for seed, words in enumerate(names):
+        adapter = random_adapter(blip, *words, seed=seed)
+        base = blip.trainable(LAYERS, blip.tokenize(words))
+        few = [replace(adapter, parameters=factorised(adapter.parameters, base, rank)) for rank in (1, 3)]
+        made += [Query(words, one) for one in (adapter, *few)]
+    return made
+
+
+NAMES = st.lists(st.sampled_from(["sky", "sea", "a very long word for a wall", "狗" * 64]), min_size=1, max_size=4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    asked=st.lists(st.one_of(NAMES, st.integers(0, 17)), max_size=6),
+    bounds=st.tuples(st.integers(1, 8), st.integers(1, 200), st.integers(1, 100_000)),
+)
+def test_each_prompt_is_as_alone_whatever_the_bounds_of_a_pass(
+    blip: Blip, image: EncodedImage, pool: list[Query], asked: list[list[str] | int], bounds: tuple[int, int, int]
 ) -> None:
-    at_once = prompt_evidence(blip, image, Prompts(tuple(groups)), LAYERS)
-    monkeypatch.setattr(evidence, "PROMPTS_PER_PASS", prompts_per_pass)
-    assert len(batches(groups)) > 4
-    in_parts = prompt_evidence(blip, image, Prompts(tuple(groups)), LAYERS)
-    torch.testing.assert_close(in_parts.patch_logits, at_once.patch_logits, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(in_parts.match_score, at_once.match_score, rtol=0, atol=1e-5)
+    groups = [Query(("sky",)), *(pool[one] if isinstance(one, int) else Query(tuple(one)) for one in asked)]
+    with pytest.MonkeyPatch.context() as patched:
+        for name, bound in zip(("PROMPTS_PER_PASS", "TOKENS_PER_PASS", "ADAPTER_BYTES_PER_PASS"), bounds, strict=True):
+            patched.setattr(evidence, name, bound)
+        found = prompt_evidence(blip, image, Prompts(tuple(groups)), LAYERS)
+    logits, match = alone(blip, image, groups)
+    torch.testing.assert_close(found.patch_logits, logits, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(found.match_score, match, rtol=0, atol=1e-5)
 
 
 def test_an_adapter_changes_its_own_prompts_only(blip: Blip, image: EncodedImage, groups: list[Query]) -> None:
@@ -115,37 +140,54 @@ def test_an_adapter_changes_its_own_prompts_only(blip: Blip, image: EncodedImage
     assert bool((change[~taught] < 1e-4).all())
 
 
-def test_a_pass_holds_groups_of_one_kind(groups: list[Query]) -> None:
-    assert batches(groups) == [[0, 2, 5], [1, 4], [3], [6]]
+def test_a_pass_holds_parts_of_one_kind(groups: list[Query]) -> None:
+    parts = [Query(("sky",)), Query(("sea",)), *groups[1:2], Query(("hill",)), groups[3], groups[4], groups[6]]
+    assert batches(parts, [6] * 7) == [[0, 1, 3], [2, 5], [4], [6]]
 
 
 def test_a_thousand_categories_go_in_passes_of_bounded_size(blip: Blip) -> None:
     dog = random_adapter(blip, "dog", "hound", "puppy")
-    passes = batches([Query(("sky",)), *[Query(dog.prompts, dog)] * 1000])
+    passes = batches([Query(("sky",)), *[Query(dog.prompts, dog)] * 1000], [6] * 1001)
     assert sorted(index for members in passes for index in members) == list(range(1001))
     assert [len(members) for members in passes] == [1, *[42] * 23, 34]  # 42 · 3 = 126 of at most 128
 
 
-def test_a_group_larger_than_a_pass_gets_one_of_its_own() -> None:
-    assert batches([Query(("sky",)), Query(("word",) * 131), Query(("wall",))]) == [[0], [1], [2]]
+def test_one_long_name_pads_no_other(blip: Blip) -> None:
+    words, dog = Query(("word",)), random_adapter(blip, "dog")
+    taught = Query(("dog",), dog)
+    for part in (words, taught):
+        assert batches([part] * 128, [16] * 128) == [list(range(128))]  # as long as names are short
+        assert batches([part] * 128, [6] * 63 + [69] + [6] * 64) == [[*range(63), *range(64, 128)], [63]]
+        assert [len(members) for members in batches([part] * 100, [69] * 100)] == [29, 29, 29, 13]  # 29 · 69 = 2001
 
 
-def test_a_thousand_words_for_the_background_go_in_parts(
+def test_adapters_of_one_pass_have_bounded_bytes(blip: Blip, monkeypatch: pytest.MonkeyPatch) -> None:
+    dog = random_adapter(blip, "dog")
+    size = sum(tensor.nbytes for tensor in dog.parameters.trained)
+    monkeypatch.setattr(evidence, "ADAPTER_BYTES_PER_PASS", 3 * size)
+    assert [len(members) for members in batches([Query(("dog",), dog)] * 7, [6] * 7)] == [3, 3, 1]
+    monkeypatch.setattr(evidence, "ADAPTER_BYTES_PER_PASS", size - 1)
+    assert [len(members) for members in batches([Query(("dog",), dog)] * 2, [6] * 2)] == [1, 1]
+
+
+def test_passes_are_as_few_and_as_short_as_the_words_allow(
     blip: Blip, image: EncodedImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    groups = [Query(tuple(f"thing {number}" for number in range(131))), Query(("dog",))]
-    sizes, attend = [], blip.attend
+    groups = [Query(tuple(f"thing {number}" for number in range(131))), Query(("狗" * 64,)), Query(("dog",))]
+    shapes, attend = [], blip.attend
 
     def counted(tokens: Tensor, text: TextTokens, **how: object) -> TextToImage:
-        sizes.append(len(text.attention_mask))
+        shapes.append(tuple(text.attention_mask.shape))
         return attend(tokens, text, **how)
 
     monkeypatch.setattr(blip, "attend", counted)
     in_parts = prompt_evidence(blip, image, Prompts(tuple(groups)), LAYERS)
-    assert sizes == [128, 3, 1]
-    monkeypatch.setattr(evidence, "PROMPTS_PER_PASS", 131)
+    assert shapes == [(128, 7), (5, 69)]  # "dog" has 6 tokens, "thing 100" has 7
+    monkeypatch.setattr(evidence, "PROMPTS_PER_PASS", 133)
+    monkeypatch.setattr(evidence, "TOKENS_PER_PASS", 133 * 69)
     at_once = prompt_evidence(blip, image, Prompts(tuple(groups)), LAYERS)
-    torch.testing.assert_close(in_parts.patch_logits, at_once.patch_logits, rtol=1e-5, atol=1e-4)
+    assert shapes[2:] == [(133, 69)]
+    torch.testing.assert_close(in_parts.patch_logits, at_once.patch_logits, rtol=1e-5, atol=1e-3)
     assert in_parts.spans == at_once.spans
 
 

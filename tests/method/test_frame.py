@@ -54,6 +54,18 @@ def test_fitting_keeps_the_proportions_and_pads_right_and_bottom(
     assert rgb[:, :, width:].abs().sum() == 0
 
 
+@pytest.mark.parametrize(
+    ("photo_hw", "content_hw"),
+    [((53, 53), (364, 364)), ((101, 37), (364, 128)), ((37, 101), (128, 364)), ((100, 101), (360, 364))],
+)
+def test_the_long_side_fills_a_square_that_is_no_multiple_of_8(
+    photo_hw: tuple[int, int], content_hw: tuple[int, int]
+) -> None:
+    rgb, frame = fit_and_pad(plain(*photo_hw), 364)
+    assert frame.content_hw == content_hw
+    assert (rgb[0] > 0).sum() == content_hw[0] * content_hw[1]
+
+
 @pytest.mark.parametrize("way_in", [stretch, fit_and_pad])
 @pytest.mark.parametrize("photo_hw", [(61, 97), (97, 61), (67, 67), (11, 13)])
 def test_there_and_back_again(way_in: type, photo_hw: tuple[int, int]) -> None:

@@ -19,9 +19,10 @@ from app.method.parameters import Parameters
 from app.method.prompts import phrase
 
 from ..shared.adapted import Int8Rows
-from ..shared.blip_text import MAX_TOKENS, BlipText, of_patches, revision_of
+from ..shared.blip_text import BlipText, of_patches
 from ..shared.family import Family
-from ..shared.transformers_backbone import TransformersBackbone
+from ..shared.tokens import MAX_TOKENS
+from ..shared.transformers_backbone import TransformersBackbone, revision_of
 from . import efficientnet
 from .mask_decoder import PREFIX, MaskDecoder
 from .presence import Presence
@@ -102,7 +103,7 @@ class Embedded(TransformersBackbone):
     def __init__(self, weights: Path, *, device: str, dtype: torch.dtype) -> None:
         in_file = load_file(weights)
         stored = dequantised(in_file)
-        self.name = "embedded" if weights == WEIGHTS else f"embedded:{weights}"
+        self.name = "embedded" if weights == WEIGHTS else f"embedded:{weights.name}"
         self.revision = revision_of(stored.items(), "embedded-1")
         self._device, self._dtype = torch.device(device), dtype
         words = _int8_rows(in_file, _WORDS, device=self._device, dtype=dtype)

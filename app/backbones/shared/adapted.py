@@ -1,4 +1,4 @@
-"""Linear layer and layer norm whose parameters an adapter may replace for its share of the prompts."""
+"""Linear layer, layer norm and word embeddings that an adapter may replace for its share of the prompts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.method.parameters import Change, LowRank, Parameters
+from app.method.parameters import Change, LowRank, Parameters, TokenRows
 
 
 def linear(
@@ -60,6 +60,20 @@ def layer_norm(
     scale, shift = (whole(delta[part]).to(x)[:, None] for part in (weight, bias))
     rows = F.layer_norm(x, x.shape[-1:], eps=eps).view(len(scale), -1, x.shape[-1])
     return (rows * scale + shift).view_as(x)
+
+
+def replace_rows(
+    words: Float[Tensor, "prompt token hidden"],
+    input_ids: Int[Tensor, "prompt token"],
+    tokens: TokenRows,
+) -> Float[Tensor, "prompt token hidden"]:
+    """Word embeddings with each adapter's rows in place of those tokens in its own prompts."""
+    token_ids, rows = tokens.ids, tokens.rows.to(words)
+    count = len(token_ids)
+    ids = input_ids.reshape(count, -1)
+    hit = ids[:, :, None] == token_ids[:, None, :]
+    own = torch.bmm(hit.to(rows.dtype), rows).view_as(words)
+    return torch.where(hit.any(dim=2).view(*input_ids.shape, 1), own, words)
 
 
 def check_share(adapters: Parameters | None, prompts: int) -> int:

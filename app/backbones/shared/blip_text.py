@@ -3,25 +3,30 @@
 The layout and names of the parameters are those of transformers' `BlipTextModel`.
 """
 
-import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.method.backbone import EncodedImage, TextTokens
+from app.method.backbone import TextTokens
 from app.method.parameters import Change, LowRank, Parameters, TokenRows
-from app.method.prompts import phrase
 
-from .adapted import Int8Rows, cast, check_share, copies, delta_of, low_rank, token_copies, whole, with_prefix
-
-# The longest name has 64 characters, so at most 64 pieces, and the sentence around it fits as well.
-MAX_TOKENS = 80
+from .adapted import (
+    Int8Rows,
+    cast,
+    check_share,
+    copies,
+    delta_of,
+    low_rank,
+    replace_rows,
+    token_copies,
+    whole,
+    with_prefix,
+)
 
 # Parameters of a cross-attention, without its prefix.
 CROSS_ATTENTION = (
@@ -77,7 +82,6 @@ class BlipText:
         Returns:
             Cross-attention logits of the requested layers; the last hidden states, of the first token at least.
         """
-        adapters = adapters.to(image_tokens.device) if adapters else None
         check_share(adapters, len(text.input_ids))
         x = self._embed(text, adapters)
         delta = delta_of(adapters)
@@ -331,53 +335,11 @@ def low_rank_cross_attention(
     return out.view(prompts, tokens, hidden), per_prompt.reshape(prompts, heads, tokens, -1)
 
 
-def encoded(tokens: Float[Tensor, "batch image_token width"]) -> list[EncodedImage]:
-    """One `EncodedImage` per image of a batch of tokens."""
-    return [EncodedImage(each) for each in tokens]
-
-
 def of_patches(
     logits: Mapping[int, Float[Tensor, "prompt head token image_token"]],
 ) -> dict[int, Float[Tensor, "prompt head token patch"]]:
     """Logits to the patches: without the first image token, which is global."""
     return {layer: seen[..., 1:] for layer, seen in logits.items()}
-
-
-def replace_rows(
-    words: Float[Tensor, "prompt token hidden"],
-    input_ids: Int[Tensor, "prompt token"],
-    tokens: TokenRows,
-) -> Float[Tensor, "prompt token hidden"]:
-    """Word embeddings with each adapter's rows in place of those tokens in its own prompts."""
-    token_ids, rows = tokens.ids, tokens.rows.to(words)
-    count = len(token_ids)
-    ids = input_ids.reshape(count, -1)
-    hit = ids[:, :, None] == token_ids[:, None, :]
-    own = torch.bmm(hit.to(rows.dtype), rows).view_as(words)
-    return torch.where(hit.any(dim=2).view(*input_ids.shape, 1), own, words)
-
-
-def tokenize(tokenizer: Any, words: Sequence[str], device: torch.device) -> TextTokens:
-    """Tokenise the words' prompts as one padded batch.
-
-    Args:
-        tokenizer: A transformers tokenizer (untyped).
-        words: One per prompt.
-        device: Device of the result.
-    """
-    batch = tokenizer(
-        [phrase(word) for word in words], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-    )
-    return TextTokens(batch["input_ids"].to(device), batch["attention_mask"].to(device))
-
-
-def revision_of(tensors: Iterable[tuple[str, Tensor]], *context: str) -> str:
-    """Hash of a model's weights and of the context that determines its output: 16 hex digits of SHA-256."""
-    digest = hashlib.sha256("\0".join(context).encode())
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _heads(x: Float[Tensor, "prompt token hidden"], heads: int) -> Float[Tensor, "prompt head token size"]:

@@ -23,10 +23,9 @@ from app.method.backbone import EncodedImage, ImageTextScore, TextToImage, TextT
 from app.method.parameters import Change, LowRank, Parameters, TokenRows
 from app.method.prompts import phrase
 
-from .adapted import check_share, delta_of, low_rank, token_copies
-from .blip_text import encoded, replace_rows, revision_of
+from .adapted import check_share, delta_of, low_rank, replace_rows, token_copies
 from .family import Family
-from .transformers_backbone import TransformersBackbone
+from .transformers_backbone import TransformersBackbone, encoded, revision_of
 
 # Rank of an adapter's change of one projection.
 _RANK = 8
@@ -161,14 +160,17 @@ class Decoder(TransformersBackbone):
         self.input_size, self.patch_grid_hw = parts.input_size, parts.patch_grid_hw
         self.revision = revision_of(model.state_dict().items(), f"{self.family}-1", str(parts.input_size))
         self._device, self._dtype = torch.device(device), dtype
-        self._model = model.to(self._device, dtype).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(self._device, dtype)
+        # Buffers keep their format: in bfloat16, rotary frequencies would be 0.7 rad off after 600 tokens.
+        self._model = model.to(self._device).eval().requires_grad_(False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         self._parts, self._tokenizer = parts, tokenizer
         layers = _layers(parts.language_model)
         self.layer_count = len(layers)
         # Not measured: the middle, where decoders are known to attend to the image most; POST /layers/rank improves it.
-        self.default_layers = (self.layer_count // 2 - 1, self.layer_count // 2)
+        self.default_layers = tuple(sorted({max(0, self.layer_count // 2 - 1), self.layer_count // 2}))
         self._embeddings: Tensor = parts.language_model.get_input_embeddings().weight  # type: ignore[operator]  # of transformers
         self.feature_width = self._embeddings.shape[1]
         self._answers = [answer.to(self._device) for answer in _answers(tokenizer)]
@@ -213,14 +215,13 @@ class Decoder(TransformersBackbone):
         adapters: Parameters | None = None,
     ) -> TextToImage:
         """See `Backbone.attend`. The match score is the probability of the answer yes against no."""
-        own = adapters.to(self._device) if adapters else None
-        check_share(own, len(text.input_ids))
+        check_share(adapters, len(text.input_ids))
         prefix = self._prefix(image.tokens)
-        _, logits = self._read(prefix, text, frozenset(layers), own)
+        _, logits = self._read(prefix, text, frozenset(layers), adapters)
         patches = self._parts.layout.patches.to(self._device)
         match = torch.ones(len(text.input_ids), device=self._device)
         if text.questions is not None:
-            last, _ = self._read(prefix, text.questions, frozenset(), own)
+            last, _ = self._read(prefix, text.questions, frozenset(), adapters)
             match = self._probability_of_yes(last)
         return TextToImage({layer: seen[..., patches] for layer, seen in logits.items()}, match)
 
@@ -307,18 +308,22 @@ def text_to_image_attention(
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
         return out.transpose(1, 2), None
     prompts, heads, tokens, size = query.shape
-    prefix_key, prefix_value = run.prefix[layer]
+    prefix_key, prefix_value = (rows[0] for rows in run.prefix[layer])
     # [prompt, shared_head, group · token, size]: query heads that share keys are adjacent.
     q = (query * scaling).reshape(prompts, key.shape[1], -1, size)
-    to_prefix = q @ prefix_key.mT
+    # [shared_head, prompt · group · token, …]: one product per head for all prompts; torch would copy a prefix with a
+    # prompt axis of 1 for each of them.
+    by_head = key.shape[1], prompts, q.shape[2], -1
+    to_prefix = (q.transpose(0, 1).flatten(1, 2) @ prefix_key.mT).view(by_head).transpose(0, 1)
     later = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)
     to_own = (q @ key.mT).view(prompts, heads, tokens, tokens).masked_fill(later, float("-inf"))
     if layer in run.wanted:
-        run.logits[layer] = to_prefix.view(prompts, heads, tokens, -1)
+        run.logits[layer] = to_prefix.reshape(prompts, heads, tokens, -1)
     both = torch.cat([to_prefix, to_own.view(prompts, key.shape[1], -1, tokens)], dim=-1)
     seen = both.float().softmax(dim=-1).to(value)
-    out = seen[..., :-tokens] @ prefix_value + seen[..., -tokens:] @ value
-    return out.view(prompts, heads, tokens, size).transpose(1, 2), None
+    of_prefix = seen[..., :-tokens].transpose(0, 1).flatten(1, 2) @ prefix_value
+    out = of_prefix.view(by_head).transpose(0, 1) + seen[..., -tokens:] @ value
+    return out.reshape(prompts, heads, tokens, size).transpose(1, 2), None
 
 
 AttentionInterface.register(_ATTENTION, text_to_image_attention)

@@ -1,5 +1,7 @@
 """Loading of transformers models from the hub or a folder, and the part of `Backbone` that all families share."""
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from app.errors import InvalidInputError
-from app.method.backbone import MaskDecoder
+from app.method.backbone import EncodedImage, MaskDecoder
 from app.method.frame import Frame, fit_and_pad
 from app.method.presence import PresenceModel
 from app.method.prompts import phrase
@@ -63,6 +65,20 @@ def whole_model(
             "and tokenizer_config.json, or its vocabulary, beside the weights."
         )
     return model, tokenizer, f"{family.name}:{Path(source).name if Path(source).exists() else source}"
+
+
+def revision_of(tensors: Iterable[tuple[str, Tensor]], *context: str) -> str:
+    """Hash of a model's weights and of the context that determines its output: 16 hex digits of SHA-256."""
+    digest = hashlib.sha256("\0".join(context).encode())
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def encoded(tokens: Float[Tensor, "batch image_token width"]) -> list[EncodedImage]:
+    """One `EncodedImage` per image of a batch of tokens."""
+    return [EncodedImage(each) for each in tokens]
 
 
 def _check_type(source: str, model_type: Any, family: Family) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import BertTokenizer
 
 from app.backbones.embedded import VOCABULARY
-from app.backbones.shared.blip_text import tokenize
+from app.backbones.shared.tokens import tokenize
 
 WORDS = ["cat", "Straßenbahn", "fire-hydrant 2", "ÉCOLE", "猫", "🚋", "a" * 64, "x y  z", "don't", "[MASK]", "ﬁne"]
 
@@ -25,6 +25,11 @@ def test_they_are_those_of_transformers(embedded, words: list[str]) -> None:
         found = embedded.tokenize(asked)
         assert torch.equal(found.input_ids, expected.input_ids)
         assert torch.equal(found.attention_mask, expected.attention_mask)
+
+
+def test_padding_is_on_the_right_whatever_the_tokenizer_s_side() -> None:
+    found = tokenize(BertTokenizer(vocab=str(VOCABULARY), padding_side="left"), ["x y", "z"], torch.device("cpu"))
+    assert found.attention_mask.tolist() == [[1] * 7, [1] * 6 + [0]]
 
 
 def test_the_service_with_the_embedded_model_imports_no_transformers() -> None:

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.backbones.shared.adapted import cast, check_share, layer_norm, linear, low_rank, token_copies, whole
+from app.backbones.shared.adapted import (
+    cast,
+    check_share,
+    layer_norm,
+    linear,
+    low_rank,
+    replace_rows,
+    token_copies,
+    whole,
+)
 from app.method.parameters import Change, LowRank, Parameters, TokenRows
 
 ADAPTERS, SHARE = 3, 2
@@ -77,3 +86,13 @@ def test_rows_of_the_tokens_used_are_float32_copies() -> None:
     assert rows.tolist() == [[0, 1], [2, 3], [6, 7]]
     rows.fill_(9)
     assert (rows.dtype, table[3].tolist()) == (torch.float32, [6, 7])
+
+
+def test_rows_are_replaced_where_an_adapter_s_own_prompts_use_the_token() -> None:
+    # 2 adapters with a prompt of 3 tokens each; the first replaces tokens 7 and 5, the second 5 only (−1: padding).
+    input_ids = torch.tensor([[5, 6, 7], [7, 5, 5]])
+    words = torch.stack([input_ids, 10 * input_ids], dim=2).float()
+    token_ids = torch.tensor([[7, 5], [5, -1]])
+    rows = torch.tensor([[[0.7, 0], [0.5, 0]], [[-0.5, 1], [99, 99]]])
+    expected = torch.tensor([[[0.5, 0], [6, 60], [0.7, 0]], [[7, 70], [-0.5, 1], [-0.5, 1]]])
+    torch.testing.assert_close(replace_rows(words, input_ids, TokenRows(token_ids, rows)), expected)

@@ -15,11 +15,9 @@ from app.backbones.shared.blip_text import (
     adapted_cross_attention,
     cross_attention,
     low_rank_cross_attention,
-    replace_rows,
-    revision_of,
 )
 from app.method.backbone import Backbone, EncodedImage
-from app.method.parameters import LowRank, TokenRows
+from app.method.parameters import LowRank
 from tests.backbones.test_contract import WORDS
 
 
@@ -199,47 +197,6 @@ def test_a_low_rank_change_is_the_base_plus_the_product_of_its_factors(adapters:
         expected_out, expected_logits = by_hand(x[prompt], image, whole[prompt // prompts], heads=3)
         torch.testing.assert_close(logits[prompt], expected_logits, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(out[prompt], expected_out, rtol=1e-4, atol=1e-4)
-
-
-def test_rows_are_replaced_where_an_adapter_s_own_prompts_use_the_token() -> None:
-    # 2 adapters with a prompt of 3 tokens each; the first replaces tokens 7 and 5, the second 5 only (−1: padding).
-    input_ids = torch.tensor([[5, 6, 7], [7, 5, 5]])
-    words = torch.stack([input_ids, 10 * input_ids], dim=2).float()
-    token_ids = torch.tensor([[7, 5], [5, -1]])
-    rows = torch.tensor([[[0.7, 0], [0.5, 0]], [[-0.5, 1], [99, 99]]])
-    expected = torch.tensor([[[0.5, 0], [6, 60], [0.7, 0]], [[7, 70], [-0.5, 1], [-0.5, 1]]])
-    torch.testing.assert_close(replace_rows(words, input_ids, TokenRows(token_ids, rows)), expected)
-
-
-class TestRevision:
-    TENSORS = (("a", torch.tensor([[1.0, 2, 3]])), ("b", torch.tensor(5)))
-
-    def test_it_is_sixteen_digits_whatever_the_order(self) -> None:
-        found = revision_of(self.TENSORS, "kind")
-        assert found == revision_of(self.TENSORS[::-1], "kind")
-        assert int(found, 16) >= 0
-        assert len(found) == 16
-
-    @pytest.mark.parametrize(
-        "tensors",
-        [
-            (("a", torch.tensor([[1.0, 2, 4]])), ("b", torch.tensor(5))),
-            (("a", torch.tensor([[1.0, 2, 3]])), ("b", torch.tensor(6))),
-            (("a", torch.tensor([[1.0], [2], [3]])), ("b", torch.tensor(5))),
-            (("a", torch.tensor([[1.0, 2, 3]])), ("c", torch.tensor(5))),
-            (("a", torch.tensor([[1.0, 2, 3]])),),
-        ],
-        ids=["a value", "a number alone", "a shape", "a name", "one less"],
-    )
-    def test_it_changes_with(self, tensors: tuple[tuple[str, Tensor], ...]) -> None:
-        assert revision_of(tensors, "kind") != revision_of(self.TENSORS, "kind")
-
-    def test_it_changes_with_what_else_decides_the_output(self) -> None:
-        assert revision_of(self.TENSORS, "kind", "512") != revision_of(self.TENSORS, "kind", "384")
-
-    def test_the_layout_in_memory_does_not_matter(self) -> None:
-        tensor = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
-        assert revision_of([("a", tensor.mT.contiguous().mT)]) == revision_of([("a", tensor)])
 
 
 def test_padding_is_masked_from_real_tokens_in_any_number_format() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AttentionInterface,
     LlavaForConditionalGeneration,
@@ -21,9 +24,11 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from app.backbones.shared.decoder import Decoder
+from app.backbones import load
+from app.backbones.shared.decoder import Decoder, _Pass, _running, text_to_image_attention
 from app.method.backbone import Backbone, EncodedImage
 from app.method.parameters import LowRank, Parameters
+from tests.backbones.decoder_models import llava
 from tests.models import random_adapter
 
 FAMILIES = ("llava", "llava_next", "smolvlm", "qwen_vl")
@@ -223,3 +228,58 @@ def test_patch_features_are_the_language_model_s_inputs(backbone: Decoder, real:
     assert len(image) == len(features) + 16 * (backbone.family == "smolvlm")
     torch.testing.assert_close(features.sum(dim=0), image[: len(features)].sum(dim=0), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(features[0], image[0], rtol=1e-4, atol=1e-4)
+
+
+def test_frequencies_of_positions_stay_float32(backbone: Decoder, specs: dict[str, str]) -> None:
+    half = load(specs[backbone.family], device="cpu", dtype="bfloat16")
+    buffers = {name: buffer for name, buffer in half._model.named_buffers() if buffer.is_floating_point()}
+    assert any(name.endswith("rotary_emb.inv_freq") for name in buffers)
+    exact = dict(backbone._model.named_buffers())
+    assert all(torch.equal(buffer, exact[name]) for name, buffer in buffers.items())
+    assert {parameter.dtype for parameter in half._model.parameters()} == {torch.bfloat16}
+
+
+def test_words_far_from_the_image_see_it_in_half_the_width_too(tmp_path: Path) -> None:
+    """A head of 64 numbers turns by frequencies that bfloat16 has not, which shows at large distances only."""
+    spec = llava(tmp_path, changed=False, head_dim=64)
+    seen = []
+    for dtype in ("float32", "bfloat16"):
+        model = load(spec, device="cpu", dtype=dtype)
+        layout = model._parts.layout
+        model._parts = replace(model._parts, layout=replace(layout, following=layout.following + 600))
+        photo = np.random.default_rng(4).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+        with torch.no_grad():
+            seen.append(model.attend(encoded(model, photo), model.tokenize([WORD]), layers=(0,)).logits[0].float())
+    exact, half = seen
+    assert (half - exact).norm() < 0.02 * exact.norm()
+
+
+def test_a_model_of_one_layer_reads_it(tmp_path: Path) -> None:
+    model = load(llava(tmp_path, changed=False, num_hidden_layers=1), device="cpu", dtype="float32")
+    assert model.default_layers == (0,)
+
+
+class _Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that any operation made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Callable[..., object], types: object, args: tuple = (), kwargs: object = None):  # type: ignore[no-untyped-def]
+        made = func(*args, **(kwargs or {}))
+        given = {each.untyped_storage().data_ptr() for each in args if isinstance(each, Tensor)}
+        if isinstance(made, Tensor) and made.untyped_storage().data_ptr() not in given:  # no view
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("shared_heads", [2, 6])
+def test_no_prompt_copies_the_image(shared_heads: int) -> None:
+    prompts, heads, tokens, size, image = 5, 6, 2, 64, 31
+    query = torch.randn(prompts, heads, tokens, size)
+    key, value = torch.randn(2, prompts, shared_heads, tokens, size)
+    prefix = torch.randn(2, 1, shared_heads, image, size)
+    module = nn.Module()
+    module.layer_idx = 0
+    with _running(_Pass(prefix=[(prefix[0], prefix[1])])), _Largest() as largest:
+        text_to_image_attention(module, query, key, value, None, scaling=1.0)
+    assert largest.numbers == max(query.numel(), prompts * heads * tokens * (image + tokens))
