@@ -10,11 +10,13 @@ INSTALLED := $(VENV)/.installed
 
 install: $(INSTALLED)
 
-# torch first and alone, at its exact version: as a dependency of other packages pip may pick a CUDA build.
+# torch first and alone, at its exact version: as a dependency of other packages pip may pick a CUDA build. pip would
+# compile on one core; some packages hold files that no Python can compile.
 $(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt setup.py app/method/conv_crf.cpp
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade-strategy only-if-needed $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ./client --editable ".[dev]"
+	$(PY) -m pip install --quiet --no-compile --upgrade-strategy only-if-needed $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
+	$(PY) -m pip install --quiet --no-compile --constraint constraints.txt --editable ./client --editable ".[dev]"
+	$(PY) -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 demo: install
