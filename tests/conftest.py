@@ -256,6 +256,13 @@ class Api:
         assert answer.headers["content-type"].startswith("text/event-stream")
         return [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line]
 
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Asserts that all that is stored is in the end as it was."""
+        before = self.stored()
+        yield
+        assert self.stored() == before
+
     def stored(self) -> dict[bytes, object]:
         """All that the store holds, but for the readiness probe, receipts, and the job engine's own keys."""
         foreign = (keys.PROBE.encode(), keys.receipt("").encode(), b"exemplar:docket")
@@ -311,4 +318,11 @@ def start(database: str, start_on: Start) -> Start:
 def api(start: Start) -> Iterator[Api]:
     """The application with default settings and the tiny model."""
     with start() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared(new_database: NewDatabase, start_on: Start) -> Iterator[Api]:
+    """The same without a worker, for all tests of a file that mind nothing but what they do themselves."""
+    with new_database() as database, start_on(database, worker=False) as running:
         yield running

@@ -160,7 +160,7 @@ class Axis:
         up = F.interpolate(places[None], scale_factor=blur, mode="linear")[0].T[padding : padding + length]
         self.down, self.up = pooled.T[:count].to(like), up.to(like)
         # Of each pixel, the first and the last blurred pixel that it is read from. The host knows them, so that no
-        # round waits for a GPU to tell.
+        # band waits for a GPU to tell.
         mixed = up != 0
         self._first = mixed.int().argmax(dim=1).tolist()
         self._last = (count - 1 - mixed.flip(1).int().argmax(dim=1)).tolist()

@@ -140,7 +140,7 @@ class TuningJob:
             pieces = tuning.step_in_pieces()
             while (loss := await self._on_lane(pieces)) is None:
                 pass
-            # JSON has no NaN; parameters that come of it mark nothing, so the words are kept.
+            # JSON has no NaN; parameters that come of it are dropped, and the words are kept.
             if not await self._engine.step(job, step=step, steps=steps, loss=loss if isfinite(loss) else None):
                 return None
         selection = select(tuning)

@@ -39,16 +39,9 @@ def api(start):
 
 
 @pytest.fixture(scope="module")
-def shared(new_database, start_on) -> Iterator:
+def shared_with_keys(new_database, start_on) -> Iterator:
     """The same, for tests that change nothing."""
     with new_database() as database, start_on(database, api_keys=SETTING, client=ELSEWHERE, worker=False) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def shared_without_keys(new_database, start_on) -> Iterator:
-    """A service without keys, called from this machine, for tests that change nothing."""
-    with new_database() as database, start_on(database, worker=False) as running:
         yield running
 
 
@@ -65,15 +58,15 @@ class TestKeys:
         assert sending(api, "learn").http.delete("/categories/cat").status_code == 403
         assert sending(api, "all").http.delete("/categories/cat").status_code == 204
 
-    def test_without_a_key(self, shared) -> None:
-        before = shared.stored()
+    def test_without_a_key(self, shared_with_keys) -> None:
+        before = shared_with_keys.stored()
         for method, path in (("GET", "/categories"), ("POST", "/segment"), ("DELETE", "/jobs/1"), ("GET", "/no")):
-            answer = shared.http.request(method, path)
+            answer = shared_with_keys.http.request(method, path)
             assert answer.status_code == 401
             assert answer.headers["www-authenticate"] == "Bearer"
             assert answer.headers["content-type"] == "application/problem+json"
             assert "X-API-Key" in answer.json()["detail"]
-        assert shared.stored() == before
+        assert shared_with_keys.stored() == before
 
     @pytest.mark.parametrize(
         "headers",
@@ -85,8 +78,8 @@ class TestKeys:
             {"Authorization": basic(":look")},
         ],
     )
-    def test_either_header_carries_it(self, shared, headers: dict[str, str]) -> None:
-        assert shared.http.get("/categories", headers=headers).status_code == 200
+    def test_either_header_carries_it(self, shared_with_keys, headers: dict[str, str]) -> None:
+        assert shared_with_keys.http.get("/categories", headers=headers).status_code == 200
 
     @pytest.mark.parametrize(
         "headers",
@@ -104,21 +97,23 @@ class TestKeys:
             {"X-API-Key": b"l\xf6\xf6k"},
         ],
     )
-    def test_another_key_is_refused(self, shared, headers: dict[str, str]) -> None:
-        assert shared.http.get("/categories", headers=headers).status_code == 401
+    def test_another_key_is_refused(self, shared_with_keys, headers: dict[str, str]) -> None:
+        assert shared_with_keys.http.get("/categories", headers=headers).status_code == 401
 
-    def test_a_body_is_not_read_for_who_may_not_send_it(self, shared) -> None:
-        answer = shared.http.post("/categories/cat/example", content=b"x" * 3_000_000, headers={"X-API-Key": "look"})
+    def test_a_body_is_not_read_for_who_may_not_send_it(self, shared_with_keys) -> None:
+        answer = shared_with_keys.http.post(
+            "/categories/cat/example", content=b"x" * 3_000_000, headers={"X-API-Key": "look"}
+        )
         assert answer.status_code == 403
         assert "teach" in answer.json()["detail"]
 
-    def test_probes_numbers_and_the_document_are_open(self, shared) -> None:
+    def test_probes_numbers_and_the_document_are_open(self, shared_with_keys) -> None:
         probes, pages = (
             ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"),
             ("/docs", "/docs/swagger-ui.css", "/", "/web/page.js"),
         )
         for path in (*probes, *pages, "/openapi.json"):
-            assert shared.http.get(path).status_code == 200
+            assert shared_with_keys.http.get(path).status_code == 200
 
     def test_a_page_of_another_site_is_not_among_the_anonymous_callers(self, start) -> None:
         with start(allow_anonymous=True, worker=False) as api:
@@ -297,11 +292,11 @@ class TestWithoutKeys:
             "2130706433",
         ],
     )
-    def test_a_name_of_somebody_elses_that_leads_here_is_refused(self, shared_without_keys, host: str) -> None:
+    def test_a_name_of_somebody_elses_that_leads_here_is_refused(self, shared, host: str) -> None:
         headers = {"Host": host, "Origin": f"http://{host}"}
-        assert shared_without_keys.http.get("/categories", headers=headers).status_code == 403
-        assert shared_without_keys.teach("cat", headers=headers).status_code == 403
-        assert shared_without_keys.http.get("/categories").json() == []
+        assert shared.http.get("/categories", headers=headers).status_code == 403
+        assert shared.teach("cat", headers=headers).status_code == 403
+        assert shared.http.get("/categories").json() == []
 
     @pytest.mark.parametrize(
         "host",
@@ -316,8 +311,8 @@ class TestWithoutKeys:
             "0.0.0.0:8000",
         ],
     )
-    def test_its_own_names_are_not(self, shared_without_keys, host: str) -> None:
-        assert shared_without_keys.http.get("/categories", headers={"Host": host}).status_code == 200
+    def test_its_own_names_are_not(self, shared, host: str) -> None:
+        assert shared.http.get("/categories", headers={"Host": host}).status_code == 200
 
 
 class TestProbes:
@@ -371,8 +366,8 @@ class TestBrowsers:
         policy = sending(api, "all").http.get("/categories").headers["content-security-policy"]
         assert policy == "default-src 'none'; frame-ancestors 'none'"
 
-    def test_the_one_script_of_the_documentation_is_allowed_by_its_hash(self, shared) -> None:
-        answer = shared.http.get("/docs")
+    def test_the_one_script_of_the_documentation_is_allowed_by_its_hash(self, shared_with_keys) -> None:
+        answer = shared_with_keys.http.get("/docs")
         (script,) = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         assert f"script-src 'self' 'sha256-{digest}';" in answer.headers["content-security-policy"]

@@ -7,7 +7,6 @@ import io
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -33,13 +32,6 @@ ADAPTER = {
     "created_at",
 }  # fmt: skip
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
-
-
-@pytest.fixture(scope="module")
-def shared(new_database, start_on) -> Iterator:
-    """The application without a worker, for tests that mind only their own categories."""
-    with new_database() as database, start_on(database, worker=False) as api:
-        yield api
 
 
 def stored_mask(api, name="cat", number=-1) -> np.ndarray:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import Api
 
 ROOT = Path(__file__).parents[2]
 WEB = ROOT / "app" / "web"
@@ -34,10 +35,9 @@ def referenced(name: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def api(new_database, start_on) -> Iterator:
+def api(shared) -> Api:
     """The application, which nothing here changes."""
-    with new_database() as database, start_on(database, worker=False) as running:
-        yield running
+    return shared
 
 
 class TestServed:

@@ -25,18 +25,11 @@ FOUND = {
 PLAIN = {"background": ["sky"], "refine": "none"}
 
 
-@pytest.fixture(scope="module")
-def shared(new_database, start_on) -> Iterator:
-    with new_database() as database, start_on(database, worker=False) as running:
-        yield running
-
-
 @pytest.fixture
 def api(shared) -> Iterator:
     """The application, which is taught nothing; tests that teach start their own."""
-    before = shared.stored()
-    yield shared
-    assert shared.stored() == before
+    with shared.unchanged():
+        yield shared
 
 
 def image_of(raw: bytes) -> Image.Image:

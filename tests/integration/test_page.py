@@ -60,7 +60,7 @@ def api_keys() -> str:
 
 @pytest.fixture
 def own_service() -> bool:
-    """Whether a test has a service of its own: yes, unless it teaches nothing."""
+    """True for a test with a service of its own: every one but those that teach nothing."""
     return True
 
 
