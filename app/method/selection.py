@@ -127,6 +127,18 @@ def teaches_the_word(iou: float, words_iou: float, *, known: bool) -> bool:
     return not known and words_iou < _WORDS_FAIL and iou - words_iou >= _CLEAR_GAIN
 
 
+def may_keep_parameters(tuning: CategoryTuning) -> bool:
+    """False if `select` would drop the parameters whatever the steps give, so that none need be run.
+
+    It is so with a mask decoder for most words. A job of the service runs its steps all the same: its record tells
+    their loss.
+    """
+    if not tuning.decodes:
+        return True
+    words_iou = fmean(tuning.iou(index, None) for index in tuning.shown)
+    return teaches_the_word(1.0, words_iou, known=_knows(tuning))
+
+
 def visual_prompt_helps(with_others: Sequence[float], without: Sequence[float]) -> bool:
     """True if examples are marked better with a visual prompt of the other examples than without one.
 
@@ -158,7 +170,7 @@ def select(tuning: CategoryTuning) -> Pieces[Outcome]:
         yield
     suffice, known = False, True
     if tuning.decodes:
-        known = tuning.backbone.presence is not None and tuning.backbone.presence.knows(tuning.words)
+        known = _knows(tuning)
         suffice = words_suffice(fmean(words), (yield from _presence_by_words(tuning)))
         parameters, prompt = (tuned if teaches_the_word(fmean(alone), fmean(words), known=known) else None), None
         memory = yield from _memory(tuning, parameters)
@@ -173,6 +185,11 @@ def select(tuning: CategoryTuning) -> Pieces[Outcome]:
     # Presence is biased under the parameters that requests will use.
     served = (parameters, prompt) if outcome.helps else (None, None)
     return replace(outcome, presence_bias=(yield from _presence_bias(tuning, *served, memory)))
+
+
+def _knows(tuning: CategoryTuning) -> bool:
+    presence = tuning.backbone.presence
+    return presence is not None and presence.knows(tuning.words)
 
 
 def _presence_by_words(tuning: CategoryTuning) -> Pieces[float]:

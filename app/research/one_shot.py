@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from app.method.adapter import Adapter
 from app.method.pieces import finished
 from app.method.prompts import Prompts, Query
-from app.method.selection import select
+from app.method.selection import may_keep_parameters, select
 from app.method.tuning import COMPETING_CATEGORIES, CategoryTuning
 
 from .dataset import LabelledPhoto
@@ -42,6 +42,6 @@ def _tune(subject: Subject, number: int, photos: Sequence[LabelledPhoto]) -> Ada
         layers=subject.layers,
         recipe=recipe,
     )
-    for _ in range(recipe.steps):
+    for _ in range(recipe.steps if may_keep_parameters(tuning) else 0):
         tuning.step()
     return finished(select(tuning)).adapter(tuning, classes[number], version=1, created_at="")

@@ -1,7 +1,6 @@
 """Metrics of protocol `open`: counts of each photo, added up over the photos of many resamples at once.
 
-A resample is a weight per photo, how often it has the photo, so that one matrix product counts all classes of all
-resamples.
+A resample is a weight per photo, so that one matrix product counts all classes of all resamples.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ class Counts:
     def iou(self, weights: Weights) -> Float[np.ndarray, "resample class"]:
         """IoU per class over all photos together; NaN for a class that no photo shows."""
         hit, true, predicted = (weights @ each for each in (self.hit, self.true, self.predicted))
-        return np.where(true > 0, hit / np.maximum(true + predicted - hit, 1), np.nan)
+        return _ratio(hit, np.where(true > 0, true + predicted - hit, 0))
 
 
 def miou(counts: Counts, weights: Weights) -> Values:

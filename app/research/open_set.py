@@ -1,8 +1,9 @@
 """Protocol `open`: some categories are taught and all of them are requested in photos that mostly lack them.
 
-Counts are kept per photo, so that intervals come from resampling the photos (percentile bootstrap, Efron 1979,
-https://doi.org/10.1214/aos/1176344552). More draws narrow what the choice of categories and examples adds, but not what
-the choice of photos does.
+Counts are kept per photo, so that intervals come from resampling the photos (Bayesian bootstrap, Rubin 1981,
+https://doi.org/10.1214/aos/1176345338). A resample weighs the photos at random and leaves none out: without the few
+photos of a rare category, which mostly has a low IoU, the mean over the categories would be too high. More draws narrow
+what the choice of categories and examples adds, but not what the choice of photos does.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from app.method.shot import IGNORE
 from .dataset import LabelledPhoto
 from .one_shot import adapters
 from .open_metrics import METRICS, Counts, Values, Weights, mean_of_known, miou, missed_though_named
+from .scores import WORSE
 from .subject import Subject
 
 COLUMNS = ("words", "taught")
 
 _RESAMPLES, _INTERVAL = 1000, (2.5, 97.5)
+# Photos that must show a category before it is compared with the words: there is no interval over one.
+_COMPARED = 3
 # Photos with a category, and as many without it, that `sights` gives.
 _SIGHTS = 3
 
@@ -116,24 +120,33 @@ class OpenReport:
 
     @cached_property
     def changes(self) -> dict[str, Estimate]:
-        """Per category that was measured the IoU when taught less the IoU by the words, over the seeds that drew it."""
+        """Per category the IoU when taught less the IoU by the words, over the seeds that drew it.
+
+        Categories that are shown by too few photos of each seed are left out.
+        """
         values: dict[str, list[Values]] = {}
         for draw, weights in self._weighted:
             change = draw.counts["taught"].iou(weights) - draw.counts["words"].iou(weights)
+            shown = draw.counts["words"].present.sum(axis=0)
             for number, name in enumerate(draw.categories, 1):
-                values.setdefault(name, []).append(change[:, number])
-        estimates = {name: _estimate(values[name]) for name in sorted(values)}
-        return {name: estimate for name, estimate in estimates.items() if not np.isnan(estimate.mean)}
+                if shown[number - 1] >= _COMPARED:
+                    values.setdefault(name, []).append(change[:, number])
+        return {name: _estimate(values[name]) for name in sorted(values)}
+
+    @property
+    def worse(self) -> list[str]:
+        """Categories whose change is a loss of more than half a point, however the photos are weighed."""
+        return [name for name, change in self.changes.items() if change.high < -WORSE]
 
     @cached_property
     def _weighted(self) -> list[tuple[Draw, Weights]]:
-        """Each draw with its photos' weights in the measurement itself, which has each once, and in every resample.
+        """Each draw with its photos' weights in the measurement itself, where all are 1, and in every resample.
 
-        A resample takes the same photos in every draw: the draws have most of them in common.
+        A photo has the same weight in every draw of a resample: the draws have most photos in common.
         """
         ids = dict.fromkeys(photo.id for draw in self.draws for photo in draw.photos)
         numbers = {id: number for number, id in enumerate(ids)}
-        resamples = np.random.default_rng(0).multinomial(len(ids), [1 / len(ids)] * len(ids), size=_RESAMPLES)
+        resamples = len(ids) * np.random.default_rng(0).dirichlet(np.ones(len(ids)), size=_RESAMPLES)
         weights = np.concatenate([np.ones((1, len(ids))), resamples])
         return [(draw, weights[:, [numbers[photo.id] for photo in draw.photos]]) for draw in self.draws]
 

@@ -50,10 +50,9 @@ def as_open_table(report: OpenReport) -> Table:
     table.add_section()
     table.add_row("mIoU gained", "", _estimate(report.gain))
     table.add_row("present pairs missed that the words find", "", _estimate(report.missed_though_named))
-    changes = report.changes
-    worse = [name for name, change in changes.items() if change.high < 0]
+    worse = report.worse
     names = f": {', '.join(worse)}" if worse else ""
-    table.add_row("categories worse than words", "", _share(len(worse), len(changes)) + names)
+    table.add_row("categories worse than words", "", _share(len(worse), len(report.changes)) + names)
     return table
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from app.errors import InvalidInputError
 from app.method.adapter import Adapter
 from app.method.backbone import Backbone, EncodedImage
-from app.method.frame import labels_to_input
+from app.method.frame import labels_to_input, mask_to_input
 from app.method.pipeline import Encode, FramedImage, FramedPhoto, Pipeline, encode_one
 from app.method.prediction import ClassMap
 from app.method.prompts import BACKGROUND_WORDS, Query
@@ -172,9 +172,9 @@ class Subject:
     def shot(self, photo: LabelledPhoto, number: int) -> Shot:
         """A photo as an example of a class."""
         image, labels = self.see(photo), self.labels(photo)
-        binary = np.where(labels == IGNORE, IGNORE, labels == number).astype(np.uint8)
-        on_input = torch.from_numpy(labels_to_input(binary, image.frame, outside=IGNORE)).long()
-        return Shot.of(self.backbone, image.encoded, on_input)
+        share = mask_to_input(labels == number, image.frame, outside=IGNORE)
+        share[torch.from_numpy(labels_to_input(labels, image.frame, outside=IGNORE)) == IGNORE] = IGNORE
+        return Shot.of(self.backbone, image.encoded, share)
 
     def _pixels(self, photo: LabelledPhoto) -> tuple[np.ndarray, FramedPhoto]:
         """A photo's pixels, and what the network takes; the latest photo's are kept for the next column."""

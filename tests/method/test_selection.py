@@ -23,6 +23,7 @@ from app.method.prompts import Prompts, Query
 from app.method.selection import (
     Outcome,
     is_no_worse,
+    may_keep_parameters,
     select,
     teaches_the_word,
     visual_prompt_harms,
@@ -260,6 +261,26 @@ class TestMemory:
         after = finished(select(tuning)).memory
         assert torch.equal(before.inside, after.inside)
         assert torch.equal(before.outside, after.outside)
+
+    @pytest.mark.parametrize("word", ["cat", "kitten"])
+    def test_steps_that_cannot_matter_are_known_beforehand(self, embedded, word: str) -> None:
+        """The network has learned the one word from masks and finds the other by itself."""
+        tuning = self.tuning(embedded, self.cat(embedded), word=word)
+        assert not may_keep_parameters(tuning)
+        before = finished(select(tuning))
+        for _ in range(20):
+            tuning.step()
+        after = finished(select(tuning))
+        assert (before.parameters, after.parameters) == (None, None)
+        assert (before.example_iou, before.presence_bias) == (after.example_iou, after.presence_bias)
+        for name, tensor in vars(before.memory).items():
+            assert torch.equal(tensor, vars(after.memory)[name])
+
+    def test_steps_may_matter_for_a_word_that_means_nothing(self, embedded, red: Shot) -> None:
+        assert may_keep_parameters(self.tuning(embedded, red))
+
+    def test_without_a_mask_decoder_steps_always_may_matter(self, blip: Blip, shots: list[Shot]) -> None:
+        assert may_keep_parameters(tuning_of(blip, shots))
 
     def test_where_the_words_are_better_the_looks_stay_for_presence(self, embedded, red: Shot) -> None:
         tuning = self.tuning(embedded, red)

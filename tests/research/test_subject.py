@@ -15,6 +15,7 @@ from app.method.backbone import Backbone
 from app.method.prompts import Query
 from app.research.dataset import Dataset, LabelledPhoto
 from app.research.subject import Options, Subject
+from app.services.tuning_job import make_shot
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CLASSES = ("background", "cat", "dog", "bird")
@@ -130,6 +131,22 @@ def test_a_photo_is_measured_as_the_service_segments_it(embedded: Backbone, tmp_
     assert torch.equal(found.probabilities, served.probabilities)
     assert torch.equal(found.presence, served.presence)
     assert subject.framed(cat).frame.photo_hw == rgb.shape[:2]
+
+
+def test_an_example_smaller_than_the_pixels_of_the_input_is_an_example_as_in_the_service(
+    tiny: Backbone, tmp_path: Path
+) -> None:
+    """Of each four pixels that become one, the first alone shows the class: the nearest one is another."""
+    side = 2 * tiny.input_size
+    Image.new("RGB", (side, side)).save(tmp_path / "cat.png")
+    mask = np.zeros((side, side), bool)
+    mask[::2, ::2] = True
+    cat = LabelledPhoto("cat", tmp_path / "cat.png", lambda: mask.astype(np.uint8), (1,))
+    shot = Subject(tiny, Dataset(CLASSES, (cat,)), OPTIONS, lambda *_: None).shot(cat, 1)
+    served = make_shot(tiny, np.zeros((side, side, 3), np.uint8), mask)
+    assert torch.equal(shot.target, served.target)
+    assert torch.equal(shot.inside, served.inside)
+    assert shot.target.unique().tolist() == [0.25]
 
 
 def test_ignored_pixels_of_an_example_are_neither_in_nor_out(tiny: Backbone, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def directions(
     if len(places) <= count:
         missing = count - len(places)
         return F.pad(places, (0, 0, 0, missing)), F.pad(share / total, (0, missing))
-    # Starts spread from the most to the least typical patch.
+    # Starts spread from the least to the most typical patch.
     order = (places @ (share @ places)).argsort()
     found = places[order[torch.linspace(0, len(places) - 1, count).round().long().to(order.device)]]
     for _ in range(_ITERATIONS):
