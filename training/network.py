@@ -91,7 +91,7 @@ class Network:
                 deep = _with_cheap_gradient(block, deep)
         # Only some of the patches, because the layers after the tower cost as much as its late stages.
         some = [maps.flatten(2)[..., patches].unsqueeze(3) for maps in (fine, deep)]
-        return image_tokens(self.weights, *some)
+        return image_tokens(self.weights, *some)[0]
 
     def encode_whole(
         self, rgb: Float[Tensor, "batch 3 size size"]
@@ -105,7 +105,7 @@ class Network:
         fine = x
         for block in self.tower.after:
             x = _with_cheap_gradient(block, x)
-        return edges, image_tokens(self.weights, fine, x)
+        return edges, image_tokens(self.weights, fine, x)[0]
 
     def tokens_of(self, words: Sequence[str]) -> TextTokens:
         """Tokens of the prompts of these words."""

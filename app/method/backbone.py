@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .frame import Frame
 from .parameters import ExampleMemory, Parameters
-from .presence import PresenceModel
 from .scores import ScoreMap
 
 
@@ -21,15 +20,18 @@ class EncodedImage:
     Attributes:
         tokens: Image tokens, as `Backbone.attend` reads them.
         fine_features: Map on a finer grid than the patches', for the mask decoder; None for a model without one.
+        kinds: Facts about each kind of thing that a classifier in the image tower knows, for `PresenceModel`; None for
+            a model without one.
     """
 
     tokens: Float[Tensor, "image_token width"]
     fine_features: Float[Tensor, "channel y x"] | None = None
+    kinds: Float[Tensor, "kind fact"] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return self.tokens.nbytes + (0 if self.fine_features is None else self.fine_features.nbytes)
+        return sum(part.nbytes for part in (self.tokens, self.fine_features, self.kinds) if part is not None)
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,34 @@ class MaskDecoder(Protocol):
 
     def empty_memory(self) -> ExampleMemory:
         """Memory of no example; every other has its shapes."""
+
+
+@runtime_checkable  # the tests check annotations
+class PresenceModel(Protocol):
+    """Presence of each category as a backbone of its own estimates it."""
+
+    def knows(self, words: Sequence[str]) -> bool:
+        """True if the network has learned one of a category's words from many masks."""
+
+    def __call__(
+        self,
+        scores: Float[Tensor, "class patch"],
+        match_score: Float[Tensor, "category"],
+        patch_features: Float[Tensor, "patch feature"],
+        image: EncodedImage,
+        words: Sequence[Sequence[str]],
+        memories: Sequence[ExampleMemory | None],
+    ) -> Float[Tensor, "category"]:
+        """Probability that the photo shows each category.
+
+        Args:
+            scores: By the words, under each category's adapter, the background first.
+            match_score: Image-text scores.
+            patch_features: By `Backbone.patch_features`.
+            image: The encoded image.
+            words: Per category its name and synonyms.
+            memories: Per category the memory of its examples, if it was taught.
+        """
 
 
 @runtime_checkable  # the tests check annotations

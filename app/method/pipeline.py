@@ -327,7 +327,7 @@ def backbone_presence(
 ) -> Float[Tensor, "category"]:
     """Presence by the backbone's own model or, if it has none, by its image-text score or the best patches."""
     if backbone.presence:
-        return backbone.presence(scores, match_score, backbone.patch_features(image), words, memories)
+        return backbone.presence(scores, match_score, backbone.patch_features(image), image, words, memories)
     return by_best_patches(scores, match_score) if backbone.image_text_score == "none" else match_score
 
 

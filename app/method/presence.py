@@ -1,23 +1,24 @@
 """Probability that a photo shows a category: facts on the patch grid, weighed by a logistic model.
 
 Masks cannot tell it: attention is normalised over the prompts, so every name is the most probable one somewhere. The
-facts of a category do not change with the other categories of a request, except for those named `competing`.
+facts of a category hardly change with the other categories of a request, except for those named `competing`: the mean
+over the layers, each normalised over all prompts, is taken before the logarithm.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .parameters import ExampleMemory
 from .scores import normalise
 
 # Shares of the patches over whose best a category's values are averaged.
 BEST_SHARES = (0.005, 0.02, 0.07)
 _LEAST = 1e-6
+# The embedded model's presence was fitted on requests for at most so many names; more count as these.
+_MOST_COMPETING = 100
 # Deviation of the prior of a category's bias, in log-odds; the largest bias; the halvings that find it to a thousandth.
 _BIAS_DEVIATION, _WIDEST, _HALVINGS = 2.0, 16.0, 16
 
@@ -29,32 +30,6 @@ WORD_FACTS = (
     "competing area",
     "competing number",
 )
-
-
-@runtime_checkable  # the tests check annotations
-class PresenceModel(Protocol):
-    """Presence of each category as a backbone of its own estimates it."""
-
-    def knows(self, words: Sequence[str]) -> bool:
-        """True if the network has learned one of a category's words from many masks."""
-
-    def __call__(
-        self,
-        scores: Float[Tensor, "class patch"],
-        match_score: Float[Tensor, "category"],
-        patch_features: Float[Tensor, "patch feature"],
-        words: Sequence[Sequence[str]],
-        memories: Sequence[ExampleMemory | None],
-    ) -> Float[Tensor, "category"]:
-        """Probability that the photo shows each category.
-
-        Args:
-            scores: By the words, the background first.
-            match_score: Image-text scores.
-            patch_features: By `Backbone.patch_features`.
-            words: Per category its name and synonyms.
-            memories: Per category the memory of its examples, if it was taught.
-        """
 
 
 @dataclass(frozen=True)
@@ -131,7 +106,7 @@ def word_facts(
     probability = normalise(scores)[1:]
     competing = best_means(probability.clamp_min(_LEAST).log())
     area = probability.mean(dim=1, keepdim=True).clamp_min(_LEAST).log()
-    number = torch.full_like(area, float(len(area))).log()
+    number = torch.full_like(area, float(min(len(area), _MOST_COMPETING))).log()
     match = match_score.to(scores).clamp(_LEAST, 1 - _LEAST).logit()[:, None]
     return torch.cat([match, alone, competing, area, number], dim=1)
 

@@ -58,11 +58,17 @@ def test_facts_of_a_named_category() -> None:
     assert first["competing number"] == pytest.approx(math.log(2))
 
 
-def test_what_a_category_has_alone_does_not_depend_on_the_others() -> None:
+def test_of_one_layer_what_a_category_has_alone_does_not_depend_on_the_others() -> None:
     scores = torch.rand(5, 49, generator=torch.Generator().manual_seed(0))
     together, alone = word_facts(scores, torch.full((4,), 0.3)), word_facts(scores[:2], torch.tensor([0.3]))
     kept = [n for n, name in enumerate(WORD_FACTS) if not name.startswith("competing")]
     torch.testing.assert_close(together[:1, kept], alone[:, kept])
+
+
+def test_a_thousand_competing_names_count_as_a_hundred() -> None:
+    number = WORD_FACTS.index("competing number")
+    counted = {names: word_facts(torch.ones(1 + names, 7), torch.ones(names))[0, number].item() for names in (99, 1000)}
+    assert counted == {99: pytest.approx(math.log(99)), 1000: pytest.approx(math.log(100))}
 
 
 def test_a_logistic_model_by_hand() -> None:

@@ -59,12 +59,19 @@ def test_the_mask_decoder_learns_from_the_same_own_things(data: Path) -> None:
     assert all(photo.rivals == ("fitted",) and "dog" in photo.uncertain for photo in cups)
 
 
-def test_from_photos_to_a_file_that_the_model_reads(data: Path, embedded, tmp_path: Path) -> None:
+def test_from_photos_to_a_file_that_the_model_reads(
+    data: Path, embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = dict(embedded.mask_decoder.weights)
     sets = presence.fitted_entries(data)
-    known, seen = presence.known_words(sets), list(presence.scenes(embedded, sets))
-    assert {"cat", "kitten", "man", "puppy"} < known
-    assert "fitted" not in known
+    seen = list(presence.scenes(embedded, sets))
+    monkeypatch.setattr(presence, "LACKING", 2)
+    known = presence.known_words(sets, seen)
+    assert {"cat", "kitten", "man", "puppy"} < known.row.keys()
+    assert "fitted" not in known.row
+    cat, dog = (known.rows([(word,)])[0] for word in ("kitten", "dog"))
+    assert known.spread[cat].isfinite().all()  # of two photos without one
+    assert known.spread[dog].isinf().all()  # the only photo that could lack one shows one
     assert [set(scene.share) for scene in seen][:2] == [{"cat"}, {"cat"}]
     assert seen[0].names == ("cat", "person", "fitted")
     rng = random.Random(0)
@@ -77,12 +84,13 @@ def test_from_photos_to_a_file_that_the_model_reads(data: Path, embedded, tmp_pa
     is_known = NAMED_FACTS.index("known word")
     assert set(named_facts[:, is_known].tolist()) == set(taught_facts[:, is_known].tolist()) == {0.0, 1.0}
     named, taught = presence.fit(named_facts, named_truth), presence.fit(taught_facts, taught_truth)
-    facts = {"revision": embedded.revision, "known words": "cat\nkitten"}
-    presence.write(tmp_path / "presence", bank, named, taught, facts)
+    presence.write(tmp_path / "presence", bank, known, named, taught, {"revision": embedded.revision})
     model = Presence.load(tmp_path / "presence", weights, revision=embedded.revision)
     assert model is not None
     assert model.knows(("Cat",))
     assert not model.knows(("fitted",))
+    for name in ("members", "kind", "median", "spread"):
+        assert torch.equal(getattr(model.known, name), getattr(known, name))
     torch.testing.assert_close(model._named(named_facts), named(named_facts))
     assert ((model._named(named_facts) > 0.5) == (named_truth > 0.5)).float().mean() > 0.9
 

@@ -25,7 +25,7 @@ from ..shared.tokens import MAX_TOKENS
 from ..shared.transformers_backbone import TransformersBackbone, revision_of
 from . import efficientnet
 from .mask_decoder import PREFIX, MaskDecoder
-from .presence import Presence
+from .presence import Presence, kind_facts
 
 FAMILY = Family(
     name="embedded",
@@ -129,6 +129,8 @@ class Embedded(TransformersBackbone):
         }
         self.mask_decoder = MaskDecoder(decoder, grid_hw=self.patch_grid_hw) if decoder else None
         self.presence = Presence.load(PRESENCE, decoder, revision=self.revision) if decoder else None
+        # Members of each kind among ImageNet's classes; `training.presence` sets its own before there is such a file.
+        self.kinds = self.presence.known.members if self.presence else None
         self.layer_count = sum(name.endswith(".crossattention.self.query.weight") for name in self._weights)
         self._text = BlipText(self._weights, heads=HEADS, layer_count=self.layer_count, eps=TEXT_EPS, words=words)
         self.feature_width = self._text.image_width
@@ -153,9 +155,10 @@ class Embedded(TransformersBackbone):
     def encode_image(self, rgb: Float[Tensor, "batch 3 size size"]) -> list[EncodedImage]:
         """Run the image tower; tokens are one global token and 24 × 24 patches, fine features its map at 1/8."""
         edges, fine, deep = self._tower(rgb.to(self._device))
-        tokens = image_tokens(self._weights, fine, deep)
+        tokens, classes = image_tokens(self._weights, fine, deep)
+        kinds = [None if self.kinds is None else kind_facts(self.kinds, each) for each in classes]
         # The tower works in channels-last memory layout; the mask decoder expects rows.
-        return [EncodedImage(*each) for each in zip(tokens, edges.contiguous(), strict=True)]
+        return [EncodedImage(*each) for each in zip(tokens, edges.contiguous(), kinds, strict=True)]
 
     def patch_features(self, image: EncodedImage) -> Float[Tensor, "patch width"]:
         """The patch tokens."""
@@ -187,8 +190,8 @@ class Embedded(TransformersBackbone):
 
 def image_tokens(
     weights: Mapping[str, Tensor], fine: Float[Tensor, "batch 120 y x"], deep: Float[Tensor, "batch 352 y x"]
-) -> Float[Tensor, "batch image_token width"]:
-    """Compute image tokens from two maps of the image tower, the global token first."""
+) -> tuple[Float[Tensor, "batch image_token width"], Float[Tensor, "batch image_token imagenet_class"]]:
+    """Image tokens by two maps of the image tower, and probabilities of ImageNet's classes; the global token first."""
     w = weights
     # [batch, channel, y, x] → [batch, patch, channel]
     fine, deep = fine.flatten(2).transpose(1, 2), deep.flatten(2).transpose(1, 2)
@@ -201,12 +204,12 @@ def image_tokens(
     tokens = torch.cat([overall, patches], dim=1)
     # Semantic part (ConSE, Norouzi et al. 2014): name embeddings of the ImageNet classes, weighted per patch.
     logits = F.linear(head, w["fc_w"], w["fc_b"]).float()
-    classes = torch.cat([logits.mean(dim=1, keepdim=True), logits], dim=1).softmax(dim=-1).to(head.dtype)
-    meaning = _SEMANTIC_SCALE * (classes @ w["E"])
+    classes = torch.cat([logits.mean(dim=1, keepdim=True), logits], dim=1).softmax(dim=-1)
+    meaning = _SEMANTIC_SCALE * (classes.to(head.dtype) @ w["E"])
     tokens = tokens + F.linear(meaning, w["vis.sem.weight"], w["vis.sem.bias"])
     tokens = _norm(tokens, w, "vis.ln")
     inner = F.linear(_norm(tokens, w, "vis.mlp.0"), w["vis.mlp.1.weight"], w["vis.mlp.1.bias"])
-    return tokens + F.linear(F.gelu(inner), w["vis.mlp.3.weight"], w["vis.mlp.3.bias"])
+    return tokens + F.linear(F.gelu(inner), w["vis.mlp.3.weight"], w["vis.mlp.3.bias"]), classes
 
 
 def dequantised(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

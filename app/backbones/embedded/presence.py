@@ -1,7 +1,9 @@
 """Presence of a category in a photo for the embedded model: words, and likeness to the examples against a bank.
 
-The bank is a few hundred photos, each as a few directions in the mask decoder's space, made by `training.presence`. How
-like a category's examples the most alike of them are says how much likeness means: a photo must stand out from it.
+A score means little by itself: it is compared with what it is in photos without the category. For a word that the
+network has learned from many masks, `training.presence` has measured that. For examples there is the bank: a few
+hundred photos, each as a few directions in the mask decoder's space. How like the examples the most alike of them are
+says how much likeness means: a photo must stand out from it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,17 +12,22 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
+from app.method.backbone import EncodedImage
 from app.method.parameters import ExampleMemory
 from app.method.presence import BEST_SHARES, WORD_FACTS, LogisticModel, best_means, word_facts
 
 from .example_memory import place
 
+# Facts of a kind of thing by the image tower's classifier of ImageNet: its patches of highest probability, the photo.
+KIND_FACTS = (*(f"kind {share}" for share in BEST_SHARES), "kind of the photo")
+# Facts that are compared with their values in photos without what a known word names.
+COMPARED_FACTS = (*(fact for fact in WORD_FACTS if not fact.startswith("competing")), *KIND_FACTS)
 # Facts of a named category, in order. Those of its words mean more if the network has learned them from masks.
-NAMED_FACTS = (*WORD_FACTS, "known word")
+NAMED_FACTS = (*WORD_FACTS, "known word", *(f"unusual {fact}" for fact in COMPARED_FACTS))
 # Facts of a taught category, in order: those of a named one, then these.
 EXAMPLE_FACTS = (
     *(f"stands out {share}" for share in BEST_SHARES),
@@ -34,7 +41,10 @@ EXAMPLE_FACTS = (
 # nearly found in the photo of a dog; at none, more of VOC's animals are missed (training/NOTEBOOK.md, section 15).
 _KNOWN_WORD = 1 / 3
 # The spread of the bank's photos above their median is measured here: a normal distribution's deviation.
-_UPPER_QUANTILE = 0.84
+UPPER_QUANTILE = 0.84
+# A smaller probability of a kind counts as this.
+_LEAST_SEEN = 1e-6
+_KNOWN = NAMED_FACTS.index("known word")
 # A smaller spread is raised to this, so that presence stays finite.
 _MIN_SPREAD = 0.1
 # Categories computed at once: bounds [category, direction, place of the bank] to some tens of megabytes.
@@ -58,8 +68,42 @@ class Bank:
     share: Float[Tensor, "centroid"]
 
 
+@dataclass(frozen=True)
+class KnownWords:
+    """Words that the network has learned from many masks, and usual facts in photos without what they name.
+
+    The last row of the tensors stands for all other words.
+
+    Attributes:
+        row: Row of each word, in lower case.
+        members: 1 for each class of ImageNet that is of a kind.
+        kind: Kind of each word; any for a word that names none.
+        median: Usual value of each of `COMPARED_FACTS`.
+        spread: How far above that it usually goes; infinite where nothing is known, so that nothing is unusual.
+    """
+
+    row: Mapping[str, int]
+    members: Float[Tensor, "kind imagenet_class"]
+    kind: Int[Tensor, "word"]
+    median: Float[Tensor, "word compared"]
+    spread: Float[Tensor, "word compared"]
+
+    def rows(self, categories: Sequence[Sequence[str]]) -> list[int]:
+        """Row of the first known word of each category, or the last."""
+        found = ([self.row[word.casefold()] for word in words if word.casefold() in self.row] for words in categories)
+        return [rows[0] if rows else len(self.row) for rows in found]
+
+    def unusual(
+        self, rows: Sequence[int], facts: Float[Tensor, "category word_fact"], kinds: Float[Tensor, "kind kind_fact"]
+    ) -> Float[Tensor, "category compared"]:
+        """How unusual `COMPARED_FACTS` are for photos without the category, in spreads."""
+        alone = facts[:, : len(COMPARED_FACTS) - len(KIND_FACTS)]
+        compared = torch.cat([alone, kinds[self.kind[rows]].to(facts)], dim=1)
+        return (compared - self.median[rows]) / self.spread[rows]
+
+
 class Presence:
-    """See `app.method.presence.PresenceModel`.
+    """See `app.method.backbone.PresenceModel`.
 
     Of a known word, the log-odds of a taught category are partly those of the word alone: one unlucky example does not
     outweigh what was learned from many.
@@ -76,11 +120,11 @@ class Presence:
         self,
         weights: Mapping[str, Tensor],
         bank: Bank,
-        known: frozenset[str],
+        known: KnownWords,
         named: LogisticModel,
         taught: LogisticModel,
     ) -> None:
-        self._weights, self._bank, self._known, self._named, self._taught = weights, bank, known, named, taught
+        self._weights, self._bank, self.known, self._named, self._taught = weights, bank, known, named, taught
         # No photo changes what the bank gives for a memory, which is nearly all there is to compute.
         self._in_bank: WeakKeyDictionary[ExampleMemory, Tensor] = WeakKeyDictionary()
 
@@ -90,30 +134,39 @@ class Presence:
         with safe_open(file, "pt") as stored:
             if stored.metadata()["revision"] != revision:
                 return None
-            known = frozenset(stored.metadata()["known words"].splitlines())
+            words = stored.metadata()["known words"].splitlines()
             device = weights["example.bias"].device
-            tensors = {name: stored.get_tensor(name).float().to(device) for name in stored.keys()}  # noqa: SIM118
-        bank, named, taught = (
-            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            for prefix in ("bank.", "named.", "taught.")
+            tensors = {name: stored.get_tensor(name).to(device) for name in stored.keys()}  # noqa: SIM118
+        bank, known, named, taught = (
+            {
+                name.removeprefix(prefix): tensor if name == "known.kind" else tensor.float()
+                for name, tensor in tensors.items()
+                if name.startswith(prefix)
+            }
+            for prefix in ("bank.", "known.", "named.", "taught.")
         )
-        return Presence(weights, Bank(**bank), known, LogisticModel(**named), LogisticModel(**taught))
+        rows = {word: row for row, word in enumerate(words)}
+        return Presence(
+            weights, Bank(**bank), KnownWords(rows, **known), LogisticModel(**named), LogisticModel(**taught)
+        )
 
     def knows(self, words: Sequence[str]) -> bool:
-        """See `app.method.presence.PresenceModel`."""
-        return any(word.casefold() in self._known for word in words)
+        """See `app.method.backbone.PresenceModel`."""
+        return any(word.casefold() in self.known.row for word in words)
 
     def __call__(
         self,
         scores: Float[Tensor, "class patch"],
         match_score: Float[Tensor, "category"],
         patch_features: Float[Tensor, "patch feature"],
+        image: EncodedImage,
         words: Sequence[Sequence[str]],
         memories: Sequence[ExampleMemory | None],
     ) -> Float[Tensor, "category"]:
-        """See `app.method.presence.PresenceModel`."""
-        known = scores.new_tensor([self.knows(some) for some in words], dtype=torch.bool)
-        facts = named_facts(scores, match_score, known)
+        """See `app.method.backbone.PresenceModel`."""
+        assert image.kinds is not None
+        facts = named_facts(scores, match_score, image.kinds, self.known, words)
+        known = facts[:, _KNOWN] > 0
         named = self._named.logit(facts)
         presence = named.sigmoid()
         rows = [row for row, memory in enumerate(memories) if memory]
@@ -140,16 +193,37 @@ class Presence:
 
 
 def named_facts(
-    scores: Float[Tensor, "class patch"], match_score: Float[Tensor, "category"], known: Bool[Tensor, "category"]
+    scores: Float[Tensor, "class patch"],
+    match_score: Float[Tensor, "category"],
+    kinds: Float[Tensor, "kind kind_fact"],
+    known: KnownWords,
+    words: Sequence[Sequence[str]],
 ) -> Float[Tensor, "category fact"]:
     """`NAMED_FACTS` of each category.
 
     Args:
         scores: By the words, the background first.
         match_score: Image-text scores.
-        known: True for a category with a word that the network has learned from many masks.
+        kinds: By `kind_facts`.
+        known: Words that the network has learned from many masks.
+        words: Per category its name and synonyms.
     """
-    return torch.cat([word_facts(scores, match_score), known.to(scores)[:, None]], dim=1)
+    facts, rows = word_facts(scores, match_score), known.rows(words)
+    is_known = facts.new_tensor([[row < len(known.row)] for row in rows])
+    return torch.cat([facts, is_known, known.unusual(rows, facts, kinds)], dim=1)
+
+
+def kind_facts(
+    members: Float[Tensor, "kind imagenet_class"], classes: Float[Tensor, "image_token imagenet_class"]
+) -> Float[Tensor, "kind kind_fact"]:
+    """`KIND_FACTS` of each kind.
+
+    Args:
+        members: 1 for each class that is of the kind.
+        classes: Probabilities by the image tower's classifier, those of the whole photo first.
+    """
+    seen = (members @ classes.T).clamp_min(_LEAST_SEEN).log()
+    return torch.cat([best_means(seen[:, 1:]), seen[:, :1]], dim=1)
 
 
 def density(
@@ -174,7 +248,7 @@ def likeness_in_bank(bank: Bank, memories: ExampleMemory, sharpness: Float[Tenso
     """
     likeness = density(bank.directions.flatten(0, 1), memories.inside, memories.inside_share, sharpness)
     best = (likeness - bank.density.flatten()).view(-1, *bank.density.shape).amax(dim=2)
-    return best.quantile(torch.tensor([0.5, _UPPER_QUANTILE]).to(best), dim=1).T
+    return best.quantile(torch.tensor([0.5, UPPER_QUANTILE]).to(best), dim=1).T
 
 
 def example_facts(

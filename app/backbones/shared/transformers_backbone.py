@@ -12,9 +12,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from app.errors import InvalidInputError
-from app.method.backbone import EncodedImage, MaskDecoder
+from app.method.backbone import EncodedImage, MaskDecoder, PresenceModel
 from app.method.frame import Frame, fit_and_pad
-from app.method.presence import PresenceModel
 from app.method.prompts import phrase
 
 from .family import Family

@@ -95,7 +95,7 @@ def test_fine_features_are_the_tower_s_map_at_an_eighth(model: Embedded) -> None
     rgb = torch.rand(2, 3, 384, 384, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         edges, fine, deep = model._tower(rgb)
-        tokens = image_tokens(model._weights, fine, deep)
+        tokens, _ = image_tokens(model._weights, fine, deep)
     for index, image in enumerate(model.encode_image(rgb)):
         assert torch.equal(image.tokens, tokens[index])
         assert torch.equal(model.patch_features(image), tokens[index, 1:])
