@@ -65,7 +65,7 @@ def controls_of(config: str) -> tuple[Control, ...]:
 
     Raises:
         InvalidInputError: If the config is no XML, a label can't be a category, or controls mark areas, but none of
-            them has labels of its own.
+            them has labels of its own, or one stands inside another.
     """
     # No config has a document type, and without one no entity can be defined, which could grow without bounds.
     if "<!" in config.replace("<!--", ""):
@@ -100,7 +100,16 @@ def categories_of(controls: tuple[Control, ...]) -> tuple[CategoryName, ...]:
 
 def _labels(control: ElementTree.Element) -> tuple[Label, ...]:
     found = []
-    for tag in control.iter("Label"):
+    for tag in control.iter():
+        # All of them would have the labels of the innermost one: a small config would become millions of labels.
+        if tag.tag in _KINDS and tag is not control:
+            raise InvalidInputError(
+                f"The control {tag.get('name', '')[:80]!r} of the label config stands inside another control: put it "
+                "beside that.",
+                field=_FIELD,
+            )
+        if tag.tag != "Label":
+            continue
         value = tag.get("value", "")
         try:
             found.append(Label(CategoryName.parse(value, field=_FIELD), tag.get("alias") or value))

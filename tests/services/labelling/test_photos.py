@@ -42,6 +42,25 @@ async def test_a_photo_is_read() -> None:
     assert await photo_after(httpx.Response(200, content=b"photo")) == b"photo"
 
 
+@pytest.mark.parametrize(
+    ("address", "error"),
+    [
+        ("data:image/png,cat", InvalidInputError),
+        ("data:image/png,%63%61%74", InvalidInputError),
+        ("data:image/png;base64,%63%61%74", InvalidInputError),
+        (f"data:image/png;base64,{'A' * 136}", TooLargeError),  # 102 bytes
+        (f"data:image/png;base64,{'*' * 140}", TooLargeError),  # before it is decoded
+    ],
+)
+async def test_a_data_url_in_another_form_or_of_more_than_an_upload_may_have_is_refused(
+    address: str, error: type[Exception]
+) -> None:
+    async with client_of([]) as client:
+        assert await client.photo("data:image/png;base64,Y2F0") == b"cat"
+        with pytest.raises(error):
+            await client.photo(address)
+
+
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 503])
 @pytest.mark.parametrize(("named", "pause_s"), [({}, 5), ({"Retry-After": "30"}, 30), ({"Retry-After": "soon"}, 5)])
 async def test_a_host_that_is_busy_or_fails_may_be_asked_again(

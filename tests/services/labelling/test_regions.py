@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import AppError
+from app.errors import AppError, InvalidInputError
 from app.masks import MalformedMaskError
 from app.services.labelling.config import Control, Label, categories_of, controls_of
 from app.services.labelling.regions import FORMS, mask_of, regions_of
@@ -84,6 +84,13 @@ class TestConfig:
         )
         assert [(one.name, one.photo, one.kind, one.data) for one in found] == [("p", "a", "polygonlabels", "one")]
         assert [name.text for name in categories_of(found)] == ["cat"]
+
+    def test_a_control_inside_another_is_refused(self) -> None:
+        """Of 400 of them, each would have all labels."""
+        depth = 400
+        nested = '<PolygonLabels name="p" toName="a">' * depth + '<Label value="cat"/>' + "</PolygonLabels>" * depth
+        with pytest.raises(InvalidInputError, match="'p' of the label config stands inside another"):
+            controls_of(f'<View><Image name="a" value="$one"/>{nested}</View>')
 
     @pytest.mark.parametrize(
         ("data", "address"),
