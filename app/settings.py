@@ -88,7 +88,7 @@ class Settings(BaseSettings):
         "whole photo. Small objects are larger in a tile. Five images are encoded instead of one.",
     )
     min_presence: float = Field(
-        0.35,
+        0.25,
         ge=0,
         le=1,
         allow_inf_nan=False,

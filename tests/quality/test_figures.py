@@ -48,7 +48,7 @@ def test_the_answer_in_the_readme(cat: Callable) -> None:
     assert (found.adapted, sofa.adapted) == (True, False)
 
 
-def test_presences_in_the_readme(cat: Callable) -> None:
+def test_presences_in_the_readme(cat: Callable, found: Callable) -> None:
     alone, dog, others = printed(
         "README.md", r"has a presence of ([\d.]+) in `chelsea.*?([\d.]+) in `dog.*?most ([\d.]+) in nine other photos"
     )
@@ -57,9 +57,10 @@ def test_presences_in_the_readme(cat: Callable) -> None:
     nine = PHOTOS.keys() - {"kitten", "chelsea", "dog"}
     assert len(nine) == 9
     assert max(cat(name)[0].presence for name in nine) <= float(others) + PRESENCE
-    dog, alone = printed("README.md", r"presence in the dog's photo is then ([\d.]+), and ([\d.]+) in `chelsea")
-    assert cat("dog", absent=("dog",))[0].presence == pytest.approx(float(dog), abs=PRESENCE)
-    assert cat("chelsea", absent=("dog",))[0].presence == pytest.approx(float(alone), abs=PRESENCE)
+    horse, beside = printed("README.md", r"\"horse\" has ([\d.]+) in `giraffe_head.jpg`, or ([\d.]+) if \"giraffe\"")
+    words = Query(("horse",)), Query(("giraffe",))
+    assert found("giraffe_head", words[0]).presence[0] == pytest.approx(float(horse), abs=PRESENCE)
+    assert found("giraffe_head", *words).presence[0] == pytest.approx(float(beside), abs=PRESENCE)
 
 
 def test_what_fiftyone_lists(cat: Callable) -> None:
