@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
 from . import keys
-from .records import json_value, validated
+from .records import json_value, reply_of, sound, validated
 from .replies import as_bytes
 
 _log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class AnnotationStore:
 
     async def get(self, id: int) -> Annotation | None:
         """What was made of an annotation, or None. A record that can't be read counts as none."""
-        raw = await self._redis.hget(keys.ANNOTATIONS, str(id))
+        raw = await reply_of(self._redis.hget(keys.ANNOTATIONS, str(id)))
         return _read(raw) if raw is not None else None
 
     async def put(self, id: int, annotation: Annotation) -> None:
@@ -97,7 +97,7 @@ class AnnotationStore:
 
 def _read(raw: object) -> Annotation | None:
     try:
-        return validated(_ANNOTATION, json_value("annotation", as_bytes(raw)))
+        return validated(_ANNOTATION, json_value("annotation", as_bytes(sound(raw))))
     except ValueError as error:
         _log.warning("what was made of an annotation can't be read (%s)", error)
         return None

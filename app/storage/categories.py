@@ -77,7 +77,7 @@ class CategoryStore:
         self._max_prompts = max_prompts
         self._job_ttl_s = int(job_ttl_s)
         self._teach_example = script(redis, "teach_example", needs=("job", "examples"))
-        self._forget_example = script(redis, "forget_example", needs=("job", "examples"), when_full=True)
+        self._forget_example = script(redis, "forget_example", needs=("job", "examples", "receipt"), when_full=True)
         self._delete_category = script(redis, "delete_category", needs=("job", "unchanged", "receipt"), when_full=True)
         self._commit_adapter = script(redis, "commit_adapter", needs=("use_adapter",))
         self._adopt_adapter = script(redis, "adopt_adapter", needs=("job", "use_adapter", "unchanged", "receipt"))
@@ -275,6 +275,7 @@ class CategoryStore:
             "example_prefix": keys.example_prefix(category_id),
             "job": job_argument(job),
             "superseded": self._superseded("An example was deleted."),
+            "receipt_ttl_s": keys.RECEIPT_TTL_S,
         }
         reply = await self._run(
             self._forget_example,
@@ -286,13 +287,14 @@ class CategoryStore:
                 keys.example(category_id, example_id),
                 keys.job(job.id),
                 keys.JOBS,
+                keys.receipt(job.id),
             ],
             args=[json.dumps(removal)],
         )
         if reply is None:
             return None
-        left, generation, superseded = reply
-        return dataclasses.replace(job, generation=generation) if left else None, _id(superseded)
+        left, generation, superseded = json.loads(reply)
+        return dataclasses.replace(job, generation=generation) if left else None, superseded or None
 
     async def delete(self, category_id: str, *, seen: Seen | None = None) -> str | None:
         """Delete a category with its examples and versions, readable or not; no version number is used again.

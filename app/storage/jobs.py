@@ -22,7 +22,7 @@ from . import keys
 from .lua import script
 from .names import CategoryName
 from .pages import Page, read_page
-from .records import json_value, replies_of, reply_of, sound, validated
+from .records import damaged, json_value, replies_of, reply_of, sound, validated
 from .replies import as_fields, as_texts
 from .unreadable import Unreadable, UnreadableRecord
 
@@ -195,6 +195,8 @@ class JobStore:
         try:
             return await read_page(self._redis, keys.JOBS, read, limit=limit, cursor=cursor, newest_first=True)
         except ResponseError as error:
+            if not damaged(error):
+                raise
             self._unreadable.note(UnreadableRecord("job", _ALL_JOBS, str(error), keys.JOBS))
             return Page([], None)
 

@@ -29,6 +29,11 @@ async def test_what_is_put_is_read_and_deleted(redis: Redis) -> None:
     assert await store.get(3) is None
 
 
+async def test_a_key_of_another_type_has_none(redis: Redis) -> None:
+    await redis.set(keys.ANNOTATIONS, "no hash")
+    assert await AnnotationStore(redis).get(3) is None
+
+
 async def test_nothing_is_kept_of_one_without_examples(redis: Redis) -> None:
     store = AnnotationStore(redis)
     await store.put(3, Annotation(5, "", (CAT,)))

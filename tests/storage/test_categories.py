@@ -139,8 +139,11 @@ class TestTeaching:
         await store.forget("cat", given.id, job=job("l"))
         before = await contents()
         again, superseded = await store.forget("cat", given.id, job=job("l"))
-        assert (again.generation, superseded) == (3, None)
+        assert (again.generation, superseded) == (3, "k")
         assert await contents() == before
+        (last,) = await store.example_ids("cat")
+        answers = [await store.forget("cat", last, job=job("m")) for _ in range(2)]
+        assert answers == 2 * [(None, "l")]
 
     async def test_fifty_at_once_lose_nothing(self, redis: Redis, jobs: JobStore) -> None:
         store = CategoryStore(redis, versions_kept=2, max_examples=64, max_prompts=64, job_ttl_s=61)

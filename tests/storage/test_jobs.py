@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from app.errors import OverloadedError
 from app.storage import jobs as jobs_module
@@ -108,6 +109,18 @@ async def test_the_list_is_the_newest_first_and_drops_what_expired(jobs: JobStor
     await redis.delete(keys.job(second.id))
     assert [job.id for job in await all_jobs(jobs)] == [third.id, first.id]
     assert await redis.zcard(keys.JOBS) == 2
+
+
+async def test_a_store_that_refuses_to_drop_what_expired_has_no_empty_list(jobs: JobStore, redis: Redis) -> None:
+    await new(jobs)
+    await redis.delete(keys.job((await new(jobs)).id))
+    await redis.config_set("min-replicas-to-write", 1)
+    try:
+        with pytest.raises(ResponseError, match="NOREPLICAS"):
+            await all_jobs(jobs)
+    finally:
+        await redis.config_set("min-replicas-to-write", 0)
+    assert len(await all_jobs(jobs)) == 1
 
 
 async def test_jobs_that_have_not_ended_among_many_that_have(jobs: JobStore, redis: Redis) -> None:

@@ -37,8 +37,8 @@ EXAMPLE_FACTS = (
     "example area",
 )
 
-# Share of what a known word alone says in the log-odds of a taught category. At a half, a cat taught from a kitten is
-# nearly found in the photo of a dog; at none, more of VOC's animals are missed (training/NOTEBOOK.md, section 15).
+# Share of what a known word alone says in the log-odds of a taught category. At none, more of VOC's animals are missed;
+# at a half, it is the same (training/NOTEBOOK.md, sections 15 and 18).
 _KNOWN_WORD = 1 / 3
 # The spread of the bank's photos above their median is measured here: a normal distribution's deviation.
 UPPER_QUANTILE = 0.84
