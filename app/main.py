@@ -129,7 +129,12 @@ class _Application(FastAPI):
     """FastAPI whose OpenAPI document also has the schemas of non-JSON responses, examples and the API keys."""
 
     def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document."""
+        """Return the OpenAPI document, made once."""
+        if not self.openapi_schema:
+            self.openapi_schema = self._document()
+        return self.openapi_schema
+
+    def _document(self) -> dict[str, Any]:
         document = super().openapi()
         for model in (problems.Problem, BatchLine):
             described = model.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -45,7 +45,10 @@ class Metrics:
         )
         self.inflight = Gauge("exemplar_inflight_requests", "HTTP requests in progress.", registry=on)
         self.rejected = Counter(
-            "exemplar_rejected", "Requests refused before any model work, by reason.", ["reason"], registry=on
+            "exemplar_rejected",
+            "Refusals before any model work, by reason; a photo of a batch waits, and may be refused several times.",
+            ["reason"],
+            registry=on,
         )
         self.stage_duration = Histogram(
             "exemplar_inference_duration_seconds",

@@ -250,14 +250,16 @@ async def service(settings: Settings, *, loaded: Sequence[Backbone] | None = Non
         await stack.enter_async_context(_in_background(live.health.watch(), "health"))
         await stack.enter_async_context(_in_background(give_back_now_and_then(), "memory-give-back"))
         await stack.enter_async_context(_in_background(_recover_after(outages, engine), "recovery"))
-        await stack.enter_async_context(_in_background(_unending(live.label_changes.work), "label-studio"))
+        await stack.enter_async_context(
+            _in_background(_unending(live.label_changes.work, "label-studio"), "label-studio")
+        )
         with patience():
             try:
                 await engine.recover()
             except StoreError as error:  # it went away after the start: the worker's sweep finds those jobs
                 _log.warning("jobs that were not queued are looked for later: %s", error)
             if settings.worker:
-                await stack.enter_async_context(_in_background(_unending(engine.work), "worker"))
+                await stack.enter_async_context(_in_background(_unending(engine.work, "worker"), "worker"))
         yield live
 
 
@@ -434,13 +436,13 @@ async def _fill_memory(lookup: CategoryLookup, models: Models) -> None:
             return
 
 
-async def _unending(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run the worker and restart it whenever it ends; otherwise jobs would wait until the service restarts."""
+async def _unending(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+    """Run some work and restart it whenever it ends; otherwise what waits for it would until the service restarts."""
     while True:
         try:
             await work()
-        except Exception:  # any error is logged, and the worker is restarted
-            _log.exception("the worker ended and is restarted")
+        except Exception:  # any error is logged, and the work goes on
+            _log.exception("%s ended and is restarted", name)
         await asyncio.sleep(_WORKER_PAUSE_S)
 
 

@@ -34,7 +34,7 @@ from PIL import (
 )
 from PIL.ImageFile import ImageFile as PillowFile
 
-from app.errors import InvalidInputError, OverloadedError, TooLargeError, UnsupportedMediaError
+from app.errors import InvalidInputError, TooLargeError, UnavailableError, UnsupportedMediaError
 from app.masks import Rgb
 
 _READ_FORMATS = "JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF"
@@ -273,7 +273,7 @@ def _refusing_damage(*, field: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise OverloadedError(f"There is no memory to decode the file sent as {field}: send it later.") from error
+        raise UnavailableError(f"There is no memory to decode the file sent as {field}: send it later.") from error
     except _DAMAGE as error:
         raise InvalidInputError(
             f"The file sent as {field} is damaged or incomplete. Send a whole {_READ_FORMATS} file.",

@@ -26,6 +26,7 @@ async def as_ready(
     """
     waiting = iter(calls)
     running: set[asyncio.Task[Result]] = set()
+    done: set[asyncio.Task[Result]] = set()
     try:
         while True:
             running |= {asyncio.create_task(call()) for call in islice(waiting, at_once - len(running))}
@@ -37,7 +38,8 @@ async def as_ready(
     finally:
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        # Also of those that have ended: an error that nobody asks for is logged as one.
+        await asyncio.gather(*running, *done, return_exceptions=True)
 
 
 async def patiently(call: Callable[[], Awaitable[Result]]) -> Result:

@@ -9,9 +9,10 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 
@@ -28,7 +29,8 @@ _REQUESTS_PER_STEP = 3
 _PAUSE_S = 0.1
 
 
-class _Call(NamedTuple):
+@dataclass(eq=False)
+class _Call:
     run: Callable[[], Any]
     future: Future[Any]
     kind: Kind
@@ -100,7 +102,7 @@ class Lane:
     async def run(self, call: Callable[[], Result], *, kind: Kind) -> Result:
         """Run a call on the lane's thread; return its result or raise its exception.
 
-        If the awaiting task is cancelled, a call that has not begun is removed from the queue.
+        If the awaiting task is cancelled, a call that has not begun never does, and what it holds is given up at once.
 
         Raises:
             OverloadedError: If the queue is full; steps of jobs are always accepted.
@@ -127,10 +129,16 @@ class Lane:
                 self._waiting.add(future)
                 self._metrics.queue_depth.labels(self.name).set(len(self._waiting))
             calls = self._requests if kind == "segment" else self._steps
-            calls.append(_Call(partial(copy_context().run, call), future, kind, time.perf_counter()))
+            queued = _Call(partial(copy_context().run, call), future, kind, time.perf_counter())
+            calls.append(queued)
             self._changed.notify_all()
-        future.add_done_callback(self._leave)
+        future.add_done_callback(partial(self._end, queued))
         return future
+
+    def _end(self, call: _Call, future: Future[Any]) -> None:
+        """Give up what a call holds: it has run, or its caller has gone and only its place in the queue is left."""
+        call.run = _nothing
+        self._leave(future)
 
     def _leave(self, future: Future[Any]) -> None:
         """Remove a call from the count of waiting requests: it begins, or its caller has gone."""
@@ -239,6 +247,10 @@ class Lane:
             return partial(call.future.set_exception, RuntimeError(f"the call ended with {error!r}"))
         except BaseException as error:  # the caller handles it, whatever it is
             return partial(call.future.set_exception, error)
+
+
+def _nothing() -> None:
+    """The call of a caller that has gone."""
 
 
 def _due_after(began: float, ended: float, *, was_due_at: float) -> float:

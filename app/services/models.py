@@ -178,7 +178,6 @@ class Models:
         """The model's backbone, loaded again if it was unloaded, which takes as long as at the start.
 
         Raises:
-            OverloadedError: If too many calls wait for the model.
             UnavailableError: If it can't be loaded, or its weights were changed.
         """
         self._models.move_to_end(model.info.name)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.images.files import TakeBytes
 from app.images.masks import read_mask
@@ -57,8 +57,18 @@ class RequestReader:
         return await self._in_turn(partial(read_mask, mask=mask, segmentation=segmentation, box=box, photo_hw=photo_hw))
 
     async def _in_turn(self, decode: Callable[..., Decoded]) -> Decoded:
-        async with self._turn:
-            return await asyncio.to_thread(decode, max_pixels=self._max_pixels, take_bytes=self._take_bytes)
+        await self._turn.acquire()
+        decoding = asyncio.create_task(
+            asyncio.to_thread(decode, max_pixels=self._max_pixels, take_bytes=self._take_bytes)
+        )
+        decoding.add_done_callback(self._end_turn)
+        # Of a request that is cancelled the thread runs on, and with it its turn.
+        return await asyncio.shield(decoding)
+
+    def _end_turn(self, decoding: asyncio.Task[Any]) -> None:
+        self._turn.release()
+        if not decoding.cancelled():
+            decoding.exception()  # nobody else asks for that of a cancelled request
 
 
 class PhotoReader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from math import ceil
 
 from limits import RateLimitItem, parse
 from limits.aio.storage import RedisStorage
@@ -45,7 +46,7 @@ class RateLimits:
         except StorageError:
             self._ask_from = time.monotonic() + _PAUSE_S
             return None
-        return max(1, round(window.reset_time - time.time()))
+        return max(1, ceil(window.reset_time - time.time()))
 
     def __str__(self) -> str:
         return str(self._limit)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from app.errors import AppError, InvalidInputError, OverloadedError, TooLargeError, UnsupportedMediaError
+from app.errors import AppError, InvalidInputError, TooLargeError, UnavailableError, UnsupportedMediaError
 from app.images.files import _UPRIGHT, ImageFile, open_image
 from app.images.masks import decode_mask
 from app.images.photo import decode_photo
@@ -41,7 +41,7 @@ def test_a_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
         raise MemoryError
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", no_memory)
-    with pytest.raises(OverloadedError, match="no memory to decode the file sent as image: send it later"):
+    with pytest.raises(UnavailableError, match="no memory to decode the file sent as image: send it later"):
         opened(file_of(COLOURED, "PNG"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import aclosing
 from functools import partial
 
@@ -68,6 +69,23 @@ def test_a_fault_ends_all() -> None:
 
     with pytest.raises(KeyError):
         asyncio.run(scenario())
+
+
+def test_of_two_faults_at_once_the_second_is_not_logged_as_forgotten() -> None:
+    forgotten: list[object] = []
+
+    async def call() -> None:
+        raise KeyError
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: forgotten.append(context))
+        with pytest.raises(KeyError):
+            async for _ in as_ready([call, call], at_once=2):
+                pass
+        gc.collect()
+
+    asyncio.run(scenario())
+    assert forgotten == []
 
 
 def test_no_calls() -> None:

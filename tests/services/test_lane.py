@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from functools import partial
 
@@ -122,6 +124,23 @@ class TestFullQueue:
 
 
 class TestCancelledCallers:
+    async def test_what_a_call_holds_is_given_up_before_its_turn(self, lane: Lane) -> None:
+        class Photo:
+            pass
+
+        photo = Photo()
+        held = weakref.ref(photo)
+        gate = await blocked(lane)
+        task = await submitted(lane, partial(id, photo))
+        del photo
+        task.cancel()
+        await asyncio.wait([task])
+        del task  # the frames of its error hold the photo, too
+        gc.collect()
+        given_up = held() is None
+        await gate.open()
+        assert given_up
+
     async def test_a_call_that_has_not_begun_is_dropped(self, lane: Lane) -> None:
         ran: list[int] = []
         gate = await blocked(lane)

@@ -109,6 +109,29 @@ async def test_a_request_that_is_cancelled_while_its_photo_is_decoded_leaves_not
         second(1)
 
 
+async def test_a_cancelled_request_keeps_its_turn_until_its_photo_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, entered, go_on = reader_of(100 * HELD), threading.Event(), threading.Event()
+    decode, begun = photo_reader.decode_photo, []
+
+    def slowly(raw: bytes, **options: object) -> Photo:
+        begun.append(raw)
+        entered.set()
+        go_on.wait()
+        return decode(raw, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(photo_reader, "decode_photo", slowly)
+    with photos.request() as first, photos.request() as second:
+        gone = asyncio.create_task(first.photo(PHOTO))
+        await asyncio.to_thread(entered.wait)
+        gone.cancel()
+        waiting = asyncio.create_task(second.photo(PHOTO))
+        await asyncio.wait([waiting], timeout=0.05)
+        begun_by_then = len(begun)
+        go_on.set()
+        assert begun_by_then == 1
+        assert np.array_equal((await waiting).rgb, COLOURED)
+
+
 async def test_no_more_photos_are_decoded_at_a_time_than_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five requests come at once; the picture of each takes four times as much memory as the photo that stays of it."""
     running, most = 0, 0

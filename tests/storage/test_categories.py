@@ -145,6 +145,11 @@ class TestTeaching:
         answers = [await store.forget("cat", last, job=job("m")) for _ in range(2)]
         assert answers == 2 * [(None, "l")]
 
+    async def test_a_word_in_other_letters_is_the_same(self, store: CategoryStore) -> None:
+        await teach(store, prompts=["Kitty"])
+        await teach(store, prompts=["kitty", "猫"])
+        assert (await store.get("cat")).prompts == ("Kitty", "猫")
+
     async def test_fifty_at_once_lose_nothing(self, redis: Redis, jobs: JobStore) -> None:
         store = CategoryStore(redis, versions_kept=2, max_examples=64, max_prompts=64, job_ttl_s=61)
         answers = await asyncio.gather(*(teach(store, prompts=[f"w{n}"], job_id=str(n)) for n in range(50)))

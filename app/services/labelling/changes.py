@@ -130,23 +130,24 @@ class Changes:
     async def _make_all(self) -> None:
         if await self._pending.first() is None:
             return
-        async with self._alone() as alone:
-            while alone and (raw := await self._pending.first()) is not None:
+        async with self._lock() as owned:
+            # A process that slept too long has lost it, and an older entry must not follow a newer one of another.
+            while await owned() and (raw := await self._pending.first()) is not None:
                 # After an outage or the death of this process, all are made again, which changes nothing.
                 for change in _read(raw):
                     await self._make(change)
                 await self._pending.remove(raw)
 
     @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[bool]:
-        """False if another process makes the changes."""
+    async def _lock(self) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
+        """Held while this process makes the changes, unless another one does; tells if it is."""
         lock = self._pending.lock(seconds=_LOCK_S)
         if not await lock.acquire(blocking=False):
-            yield False
+            yield lock.owned
             return
         async with renewing(lock.reacquire, every_s=_LOCK_S / 4):
             try:
-                yield True
+                yield lock.owned
             finally:
                 with suppress(StoreError):  # it expires
                     await lock.release()

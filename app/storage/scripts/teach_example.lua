@@ -29,9 +29,10 @@ if #old_ids - #replaced >= given.max_examples then return 'full' end
 local prompts = given.replace and {} or cjson.decode(redis.call('HGET', KEYS[1], 'prompts') or '[]')
 local had = #prompts
 local known = {}
-for _, word in ipairs(prompts) do known[word] = true end
+-- Lua knows the lower case of A to Z alone.
+for _, word in ipairs(prompts) do known[word:lower()] = true end
 for _, word in ipairs(given.prompts) do
-  if not known[word] then prompts[#prompts + 1] = word end
+  if not known[word:lower()] then prompts[#prompts + 1] = word end
 end
 if #prompts > math.max(had, given.max_prompts) then return 'wordy' end
 local generation = redis.call('HINCRBY', KEYS[2], 'generation', 1)

@@ -83,6 +83,25 @@ async def test_several_processes_make_them_once_and_in_order(redis: Redis) -> No
     assert made.made == list(range(24))
 
 
+async def test_who_has_lost_the_lock_leaves_the_rest_to_its_new_owner(redis: Redis) -> None:
+    class Slow(Made):
+        async def forget(self, annotation: int) -> None:
+            if annotation == 1:  # so slowly that another process has the lock by now
+                await redis.set(keys.ANNOTATION_CHANGES_LOCK, "another's")
+            await super().forget(annotation)
+
+    made = Slow()
+    one = changes_of(redis, made)
+    await one.add([Forget(1)])
+    await one.add([Forget(2)])
+    async with working(one):
+        await until(lambda: made.made == [1])
+        await asyncio.sleep(0.1)
+        assert made.made == [1]
+        await redis.delete(keys.ANNOTATION_CHANGES_LOCK)
+        await until(lambda: made.made == [1, 2])
+
+
 async def test_those_that_an_older_release_stored_are_made_too(redis: Redis) -> None:
     made = Made()
     await redis.rpush(keys.ANNOTATION_CHANGES, '{"annotation": 1, "kind": "forget"}')
