@@ -136,14 +136,6 @@ class TestTeaching:
             )
             assert (again.generation, superseded) == (1, None)
         assert await contents() == before
-        await store.forget("cat", given.id, job=job("l"))
-        before = await contents()
-        again, superseded = await store.forget("cat", given.id, job=job("l"))
-        assert (again.generation, superseded) == (3, "k")
-        assert await contents() == before
-        (last,) = await store.example_ids("cat")
-        answers = [await store.forget("cat", last, job=job("m")) for _ in range(2)]
-        assert answers == 2 * [(None, "l")]
 
     async def test_a_word_in_other_letters_is_the_same(self, store: CategoryStore) -> None:
         await teach(store, prompts=["Kitty"])
@@ -360,6 +352,17 @@ class TestLostReplies:
         assert await store.delete("cat", seen=seen) == "waited"
         assert proxy.lost == 1
         assert await store.get("cat") is None
+
+    async def test_an_example_is_deleted_once(self, store: CategoryStore, seen: Seen, proxy: Proxy) -> None:
+        waits = "waited"
+        for left, example_id in reversed(list(enumerate(await store.example_ids("cat")))):
+            proxy.lose_reply(to=b"An example was deleted.")
+            scheduled, superseded = await store.forget("cat", example_id, job=job(f"on {left}"))
+            assert (scheduled and scheduled.id, superseded) == (f"on {left}" if left else None, waits)
+            assert len(await store.example_ids("cat")) == left
+            waits = f"on {left}"
+        assert proxy.lost == 3
+        assert (await store.get("cat")).generation == 6
 
     async def test_what_was_taught_since_is_not_deleted(self, store, seen, proxy, redis) -> None:
         proxy.lose_reply(to=b"The category was deleted.", then_refuse=True)
