@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from . import keys
-from .records import json_value, reply_of, sound, validated
+from .records import json_value, validated, wrong_type
 from .replies import as_bytes
 
 _log = logging.getLogger(__name__)
@@ -64,7 +65,11 @@ class AnnotationStore:
 
     async def get(self, id: int) -> Annotation | None:
         """What was made of an annotation, or None. A record that can't be read counts as none."""
-        raw = await reply_of(self._redis.hget(keys.ANNOTATIONS, str(id)))
+        try:
+            raw = await self._redis.hget(keys.ANNOTATIONS, str(id))
+        except ResponseError as error:
+            await self._drop(error)
+            return None
         return _read(raw) if raw is not None else None
 
     async def put(self, id: int, annotation: Annotation) -> None:
@@ -88,16 +93,26 @@ class AnnotationStore:
 
     async def _ids(self, condition: Callable[[Annotation], bool]) -> list[int]:
         found = []
-        async for id, raw in self._redis.hscan_iter(keys.ANNOTATIONS):
-            annotation = _read(raw)
-            if annotation and condition(annotation):
-                found.append(int(id))
+        try:
+            async for id, raw in self._redis.hscan_iter(keys.ANNOTATIONS):
+                annotation = _read(raw)
+                if annotation and condition(annotation):
+                    found.append(int(id))
+        except ResponseError as error:
+            await self._drop(error)
         return found
+
+    async def _drop(self, error: ResponseError) -> None:
+        """Delete what another type of key holds, so that annotations can be stored again; raise any other error."""
+        if not wrong_type(error):
+            raise error
+        _log.error("what was made of annotations is no hash and is deleted: who else writes to the store?")
+        await self._redis.delete(keys.ANNOTATIONS)
 
 
 def _read(raw: object) -> Annotation | None:
     try:
-        return validated(_ANNOTATION, json_value("annotation", as_bytes(sound(raw))))
+        return validated(_ANNOTATION, json_value("annotation", as_bytes(raw)))
     except ValueError as error:
         _log.warning("what was made of an annotation can't be read (%s)", error)
         return None

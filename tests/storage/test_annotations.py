@@ -69,3 +69,13 @@ async def test_one_that_cannot_be_read_counts_as_none(redis: Redis, junk: bytes)
     assert await store.of_tasks([5]) == []
     await store.put(3, Annotation(5, "", (CAT,)))
     assert await store.of_tasks([5]) == [3]
+
+
+@pytest.mark.parametrize("first", ["get", "of_tasks"])
+async def test_where_somebody_else_wrote_the_key_annotations_are_learnt_anew(redis: Redis, first: str, caplog) -> None:
+    await redis.set(keys.ANNOTATIONS, "of another type")
+    store = AnnotationStore(redis)
+    assert not await (store.get(3) if first == "get" else store.of_tasks([5]))
+    await store.put(3, Annotation(5, "", (CAT,)))
+    assert await store.of_tasks([5]) == [3]
+    assert "who else writes to the store?" in caplog.text
