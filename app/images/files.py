@@ -228,7 +228,7 @@ def open_image(raw: bytes, *, max_pixels: int, field: str, take_bytes: TakeBytes
         InvalidInputError: Empty, damaged, not an image, or a side shorter than `MIN_SIDE_PX`.
         UnsupportedMediaError: An image of another format.
         TooLargeError: More pixels than `max_pixels`.
-        OverloadedError: The process is out of memory.
+        UnavailableError: The process is out of memory.
     """
     media_type, plugin = _format_of(raw, field=field)
     try:

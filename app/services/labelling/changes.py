@@ -131,10 +131,12 @@ class Changes:
         if await self._pending.first() is None:
             return
         async with self._lock() as owned:
-            # A process that slept too long has lost it, and an older entry must not follow a newer one of another.
-            while await owned() and (raw := await self._pending.first()) is not None:
+            while (raw := await self._pending.first()) is not None:
                 # After an outage or the death of this process, all are made again, which changes nothing.
                 for change in _read(raw):
+                    # Who slept too long has lost it, and an older change must not follow a newer one of another process.
+                    if not await owned():
+                        return
                     await self._make(change)
                 await self._pending.remove(raw)
 
