@@ -134,7 +134,7 @@ class Changes:
             while (raw := await self._pending.first()) is not None:
                 # After an outage or the death of this process, all are made again, which changes nothing.
                 for change in _read(raw):
-                    # Who slept too long has lost it, and an older change must not follow a newer one of another process.
+                    # Who slept too long has lost it, and an old change must not follow a newer one of another process.
                     if not await owned():
                         return
                     await self._make(change)
