@@ -27,7 +27,7 @@ export function card(result) {
   showPhoto(image, photo).then((shown) => (image.hidden = !shown));
   node.append(
     element("div", { className: "photo" }, image, canvas),
-    legend(result, repaint, problem),
+    legend(result, repaint),
     element("p", { className: "hint", hidden: !answer.image.note }, answer.image.note ?? ""),
     element("div", { className: "row" }, ...downloads(result, problem)),
     problem,
@@ -77,12 +77,13 @@ function painter(result, canvas, problem) {
   };
 }
 
-function legend({ photo, answer }, repaint, problem) {
+function legend(result, repaint) {
+  const { answer } = result;
   const list = element("ul", { className: "legend" });
   const pixels = answer.image.width * answer.image.height;
   answer.categories.forEach((category, index) => {
     const row = entry(category, index, pixels, repaint);
-    if (category.area && isTaught(category.name)) row.append(notHere(category.name, photo, problem));
+    if (category.area && isTaught(category.name)) row.append(notHereOnce(result, category.name));
     if (category.adapter_problem) row.append(element("p", { className: "hint" }, category.adapter_problem));
     list.append(row);
   });
@@ -107,9 +108,17 @@ function entry({ name, area, adapted, presence }, index, pixels, repaint) {
   return element("li", {}, button);
 }
 
+// Kept with the result: a photo that is opened again while this is learnt, or after it failed, says so.
+function notHereOnce(result, name) {
+  result.notHere ??= new Map();
+  if (!result.notHere.has(name)) result.notHere.set(name, notHere(name, result.photo));
+  return result.notHere.get(name);
+}
+
 // Teaches that the photo does not show a category which was marked in it.
-function notHere(name, photo, problem) {
+function notHere(name, photo) {
   const label = "Not in this photo";
+  const problem = element("p", { className: "problem", role: "alert", hidden: true });
   const button = element("button", { type: "button", className: "not-here" }, label);
   button.ariaLabel = `${name} is not in this photo`;
   button.onclick = () =>
@@ -129,7 +138,7 @@ function notHere(name, photo, problem) {
         await showTaught();
       }
     });
-  return button;
+  return element("div", {}, button, problem);
 }
 
 function downloads(result, problem) {

@@ -33,9 +33,11 @@ export function showProblem(place, text) {
   place.hidden = !text;
 }
 
-// Runs work behind a button that can't be pressed meanwhile, and shows beside it what went wrong. True if nothing did.
+// Runs work behind a button that can't be pressed meanwhile, and shows beside it what went wrong. True if nothing did. A
+// button that is turned off loses the focus: it gets it back, unless something else has it by then.
 export async function busy(button, problem, work) {
   if (button.disabled) return false; // one run at a time, also of those that no press started
+  const focused = document.activeElement === button;
   button.disabled = true;
   showProblem(problem, "");
   try {
@@ -46,6 +48,7 @@ export async function busy(button, problem, work) {
     return false;
   } finally {
     button.disabled = false;
+    if (focused && document.activeElement === document.body) button.focus({ preventScroll: true });
   }
 }
 

@@ -18,9 +18,10 @@ export function gallery() {
   $("large-next").onclick = () => step(1);
   $("large-close").onclick = () => $("large").close();
   $("large").onclose = () => (large = undefined);
-  $("large").onkeydown = ({ key }) => {
-    if (key === "ArrowLeft" || key === "ArrowRight") step(key === "ArrowLeft" ? -1 : 1);
-  };
+  // Not on the dialog alone: nothing has the focus after a click on a button that is turned off while it works.
+  document.addEventListener("keydown", ({ key }) => {
+    if (large && (key === "ArrowLeft" || key === "ArrowRight")) step(key === "ArrowLeft" ? -1 : 1);
+  });
 }
 
 export function clearResults() {
@@ -63,6 +64,7 @@ function open(index) {
   $("large-photo").replaceChildren(large.view.node);
   $("large").ariaLabel = results[index].photo.name;
   if (!$("large").open) $("large").showModal();
+  if (document.activeElement === document.body) $("large-close").focus(); // it was on the photo before
   showSteps();
 }
 

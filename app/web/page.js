@@ -1,6 +1,6 @@
 // The page: teach, see what is taught, segment.
 
-import { $, hasFiles } from "./form.js";
+import { $, hasFiles, showProblem } from "./form.js";
 import { samples } from "./samples.js";
 import { segmenting } from "./segment.js";
 import { useKey } from "./service.js";
@@ -16,6 +16,7 @@ $("key").onsubmit = (event) => {
   useKey($("key-value").value);
   $("key-value").value = "";
   $("key").hidden = true;
+  for (const place of document.querySelectorAll("[role=alert]")) showProblem(place, ""); // most said that it was missing
   showTaught();
 };
 // Enter on one of these would send the form that it is in: a look at the results would start another run.

@@ -47,12 +47,12 @@ export class Painter {
     this.#redraw();
   }
 
-  // Of a polygon that is being drawn, the last corner.
+  // Of a polygon that is being drawn, the last corner; of any other mark that is, all of it.
   undo() {
-    if (this.#open?.tool === "polygon") {
-      this.#open.points.pop();
-      if (!this.#open.points.length) this.#open = null;
-    } else if (this.#marks.length) this.#undone.push(this.#marks.pop());
+    if (this.#open?.tool === "polygon" && this.#open.points.length > 1) this.#open.points.pop();
+    else if (this.#open) this.#open = null;
+    else if (this.#marks.length) this.#undone.push(this.#marks.pop());
+    this.tell("");
     this.#redraw();
   }
 
@@ -63,6 +63,7 @@ export class Painter {
 
   clear() {
     this.abandon();
+    this.tell("");
     this.#add({ tool: "clear" });
   }
 

@@ -26,6 +26,8 @@ const KEPT = {
   presence: "The name alone marks it well. What it learnt helps to tell whether a photo shows it.",
 };
 
+export const SEEN = "Mark more exactly: the orange line shows what it sees as the object.";
+
 export const isMarkedLoosely = (adapter) => overlap(adapter) < GOOD_OVERLAP;
 
 export const rightShare = (adapter) => percent(overlap(adapter));
@@ -40,6 +42,5 @@ export function howWell(adapter, examples) {
 export function outcome(name, { adapter, examples }) {
   const said = [`“${name}” is taught.`, howWell(adapter, examples)];
   if (adapter.kept in KEPT) said.push(KEPT[adapter.kept]);
-  if (isMarkedLoosely(adapter)) said.push("Mark more exactly: the orange line shows what it sees as the object.");
   return said.join(" ");
 }

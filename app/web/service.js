@@ -20,8 +20,9 @@ class Refusal extends Error {
 export async function call(path, { headers = {}, ...options } = {}) {
   const key = sessionStorage.getItem(KEY);
   const sent = { ...options, headers: key ? { ...headers, "X-API-Key": key } : headers };
-  const answer = await fetch(path, sent).catch((error) => {
+  const answer = await fetch(path, sent).catch(async (error) => {
     if (options.signal?.aborted) throw error;
+    await checkFiles(options.body);
     throw new Refusal("The service does not answer: is it running, and can this machine reach it?", { later: 0 });
   });
   if (answer.ok) return answer;
@@ -31,6 +32,17 @@ export async function call(path, { headers = {}, ...options } = {}) {
   const { status } = answer;
   const later = status === 429 || status === 503 ? Number(answer.headers.get("Retry-After")) || 0 : undefined;
   throw new Refusal(problem.detail ?? `The service answered with status ${status}.`, { status, later });
+}
+
+// Throws if a file of a form is gone: the browser tells only that the call failed.
+async function checkFiles(body) {
+  const parts = body instanceof FormData ? [...body.values()] : [];
+  for (const part of parts.filter((part) => part instanceof File)) {
+    // The whole of it: Chromium reads a part of a file that is gone as empty.
+    await part.arrayBuffer().catch(() => {
+      throw new Refusal(`${part.name} can't be read any more: choose it again.`);
+    });
+  }
 }
 
 const pause = (ms, signal) =>

@@ -55,8 +55,12 @@ function forgetButton(name) {
   forget.onclick = () => {
     if (!confirm(`Delete “${name}” with its examples?`)) return;
     busy(forget, $("taught-problem"), async () => {
-      await call(`categories/${encodeURIComponent(name)}`, { method: "DELETE" });
+      await call(`categories/${encodeURIComponent(name)}`, { method: "DELETE" }).catch((error) => {
+        if (error.status !== 404) throw error; // somebody else has deleted it
+      });
+      const { nextSibling, previousSibling } = rows.get(name).node;
       await showTaught();
+      (nextSibling ?? previousSibling)?.querySelector(":scope > button").focus();
     });
   };
   return forget;

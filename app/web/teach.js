@@ -3,7 +3,7 @@
 import { $, busy, element, showPhoto, showProblem, takeDrops, words } from "./form.js";
 import { Painter } from "./paint.js";
 import { Proposer } from "./propose.js";
-import { doubts, isMarkedLoosely, outcome, percent } from "./say.js";
+import { doubts, isMarkedLoosely, outcome, SEEN } from "./say.js";
 import { showSeen } from "./seen.js";
 import { call, follow, json, laterJob } from "./service.js";
 import { Zoom } from "./zoom.js";
@@ -48,6 +48,7 @@ export function teaching(taught) {
   $("paint-instead").onclick = () => {
     $("teach-mask").value = "";
     $("teach-mask").onchange();
+    if (!painter.canvas.hidden) painter.canvas.focus();
   };
   let opened; // once the photo chosen last is shown
   $("teach-photo").onchange = () => (opened = open());
@@ -104,7 +105,7 @@ function drawingControls(painter, zoom) {
 // A text field undoes its own typing.
 function isUndo({ key, ctrlKey, metaKey, target }) {
   const here = target === document.body || $("teach").contains(target);
-  const typing = target.matches("input:not([type=radio], [type=range])");
+  const typing = target.matches("input:not([type=radio], [type=range], [type=checkbox], [type=file])");
   return key.toLowerCase() === "z" && (ctrlKey || metaKey) && here && !typing;
 }
 
@@ -127,6 +128,8 @@ const tell = (text) => ($("teach-status").textContent = text);
 async function teach(frame, painter, taught) {
   forget(frame);
   const name = $("name").value.trim();
+  // In a path they would be other places.
+  if (!name.replaceAll(".", "")) throw new Error("Type a name that is more than dots.");
   const path = `categories/${encodeURIComponent(name)}`;
   const [photo] = $("teach-photo").files;
   const form = new FormData();
@@ -139,10 +142,12 @@ async function teach(frame, painter, taught) {
     $("teach-warnings").replaceChildren(...doubts(warnings).map((doubt) => element("li", {}, doubt)));
     taught();
     const { ended, category } = await learn(job, path);
-    tell([ended ?? outcome(name, category), note].filter(Boolean).join(" "));
+    const said = [ended ?? outcome(name, category), note].filter(Boolean);
+    tell(said.join(" "));
     if (category && isMarkedLoosely(category.adapter)) {
-      const isShown = () => photo === $("teach-photo").files[0];
-      await showSeen(frame.querySelector(".seen"), photo, name, isShown);
+      const isShown = () => photo === $("teach-photo").files[0] && !frame.classList.contains("empty");
+      const seen = await showSeen(frame.querySelector(".seen"), photo, name, isShown);
+      if (seen) tell([...said, SEEN].join(" "));
     }
   } catch (error) {
     tell("");
@@ -172,7 +177,8 @@ async function learn(job, path) {
     busy($("teach-cancel"), $("teach-problem"), () => call(`jobs/${job.id}`, { method: "DELETE" }));
   const { status, error } = await follow(job.id, ({ status, progress }) => {
     bar.value = progress;
-    tell(status === "running" ? `Learning: ${percent(progress)}` : "Waiting for its turn …");
+    // How far it is the bar says: a screen reader reads every change of this text.
+    tell(status === "running" ? "Learning …" : "Waiting for its turn …");
   });
   if (status === "failed") throw new Error(`Teaching failed: ${error}`);
   if (status === "cancelled") return { ended: "Cancelled. The example stays, and is learnt with the next one." };

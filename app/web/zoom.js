@@ -81,6 +81,7 @@ export class Zoom {
   }
 
   #down(event) {
+    if (event.button) return; // of a mouse's other buttons the release may be seen elsewhere
     this.#fingers.set(event.pointerId, [event.clientX, event.clientY]);
     if (this.#fingers.size === 2) this.taken();
     if (this.#held || this.#fingers.size > 1) {

@@ -276,6 +276,16 @@ def test_a_category_that_was_marked_in_error_is_shown_as_absent(page: Page) -> N
     assert (shown["absent"], absent["absent"]) == (False, True)
     assert absent["sha256"] == hashlib.sha256(CHELSEA.read_bytes()).hexdigest()
 
+    segment_many(page, CHELSEA, KITTEN)
+    page.get_by_role("button", name="Open kitten.jpg").click()
+    page.route("**/cat/example", lambda route: route.fulfill(status=409, json={"detail": "It is full."}))
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="cat is not in this photo").click()
+    for key, name in (("ArrowLeft", "chelsea.jpg"), ("ArrowRight", "kitten.jpg")):
+        page.keyboard.press(key)
+        expect(dialog.locator("figcaption")).to_have_text(name)
+    expect(dialog.get_by_text("It is full.")).to_be_visible()
+
 
 def end_jobs(page: Page, *ends: tuple[str, str]) -> None:
     """Let the next jobs that the page follows end in these states, for these reasons."""
@@ -525,6 +535,8 @@ def test_painting_with_the_keyboard(page: Page) -> None:
     canvas.element.focus()
     for key in ("ArrowLeft", "Space", "ArrowRight", "ArrowRight", "Space", "ArrowDown", "Space", "Space", "Control+z"):
         page.keyboard.press(key)
+    for key in ("ArrowDown", "Space", "ArrowDown", "Control+z"):  # of a stroke that is being drawn
+        page.keyboard.press(key)
     taught(page)
     mask = stored_mask(page)
     assert mask[240, 310:330].all()
@@ -701,6 +713,9 @@ def test_what_is_wrong_is_said_beside_the_form(page: Page) -> None:
     choose(page)
     teach(page)
     expect(page.locator("#teach-problem")).to_have_text("Mark the object on the photo, or choose a mask file.")
+    teach(page, "..")
+    expect(page.locator("#teach-problem")).to_contain_text("Type a name")
+    page.get_by_label("Name", exact=True).fill("cat")
     no_photo = {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": b"no photo"}
     page.get_by_label("Photo, chosen or dropped here", exact=True).set_input_files(no_photo)
     expect(page.locator("#teach-problem")).to_contain_text("can't show this file")
@@ -719,11 +734,30 @@ def test_what_is_wrong_is_said_beside_the_form(page: Page) -> None:
     page.unroute("**/segment")
 
 
+@teaches_nothing
+def test_a_photo_that_is_gone_costs_no_other(page: Page, tmp_path: Path) -> None:
+    photos = [Path(shutil.copy(CHELSEA, tmp_path / name)) for name in ("first.jpg", "second.jpg")]
+    page.get_by_label("Photos, chosen or dropped here").set_input_files(photos)
+    photos[0].unlink()
+    page.get_by_label("Other names").fill("cat")
+    page.get_by_role("button", name="Segment").click()
+    thumbnails = page.locator(".thumbnail")
+    expect(thumbnails.nth(1)).to_contain_text("cat")
+    expect(thumbnails.nth(0)).to_contain_text("first.jpg can't be read any more: choose it again.")
+
+
 def test_a_category_is_deleted_when_that_is_confirmed(page: Page) -> None:
     choose(page).draw("Box", (100, 100), (500, 300))
     taught(page, "<b>cat<b> & co")
     row = page.locator("#taught li")
     expect(row).to_contain_text("<b>cat<b> & co")  # a name is text
+    other = page.locator("#taught li", has_text="dog")
+    choose(page).draw("Box", (100, 100), (500, 300))
+    taught(page, "dog")
+    assert page.request.delete("/categories/dog").ok  # by somebody else
+    page.once("dialog", lambda dialog: dialog.accept())
+    other.get_by_role("button").click()
+    expect(other).to_have_count(0)
     for answer, left in (("dismiss", 1), ("accept", 0)):
         page.once("dialog", lambda dialog, answer=answer: getattr(dialog, answer)())
         row.get_by_role("button").click()
@@ -899,8 +933,10 @@ def test_many_photos_are_a_gallery_that_opens_large_and_is_filtered(page: Page) 
     page.get_by_role("button", name="Open chelsea.jpg").click()
     dialog = page.get_by_role("dialog")
     expect(dialog.locator(".legend li")).to_have_count(2)
-    page.keyboard.press("ArrowRight")
-    expect(dialog.locator("figcaption")).to_have_text("dog.jpg")
+    dialog.locator(".legend button").first.focus()  # goes with its photo
+    for key, name in (("ArrowRight", "dog.jpg"), ("ArrowLeft", "chelsea.jpg"), ("ArrowRight", "dog.jpg")):
+        page.keyboard.press(key)
+        expect(dialog.locator("figcaption")).to_have_text(name)
     dialog.get_by_role("button", name="Next").click()
     expect(dialog.get_by_role("button", name="Next")).to_be_disabled()
     expect(dialog.locator("figcaption")).to_have_text("coffee.jpg")
@@ -1055,6 +1091,11 @@ def test_it_fits_and_every_control_has_a_label(page: Page, width: int) -> None:
     page.keyboard.press("Escape")
     unlabelled = "inputs => inputs.filter((input) => !input.labels.length).map(({ id }) => id)"
     assert page.locator("input").evaluate_all(unlabelled) == []
+    long = {"name": 64 * "W", "adapter": None, "examples": 1}
+    page.route("**/categories?*", lambda route: route.fulfill(json=[long]))
+    page.reload()
+    expect(page.locator("#names label")).to_have_count(1)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
 def test_a_running_job_is_cancelled(page: Page) -> None:
@@ -1073,7 +1114,8 @@ def test_a_running_job_is_cancelled(page: Page) -> None:
     page.route(re.compile(r"/jobs/[^/]+$"), running)
     choose(page).draw("Box", (100, 100), (500, 300))
     teach(page)
-    expect(page.locator("#teach-status")).to_have_text("Learning: 40 %")
+    expect(page.locator("#teach-status")).to_have_text("Learning …")
+    expect(page.locator("#teach-progress")).to_have_attribute("value", "0.4")
     page.locator("#teach").get_by_role("button", name="Cancel").click()
     expect(page.locator("#teach-status")).to_contain_text("Cancelled. The example stays")
     expect(page.locator("#teach").get_by_role("button", name="Cancel")).to_be_hidden()
