@@ -78,8 +78,9 @@ class Client:
         self._url = url
         self._answered = False
         try:
+            urlsplit(url)  # finds more that is wrong, such as "http://[bad"
             httpx.URL(url).raw_host.decode().encode("idna")  # as sockets do, which refuse empty parts of a name
-        except (httpx.InvalidURL, UnicodeError) as error:
+        except (httpx.InvalidURL, ValueError) as error:
             raise _no_address(url) from error
         try:
             self._http = httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers={"X-API-Key": key} if key else {})
@@ -428,6 +429,8 @@ def _sendable(file_name: str) -> str:
 
 
 def _path_of(name: str) -> str:
+    if not name.strip():
+        raise InvalidInputError("The name of the category is empty: give 1 to 64 characters.")
     # Dots too, which are else a part of the path to be removed: the service then says what is wrong with the name.
     return f"/categories/{quote(_in_utf8(name), safe='').replace('.', '%2E')}"
 

@@ -116,6 +116,13 @@ class Coco:
         return [folder / part for folder in (here, here.parent) for part in parts]
 
 
+def _name(category: Mapping[str, object]) -> str:
+    name = category["name"]
+    if not isinstance(name, str):
+        raise TypeError(f"the name of category {category['id']} is no text")
+    return name.strip()
+
+
 def read_coco(file: Path) -> Coco:
     """Read a COCO instances file.
 
@@ -124,7 +131,7 @@ def read_coco(file: Path) -> Coco:
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))  # some tools begin it with a byte order mark
-        categories = {item["id"]: str(item["name"]).strip() for item in content["categories"]}
+        categories = {item["id"]: _name(item) for item in content["categories"]}
         images = {item["id"]: CocoImage(item["id"], str(item["file_name"]), _hw(item)) for item in content["images"]}
         annotations = defaultdict(list)
         for item in content["annotations"]:

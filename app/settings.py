@@ -239,7 +239,8 @@ class Settings(BaseSettings):
         # The message omits the value, which may be a key that was set by mistake instead of its hash.
         if not all(_KEY.fullmatch(part) for part in _parts(value)):
             raise PydanticCustomError(
-                "api_keys", "expected scope:SHA-256, such as teach:5e88…, several separated by commas; see `app key`"
+                "api_keys",
+                "expected scope:SHA-256, such as teach:5e88…, several separated by commas; see `python -m app key`",
             )
         return value
 

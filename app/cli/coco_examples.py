@@ -103,6 +103,11 @@ def teach_category(
         AppError: If the service can't be reached or accepts nothing of this caller.
     """
     outcome = Taught(category.name)
+    try:
+        CategoryName.parse(category.name)
+    except InvalidInputError as error:
+        outcome.problem = error.detail
+        return outcome
     job = None
     problems: list[str] = []
     for candidate in category.candidates:

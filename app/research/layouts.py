@@ -98,7 +98,10 @@ def read_dataset(
 
 def _ids_in(file: Path) -> frozenset[str]:
     try:
-        return frozenset(str(item) for item in json.loads(file.read_text()))
+        listed = json.loads(file.read_text())
+        if not isinstance(listed, list):
+            raise TypeError(f"it has a {type(listed).__name__}")
+        return frozenset(map(str, listed))
     except (OSError, ValueError, TypeError) as error:
         raise InvalidInputError(f"{file} is not a JSON list of photo ids ({error}).") from error
 

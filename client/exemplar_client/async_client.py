@@ -108,7 +108,7 @@ class AsyncClient:
 
     async def absent(self, name: str, image: ImageInput, *, idempotency_key: str | None = None) -> AsyncJob:
         """As `Client.absent`."""
-        return self._job_of(await self._run(self._calls.teach(name, image, None, idempotency_key=idempotency_key)))
+        return self._job_of(await self._run(self._calls.absent(name, image, idempotency_key=idempotency_key)))
 
     async def segment(
         self, image: ImageInput, categories: str | Iterable[str] | None = None, **options: Unpack[Options]

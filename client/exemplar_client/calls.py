@@ -106,13 +106,30 @@ class Calls:
         self,
         name: str,
         image: ImageInput,
-        mask: MaskInput | None,
+        mask: MaskInput,
         *,
         prompts: str | Sequence[str] = (),
         replace: bool = False,
         idempotency_key: str | None = None,
     ) -> Flow[Taught]:
-        """Send an example; no mask = the photo does not show the category."""
+        """Send an example that shows the category."""
+        if mask is None:  # such as of a detector that found nothing, which says nothing of the photo
+            raise Invalid("The mask is None: give one, or call absent() for a photo without the category.")
+        return (yield from self._example(name, image, mask, prompts, replace, idempotency_key))
+
+    def absent(self, name: str, image: ImageInput, *, idempotency_key: str | None = None) -> Flow[Taught]:
+        """Send a photo that does not show the category."""
+        return (yield from self._example(name, image, None, (), False, idempotency_key))
+
+    def _example(
+        self,
+        name: str,
+        image: ImageInput,
+        mask: MaskInput | None,
+        prompts: str | Sequence[str],
+        replace: bool,
+        idempotency_key: str | None,
+    ) -> Flow[Taught]:
         if idempotency_key is not None and not HEADER_VALUE.fullmatch(idempotency_key):
             raise Invalid("The idempotency_key is not of visible ASCII characters: choose another one.")
         photo, drawn = yield Work(partial(_read_example, image, mask))
@@ -234,7 +251,10 @@ class Calls:
                 line = _json_of(text)
                 if line is None:
                     return
-                index = files[line["index"]][0]
+                try:
+                    index = files[line["index"]][0]
+                except (LookupError, TypeError) as error:
+                    raise _unexpected(error, request_id=None) from error
                 if is_last or (line.get("problem") or {}).get("status") not in _BUSY:
                     yield Emit(_result(line, index, pending.pop(index), _age_s(reply)))
 
@@ -333,7 +353,10 @@ class Calls:
                     event = _json_of(line.removeprefix("data:"))
                     if event is None:
                         break
-                    state = JobState.model_validate(event)
+                    try:
+                        state = JobState.model_validate(event)
+                    except ValidationError as error:
+                        raise _unexpected(error, request_id=None) from error
                     # Told of the job, though maybe nothing new: a gateway may cut every answer after its time.
                     tried = 1
                     if state != last:
@@ -474,6 +497,8 @@ def _path_of(name: str) -> str:
 
 
 def _quoted(part: str) -> str:
+    if not part:
+        raise Invalid("An id is empty: give one that the service has named.")
     _check_text(part)
     # Points too: a part of one or two points would be resolved as a step in the path.
     return quote(part, safe="").replace(".", "%2E")
@@ -507,7 +532,7 @@ def _read(adapter: TypeAdapter[Item], reply: Reply) -> Item:
         raise _unexpected(error, request_id=reply.headers.get("x-request-id")) from error
 
 
-def _unexpected(error: ValidationError, *, request_id: str | None) -> ExemplarError:
+def _unexpected(error: Exception, *, request_id: str | None) -> ExemplarError:
     return ExemplarError(
         f"The service's answer is not what this version of exemplar-client expects: {error}", request_id=request_id
     )

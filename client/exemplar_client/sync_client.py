@@ -129,7 +129,7 @@ class Client:
         Raises:
             Conflict: The category has no example that shows it.
         """
-        return self._job_of(self._run(self._calls.teach(name, image, None, idempotency_key=idempotency_key)))
+        return self._job_of(self._run(self._calls.absent(name, image, idempotency_key=idempotency_key)))
 
     def segment(
         self, image: ImageInput, categories: str | Iterable[str] | None = None, **options: Unpack[Options]

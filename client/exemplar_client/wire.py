@@ -350,10 +350,11 @@ def check_arguments(url: str, key: str | None, *, timeout_s: float) -> None:
         Invalid: Not an address, a key that no header can carry, or no time at all.
     """
     try:
+        urlsplit(url)  # finds more that is wrong, such as "http://[bad"
         parts = httpx2.URL(url)
         parts.raw_host.decode().encode("idna")  # as sockets do, which refuse empty and long parts of a name
         is_address = parts.scheme in ("http", "https") and bool(parts.host)
-    except (httpx2.InvalidURL, UnicodeError):
+    except (httpx2.InvalidURL, ValueError):
         is_address = False
     if not is_address:
         raise Invalid(f"{url!r} is not an address: write it like http://127.0.0.1:8000.")

@@ -285,7 +285,7 @@ def test_events_that_never_come_end(monkeypatch) -> None:
     assert service.waiting == []
 
 
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://my..host:8000"])
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://my..host:8000", "http://[bad"])
 def test_an_address_that_is_none(url: str) -> None:
     with pytest.raises(InvalidInputError, match="not a valid address"):
         Client(url)

@@ -210,6 +210,8 @@ def test_what_can_not_be_taught_is_told_and_the_rest_is_taught(command, tiny_url
     content["categories"].append({"id": 5, "name": "poster"})
     content["images"].append({"id": 5, "file_name": "dog.jpg", "width": 10_000_000, "height": 10_000_000})
     content["annotations"].append({"id": 9, "image_id": 5, "category_id": 5, "bbox": [0, 0, 10, 10]})
+    content["categories"].append({"id": 6, "name": " "})
+    content["annotations"].append({"id": 10, "image_id": 1, "category_id": 6, "bbox": [0, 0, 10, 10]})
     file.write_text(json.dumps(content))
     shutil.copy(EXAMPLES / "dog.jpg", tmp_path / "images")
     (tmp_path / "images" / "teacup.jpg").unlink()
@@ -221,7 +223,8 @@ def test_what_can_not_be_taught_is_told_and_the_rest_is_taught(command, tiny_url
     assert "the photo teacup.jpg is missing" in lines["cup"]
     assert "no annotation" in lines["sofa"]
     assert "dog.jpg: the annotation can't be drawn" in lines["poster"]
-    assert "3 of 4 categories were not taught" in done.stderr
+    assert "A name has 1 to 64 characters" in lines["│"]
+    assert "4 of 5 categories were not taught" in done.stderr
     assert len(examples_of(tiny_url, "cat")) == 1
 
 
@@ -232,6 +235,7 @@ def test_what_can_not_be_taught_is_told_and_the_rest_is_taught(command, tiny_url
         ({"annotations": [{"image_id": "1", "category_id": 0, "bbox": [0, 0, 9, 9]}]}, [], "No annotation of"),
         ({"annotations": None}, [], "is not a COCO instances file"),
         ({"images": [{"id": 1}]}, [], "is not a COCO instances file"),
+        ({"categories": [{"id": 0, "name": None}]}, [], "the name of category 0 is no text"),
         ({}, ["--category", "dog"], "has no category dog: it has cat, cup, sofa"),
         ({}, ["--images", "tests"], "None of the photos"),
         ({}, ["--absent"], "--coco names the categories"),

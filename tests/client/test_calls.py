@@ -45,6 +45,12 @@ class Service:
         return httpx2.Response(200, text=body, headers={"content-type": "application/x-ndjson"})
 
 
+@pytest.mark.parametrize("odd", [{}, {"index": 7}, {"index": "0"}, [1], 3], ids=repr)
+def test_an_odd_line_is_an_error_of_the_client(odd: Any) -> None:
+    with pytest.raises(ExemplarError, match="not what this version of exemplar-client expects"):
+        in_turn(Service([odd]), [PHOTO])
+
+
 def in_turn(service: Service, photos: list[Any], **options: Any) -> tuple[list[int], list[ExemplarError]]:
     """Positions of the photos with a result, and the errors of those without, by the client for ordinary code."""
     errors: list[ExemplarError] = []

@@ -157,8 +157,12 @@ def test_a_refusal_names_the_field(client: Client, photo: Path, options: Any, to
 def test_refusals(client: Client, photo: Path) -> None:
     with pytest.raises(Conflict):
         client.absent("never taught", photo)
+    with pytest.raises(Invalid, match=r"The mask is None.*absent\(\)"):
+        client.teach("first cat", photo, None)  # type: ignore[arg-type]
     with pytest.raises(NotFound):
         client.job("no-such-job")
+    with pytest.raises(Invalid, match="An id is empty"):
+        client.job("")
     with pytest.raises(Invalid):
         client.import_("broken", b"no adapter")
     gif = photo.with_suffix(".gif")

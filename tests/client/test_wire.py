@@ -194,7 +194,7 @@ def test_a_redirection_is_no_success(request_: Request) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        *("localhost:8000", "ftp://host", "http://", "http://foo:abc", "", "http://[::1"),
+        *("localhost:8000", "ftp://host", "http://", "http://foo:abc", "", "http://[::1", "http://[bad"),
         *("http://my..host:8000", "http://.host", f"http://{'a' * 64}.org"),
     ],
 )

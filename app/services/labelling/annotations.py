@@ -216,7 +216,7 @@ def _is_earlier(time: str, other: str) -> bool:
 
 
 def _masks(regions: Sequence[tuple[Control, Mapping[str, Any]]], photo_hw: tuple[int, int]) -> dict[CategoryName, Mask]:
-    """The union of the regions of each label, without what marks nothing or all of the photo."""
+    """The union of the regions of each label, without those that mark nothing or all of the photo, which is logged."""
     masks: dict[CategoryName, Mask] = {}
     for control, region in regions:
         try:
@@ -228,6 +228,10 @@ def _masks(regions: Sequence[tuple[Control, Mapping[str, Any]]], photo_hw: tuple
         for label in control.labels:
             if isinstance(texts, list) and label.text in texts:
                 masks[label.name] = masks.get(label.name, np.zeros(photo_hw, bool)) | mask
+    for name, mask in masks.items():
+        if not mask.any() or mask.all():
+            marked = "all of the photo" if mask.any() else "nothing"
+            _log.warning("the regions of the label %s are no example: they mark %s", name.text, marked)
     return {name: mask for name, mask in masks.items() if mask.any() and not mask.all()}
 
 

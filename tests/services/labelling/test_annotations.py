@@ -68,6 +68,14 @@ async def test_a_category_that_is_full_has_the_correction_in_the_place_of_what_i
         assert await areas(live, "cat") == [25]
 
 
+async def test_a_correction_that_marks_all_of_the_photo_is_told(wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
+    async with without_worker(wire) as live:
+        await annotations_of(live).learn(marked(["cat"], side_px=3))
+        await annotations_of(live).learn(marked(["cat"], side_px=max(HW)))
+        assert await areas(live, "cat") == []
+    assert "the regions of the label cat are no example: they mark all of the photo" in caplog.text
+
+
 async def test_a_category_that_cannot_be_read_keeps_its_examples_and_no_other_label_waiting(
     wire: Wire, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
