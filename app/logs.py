@@ -34,6 +34,8 @@ def configure(form: Literal["text", "json"]) -> None:
     handler.setFormatter(logging.Formatter(_TEXT) if form == "text" else JsonFormatter(_JSON))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("docket").setLevel(logging.WARNING)
+    # What is wrong with an upload is told to who sent it; Pillow logs some of it as an error.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def _with_ids(record: logging.LogRecord) -> bool:

@@ -65,3 +65,9 @@ def test_a_fault_is_logged_once_under_the_id_that_its_answer_carries(
     assert told.count("Traceback (most recent call last)") == 1
     (line,) = (line for line in told.splitlines() if " ERROR " in line)
     assert line.endswith("request_id=order-8")
+
+
+def test_what_pillow_says_of_a_damaged_upload_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("text")
+    logging.getLogger("PIL.TiffImagePlugin").error("More samples per pixel than can be decoded: %s", 4355)
+    assert capsys.readouterr().err == ""

@@ -23,7 +23,9 @@ def test_hostile_uploads_are_refused_by_the_documented_answers(api, seed: int, c
     watch = Watch(api.http.get("/openapi.json").json())
     uploads(Calls(api.http, watch), Random(seed), range(60))
     assert watch.violations == []
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    # Pillow's own, which the service does not write, say what is wrong with a file.
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert not [record for record in errors if not record.name.startswith("PIL.")]
 
 
 def test_damaged_records_cost_themselves_alone(api, seed: int) -> None:

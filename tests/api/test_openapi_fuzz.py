@@ -71,6 +71,8 @@ class Running:
             case.body.update({"backbone": "tiny"} if "backbone" in case.body else {})
             case.body.update({"points": "[[3, 5, 1], [8, 2, 0]]"} if "points" in case.body else {})
             for field in {"categories", "background", "prompts"} & case.body.keys():
+                if not isinstance(case.body[field], list):
+                    continue  # a field that this call does not have, of any value
                 case.body[field] = [f"{field} {n}" for n in range(len(case.body[field]))]
         if case.operation.path.endswith("/example"):
             for other in ("segmentation", "box"):

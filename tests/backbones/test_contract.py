@@ -125,7 +125,8 @@ def test_an_image_becomes_tokens_that_say_something_of_each_patch(backbone: Back
 def test_fine_features_are_there_for_the_mask_decoder(backbone: Backbone, image: EncodedImage) -> None:
     fine = image.fine_features
     assert (fine is None) == (backbone.mask_decoder is None)
-    assert image.nbytes == image.tokens.nbytes + (0 if fine is None else fine.nbytes)
+    parts = [part for part in (image.tokens, fine, image.kinds) if part is not None]
+    assert image.nbytes == sum(part.nbytes for part in parts)
     if fine is not None:
         rgb = torch.rand(2, 3, backbone.input_size, backbone.input_size, generator=torch.Generator().manual_seed(0))
         together, alone = backbone.encode_image(rgb)[1].fine_features, backbone.encode_image(rgb[1:])[0].fine_features
