@@ -16,7 +16,8 @@ $("key").onsubmit = (event) => {
   useKey($("key-value").value);
   $("key-value").value = "";
   $("key").hidden = true;
-  for (const place of document.querySelectorAll("[role=alert]")) showProblem(place, ""); // most said that it was missing
+  // Of the forms, which said that it was missing. What is wrong with a photo stays with it.
+  for (const place of document.querySelectorAll("[role=alert][id]")) showProblem(place, "");
   showTaught();
 };
 // Enter on one of these would send the form that it is in: a look at the results would start another run.

@@ -51,8 +51,10 @@ export class Painter {
   undo() {
     if (this.#open?.tool === "polygon" && this.#open.points.length > 1) this.#open.points.pop();
     else if (this.#open) this.#open = null;
-    else if (this.#marks.length) this.#undone.push(this.#marks.pop());
-    this.tell("");
+    else if (this.#marks.length) {
+      this.#forgetFound();
+      this.#undone.push(this.#marks.pop());
+    }
     this.#redraw();
   }
 
@@ -63,7 +65,7 @@ export class Painter {
 
   clear() {
     this.abandon();
-    this.tell("");
+    this.#forgetFound();
     this.#add({ tool: "clear" });
   }
 
@@ -103,6 +105,11 @@ export class Painter {
 
   png() {
     return pngOf(visible(this.#marks), this.#size);
+  }
+
+  // What was said of a click that is taken back.
+  #forgetFound() {
+    if (this.#marks.at(-1)?.tool === "click") this.tell("");
   }
 
   #add(mark) {

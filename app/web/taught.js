@@ -55,12 +55,13 @@ function forgetButton(name) {
   forget.onclick = () => {
     if (!confirm(`Delete “${name}” with its examples?`)) return;
     busy(forget, $("taught-problem"), async () => {
+      const { nextElementSibling, previousElementSibling } = forget.closest("li");
       await call(`categories/${encodeURIComponent(name)}`, { method: "DELETE" }).catch((error) => {
         if (error.status !== 404) throw error; // somebody else has deleted it
       });
-      const { nextSibling, previousSibling } = rows.get(name).node;
       await showTaught();
-      (nextSibling ?? previousSibling)?.querySelector(":scope > button").focus();
+      const neighbour = nextElementSibling ?? previousElementSibling;
+      if (document.activeElement === document.body) neighbour?.querySelector(":scope > button").focus();
     });
   };
   return forget;

@@ -90,8 +90,8 @@ class KnownWords:
 
     def rows(self, categories: Sequence[Sequence[str]]) -> list[int]:
         """Row of the first known word of each category, or the last."""
-        found = ([self.row[word.casefold()] for word in words if word.casefold() in self.row] for words in categories)
-        return [rows[0] if rows else len(self.row) for rows in found]
+        in_lower_case = (map(str.casefold, words) for words in categories)
+        return [next((self.row[word] for word in words if word in self.row), len(self.row)) for words in in_lower_case]
 
     def unusual(
         self, rows: Sequence[int], facts: Float[Tensor, "category word_fact"], kinds: Float[Tensor, "kind kind_fact"]

@@ -228,11 +228,12 @@ def _masks(regions: Sequence[tuple[Control, Mapping[str, Any]]], photo_hw: tuple
         for label in control.labels:
             if isinstance(texts, list) and label.text in texts:
                 masks[label.name] = masks.get(label.name, np.zeros(photo_hw, bool)) | mask
-    for name, mask in masks.items():
+    for name, mask in list(masks.items()):
         if not mask.any() or mask.all():
             marked = "all of the photo" if mask.any() else "nothing"
             _log.warning("the regions of the label %s are no example: they mark %s", name.text, marked)
-    return {name: mask for name, mask in masks.items() if mask.any() and not mask.all()}
+            del masks[name]
+    return masks
 
 
 def _content(new_example: NewExample) -> str:
